@@ -39,7 +39,7 @@ def memory_format(input: Tensor) -> torch.memory_format:
 
 
 def forward(input: Tensor, theta: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
-    """Sample (N, C, H_in, W_in) at theta (N, 2, 3): (N, C, H_out, W_out), in the memory format of ``input``."""
+    """Sample (N, C, H_in, W_in) at theta (N, 2, 3): (N, C, H_out, W_out), in the input's memory format."""
     dtype = coordinate_dtype(input.dtype)
     grid, outside = _grid(theta.to(dtype), size, align_corners)
     output = F.grid_sample(input.to(dtype), grid, "bilinear", "zeros", align_corners)
@@ -66,9 +66,7 @@ def backward(
         by, bx = (_base(n, align_corners, grid) for n in size)
         over_rows = grad_grid.sum(1)
         over_columns = grad_grid.sum(2)
-        grad_theta = torch.stack(
-            (bx @ over_rows, by @ over_columns, over_rows.sum(1)), dim=2
-        ).to(theta.dtype)
+        grad_theta = torch.stack((bx @ over_rows, by @ over_columns, over_rows.sum(1)), dim=2).to(theta.dtype)
     if output_mask[0]:
         grad_input = grad_input.to(input.dtype).contiguous(memory_format=memory_format(input))
     else:

@@ -1,0 +1,180 @@
+"""Block sizes: which there are, which to use, and how they are found.
+
+Configurations are data. A bucket (kernel, layout, dtype, channels, pixels) names a configuration in a table
+of one GPU: first the table that the package ships (``tuned/<gpu>.json``), then the user's own, in the
+cache directory. A bucket in neither is tuned on its first call and written to the user's, unless a CUDA
+graph is being captured or ``STN_TRITON_AUTOTUNE=0``; then the default is used.
+
+``triton.autotune`` is not used because its key is made of kernel arguments, which have no buckets, its
+results cannot be shipped, and it would tune inside a capture.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+Config = dict[str, int]
+CONFIG_KEYS = ("BLOCK_C", "RUN_C", "BLOCK_H", "BLOCK_W", "num_warps")
+SHIPPED = Path(__file__).parent / "tuned"
+_lock = threading.Lock()
+
+
+class Bucket(NamedTuple):
+    """Launches that share a configuration. Raw sizes would mean a tuning for every image size."""
+
+    kernel: str
+    """forward, backward, backward_input (no grad_theta) or theta."""
+    layout: str
+    """nchw; channels_last; channels_last_16 if the channel count is a multiple of 16: 128-bit accesses."""
+    dtype: str
+    """Of the image: float32 and so on."""
+    channels: int
+    """Rounded up to a power of two, at most 128."""
+    pixels: int
+    """Of one plane that programs tile, rounded up to a power of 8, 64 to 32768."""
+    planes: int
+    """Images times channels, rounded up to a power of 8, 8 to 4096: whether small tiles must fill the GPU."""
+
+    def name(self) -> str:
+        """The bucket as a key of a table."""
+        return f"{self.kernel}/{self.layout}/{self.dtype}/c{self.channels}/p{self.pixels}/n{self.planes}"
+
+    def lane(self) -> int:
+        """Channels that one lane reads at once."""
+        return 16 // getattr(torch, self.dtype).itemsize if self.layout == "channels_last_16" else 1
+
+
+def bucket_of(kernel: str, channels_last: bool, dtype: torch.dtype, n: int, c: int, pixels: int) -> Bucket:
+    """The bucket of a launch over n images of c channels and so many pixels."""
+    layout = ("channels_last_16" if c % 16 == 0 else "channels_last") if channels_last else "nchw"
+    name = str(dtype).removeprefix("torch.")
+    return Bucket(kernel, layout, name, _up(c, 1, 1, 128), _up(pixels, 3, 64, 2**15), _up(n * c, 3, 8, 4096))
+
+
+def _up(value: int, step: int, least: int, most: int) -> int:
+    exponent = max(value - 1, 0).bit_length()
+    return min(max(2 ** (-(-exponent // step) * step), least), most)
+
+
+def space(bucket: Bucket) -> list[Config]:
+    """The configurations worth trying for a bucket, the default first."""
+    configs = [default(bucket)]
+    blocks_c = [c for c in (1, 4, 8, 16, 32, 64, 128) if c <= bucket.channels]
+    runs_c = (1,) if bucket.layout == "nchw" else (1, 8, 16, 32, 64)
+    tiles = ((2, 8), (4, 8), (8, 8), (8, 16), (16, 16), (4, 32))
+    for block_c, run_c, tile, num_warps in itertools.product(blocks_c, runs_c, tiles, (2, 4, 8)):
+        threads = 32 * num_warps
+        elements = block_c * tile[0] * tile[1] // threads
+        lanes = run_c * tile[0] * tile[1] // bucket.lane()
+        fits = bucket.lane() <= run_c <= block_c and min(bucket.channels, 4) <= elements <= 32
+        if fits and threads <= lanes <= 2 * threads:
+            config = _config(block_c, run_c, *tile, num_warps)
+            if config not in configs:
+                configs.append(config)
+    return configs
+
+
+def default(bucket: Bucket) -> Config:
+    """Conservative: 128 threads, each with one pixel and up to 16 channels of it."""
+    if bucket.layout == "nchw" or bucket.channels < 16:
+        block_h, block_w = (8, 8) if bucket.pixels <= 64 else (8, 16)
+        return _config(min(bucket.channels, 16), 1, block_h, block_w, block_h * block_w // 32)
+    run_c = min(4 * bucket.lane(), 16)
+    lanes = run_c // bucket.lane()
+    block_h, block_w = {2: (8, 8), 4: (4, 8), 8: (2, 8), 16: (2, 4)}[lanes]
+    return _config(min(bucket.channels, 16 * lanes), run_c, block_h, block_w, 4)
+
+
+def _config(*values: int) -> Config:
+    return dict(zip(CONFIG_KEYS, values, strict=True))
+
+
+def configuration(bucket: Bucket, device: torch.device, run: Callable[[Config], object]) -> Config:
+    """The configuration for a bucket on a device; ``run`` launches the kernel with one, for tuning."""
+    if device.type != "cuda":
+        return default(bucket)
+    table = _table(_slug(torch.cuda.get_device_name(device)))
+    found = table.get(bucket.name())
+    if found is not None:
+        return found
+    if os.environ.get("STN_TRITON_AUTOTUNE", "1") == "0" or torch.cuda.is_current_stream_capturing():
+        return default(bucket)
+    with _lock:
+        if bucket.name() not in table:
+            table[bucket.name()] = tune(bucket, run)
+            _save(_slug(torch.cuda.get_device_name(device)), table)
+    return table[bucket.name()]
+
+
+def tune(bucket: Bucket, run: Callable[[Config], object]) -> Config:
+    """The fastest configuration of the bucket's space, by the median of repeated launches."""
+    from triton.runtime.errors import OutOfResources
+    from triton.testing import do_bench
+
+    times = []
+    for config in space(bucket):
+        try:
+            median = do_bench(functools.partial(run, config), warmup=5, rep=20, return_mode="median")
+        except OutOfResources:
+            continue
+        times.append((median, config))
+    return min(times, key=lambda entry: entry[0])[1] if times else default(bucket)
+
+
+def cache_path(slug: str) -> Path:
+    """The user's table for a GPU: in STN_TRITON_CACHE_DIR, or the user's cache directory."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("STN_TRITON_CACHE_DIR") or Path(home) / "stn_triton") / f"{slug}.json"
+
+
+def _slug(device_name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-")
+
+
+@functools.cache
+def _table(slug: str) -> dict[str, Config]:
+    return {**_load(cache_path(slug)), **_load(SHIPPED / f"{slug}.json")}
+
+
+def _load(path: Path) -> dict[str, Config]:
+    """The valid entries of a table; a file that is missing, unreadable or not one gives none."""
+    try:
+        entries = json.loads(path.read_text())["configs"]
+        return {name: config for name, config in entries.items() if _is_valid(config)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _is_valid(config: object) -> bool:
+    """Powers of two, within what any kernel here can use."""
+    if not isinstance(config, dict) or sorted(config) != sorted(CONFIG_KEYS):
+        return False
+    values = config.values()
+    if not all(type(v) is int and 0 < v <= 256 and v & (v - 1) == 0 for v in values):
+        return False
+    tile = config["BLOCK_C"] * config["BLOCK_H"] * config["BLOCK_W"]
+    return tile <= 2**15 and config["num_warps"] <= 16
+
+
+def _save(slug: str, table: dict[str, Config]) -> None:
+    """Write the user's table whole and rename it into place; a disk that refuses costs only the cache."""
+    path = cache_path(slug)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        merged = {**_load(path), **table}
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
+            json.dump({"configs": dict(sorted(merged.items()))}, file, indent=1)
+        os.replace(file.name, path)
+    except OSError:
+        return
