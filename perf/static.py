@@ -6,12 +6,19 @@ memory, access widths, atomics, fp64 arithmetic, instructions. Triton must not b
 
 from __future__ import annotations
 
+import itertools
+import json
+import multiprocessing
+import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
@@ -19,7 +26,7 @@ from triton.compiler import ASTSource
 
 from stn_triton import tuning
 from stn_triton.kernels.backward import backward_kernel, theta_kernel
-from stn_triton.kernels.coordinates import UNSPECIALIZED
+from stn_triton.kernels.block import UNSPECIALIZED
 from stn_triton.kernels.forward import forward_kernel
 
 KERNELS = {
@@ -118,6 +125,46 @@ def facts(bucket: tuning.Bucket, config: tuning.Config, arch: int, **flags: obje
     }
 
 
+def shipped(archs: Sequence[int]) -> list[tuple[tuple[tuning.Bucket, tuning.Config, int], dict[str, object]]]:
+    """What a full check compiles.
+
+    Every kernel, layout and dtype in its default and shipped configurations; a small plane, the wide index
+    and the other corner convention once per kernel.
+    """
+    cases = []
+    for kernel, arch in itertools.product(KERNELS, archs):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+            for channels_last, channels in ((False, 4), (False, 64), (True, 4), (True, 64), (True, 100)):
+                bucket = tuning.bucket_of(kernel, channels_last, dtype, 64, channels, 224 * 224)
+                cases.append(((bucket, tuning.default(bucket), arch), {}))
+        bucket = tuning.bucket_of(kernel, False, torch.float32, 64, 16, 224 * 224)
+        cases.append(((bucket, tuning.default(bucket), arch), {"index": tl.int64}))
+        cases.append(((bucket, tuning.default(bucket), arch), {"align_corners": True}))
+        bucket = tuning.bucket_of(kernel, False, torch.float32, 64, 2048, 7 * 7)
+        cases.append(((bucket, tuning.default(bucket), arch), {}))
+    for name, config in tuning.shipped_configurations():
+        cases += [((tuning.Bucket.parse(name), config, arch), {}) for arch in archs]
+    return cases
+
+
+def _facts(case: tuple[tuple, dict]) -> dict[str, object]:
+    result = facts(*case[0], **case[1])
+    del result["sass"]
+    return {**result, **{key: str(value) for key, value in case[1].items()}}
+
+
+def main() -> None:
+    """Print the facts of all cases, one JSON object a line, for the architectures named as arguments."""
+    archs = [int(argument) for argument in sys.argv[1:]] or [80, 90, 100]
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+        for result in pool.imap(_facts, shipped(archs), chunksize=8):
+            print(json.dumps(result))
+
+
 def _run(tool: str, *arguments: object) -> str:
     command = [str(_TOOLS / tool), *map(str, arguments)]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+if __name__ == "__main__":
+    main()

@@ -50,6 +50,12 @@ class Bucket(NamedTuple):
         """The bucket as a key of a table."""
         return f"{self.kernel}/{self.layout}/{self.dtype}/c{self.channels}/p{self.pixels}/n{self.planes}"
 
+    @classmethod
+    def parse(cls, name: str) -> Bucket:
+        """The bucket of a key."""
+        kernel, layout, dtype, *numbers = name.split("/")
+        return cls(kernel, layout, dtype, *(int(number[1:]) for number in numbers))
+
     def lane(self) -> int:
         """Channels that one lane reads at once."""
         return 16 // getattr(torch, self.dtype).itemsize if self.layout == "channels_last_16" else 1
@@ -145,6 +151,11 @@ def _slug(device_name: str) -> str:
 @functools.cache
 def _table(slug: str) -> dict[str, Config]:
     return {**_load(cache_path(slug)), **_load(SHIPPED / f"{slug}.json")}
+
+
+def shipped_configurations() -> list[tuple[str, Config]]:
+    """All bucket names and configurations of all shipped tables."""
+    return [entry for path in sorted(SHIPPED.glob("*.json")) for entry in _load(path).items()]
 
 
 def _load(path: Path) -> dict[str, Config]:

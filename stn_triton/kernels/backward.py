@@ -23,19 +23,18 @@ that no output pixel reaches are left out first.
 import triton
 import triton.language as tl
 
-from stn_triton.kernels.coordinates import (
+from stn_triton.kernels.block import (
     UNSPECIALIZED,
-    block_pointers,
-    centred,
-    fold_theta,
-    half_step,
-    over_tile,
-    source,
-    theta_scales,
-    tile_channels,
+    add_scaled,
+    block_start,
+    dot_channels,
+    load_block,
+    store_block,
     tile_origin,
     tile_pixels,
+    zero_block,
 )
+from stn_triton.kernels.coordinates import centred, fold_theta, half_step, source, theta_scales
 from stn_triton.kernels.forward import cell_of, is_inside
 
 # Above this many candidates per row it pays to ask how many the tile really has.
@@ -46,12 +45,6 @@ LONG_ROW = tl.constexpr(8)
 def add_all(a0, a1, a2, a3, a4, a5, b0, b1, b2, b3, b4, b5):
     """Combine six sums in one reduction."""
     return a0 + b0, a1 + b1, a2 + b2, a3 + b3, a4 + b4, a5 + b5
-
-
-@triton.jit
-def sum_channels(x):
-    """A [groups, pixels, run] tile summed over its channels."""
-    return tl.sum(tl.sum(x, 2), 0)
 
 
 @triton.jit
@@ -129,11 +122,8 @@ def backward_kernel(
     element: tl.constexpr = input_ptr.dtype.element_ty
     y, x = tile_pixels(h_start, w_start, element, BLOCK_H, BLOCK_W)
     pixel_mask = (y < H_in) & (x < W_in)
-    c = tile_channels(BLOCK_C, RUN_C)
-    tile_mask = over_tile(pixel_mask)
-    channel_mask = c < C - c_start
-    if not EVEN_C:
-        tile_mask = tile_mask & channel_mask
+    GROUPS: tl.constexpr = BLOCK_C // RUN_C
+    channels = C - c_start
 
     scales = theta_scales(H_in, W_in, H_out, W_out, ALIGN_CORNERS, DTYPE)
     a = fold_theta(theta_ptr, n, theta_stride_n, theta_stride_row, theta_stride_column, scales, DTYPE)
@@ -187,14 +177,14 @@ def backward_kernel(
     is_finite = tl.abs(a[0]) + tl.abs(a[1]) + tl.abs(a[3]) + tl.abs(a[4]) < float("inf")
     row_count = tl.where(is_reached & is_finite, row_count, 0)
 
-    grad_output_ptrs = block_pointers(
-        grad_output_ptr, n, c_start, c, grad_output_stride_n, grad_output_stride_c, RUN_C, INDEX
-    )
-    accumulator = tl.zeros((BLOCK_C // RUN_C, PIXELS, RUN_C), DTYPE)
+    grad_output_start = block_start(grad_output_ptr, n, c_start, grad_output_stride_n, grad_output_stride_c)
+    accumulator = zero_block(GROUPS, PIXELS, RUN_C, DTYPE)
     if NEEDS_THETA:
-        input_ptrs = block_pointers(input_ptr, n, c_start, c, input_stride_n, input_stride_c, RUN_C, INDEX)
+        input_start = block_start(input_ptr, n, c_start, input_stride_n, input_stride_c)
         offset = y.to(INDEX) * input_stride_h + x.to(INDEX) * input_stride_w
-        image = tl.load(input_ptrs + over_tile(offset), mask=tile_mask, other=0).to(DTYPE)
+        image = load_block(
+            input_start, input_stride_c, offset, pixel_mask, channels, GROUPS, RUN_C, EVEN_C, DTYPE
+        )
         sum_xu = tl.zeros((PIXELS,), DTYPE)
         sum_xv = tl.zeros((PIXELS,), DTYPE)
         sum_x = tl.zeros((PIXELS,), DTYPE)
@@ -235,14 +225,21 @@ def backward_kernel(
             weight = weight_x * weight_y
             if not NEEDS_THETA:
                 hit = hit & (weight != 0)
-            mask = over_tile(hit)
-            if not EVEN_C:
-                mask = mask & channel_mask
             offset = row_offset + ow.to(INDEX) * grad_output_stride_w
-            gradient = tl.load(grad_output_ptrs + over_tile(offset), mask=mask, other=0).to(DTYPE)
-            accumulator += gradient * over_tile(weight)
+            gradient = load_block(
+                grad_output_start,
+                grad_output_stride_c,
+                offset,
+                hit,
+                channels,
+                GROUPS,
+                RUN_C,
+                EVEN_C,
+                DTYPE,
+            )
+            accumulator = add_scaled(accumulator, gradient, weight, GROUPS)
             if NEEDS_THETA:
-                product = sum_channels(image * gradient)
+                product = dot_channels(image, gradient, GROUPS)
                 product = tl.where(hit, product, 0)
                 along_x = product * tl.where(second_x, weight_y, -weight_y)
                 along_y = product * tl.where(second_y, weight_x, -weight_x)
@@ -256,11 +253,19 @@ def backward_kernel(
             sum_x += row_x
             sum_y += row_y
 
-    grad_input_ptrs = block_pointers(
-        grad_input_ptr, n, c_start, c, grad_input_stride_n, grad_input_stride_c, RUN_C, INDEX
-    )
+    grad_input_start = block_start(grad_input_ptr, n, c_start, grad_input_stride_n, grad_input_stride_c)
     offset = y.to(INDEX) * grad_input_stride_h + x.to(INDEX) * grad_input_stride_w
-    tl.store(grad_input_ptrs + over_tile(offset), accumulator.to(element), mask=tile_mask)
+    store_block(
+        grad_input_start,
+        grad_input_stride_c,
+        offset,
+        pixel_mask,
+        channels,
+        accumulator,
+        GROUPS,
+        RUN_C,
+        EVEN_C,
+    )
     if NEEDS_THETA:
         store_partial(partial_ptr, (sum_xu, sum_xv, sum_x, sum_yu, sum_yv, sum_y), scales)
 
@@ -309,30 +314,25 @@ def theta_kernel(
     x0, fx = cell_of(source(a[0], u, tl.fma(a[1], v, a[2]), half_step(W_in, DTYPE)), W_in)
     y0, fy = cell_of(source(a[3], u, tl.fma(a[4], v, a[5]), half_step(H_in, DTYPE)), H_in)
 
-    c = tile_channels(BLOCK_C, RUN_C)
-    channel_mask = c < C - c_start
-    grad_output_ptrs = block_pointers(
-        grad_output_ptr, n, c_start, c, grad_output_stride_n, grad_output_stride_c, RUN_C, INDEX
-    )
+    GROUPS: tl.constexpr = BLOCK_C // RUN_C
+    channels = C - c_start
+    grad_output_start = block_start(grad_output_ptr, n, c_start, grad_output_stride_n, grad_output_stride_c)
     offset = oh.to(INDEX) * grad_output_stride_h + ow.to(INDEX) * grad_output_stride_w
-    mask = over_tile(pixel_mask)
-    if not EVEN_C:
-        mask = mask & channel_mask
-    gradient = tl.load(grad_output_ptrs + over_tile(offset), mask=mask, other=0).to(DTYPE)
-
-    input_ptrs = block_pointers(input_ptr, n, c_start, c, input_stride_n, input_stride_c, RUN_C, INDEX)
+    gradient = load_block(
+        grad_output_start, grad_output_stride_c, offset, pixel_mask, channels, GROUPS, RUN_C, EVEN_C, DTYPE
+    )
+    input_start = block_start(input_ptr, n, c_start, input_stride_n, input_stride_c)
     offset_00 = y0.to(INDEX) * input_stride_h + x0.to(INDEX) * input_stride_w
     along_x = tl.zeros((BLOCK_H * BLOCK_W,), DTYPE)
     along_y = tl.zeros((BLOCK_H * BLOCK_W,), DTYPE)
     for dy in tl.static_range(2):
         for dx in tl.static_range(2):
-            tap_mask = pixel_mask & is_inside(y0 + dy, H_in) & is_inside(x0 + dx, W_in)
+            mask = pixel_mask & is_inside(y0 + dy, H_in) & is_inside(x0 + dx, W_in)
             offset = offset_00 + (dy * input_stride_h + dx * input_stride_w)
-            mask = over_tile(tap_mask)
-            if not EVEN_C:
-                mask = mask & channel_mask
-            image = tl.load(input_ptrs + over_tile(offset), mask=mask, other=0)
-            product = sum_channels(image.to(DTYPE) * gradient)
+            image = load_block(
+                input_start, input_stride_c, offset, mask, channels, GROUPS, RUN_C, EVEN_C, DTYPE
+            )
+            product = dot_channels(image, gradient, GROUPS)
             weight_x = fx if dx else 1 - fx
             weight_y = fy if dy else 1 - fy
             along_x += product * (weight_y if dx else -weight_y)

@@ -8,19 +8,17 @@ there, and the identity copies its input.
 import triton
 import triton.language as tl
 
-from stn_triton.kernels.coordinates import (
+from stn_triton.kernels.block import (
     UNSPECIALIZED,
-    block_pointers,
-    centred,
-    fold_theta,
-    half_step,
-    over_tile,
-    source,
-    theta_scales,
-    tile_channels,
+    add_scaled,
+    block_start,
+    load_block,
+    store_block,
     tile_origin,
     tile_pixels,
+    zero_block,
 )
+from stn_triton.kernels.coordinates import centred, fold_theta, half_step, source, theta_scales
 
 
 @triton.jit
@@ -87,25 +85,23 @@ def forward_kernel(
     x0, fx = cell_of(source(a[0], u, tl.fma(a[1], v, a[2]), half_step(W_in, DTYPE)), W_in)
     y0, fy = cell_of(source(a[3], u, tl.fma(a[4], v, a[5]), half_step(H_in, DTYPE)), H_in)
 
-    c = tile_channels(BLOCK_C, RUN_C)
-    channel_mask = c < C - c_start
-    input_ptrs = block_pointers(input_ptr, n, c_start, c, input_stride_n, input_stride_c, RUN_C, INDEX)
+    GROUPS: tl.constexpr = BLOCK_C // RUN_C
+    channels = C - c_start
+    input_start = block_start(input_ptr, n, c_start, input_stride_n, input_stride_c)
     offset_00 = y0.to(INDEX) * input_stride_h + x0.to(INDEX) * input_stride_w
-    accumulator = tl.zeros((BLOCK_C // RUN_C, BLOCK_H * BLOCK_W, RUN_C), DTYPE)
+    accumulator = zero_block(GROUPS, BLOCK_H * BLOCK_W, RUN_C, DTYPE)
     for dy in tl.static_range(2):
         for dx in tl.static_range(2):
             weight = (fx if dx else 1 - fx) * (fy if dy else 1 - fy)
-            tap_mask = pixel_mask & is_inside(y0 + dy, H_in) & is_inside(x0 + dx, W_in) & (weight != 0)
+            mask = pixel_mask & is_inside(y0 + dy, H_in) & is_inside(x0 + dx, W_in) & (weight != 0)
             offset = offset_00 + (dy * input_stride_h + dx * input_stride_w)
-            mask = over_tile(tap_mask)
-            if not EVEN_C:
-                mask = mask & channel_mask
-            tap = tl.load(input_ptrs + over_tile(offset), mask=mask, other=0)
-            accumulator += tap.to(DTYPE) * over_tile(weight)
+            tap = load_block(
+                input_start, input_stride_c, offset, mask, channels, GROUPS, RUN_C, EVEN_C, DTYPE
+            )
+            accumulator = add_scaled(accumulator, tap, weight, GROUPS)
 
-    output_ptrs = block_pointers(output_ptr, n, c_start, c, output_stride_n, output_stride_c, RUN_C, INDEX)
+    output_start = block_start(output_ptr, n, c_start, output_stride_n, output_stride_c)
     offset = oh.to(INDEX) * output_stride_h + ow.to(INDEX) * output_stride_w
-    mask = over_tile(pixel_mask)
-    if not EVEN_C:
-        mask = mask & channel_mask
-    tl.store(output_ptrs + over_tile(offset), accumulator.to(element), mask=mask)
+    store_block(
+        output_start, output_stride_c, offset, pixel_mask, channels, accumulator, GROUPS, RUN_C, EVEN_C
+    )

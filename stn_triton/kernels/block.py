@@ -1,0 +1,137 @@
+"""What a program works on: the pixels of a tile, for a block of channels.
+
+A block is a tuple of groups, each a [pixels, run] tensor. A run is the channels that lie side by side in
+memory, for neighbouring lanes to read together: 1 for NCHW, where neighbouring lanes read neighbouring
+pixels. One thread goes through the groups with the coordinates of its pixel, computed once. Groups are
+separate tensors, not a third dimension, because Triton's versions differ in the dimension that lanes run
+along where no access is contiguous: with two dimensions, one of them the run, every version picks well.
+"""
+
+import triton
+import triton.language as tl
+
+# Arguments whose value must not choose another compilation: sizes, and the strides of channels.
+UNSPECIALIZED = (
+    *("H_in", "W_in", "H_out", "W_out"),
+    *("input_stride_c", "output_stride_c", "grad_input_stride_c", "grad_output_stride_c"),
+)
+
+
+@triton.jit
+def tile_origin(C, H, W, BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
+    """Image, first channel, first row and first column of this program; tiles vary fastest."""
+    tiles_w = tl.cdiv(W, BLOCK_W)
+    tiles = tiles_w * tl.cdiv(H, BLOCK_H)
+    blocks_c = tl.cdiv(C, BLOCK_C)
+    block = tl.program_id(0) // tiles
+    tile = tl.program_id(0) % tiles
+    return block // blocks_c, block % blocks_c * BLOCK_C, tile // tiles_w * BLOCK_H, tile % tiles_w * BLOCK_W
+
+
+@triton.jit
+def tile_pixels(h_start, w_start, element: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
+    """Row and column of each pixel of a tile, as vectors, for tensors of `element` type.
+
+    In an NCHW tensor a warp takes a patch of rows of one 32-byte sector each: wide enough for whole
+    sectors, and compact, so that a rotated gather stays within few cache lines. Running down the columns
+    first hides from the compiler that neighbours are contiguous: it would give each thread four pixels in
+    a row, and each warp all coordinates of the tile to compute.
+    """
+    bytes: tl.constexpr = element.primitive_bitwidth // 8
+    ROWS: tl.constexpr = bytes if bytes < BLOCK_H else BLOCK_H
+    pixel = tl.arange(0, BLOCK_H * BLOCK_W)
+    y = pixel // (ROWS * BLOCK_W) * ROWS + pixel % ROWS
+    x = pixel // ROWS % BLOCK_W
+    return h_start + y, w_start + x
+
+
+@triton.jit
+def block_start(pointer, n, c_start, stride_n, stride_c):
+    """The first element of a block's first plane."""
+    return pointer + n.to(tl.int64) * stride_n + c_start.to(tl.int64) * stride_c
+
+
+@triton.jit
+def group_pointers(start, stride_c, offset, g: tl.constexpr, RUN_C: tl.constexpr):
+    """Pointers to group g at the offsets of pixels; a run longer than 1 is used where stride_c is 1."""
+    if RUN_C > 1:
+        pointers = start + g * RUN_C + offset[:, None] + tl.arange(0, RUN_C)[None, :]
+    else:
+        pointers = start + tl.cast(stride_c, tl.int64) * g + offset[:, None]
+    return pointers
+
+
+@triton.jit
+def group_mask(mask, channels, g: tl.constexpr, RUN_C: tl.constexpr, EVEN_C: tl.constexpr):
+    """The pixels of `mask`, and of group g the channels that exist: `channels` from the block's first."""
+    mask = mask[:, None]
+    if not EVEN_C:
+        mask = mask & (g * RUN_C + tl.arange(0, RUN_C)[None, :] < channels)
+    return mask
+
+
+@triton.jit
+def zero_block(GROUPS: tl.constexpr, PIXELS: tl.constexpr, RUN_C: tl.constexpr, DTYPE: tl.constexpr):
+    """A block of zeros."""
+    block = ()
+    for _ in tl.static_range(GROUPS):
+        block = block + (tl.zeros((PIXELS, RUN_C), DTYPE),)
+    return block
+
+
+@triton.jit
+def load_block(
+    start,
+    stride_c,
+    offset,
+    mask,
+    channels,
+    GROUPS: tl.constexpr,
+    RUN_C: tl.constexpr,
+    EVEN_C: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """The channels of a block at the offsets of pixels, 0 where masked."""
+    block = ()
+    for g in tl.static_range(GROUPS):
+        pointers = group_pointers(start, stride_c, offset, g, RUN_C)
+        group = tl.load(pointers, mask=group_mask(mask, channels, g, RUN_C, EVEN_C), other=0)
+        block = block + (group.to(DTYPE),)
+    return block
+
+
+@triton.jit
+def store_block(
+    start,
+    stride_c,
+    offset,
+    mask,
+    channels,
+    block,
+    GROUPS: tl.constexpr,
+    RUN_C: tl.constexpr,
+    EVEN_C: tl.constexpr,
+):
+    """Write a block at the offsets of pixels, in the dtype of the tensor."""
+    for g in tl.static_range(GROUPS):
+        pointers = group_pointers(start, stride_c, offset, g, RUN_C)
+        group = block[g].to(start.dtype.element_ty)
+        tl.store(pointers, group, mask=group_mask(mask, channels, g, RUN_C, EVEN_C))
+
+
+@triton.jit
+def add_scaled(block, other, weight, GROUPS: tl.constexpr):
+    """Block + other * weight, with a weight per pixel."""
+    result = ()
+    for g in tl.static_range(GROUPS):
+        result = result + (block[g] + other[g] * weight[:, None],)
+    return result
+
+
+@triton.jit
+def dot_channels(block, other, GROUPS: tl.constexpr):
+    """Per pixel, the sum over channels of the products of two blocks."""
+    total = block[0] * other[0]
+    for g in tl.static_range(1, GROUPS):
+        total += block[g] * other[g]
+    return tl.sum(total, 1)

@@ -1,0 +1,36 @@
+"""Where the kernels run: on the GPU if there is one, else in Triton's interpreter on CPU tensors.
+
+The interpreter is chosen before Triton is first imported, so this happens at import.
+"""
+
+import os
+
+import pytest
+import torch
+
+HAS_GPU = torch.cuda.is_available()
+if not HAS_GPU:
+    os.environ["TRITON_INTERPRET"] = "1"
+os.environ["STN_TRITON_AUTOTUNE"] = "0"
+
+
+def pytest_collection_modifyitems(items):
+    if HAS_GPU:
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a GPU, and torch.cuda finds none"))
+
+
+@pytest.fixture
+def device():
+    """Where tests that go through the kernels put their tensors."""
+    return torch.device("cuda" if HAS_GPU else "cpu")
+
+
+@pytest.fixture
+def poisoned():
+    """Fill fresh memory with NaN, so that an element that a kernel does not write shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)

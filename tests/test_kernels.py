@@ -1,0 +1,380 @@
+"""The kernels against the oracle: on a GPU where there is one, else interpreted."""
+
+import math
+
+import hypothesis
+import hypothesis.strategies as st
+import oracle
+import pytest
+import torch
+import torch.nn.functional as F
+
+from stn_triton import launch, reference, tuning
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+
+def rotation(degrees, scale=1.0, x=0.0, y=0.0):
+    c, s = scale * math.cos(math.radians(degrees)), scale * math.sin(math.radians(degrees))
+    return [[c, -s, x], [s, c, y]]
+
+
+SMOOTH = {  # no coordinate of these, at the sizes below, is an integer
+    "rotate 20": rotation(20, 1, 0.013, -0.041),
+    "rotate 45": rotation(45, 1, 0.017, 0.033),
+    "rotate 98 and zoom in": rotation(98, 0.31, 0.21, 0.007),
+    "shrink": [[2.03, 0.11, 0.013], [0.07, 1.97, 0.031]],
+    "anisotropic": [[0.213, 0.017, 0.011], [0.023, 2.91, 0.029]],
+    "shear": [[1.013, 1.917, 0.023], [0.011, 0.983, 0.047]],
+}
+KINKED = {
+    "identity": [[1, 0, 0], [0, 1, 0]],
+    "near identity": [[1, 2.5e-6, 0], [1e-7, 1, 0]],
+    "half a turn": [[-1, 0, 0], [0, -1, 0]],
+    "axis swap": [[0, 1, 0], [1, 0, 0]],
+    "zoom": [[0.5, 0, 0], [0, 0.5, 0]],
+    "shift": [[1, 0, 0.5], [0, 1, -0.25]],
+    "singular": [[1, 1, 0], [1, 1, 0]],
+    "nearly singular": [[1, 1, 0], [1, 1 + 1e-6, 0]],
+    "row only": [[1, 0, 0], [0, 0, 0.1]],
+    "zero": [[0, 0, 0.13], [0, 0, 0.21]],
+    "outside": [[1, 0, 5], [0, 1, 0]],
+    "huge": [[1e30, 0, 0], [0, 1, 0]],
+}
+ALL = {**SMOOTH, **KINKED}
+# One tile and a bit on each axis, odd and even; and a size that tiles divide.
+SIZES = [((9, 17), (7, 19)), ((8, 16), (8, 16))]
+
+
+def case(device, thetas, size_in, size_out, dtype=torch.float32, channels=5, channels_last=False):
+    generator = torch.Generator().manual_seed(0)
+    n = len(thetas)
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    input = torch.randn(n, channels, *size_in, generator=generator, dtype=torch.float64)
+    grad = torch.randn(n, channels, *size_out, generator=generator, dtype=torch.float64)
+    input, grad = (t.to(device, dtype).contiguous(memory_format=form) for t in (input, grad))
+    theta = torch.tensor(thetas, device=device, dtype=torch.promote_types(dtype, torch.float32))
+    return input, theta, grad
+
+
+def run(input, theta, grad, align_corners=False, mask=(True, True)):
+    output = launch.forward(input, theta, grad.shape[2:], align_corners)
+    return oracle.Truth(output, *launch.backward(grad, input, theta, align_corners, mask))
+
+
+def eager(input, theta, grad, align_corners):
+    """PyTorch's pair in the dtype of its arguments."""
+    input, theta = input.clone().requires_grad_(), theta.clone().requires_grad_()
+    grid = F.affine_grid(theta, [*input.shape[:2], *grad.shape[2:]], align_corners)
+    output = F.grid_sample(input, grid, align_corners=align_corners)
+    return oracle.Truth(output.detach(), *torch.autograd.grad(output, (input, theta), grad))
+
+
+def assert_close(actual, truth, budget, what):
+    """Each element within ``budget``, plus the rounding of the actual dtype."""
+    error = (actual.double() - truth).abs()
+    # The interpreter truncates to bf16, a GPU rounds to nearest.
+    truncates = actual.dtype == torch.bfloat16 and not actual.is_cuda
+    rounding = torch.finfo(actual.dtype).eps * (1 if truncates else 0.5) * truth.abs()
+    rounding += torch.finfo(actual.dtype).tiny
+    excess = (error - rounding).max().item() if error.numel() else 0.0
+    assert excess <= budget, f"{what}: error {excess:.2e} over the budget of {budget:.2e}"
+
+
+# Every combination in fp32; the other dtypes differ in loads and stores alone.
+GRID = [(torch.float32, sizes, align) for sizes in SIZES for align in (False, True)]
+GRID += [(dtype, SIZES[0], False) for dtype in (torch.bfloat16, torch.float16, torch.float64)]
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize(("dtype", "sizes", "align_corners"), GRID, ids=str)
+def test_every_map_agrees_with_the_oracle_that_shares_positions(
+    device, sizes, dtype, channels_last, align_corners
+):
+    args = case(device, list(ALL.values()), *sizes, dtype, channels_last=channels_last)
+    position = torch.float64 if dtype == torch.float64 else torch.float32
+    truth = oracle.solve(args[0], args[1], sizes[1], args[2], align_corners, position)
+    result = run(*args, align_corners)
+    eps = torch.finfo(position).eps
+    for i, name in enumerate(ALL):
+        for part, actual, expected in zip(truth._fields, result, truth, strict=True):
+            # Sums round in proportion to their terms; 512 terms in trees of pairs lose a few eps.
+            budget = 8 * eps * max(expected[i].abs().max().item(), 1)
+            if part == "grad_input" and name in ("zero", "singular", "nearly singular", "row only"):
+                budget *= 8  # hundreds of output pixels fall on one input pixel, one after the other
+            assert_close(actual[i], expected[i], budget, f"{part} of {name}")
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("name", SMOOTH)
+def test_error_is_within_twice_pytorch_s_own(device, name, align_corners):
+    args = case(device, [SMOOTH[name]], (33, 47), (41, 29), channels=3)
+    truth = oracle.solve(args[0], args[1], (41, 29), args[2], align_corners)
+    theirs = eager(*args, align_corners)
+    ours = run(*args, align_corners)
+    for part, actual, other, expected in zip(truth._fields, ours, theirs, truth, strict=True):
+        assert_close(actual, expected, 2 * (other.double() - expected).abs().max().item(), part)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+def test_gradcheck_through_the_kernels(device, channels_last, align_corners):
+    class Sample(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, input, theta):
+            ctx.save_for_backward(input, theta)
+            return launch.forward(input, theta, (4, 3), align_corners)
+
+        @staticmethod
+        def backward(ctx, grad):
+            return launch.backward(grad, *ctx.saved_tensors, align_corners, ctx.needs_input_grad)
+
+    thetas = [rotation(31, 0.9, 0.05, 0.02)]
+    input, theta, _ = case(device, thetas, (3, 4), (4, 3), torch.float64, 2, channels_last)
+    input.requires_grad_(), theta.requires_grad_()
+    torch.autograd.gradcheck(Sample.apply, (input, theta), fast_mode=False)
+    torch.autograd.gradcheck(lambda t: Sample.apply(input.detach(), t), (theta,))
+    torch.autograd.gradcheck(lambda x: Sample.apply(x, theta.detach()), (input,))
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_one_gradient_alone_equals_both(device, align_corners):
+    args = case(device, list(ALL.values()), *SIZES[0])
+    both = run(*args, align_corners)
+    input_only = run(*args, align_corners, (True, False))
+    theta_only = run(*args, align_corners, (False, True))
+    assert input_only.grad_theta is None
+    assert theta_only.grad_input is None
+    torch.testing.assert_close(input_only.grad_input, both.grad_input, rtol=0, atol=0)
+    largest = both.grad_theta.abs().amax((1, 2), keepdim=True).clamp(min=1)
+    torch.testing.assert_close(theta_only.grad_theta / largest, both.grad_theta / largest, rtol=0, atol=4e-6)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_identity_copies_bit_for_bit_with_nan_and_inf(device, dtype, channels_last, align_corners):
+    input, theta, grad = case(device, [KINKED["identity"]], (11, 18), (11, 18), dtype, 3, channels_last)
+    for tensor in (input, grad):
+        tensor[0, :, 4, 5] = math.nan
+        tensor[0, :, 7, 0] = math.inf
+        tensor[0, :, 0, 17] = -math.inf
+    result = run(input, theta, grad, align_corners, (True, False))
+    assert torch.equal(result.output.nan_to_num(7, 8, 9), input.nan_to_num(7, 8, 9))
+    assert torch.equal(result.grad_input.nan_to_num(7, 8, 9), grad.nan_to_num(7, 8, 9))
+
+
+@pytest.mark.parametrize("size", [(8, 16), (16, 8), (32, 4)], ids=str)
+@pytest.mark.parametrize(("dx", "dy"), [(1, 0), (0, -1), (-3, 2), (5, 3)])
+def test_whole_pixel_shifts_are_exact(device, size, dx, dy):
+    theta = [[1, 0, 2 * dx / size[1]], [0, 1, 2 * dy / size[0]]]
+    input, theta, grad = case(device, [theta], size, size)
+    result = run(input, theta, grad, False, (True, False))
+    padded = F.pad(input, (8, 8, 8, 8))
+    assert torch.equal(result.output, padded[:, :, 8 + dy :, 8 + dx :][:, :, : size[0], : size[1]])
+    padded = F.pad(grad, (8, 8, 8, 8))
+    assert torch.equal(result.grad_input, padded[:, :, 8 - dy :, 8 - dx :][:, :, : size[0], : size[1]])
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_quarter_turns_are_exact(device, align_corners):
+    input, theta, grad = case(device, [[[0, 1, 0], [-1, 0, 0]]], (9, 9), (9, 9))
+    result = run(input, theta, grad, align_corners, (True, False))
+    assert torch.equal(result.output, input.rot90(-1, (2, 3)))
+    assert torch.equal(result.grad_input, grad.rot90(1, (2, 3)))
+
+
+def test_kinks_take_the_derivative_of_the_cell_to_the_right(device):
+    """On a row 0 1 4 9 16 the identity samples pixels; to their right slopes are 1 3 5 7, at the edge -16."""
+    input = torch.tensor([0.0, 1.0, 4.0, 9.0, 16.0], device=device).view(1, 1, 1, 5)
+    theta = torch.tensor([KINKED["identity"]], device=device, dtype=torch.float32)
+    for column, slope in enumerate((1.0, 3.0, 5.0, 7.0, -16.0)):
+        grad = torch.zeros_like(input)
+        grad[..., column] = 1
+        for mask in ((True, True), (False, True)):
+            grad_theta = run(input, theta, grad, False, mask).grad_theta
+            # One unit of t02 is half the width, of t00 that times the centred normalised column.
+            assert grad_theta[0, 0].tolist() == [slope * (column - 2), 0.0, slope * 2.5]
+            assert grad_theta[0, 1, 2] == -0.5 * input[..., column]  # the only row falls off below
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_backward_is_the_adjoint_of_forward(device, name):
+    input, theta, grad = case(device, [SMOOTH[name]], (9, 17), (7, 19), torch.float64)
+    result = run(input, theta, grad, mask=(True, False))
+    torch.testing.assert_close(
+        (result.output * grad).sum(), (result.grad_input * input).sum(), rtol=1e-12, atol=0
+    )
+
+
+def test_two_backward_runs_are_bitwise_equal(device):
+    args = case(device, list(ALL.values()), *SIZES[0])
+    first, second = run(*args), run(*args)
+    assert torch.equal(first.grad_input, second.grad_input)
+    assert torch.equal(first.grad_theta, second.grad_theta)
+
+
+EDGE = [n + d for n in (8, 16) for d in (-1, 0, 1)]
+
+
+@pytest.mark.parametrize("height", [1, *EDGE[:3]])
+@pytest.mark.parametrize("width", [1, *EDGE[3:]])
+def test_sizes_around_the_block_edges(device, height, width):
+    """Input and output swap sizes, so that both meet every edge of an 8 x 16 tile, and single pixels."""
+    for sizes in (((height, width), (width, height)), ((width, height), (height, width))):
+        args = case(device, [rotation(33, 0.8, 0.1, 0.05)], *sizes, channels=1)
+        truth = oracle.solve(args[0], args[1], sizes[1], args[2], False, torch.float32)
+        for part, actual, expected in zip(truth._fields, run(*args), truth, strict=True):
+            assert_close(actual, expected, 2e-6 * max(expected.abs().max().item(), 1), part)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 16, 17, 33, 48])
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+def test_channel_counts_around_the_blocks(device, channels, channels_last):
+    args = case(
+        device, [rotation(33, 0.8, 0.1, 0.05)], (6, 7), (7, 6), torch.float32, channels, channels_last
+    )
+    truth = oracle.solve(args[0], args[1], (7, 6), args[2], False, torch.float32)
+    result = run(*args)
+    assert reference.memory_format(result.output) == reference.memory_format(args[0])
+    assert result.grad_input.stride() == args[0].stride()
+    for part, actual, expected in zip(truth._fields, result, truth, strict=True):
+        assert_close(actual, expected, 2e-6 * max(expected.abs().max().item(), 1), part)
+
+
+VIEWS = {
+    "every second row": lambda t: t.repeat_interleave(2, 2)[:, :, ::2],
+    "every second column": lambda t: t.repeat_interleave(2, 3)[..., ::2],
+    "every second channel": lambda t: t.repeat_interleave(2, 1)[:, ::2],
+    "transposed": lambda t: t.transpose(2, 3).contiguous().transpose(2, 3),
+    "one image expanded": lambda t: t[:1].expand_as(t),
+    "one pixel expanded": lambda t: t[..., :1, :1].expand_as(t),
+    "at an odd offset": lambda t: F.pad(t, (3, 0))[..., 3:],
+    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize("channels", [3, 32])
+def test_any_strides_of_every_tensor(device, name, channels):
+    view = VIEWS[name]
+    thetas = [rotation(33, 0.8, 0.1, 0.05), rotation(-12, 1.1)]
+    input, theta, grad = case(device, thetas, (6, 9), (7, 6), channels=channels)
+    for args in ((view(input), theta, grad), (input, theta, view(grad)), (view(input), theta, view(grad))):
+        truth = oracle.solve(args[0], args[1], (7, 6), args[2], False, torch.float32)
+        for part, actual, expected in zip(truth._fields, run(*args), truth, strict=True):
+            assert_close(actual, expected, 2e-6 * max(expected.abs().max().item(), 1), part)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_theta_has_its_own_dtype_and_strides(device, dtype):
+    input, theta, grad = case(device, [rotation(45, 0.5), rotation(90, 0.25)], (6, 9), (7, 6))
+    theta = theta.to(dtype)
+    expected = run(input, theta.float(), grad)
+    transposed = theta.transpose(1, 2).contiguous().transpose(1, 2)
+    for variant in (theta, transposed):
+        actual = run(input, variant, grad)
+        assert torch.equal(actual.output, expected.output)
+        assert actual.grad_theta.dtype == dtype
+        torch.testing.assert_close(actual.grad_theta, expected.grad_theta.to(dtype))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e38, -3e38])
+@pytest.mark.parametrize("entry", range(6))
+def test_non_finite_and_huge_theta_sample_zero_and_leave_finite_gradients(device, bad, entry):
+    input, theta, grad = case(device, [rotation(20), rotation(20)], (6, 10), (8, 8))
+    theta[0].view(-1)[entry] = bad  # with an even output size no centred coordinate is zero
+    result = run(input, theta, grad)
+    theta_only = run(input, theta, grad, mask=(False, True))
+    for tensor in (result.output, result.grad_input, result.grad_theta, theta_only.grad_theta):
+        assert not tensor[0].any()
+        assert tensor[1].any()
+        assert tensor.isfinite().all()
+
+
+@pytest.mark.parametrize(("n", "channels", "size"), [(0, 3, (4, 5)), (2, 0, (4, 5))])
+def test_empty_tensors_launch_nothing(device, n, channels, size):
+    input = torch.ones(n, channels, 6, 7, device=device)
+    theta = torch.ones(n, 2, 3, device=device)
+    grad = torch.ones(n, channels, *size, device=device)
+    result = run(input, theta, grad)
+    assert result.output.shape == grad.shape
+    assert result.grad_input.shape == input.shape
+    assert torch.equal(result.grad_theta, torch.zeros_like(theta))
+
+
+def test_offsets_beyond_31_bits(device):
+    """Rows 2**30 elements apart: within an image, the last one starts beyond 2**31."""
+    if device.type == "cuda" and torch.cuda.mem_get_info()[0] < 2**33:
+        pytest.skip("needs 8 GiB of GPU memory")
+    near, theta, grad = case(device, [rotation(20, 0.9)], (4, 5), (4, 5), torch.float16, 1)
+    flag = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = False  # 6 GiB that nobody touches
+    try:
+        far = torch.empty(3 * 2**30 + 5, dtype=torch.float16, device=device)
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = flag
+    far = far.as_strided((1, 1, 4, 5), (2**32, 2**32, 2**30, 1))
+    far.copy_(near)
+    for expected, actual in zip(run(near, theta, grad), run(far, theta, grad), strict=True):
+        assert torch.equal(expected, actual)
+
+
+BUCKETS = [
+    tuning.bucket_of(kernel, channels_last, torch.float32, 2, channels, 300)
+    for kernel in ("forward", "backward", "backward_input", "theta")
+    for channels_last, channels in ((False, 3), (False, 32), (True, 3), (True, 32), (True, 33))
+]
+
+
+@pytest.mark.parametrize("bucket", BUCKETS, ids=tuning.Bucket.name)
+def test_every_configuration_gives_the_same(device, bucket, monkeypatch):
+    """Bitwise, but for grad_theta, whose sums are split differently."""
+    channels = {4: 3, 64: 33}.get(bucket.channels, bucket.channels)
+    channels_last = bucket.layout != "nchw"
+    args = case(device, [rotation(33, 0.8, 0.1)], (9, 17), (12, 10), torch.float32, channels, channels_last)
+    mask = {"backward_input": (True, False), "theta": (False, True)}.get(bucket.kernel, (True, True))
+    expected = run(*args, mask=mask)
+    original = tuning.configuration
+    configs = tuning.space(bucket)
+    # The interpreter is slow: there, a third of the space, spread evenly.
+    for config in configs if device.type == "cuda" else configs[:: 1 + len(configs) // 8]:
+        monkeypatch.setattr(
+            tuning,
+            "configuration",
+            lambda b, *rest, config=config: config if b.kernel == bucket.kernel else original(b, *rest),
+        )
+        actual = run(*args, mask=mask)
+        assert torch.equal(actual.output, expected.output), config
+        if mask[0]:
+            assert torch.equal(actual.grad_input, expected.grad_input), config
+        if mask[1]:
+            error = (actual.grad_theta - expected.grad_theta).abs().max()
+            assert error <= 2e-6 * expected.grad_theta.abs().max(), config
+
+
+NUMBERS = st.one_of(
+    st.floats(-3, 3, width=32),
+    st.sampled_from([0.0, 1.0, -1.0, 0.5, 2.0, 1e-7, 1e-3, 1 + 2**-23, 1 - 2**-24, 0.2, 1 / 3]),
+)
+
+
+@hypothesis.settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+@hypothesis.given(
+    st.lists(NUMBERS, min_size=6, max_size=6),
+    st.lists(st.integers(1, 12), min_size=4, max_size=4),
+    st.booleans(),
+)
+def test_the_gather_misses_nothing_whatever_the_map(device, theta, sizes, align_corners):
+    """A missed pair of weight zero still owes its derivative, so grad_theta tells of every one."""
+    theta = [theta[:3], theta[3:]]
+    args = case(device, [theta], sizes[:2], sizes[2:], channels=1)
+    truth = oracle.solve(args[0], args[1], sizes[2:], args[2], align_corners, torch.float32)
+    result = run(*args, align_corners)
+    for part, actual, expected in zip(truth._fields, result, truth, strict=True):
+        assert_close(actual, expected, 1e-5 * max(expected.abs().max().item(), 1), part)

@@ -1,0 +1,62 @@
+"""What the compiler makes of the kernels, for GPUs that need not be here."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ARCHITECTURES = (80, 90, 100)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Compiled in another process: interpreted kernels cannot be compiled."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "perf.static", *map(str, ARCHITECTURES)]
+    root = Path(__file__).parent.parent
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {row["arch"] for row in rows} == set(ARCHITECTURES)
+    assert {row["bucket"].split("/")[0] for row in rows} == {"forward", "backward", "backward_input", "theta"}
+    return rows
+
+
+def offenders(rows, is_bad):
+    return [(row["bucket"], row["arch"], row) for row in rows if is_bad(row)]
+
+
+def test_no_kernel_spills(rows):
+    assert not offenders(rows, lambda row: row["spills"] or row["stack"])
+
+
+def test_no_kernel_has_atomics(rows):
+    assert not offenders(rows, lambda row: row["atomics"])
+
+
+def test_fp64_arithmetic_only_for_fp64_images(rows):
+    assert not offenders(rows, lambda row: row["fp64"] and "float64" not in row["bucket"])
+    assert all(row["fp64"] for row in rows if "float64" in row["bucket"])  # the count can see it
+
+
+def test_channels_last_is_accessed_128_bits_at_a_time(rows):
+    """Every access to an image: in all but six loads, of theta, and six stores, of partial sums."""
+    checked = 0
+    for row in rows:
+        if "channels_last_16" in row["bucket"]:
+            partial = 0 if "forward" in row["bucket"] or "backward_input" in row["bucket"] else 6
+            assert row["wide_loads"] == row["loads"] - 6, row
+            assert row["wide_stores"] == row["stores"] - partial, row
+            assert row["wide_loads"] > 0, row
+            checked += 1
+    assert checked >= 4 * 4 * len(ARCHITECTURES)
+
+
+def test_a_thread_goes_through_all_channels_of_its_pixel(rows):
+    """Else each warp computes every coordinate of the tile: many registers, and barriers in the loop."""
+    for row in rows:
+        if row["bucket"].startswith("backward/nchw/float32/c64") and "index" not in row:
+            assert row["registers"] <= 128, row
