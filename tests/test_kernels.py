@@ -46,7 +46,7 @@ ALL = {**SMOOTH, **KINKED}
 SIZES = [((9, 17), (7, 19)), ((8, 16), (8, 16))]
 
 
-def case(device, thetas, size_in, size_out, dtype=torch.float32, channels=5, channels_last=False):
+def case(device, thetas, size_in, size_out, dtype=torch.float32, channels=2, channels_last=False):
     generator = torch.Generator().manual_seed(0)
     n = len(thetas)
     form = torch.channels_last if channels_last else torch.contiguous_format

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ARCHITECTURES = (80, 90, 100)
+pytestmark = pytest.mark.xdist_group("static")  # one worker compiles for all
 
 
 @pytest.fixture(scope="module")

@@ -52,12 +52,21 @@ def block_start(pointer, n, c_start, stride_n, stride_c):
 
 
 @triton.jit
-def group_pointers(start, stride_c, offset, g: tl.constexpr, RUN_C: tl.constexpr):
-    """Pointers to group g at the offsets of pixels; a run longer than 1 is used where stride_c is 1."""
+def first_pointers(start, offset, RUN_C: tl.constexpr):
+    """Pointers to the first group of a block at the offsets of pixels."""
+    pointers = start + offset[:, None]
     if RUN_C > 1:
-        pointers = start + g * RUN_C + offset[:, None] + tl.arange(0, RUN_C)[None, :]
+        pointers += tl.arange(0, RUN_C)[None, :]
+    return pointers
+
+
+@triton.jit
+def next_pointers(pointers, stride_c, RUN_C: tl.constexpr):
+    """Step to the next group. A run longer than 1 is used only where stride_c is 1."""
+    if RUN_C > 1:
+        pointers += RUN_C
     else:
-        pointers = start + tl.cast(stride_c, tl.int64) * g + offset[:, None]
+        pointers += tl.cast(stride_c, tl.int64)
     return pointers
 
 
@@ -93,10 +102,11 @@ def load_block(
 ):
     """The channels of a block at the offsets of pixels, 0 where masked."""
     block = ()
+    pointers = first_pointers(start, offset, RUN_C)
     for g in tl.static_range(GROUPS):
-        pointers = group_pointers(start, stride_c, offset, g, RUN_C)
         group = tl.load(pointers, mask=group_mask(mask, channels, g, RUN_C, EVEN_C), other=0)
         block = block + (group.to(DTYPE),)
+        pointers = next_pointers(pointers, stride_c, RUN_C)
     return block
 
 
@@ -113,10 +123,11 @@ def store_block(
     EVEN_C: tl.constexpr,
 ):
     """Write a block at the offsets of pixels, in the dtype of the tensor."""
+    pointers = first_pointers(start, offset, RUN_C)
     for g in tl.static_range(GROUPS):
-        pointers = group_pointers(start, stride_c, offset, g, RUN_C)
         group = block[g].to(start.dtype.element_ty)
         tl.store(pointers, group, mask=group_mask(mask, channels, g, RUN_C, EVEN_C))
+        pointers = next_pointers(pointers, stride_c, RUN_C)
 
 
 @triton.jit
