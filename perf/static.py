@@ -28,6 +28,7 @@ from stn_triton import tuning
 from stn_triton.kernels.backward import backward_kernel, theta_kernel
 from stn_triton.kernels.block import UNSPECIALIZED
 from stn_triton.kernels.forward import forward_kernel
+from stn_triton.launch import OPTIONS
 
 KERNELS = {
     "forward": forward_kernel,
@@ -92,7 +93,7 @@ def compile(
     bucket: tuning.Bucket, config: tuning.Config, arch: int, **flags: object
 ) -> triton.compiler.CompiledKernel:
     """Compile for an NVIDIA architecture such as 90."""
-    options = {"num_warps": config["num_warps"]}
+    options = {"num_warps": config["num_warps"], **OPTIONS}
     return triton.compile(source(bucket, config, **flags), GPUTarget("cuda", arch, 32), options)
 
 

@@ -20,6 +20,8 @@ from stn_triton.kernels.forward import forward_kernel
 from stn_triton.reference import coordinate_dtype, memory_format
 
 _TRITON_DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
+# Weighted sums may contract; coordinates are fixed by explicit FMAs. Triton's own default is to change.
+OPTIONS = {"enable_fp_fusion": True}
 _MAX_PROGRAMS = 2**31 - 1
 
 
@@ -102,7 +104,8 @@ def _launch(
         if kernel is not forward_kernel:
             dtype = coordinate_dtype(tiled.dtype)
             leading = (tiled.new_empty(programs if needs_partial else 0, 6, dtype=dtype),)
-        kernel[(programs,)](*leading, *arguments, **flags, EVEN_C=c % config["BLOCK_C"] == 0, **config)
+        is_even = c % config["BLOCK_C"] == 0
+        kernel[(programs,)](*leading, *arguments, **flags, **config, EVEN_C=is_even, **OPTIONS)
         return leading[0] if leading else None
 
     with torch.cuda.device(tiled.device) if tiled.is_cuda else contextlib.nullcontext():

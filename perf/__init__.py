@@ -1,0 +1,1 @@
+"""``python -m perf``: measures the operator against PyTorch on the device at hand."""

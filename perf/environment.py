@@ -1,0 +1,113 @@
+"""Facts about the machine that a measurement is worth nothing without."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+import stn_triton
+
+UNKNOWN = "unknown"
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device by name, made current; None stands for a GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: this machine has no such device.
+    """
+    devices = available_devices()
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    full_name = "cuda:0" if name == "cuda" else name
+    if full_name not in devices:
+        listing = ", ".join(f"{device} ({label})" for device, label in devices.items())
+        raise ValueError(f"--device: no device {name!r} here; available: {listing}")
+    device = torch.device(full_name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def available_devices() -> dict[str, str]:
+    """Names for ``--device``, each with the name of its hardware."""
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    return {f"cuda:{i}": torch.cuda.get_device_name(i) for i in gpus} | {"cpu": cpu_model()}
+
+
+def facts(device: torch.device) -> dict[str, str | int]:
+    """What goes into each row of the CSV: hardware, driver, versions, commit and date."""
+    on_gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else cpu_model(),
+        "device_type": device.type,
+        "driver": _driver() if on_gpu else "",
+        "toolkit": f"{torch.version.cuda or torch.version.hip}" if on_gpu else "",
+        "cpu": cpu_model(),
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "stn_triton": stn_triton.__version__,
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def summary(facts: dict[str, str | int]) -> str:
+    """The facts in a line, for a chart's subtitle."""
+    if facts["device_type"] == "cuda":
+        hardware = f"{facts['device']}, driver {facts['driver']}"
+    else:
+        hardware = f"CPU {facts['device']}, {facts['threads']} threads"
+    versions = f"torch {facts['torch']}, triton {facts['triton']}, python {facts['python']}"
+    return f"{hardware} · {versions} · commit {facts['commit']} · {str(facts['date'])[:10]}"
+
+
+def cpu_model() -> str:
+    """The processor's name, from the system where Python does not know it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine() or UNKNOWN
+
+
+def commit() -> str:
+    """The short hash of the checkout, with ``+dirty`` if code in it is changed; ``unknown`` outside one."""
+    # An installed copy may lie in some other project's checkout, whose commit says nothing.
+    if Path(_output("git", "rev-parse", "--show-toplevel") or "/").resolve() != _ROOT:
+        return UNKNOWN
+    sources = (":(glob)stn_triton/**", ":(glob)perf/*.py")
+    changed = _output("git", "status", "--porcelain", "--", *sources)
+    return _output("git", "rev-parse", "--short=10", "HEAD") + ("+dirty" if changed else "")
+
+
+def _driver() -> str:
+    lines = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()
+    return lines[0] if lines else UNKNOWN
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
+def _output(*command: str) -> str:
+    """What a command prints, or nothing if it cannot run or fails."""
+    try:
+        done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
