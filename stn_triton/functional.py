@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from stn_triton import ops
 
@@ -68,7 +67,7 @@ def affine_grid_sample(
     _check_choice("padding_mode", padding_mode, PADDING_MODES)
     if not isinstance(align_corners, bool):
         raise TypeError(f"align_corners must be a bool, got {_describe(align_corners)}")
-    _refuse_forward_mode(input, theta)
+    ops.refuse_forward_mode(input, theta)
     return ops.affine_grid_sample(input, theta, size, mode, padding_mode, align_corners)
 
 
@@ -124,14 +123,6 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise TypeError(f"{name} must be a str, got {_describe(value)}")
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
-def _refuse_forward_mode(*tensors: Tensor) -> None:
-    """PyTorch would return a zero tangent for an operator without a forward-mode rule (pytorch#71117)."""
-    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
-        return
-    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
-        raise NotImplementedError("affine_grid_sample has no forward-mode derivative")
 
 
 def _is_int(value: object) -> bool:

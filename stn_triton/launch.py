@@ -29,7 +29,10 @@ def forward(input: Tensor, theta: Tensor, size: Sequence[int], align_corners: bo
     """Sample (N, C, H_in, W_in) at theta (N, 2, 3): (N, C, H_out, W_out), in the input's memory format."""
     n, c = input.shape[:2]
     output = torch.empty(
-        (n, c, *size), dtype=input.dtype, device=input.device, memory_format=memory_format(input)
+        (n, c, *size),
+        dtype=input.dtype,
+        device=input.device,
+        memory_format=torch.contiguous_format if tuple(size) == (1, 1) else memory_format(input),
     )
     if output.numel() == 0:
         return output
@@ -45,6 +48,8 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of ``forward`` for input and theta; None for one that ``output_mask`` does not ask for."""
     needs_input, needs_theta = output_mask
+    if not (needs_input or needs_theta):
+        return None, None
     n, c = input.shape[:2]
     grad_input = torch.empty_like(input, memory_format=memory_format(input)) if needs_input else None
     if grad_output.numel() == 0:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from stn_triton import reference
 
@@ -28,6 +29,17 @@ _library.define(
 )
 affine_grid_sample = torch.ops.stn_triton.affine_grid_sample.default
 affine_grid_sample_backward = torch.ops.stn_triton.affine_grid_sample_backward.default
+
+
+def refuse_forward_mode(*tensors: Tensor) -> None:
+    """PyTorch would return a zero tangent for an operator without a forward-mode rule.
+
+    Under ``torch.compile`` too: Dynamo follows ``torch.func.jvp``.
+    """
+    if forward_ad._current_level < 0:
+        return
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise NotImplementedError("affine_grid_sample has no forward-mode derivative")
 
 
 def _forward_cpu(input, theta, size, mode, padding_mode, align_corners):
@@ -82,6 +94,7 @@ def _setup_context(ctx, inputs, output):
 
 def _autograd(ctx, grad_output):
     input, theta = ctx.saved_tensors
+    refuse_forward_mode(grad_output)
     output_mask = list(ctx.needs_input_grad[:2])
     grads = affine_grid_sample_backward(grad_output, input, theta, *ctx.options, output_mask)
     grad_input, grad_theta = (
@@ -94,24 +107,23 @@ def _no_second_derivative(ctx, *grads):
     raise NotImplementedError("affine_grid_sample has no second derivative")
 
 
-def _batch(tensor: Tensor, in_dim: int | None, size: int) -> Tensor:
-    """Fold the vmapped dimension, or ``size`` copies where there is none, into the batch."""
-    tensor = tensor.expand(size, *tensor.shape) if in_dim is None else tensor.movedim(in_dim, 0)
-    return tensor.flatten(0, 1)
+def _batched(tensor: Tensor, in_dim: int | None, size: int) -> Tensor:
+    """The vmapped dimension in front, or ``size`` copies where there is none."""
+    return tensor.expand(size, *tensor.shape) if in_dim is None else tensor.movedim(in_dim, 0)
 
 
-def _forward_vmap(info, in_dims, input, theta, *options):
-    size = info.batch_size
-    output = affine_grid_sample(_batch(input, in_dims[0], size), _batch(theta, in_dims[1], size), *options)
-    return output.unflatten(0, (size, -1)), 0
+def _forward_vmap(info, in_dims, *arguments):
+    input, theta = (_batched(t, d, info.batch_size) for t, d in zip(arguments[:2], in_dims[:2], strict=True))
+    output = affine_grid_sample(input.flatten(0, 1), theta.flatten(0, 1), *arguments[2:])
+    return output.unflatten(0, input.shape[:2]), 0
 
 
-def _backward_vmap(info, in_dims, grad_output, input, theta, *options):
-    size = info.batch_size
-    tensors = (_batch(t, d, size) for t, d in zip((grad_output, input, theta), in_dims[:3], strict=True))
-    grads = affine_grid_sample_backward(*tensors, *options)
-    wanted = options[-1]
-    grads = tuple(g.unflatten(0, (size, -1)) if w else g for g, w in zip(grads, wanted, strict=True))
+def _backward_vmap(info, in_dims, *arguments):
+    tensors = [_batched(t, d, info.batch_size) for t, d in zip(arguments[:3], in_dims[:3], strict=True)]
+    wanted = arguments[-1]
+    grads = affine_grid_sample_backward(*(t.flatten(0, 1) for t in tensors), *arguments[3:])
+    shape = tensors[0].shape[:2]
+    grads = tuple(g.unflatten(0, shape) if w else g for g, w in zip(grads, wanted, strict=True))
     return grads, tuple(0 if w else None for w in wanted)
 
 

@@ -66,7 +66,9 @@ def backward(
         by, bx = (_base(n, align_corners, grid) for n in size)
         over_rows = grad_grid.sum(1)
         over_columns = grad_grid.sum(2)
-        grad_theta = torch.stack((bx @ over_rows, by @ over_columns, over_rows.sum(1)), dim=2).to(theta.dtype)
+        grad_theta = torch.stack(
+            ((bx[:, None] * over_rows).sum(1), (by[:, None] * over_columns).sum(1), over_rows.sum(1)), dim=2
+        ).to(theta.dtype)
     if output_mask[0]:
         grad_input = grad_input.to(input.dtype).contiguous(memory_format=memory_format(input))
     else:

@@ -11,12 +11,12 @@ results cannot be shipped, and it would tune inside a capture.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
 import os
 import re
-import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -175,17 +175,18 @@ def _is_valid(config: object) -> bool:
     if not all(type(v) is int and 0 < v <= 256 and v & (v - 1) == 0 for v in values):
         return False
     tile = config["BLOCK_C"] * config["BLOCK_H"] * config["BLOCK_W"]
-    return tile <= 2**15 and config["num_warps"] <= 16
+    return tile <= 2**15 and config["num_warps"] <= 16 and config["RUN_C"] <= config["BLOCK_C"]
 
 
 def _save(slug: str, table: dict[str, Config]) -> None:
     """Write the user's table whole and rename it into place; a disk that refuses costs only the cache."""
     path = cache_path(slug)
+    content = json.dumps({"configs": dict(sorted({**_load(path), **table}.items()))}, indent=1)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        merged = {**_load(path), **table}
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-            json.dump({"configs": dict(sorted(merged.items()))}, file, indent=1)
-        os.replace(file.name, path)
+        temporary.write_text(content)
+        temporary.replace(path)
     except OSError:
-        return
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

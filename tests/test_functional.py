@@ -1,0 +1,547 @@
+"""The public function: PyTorch's pair in one call, on CPU tensors."""
+
+import doctest
+import math
+import os
+import pathlib
+import subprocess
+import sys
+from functools import partial
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import stn_triton
+from stn_triton import affine_grid_sample, functional
+
+FORWARD = torch.ops.stn_triton.affine_grid_sample.default
+BACKWARD = torch.ops.stn_triton.affine_grid_sample_backward.default
+NCHW, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
+DTYPES = functional.INPUT_DTYPES
+
+MAPS = {
+    "near identity": (1.021, 0.013, 0.017, -0.011, 0.987, 0.029),
+    "rotate 20": (0.940, -0.342, 0.013, 0.342, 0.940, -0.041),
+    "rotate 98 and zoom in": (-0.043, -0.307, 0.21, 0.307, -0.043, 0.007),
+    "shrink, most of it outside": (2.03, 0.11, 0.013, 0.07, 1.97, 0.031),
+    "anisotropic": (0.213, 0.017, 0.011, 0.023, 2.91, 0.029),
+    "shear": (1.013, 1.917, 0.023, 0.011, 0.983, 0.047),
+}
+SIZES = {
+    "odd, same size": ((9, 17), None),
+    "even to odd": ((8, 16), (7, 19)),
+    "upsampled": ((5, 6), (13, 11)),
+    "one row, where align_corners divides by zero": ((1, 7), (5, 1)),
+}
+
+
+def maps(n=None, dtype=torch.float64) -> Tensor:
+    return torch.tensor(list(MAPS.values())[:n], dtype=dtype).view(-1, 2, 3)
+
+
+def randn(*shape: int, seed=0, dtype=torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def nhwc(*shape: int, dtype=torch.float64) -> Tensor:
+    return randn(*shape, dtype=dtype).to(memory_format=CHANNELS_LAST)
+
+
+# A tensor of every layout in the dtype given, and the memory format that its output must have.
+LAYOUTS = {
+    "NCHW": (lambda dtype: randn(6, 3, 9, 17, dtype=dtype), NCHW),
+    "channels_last": (lambda dtype: nhwc(6, 3, 9, 17, dtype=dtype), CHANNELS_LAST),
+    "sliced: an offset, and gaps on every axis": (
+        lambda dtype: randn(7, 5, 11, 36, dtype=dtype)[1:, 1:4, 2:, 1:35:2],
+        NCHW,
+    ),
+    "sliced channels_last": (lambda dtype: nhwc(6, 8, 11, 17, dtype=dtype)[:, 2:5, 1:10], CHANNELS_LAST),
+    "transposed, rows innermost": (lambda dtype: randn(6, 3, 17, 9, dtype=dtype).transpose(2, 3), NCHW),
+    "batch innermost": (lambda dtype: randn(3, 9, 17, 6, dtype=dtype).permute(3, 0, 1, 2), NCHW),
+    "one image expanded": (lambda dtype: randn(1, 3, 9, 17, dtype=dtype).expand(6, -1, -1, -1), NCHW),
+    "one channel expanded": (lambda dtype: randn(6, 1, 9, 17, dtype=dtype).expand(-1, 3, -1, -1), NCHW),
+    "one number expanded": (lambda dtype: randn(1, 1, 1, 1, dtype=dtype).expand(6, 3, 9, 17), NCHW),
+    # From here on the strides of an axis of length 0 or 1 say nothing.
+    "one channel": (lambda dtype: nhwc(6, 1, 9, 17, dtype=dtype), NCHW),
+    "one row": (lambda dtype: nhwc(6, 3, 1, 17, dtype=dtype), CHANNELS_LAST),
+    "one column": (lambda dtype: nhwc(6, 3, 9, 1, dtype=dtype), CHANNELS_LAST),
+    "one pixel": (lambda dtype: nhwc(6, 3, 1, 1, dtype=dtype), NCHW),
+    "one image": (lambda dtype: nhwc(1, 3, 9, 17, dtype=dtype), CHANNELS_LAST),
+    "no images": (lambda dtype: randn(0, 3, 9, 17, dtype=dtype), NCHW),
+    "no images, channels_last": (lambda dtype: nhwc(6, 3, 9, 17, dtype=dtype)[:0], CHANNELS_LAST),
+    "no channels": (lambda dtype: randn(6, 0, 9, 17, dtype=dtype), NCHW),
+}
+
+
+class Results(NamedTuple):
+    output: Tensor
+    grad_input: Tensor
+    grad_theta: Tensor
+
+
+def eager_pair(input, theta, size=None, align_corners=False):
+    shape = [*input.shape[:2], *(size or input.shape[2:])]
+    grid = F.affine_grid(theta, shape, align_corners)
+    return F.grid_sample(input, grid, align_corners=align_corners)
+
+
+def differentiate(function, input, theta, size=None, align_corners=False, grad=None) -> Results:
+    """Output and both gradients, for a random grad_output."""
+    input, theta = input.detach().requires_grad_(), theta.detach().requires_grad_()
+    output = function(input, theta, size, align_corners=align_corners)
+    if grad is None:
+        grad = randn(*output.shape, seed=1).to(output.dtype)
+    return Results(output.detach(), *torch.autograd.grad(output, (input, theta), grad))
+
+
+def kink_distance(theta, size_in, size, align_corners) -> float:
+    """How near, in pixels, a coordinate comes to an integer, where the gradients jump."""
+    grid = F.affine_grid(theta.double(), [len(theta), 1, *(size or size_in)], align_corners)
+    distances = [math.inf]
+    for axis, extent in enumerate(reversed(size_in)):
+        if extent == 1 and align_corners:
+            continue  # one pixel and no width: the coordinate is constant, its gradient zero
+        x = grid[..., axis] + 1
+        x = x * (extent - 1) / 2 if align_corners else (x * extent - 1) / 2
+        x = x[(x > -1.5) & (x < extent + 0.5)]
+        distances.extend((x - x.round()).abs().flatten().tolist())
+    return min(distances)
+
+
+def smooth_maps(size_in, size=None, align_corners=False, dtype=torch.float64, n=None) -> Tensor:
+    """Each of MAPS, shifted a little until every coordinate is well away from the kinks."""
+    shifted = []
+    for theta in maps(n, dtype).split(1):
+        step = torch.tensor([0, 0, 0.0037], dtype=dtype)
+        for _ in range(100):
+            if kink_distance(theta, size_in, size, align_corners) > 1e-3:
+                break
+            theta = theta + step
+        else:
+            raise AssertionError("no shift avoids the kinks")
+        shifted.append(theta)
+    return torch.cat(shifted)
+
+
+def error(actual, truth) -> float:
+    return (actual.double() - truth).abs().max().item()
+
+
+def assert_within_budget(actual: Results, input, theta, size=None, align_corners=False):
+    """At most twice the error of PyTorch's pair in fp32, plus the rounding to the actual dtype."""
+    grad = randn(*actual.output.shape, seed=1).to(actual.output.dtype)
+    truth = differentiate(eager_pair, input.double(), theta.double(), size, align_corners, grad.double())
+    eager = differentiate(eager_pair, input.float(), theta.float(), size, align_corners, grad.float())
+    for name, mine, exact, pair in zip(Results._fields, actual, truth, eager, strict=True):
+        budget = 2 * error(pair, exact) + torch.finfo(mine.dtype).eps / 2 * exact.abs()
+        excess = ((mine.double() - exact).abs() - budget).max().item()
+        assert excess <= 0, f"{name} exceeds its budget of {budget.max().item():.3g} by {excess:.3g}"
+
+
+class Recorder(TorchDispatchMode):
+    """Notes the operators that reach the dispatcher, with their arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls.append((func, args))
+        return func(*args, **(kwargs or {}))
+
+    def arguments(self, op):
+        return [args for func, args in self.calls if func is op]
+
+
+@pytest.fixture(params=["eager", "compiled"])
+def sample(request):
+    """The public function, as it is and compiled in one piece."""
+    if request.param == "eager":
+        return affine_grid_sample
+    torch._dynamo.reset()
+    return torch.compile(affine_grid_sample, backend="aot_eager", fullgraph=True)
+
+
+@pytest.mark.filterwarnings("ignore:Since version 1.3.0, affine_grid behavior has changed for unit-size")
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+class TestAgainstTheEagerPair:
+    def test_output_and_gradients_are_within_the_error_budget(self, sample, sizes, align_corners):
+        size_in, size = sizes
+        input = randn(len(MAPS), 3, *size_in, dtype=torch.float32)
+        theta = smooth_maps(size_in, size, align_corners, torch.float32)
+        actual = differentiate(sample, input, theta, size, align_corners)
+        assert_within_budget(actual, input, theta, size, align_corners)
+
+    def test_fp64_images_are_sampled_in_fp64(self, sizes, align_corners):
+        size_in, size = sizes
+        theta = smooth_maps(size_in, size, align_corners)
+        arguments = randn(len(MAPS), 3, *size_in), theta, size, align_corners
+        exact = differentiate(eager_pair, *arguments)
+        actual = differentiate(affine_grid_sample, *arguments)
+        single = differentiate(eager_pair, arguments[0].float(), arguments[1].float(), *arguments[2:])
+        for name, mine, pair, rough in zip(Results._fields, actual, exact, single, strict=True):
+            assert mine.dtype == torch.float64
+            # One rounding to fp32 on the way would cost what fp32 costs the pair; fp64 costs 2**-29 of it.
+            assert error(mine, pair) < 2**-20 * error(rough, pair), name
+
+
+@pytest.mark.parametrize("theta_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("input_dtype", DTYPES, ids=str)
+def test_every_pair_of_dtypes_rounds_only_at_the_end(input_dtype, theta_dtype):
+    input = randn(len(MAPS), 3, 8, 16, dtype=input_dtype)
+    theta = smooth_maps((8, 16), (7, 19), dtype=theta_dtype)
+    actual = differentiate(affine_grid_sample, input, theta, (7, 19))
+    assert [t.dtype for t in actual] == [input_dtype, input_dtype, theta_dtype]
+    assert_within_budget(actual, input, theta, (7, 19))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_strides_of_the_input_change_no_bit(layout, dtype):
+    make, memory_format = LAYOUTS[layout]
+    input = make(dtype)  # bf16 is computed in a copy; fp32 reaches the sampler with its own strides
+    theta = maps(len(input), torch.float32)
+    actual = differentiate(affine_grid_sample, input, theta, (7, 11))
+    expected = differentiate(affine_grid_sample, input.clone(memory_format=NCHW), theta, (7, 11))
+    for name, mine, dense in zip(Results._fields, actual, expected, strict=True):
+        assert torch.equal(mine, dense), name
+    assert actual.output.is_contiguous(memory_format=memory_format)
+    assert actual.grad_input.is_contiguous(memory_format=memory_format)
+
+
+THETA_LAYOUTS = {
+    "sliced from homogeneous matrices": lambda theta: F.pad(theta, (0, 0, 0, 1))[:, :2],
+    "transposed": lambda theta: theta.transpose(1, 2).contiguous().transpose(1, 2),
+    "an offset, and a gap": lambda theta: F.pad(theta, (1, 4))[:, :, 1:4],
+    "one matrix expanded": lambda theta: theta[:1].expand_as(theta),
+}
+
+
+@pytest.mark.parametrize("layout", THETA_LAYOUTS)
+def test_strides_of_theta_change_no_bit(layout):
+    input, theta = (
+        randn(len(MAPS), 3, 8, 16, dtype=torch.float32),
+        THETA_LAYOUTS[layout](maps(dtype=torch.float32)),
+    )
+    actual = differentiate(affine_grid_sample, input, theta)
+    expected = differentiate(affine_grid_sample, input, theta.clone(memory_format=NCHW))
+    for name, mine, dense in zip(Results._fields, actual, expected, strict=True):
+        assert torch.equal(mine, dense), name
+
+
+GRADS = {
+    "expanded, as sum() gives it": lambda shape: randn(1, 1, 1, 1).float().expand(shape),
+    "channels_last": lambda shape: randn(*shape).float().to(memory_format=CHANNELS_LAST),
+    "transposed": lambda shape: randn(*shape).float().transpose(2, 3).contiguous().transpose(2, 3),
+}
+
+
+@pytest.mark.parametrize("layout", GRADS)
+def test_strides_of_the_incoming_gradient_change_no_bit(layout):
+    input, theta = randn(len(MAPS), 3, 8, 16, dtype=torch.float32), maps(dtype=torch.float32)
+    grad = GRADS[layout](input.shape)
+    actual = differentiate(affine_grid_sample, input, theta, grad=grad)
+    expected = differentiate(affine_grid_sample, input, theta, grad=grad.clone(memory_format=NCHW))
+    for name, mine, dense in zip(Results._fields, actual, expected, strict=True):
+        assert torch.equal(mine, dense), name
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        (None, (4, 5)),
+        (3, (3, 3)),
+        ((3, 6), (3, 6)),
+        ([3, 6], (3, 6)),
+        (torch.Size((3, 6)), (3, 6)),
+    ],
+    ids=repr,
+)
+def test_size_is_read_as_interpolate_does(sample, size, expected):
+    input, theta = randn(2, 3, 4, 5), maps(2)
+    output = sample(input, theta, size)
+    assert output.shape == (2, 3, *expected)
+    assert output.shape == F.interpolate(input, size or input.shape[2:]).shape
+    torch.testing.assert_close(output, eager_pair(input, theta, expected))
+
+
+@pytest.mark.parametrize(("n", "c"), [(0, 3), (2, 0), (0, 0)])
+def test_empty_batches_and_no_channels_give_empty_outputs_and_zero_gradients(sample, n, c):
+    input, theta = torch.empty(n, c, 4, 5), maps(2, torch.float32)[:n]
+    actual = differentiate(sample, input, theta, (3, 6))
+    assert actual.output.shape == (n, c, 3, 6)
+    assert torch.equal(actual.grad_input, torch.zeros(n, c, 4, 5))
+    assert torch.equal(actual.grad_theta, torch.zeros(n, 2, 3))
+
+
+@pytest.mark.parametrize("needs", [(True, False), (False, True), (True, True)])
+def test_only_wanted_gradients_are_computed(needs):
+    input, theta = randn(2, 3, 4, 5), maps(2)
+    both = differentiate(affine_grid_sample, input, theta)[1:]
+    leaves = [t.clone().requires_grad_(n) for t, n in zip((input, theta), needs, strict=True)]
+    output = affine_grid_sample(*leaves)
+    with Recorder() as recorder:
+        output.backward(randn(*output.shape, seed=1))
+    (arguments,) = recorder.arguments(BACKWARD)
+    assert list(arguments[-1]) == list(needs)
+    for leaf, need, expected in zip(leaves, needs, both, strict=True):
+        assert torch.equal(leaf.grad, expected) if need else leaf.grad is None
+
+
+def test_nothing_is_kept_for_a_backward_that_nobody_wants():
+    input, theta = randn(2, 3, 4, 5), maps(2)
+    assert affine_grid_sample(input, theta).grad_fn is None
+    with torch.no_grad():
+        assert affine_grid_sample(input.requires_grad_(), theta).grad_fn is None
+
+
+def test_one_call_is_one_operator():
+    with Recorder() as recorder:
+        affine_grid_sample(randn(2, 3, 4, 5), maps(2), 7)
+    assert FORWARD in [func for func, _ in recorder.calls]
+    made = [func for func, _ in recorder.calls if func.namespace != "aten" or "grid" in str(func)]
+    assert made == [FORWARD]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_autocast_changes_nothing(sample, dtype):
+    input, theta = randn(len(MAPS), 3, 9, 17).to(dtype), maps(dtype=torch.float32)
+    expected = differentiate(affine_grid_sample, input, theta)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = differentiate(sample, input, theta)
+    for name, mine, plain in zip(Results._fields, actual, expected, strict=True):
+        assert mine.dtype == plain.dtype, name
+        assert torch.equal(mine, plain), name
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_gradients_pass_gradcheck(align_corners):
+    input, size = randn(3, 2, 4, 5), (3, 6)
+    theta = smooth_maps((4, 5), size, align_corners, n=3)
+    assert torch.autograd.gradcheck(
+        lambda input, theta: affine_grid_sample(input, theta, size, align_corners=align_corners),
+        (input.requires_grad_(), theta.requires_grad_()),
+        check_batched_grad=True,
+    )
+
+
+INPUT, THETA = torch.zeros(2, 3, 4, 5), torch.zeros(2, 2, 3)
+SIZE = "two ints (H_out, W_out)"
+# The arguments that differ from a good call, the error, and what its message has to hold besides the name.
+BAD = {
+    "input is a list": ({"input": [1.5]}, TypeError, ["torch.Tensor", "[1.5]", "list"]),
+    "theta is None": ({"theta": None}, TypeError, ["torch.Tensor", "None"]),
+    "input is sparse": ({"input": INPUT.to_sparse()}, TypeError, ["strided", "torch.sparse_coo"]),
+    "input of bytes": ({"input": INPUT.byte()}, TypeError, ["torch.bfloat16", "torch.uint8"]),
+    "complex input": ({"input": INPUT.cfloat()}, TypeError, ["torch.bfloat16", "torch.complex64"]),
+    "integer theta": ({"theta": THETA.long()}, TypeError, ["floating", "torch.int64"]),
+    "complex theta": ({"theta": THETA.cfloat()}, TypeError, ["floating", "torch.complex64"]),
+    "input without a batch": ({"input": INPUT[0]}, ValueError, ["(N, C, H_in, W_in)", "(3, 4, 5)"]),
+    "volume": ({"input": INPUT[None]}, ValueError, ["(N, C, H_in, W_in)", "(1, 2, 3, 4, 5)"]),
+    "no rows": ({"input": INPUT[:, :, :0]}, ValueError, ["one pixel", "(2, 3, 0, 5)"]),
+    "no columns": ({"input": INPUT[..., :0]}, ValueError, ["one pixel", "(2, 3, 4, 0)"]),
+    "theta without a batch": ({"theta": THETA[0]}, ValueError, ["(N, 2, 3)", "(2, 3)"]),
+    "homogeneous theta": ({"theta": torch.zeros(2, 3, 3)}, ValueError, ["(N, 2, 3)", "(2, 3, 3)"]),
+    "theta for a volume": ({"theta": torch.zeros(2, 3, 4)}, ValueError, ["(N, 2, 3)", "(2, 3, 4)"]),
+    "theta without translation": ({"theta": torch.zeros(2, 2, 2)}, ValueError, ["(N, 2, 3)", "(2, 2, 2)"]),
+    "one theta for two images": ({"theta": THETA[:1]}, ValueError, ["(2, 2, 3)", "(1, 2, 3)"]),
+    "theta elsewhere": ({"theta": THETA.to("meta")}, ValueError, ["device", "cpu", "meta"]),
+    "size zero": ({"size": 0}, ValueError, ["positive", "0"]),
+    "negative width": ({"size": (4, -5)}, ValueError, ["positive", "(4, -5)"]),
+    "size too large to count": ({"size": (4, 2**31)}, ValueError, ["2**31", "(4, 2147483648)"]),
+    "one extent": ({"size": (4,)}, ValueError, [SIZE, "(4,)"]),
+    "affine_grid's size": ({"size": (2, 3, 4, 5)}, ValueError, [SIZE, "(2, 3, 4, 5)", "without (N, C)"]),
+    "size is a float": ({"size": 2.5}, TypeError, [SIZE, "2.5", "float"]),
+    "size is a str": ({"size": "45"}, TypeError, [SIZE, "'45'", "str"]),
+    "size is a bool": ({"size": True}, TypeError, [SIZE, "True", "bool"]),
+    "an extent is a float": ({"size": (4, 5.0)}, TypeError, [SIZE, "5.0", "float"]),
+    "a mode that is not there yet": ({"mode": "bicubic"}, ValueError, ["'bilinear'", "'bicubic'"]),
+    "mode is not a str": ({"mode": 0}, TypeError, ["str", "0", "int"]),
+    "a padding_mode that is not there yet": ({"padding_mode": "border"}, ValueError, ["'zeros'", "'border'"]),
+    "padding_mode is not a str": ({"padding_mode": None}, TypeError, ["str", "None"]),
+    "align_corners is an int": ({"align_corners": 1}, TypeError, ["bool", "1", "int"]),
+    "align_corners is None": ({"align_corners": None}, TypeError, ["bool", "None"]),
+}
+
+
+@pytest.mark.parametrize(("changed", "kind", "parts"), BAD.values(), ids=BAD)
+def test_bad_arguments_are_named_before_anything_runs(changed, kind, parts):
+    (name,) = changed
+    with Recorder() as recorder, pytest.raises((TypeError, ValueError)) as raised:
+        affine_grid_sample(**{"input": INPUT, "theta": THETA, **changed})
+    assert raised.type is kind
+    message = str(raised.value)
+    assert message.startswith(f"{name} must ")
+    expected, got = message.rsplit("got ", 1)
+    for part in parts:
+        assert part in expected + got
+    assert any(part in got for part in parts), "the message does not say what it was given"
+    assert not recorder.arguments(FORWARD)
+
+
+def test_options_are_keywords_only():
+    with pytest.raises(TypeError, match="positional"):
+        affine_grid_sample(INPUT, THETA, 4, "bilinear")
+
+
+def without_entry(theta, image, row, column):
+    theta = theta.clone()
+    theta[image, row, column] = 0
+    return theta
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30, -1e30, 1e300, 1e10])
+@pytest.mark.parametrize("row", [0, 1])
+@pytest.mark.parametrize("column", [0, 1, 2])
+@pytest.mark.parametrize("input_dtype", [torch.float32, torch.float64, torch.float16], ids=str)
+def test_a_coordinate_beyond_all_bounds_samples_zero(value, row, column, input_dtype):
+    """One entry of the second of three matrices is ``value``; an odd size, so that 0 * value occurs."""
+    input, theta = randn(3, 2, 5, 7).to(input_dtype), maps(3)  # fp64: 1e300 is infinite in fp32 only
+    bad = theta.clone()
+    bad[1, row, column] = value
+    kept = torch.ones(3, 1, 5, 7, dtype=torch.bool)
+    kept[1] = False
+    finite = torch.tensor(value, dtype=torch.promote_types(input_dtype, torch.float32)).isfinite()
+    if finite and column == 0:
+        kept[1, :, :, 3] = True  # the middle column, where 0 times anything finite is 0
+    if finite and column == 1:
+        kept[1, :, 2, :] = True
+    grad = randn(3, 2, 5, 7, seed=1).to(input_dtype)
+    actual = differentiate(affine_grid_sample, input, bad, grad=grad)
+    expected = differentiate(
+        affine_grid_sample, input, without_entry(theta, 1, row, column), grad=grad.where(kept, 0)
+    )
+    assert torch.equal(actual.output, expected.output.where(kept, 0))
+    assert torch.equal(actual.grad_input, expected.grad_input)
+    assert actual.grad_theta.isfinite().all()
+    others = [0, 2]
+    assert torch.equal(actual.grad_theta[others], expected.grad_theta[others])
+
+
+def test_a_map_past_the_edge_gives_zeros_and_zero_gradients():
+    theta = torch.tensor([[[1, 0, 5.0], [0, 1, 0]]])
+    for tensor in differentiate(affine_grid_sample, randn(1, 2, 5, 7).float(), theta):
+        assert torch.equal(tensor, torch.zeros_like(tensor))
+
+
+def dual(function, *primals):
+    with forward_ad.dual_level():
+        return function(*(forward_ad.make_dual(t, torch.ones_like(t)) for t in primals))
+
+
+FORWARD_MODE = {
+    "jvp": lambda function, *primals: torch.func.jvp(function, primals, primals),
+    "jacfwd": lambda function, *primals: torch.func.jacfwd(function)(*primals),
+    "linearize": lambda function, *primals: torch.func.linearize(function, *primals)[1](*primals),
+    "dual tensors": dual,
+}
+WITH_RESPECT_TO = {
+    "input": (lambda input: affine_grid_sample(input, THETA), [INPUT]),
+    "theta": (lambda theta: affine_grid_sample(INPUT, theta), [THETA]),
+    "both": (affine_grid_sample, [INPUT, THETA]),
+}
+
+
+@pytest.mark.parametrize("argument", WITH_RESPECT_TO)
+@pytest.mark.parametrize("transform", FORWARD_MODE)
+def test_forward_mode_raises(transform, argument):
+    function, primals = WITH_RESPECT_TO[argument]
+    with pytest.raises(NotImplementedError, match="affine_grid_sample has no forward-mode derivative"):
+        FORWARD_MODE[transform](function, *primals)
+
+
+@pytest.mark.parametrize("argument", WITH_RESPECT_TO)
+@pytest.mark.parametrize("transform", ["jvp", "jacfwd"])
+def test_forward_mode_raises_when_compiled(transform, argument):
+    torch._dynamo.reset()
+    function, primals = WITH_RESPECT_TO[argument]
+    compiled = torch.compile(partial(FORWARD_MODE[transform], function), backend="aot_eager")
+    with pytest.raises(NotImplementedError, match="affine_grid_sample has no forward-mode derivative"):
+        compiled(*primals)
+
+
+def test_the_backward_refuses_a_dual_gradient():
+    """Reverse over a dual grad_output is forward-mode too: of the backward."""
+    theta = maps(2).requires_grad_()
+    output = affine_grid_sample(randn(2, 3, 4, 5), theta)
+    with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+        dual(lambda grad: torch.autograd.grad(output, theta, grad), torch.ones_like(output))
+
+
+def test_tensors_without_a_tangent_pass_through_a_dual_level(sample):
+    input, theta = randn(2, 3, 4, 5), maps(2)
+    with forward_ad.dual_level():
+        inside = sample(input, theta)
+    assert torch.equal(inside, affine_grid_sample(input, theta))
+
+
+@pytest.mark.parametrize("argument", ["input", "theta", "grad_output"])
+def test_second_derivatives_raise(argument):
+    leaves = {
+        "input": randn(2, 3, 4, 5).requires_grad_(),
+        "theta": maps(2).requires_grad_(),
+        "grad_output": randn(2, 3, 4, 5, seed=1).requires_grad_(),
+    }
+    first = torch.autograd.grad(
+        affine_grid_sample(leaves["input"], leaves["theta"]),
+        (leaves["input"], leaves["theta"]),
+        leaves["grad_output"],
+        create_graph=True,
+    )
+    with pytest.raises(NotImplementedError, match="affine_grid_sample has no second derivative"):
+        torch.autograd.grad(sum(g.sum() for g in first), leaves[argument])
+
+
+@pytest.mark.parametrize("mode", ["eager", "compiled"])
+def test_func_grad_is_right_or_raises(mode):
+    torch._dynamo.reset()
+    input, theta = randn(2, 3, 4, 5), maps(2)
+    gradient = torch.func.grad(lambda *leaves: affine_grid_sample(*leaves).square().sum(), (0, 1))
+    if mode == "compiled":
+        gradient = torch.compile(gradient, backend="aot_eager")
+    try:
+        actual = gradient(input, theta)
+    except RuntimeError:
+        return
+    leaves = input.requires_grad_(), theta.requires_grad_()
+    expected = torch.autograd.grad(affine_grid_sample(*leaves).square().sum(), leaves)
+    torch.testing.assert_close(actual, expected)
+
+
+IMPORT = """
+import sys, warnings
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import torch
+before = set(sys.modules)
+import stn_triton
+roots = {name.partition(".")[0] for name in set(sys.modules) - before} - sys.stdlib_module_names
+assert roots <= {"stn_triton", "torch"}, roots
+for heavy in ("triton", "torch._dynamo", "torch._inductor"):
+    assert heavy in before or heavy not in sys.modules, heavy
+assert "triton" not in sys.modules
+assert not torch.cuda.is_initialized()
+"""
+
+
+def test_import_is_silent_and_light():
+    root = pathlib.Path(stn_triton.__file__).parent.parent
+    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-W", "error", "-c", IMPORT]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_docstring_example_runs():
+    result = doctest.testmod(functional)
+    assert result.attempted > 0
+    assert result.failed == 0

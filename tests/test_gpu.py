@@ -1,0 +1,175 @@
+"""What only a GPU can show: agreement with PyTorch's CUDA sampler, sizes, streams, graphs, no waiting."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import stn_triton
+
+pytestmark = pytest.mark.gpu
+CUDA = "cuda"
+
+
+def data(shape, dtype=torch.float32, channels_last=False, requires_grad=True):
+    torch.manual_seed(0)
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    input = torch.randn(shape, device=CUDA).to(dtype).contiguous(memory_format=form)
+    eye = torch.eye(2, 3, device=CUDA)
+    theta = eye + 0.2 * torch.randn(shape[0], 2, 3, device=CUDA)
+    return input.requires_grad_(requires_grad), theta.requires_grad_(requires_grad)
+
+
+def pair(input, theta, size, align_corners):
+    grid = F.affine_grid(theta, [*input.shape[:2], *size], align_corners)
+    return F.grid_sample(input, grid, align_corners=align_corners)
+
+
+def results(function, input, theta, grad):
+    output = function(input, theta)
+    return [output.detach(), *torch.autograd.grad(output, (input, theta), grad.to(output.dtype))]
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(4, 3, 65, 47), (2, 64, 28, 28), (3, 33, 17, 40)], ids=str)
+def test_error_is_within_twice_that_of_the_pair_on_cuda(shape, dtype, channels_last, align_corners):
+    size = (37, 50)
+    input, theta = data(shape, dtype, channels_last)
+    grad = torch.randn(*shape[:2], *size, device=CUDA)
+    # Away from kinks, where the derivative for theta jumps by whole pixel differences.
+    with torch.no_grad():
+        grid = F.affine_grid(theta.double(), [*shape[:2], *size], align_corners)
+        extent = torch.tensor([shape[3], shape[2]], device=CUDA)
+        pixels = (grid + 1) / 2 * (extent - 1) if align_corners else ((grid + 1) * extent - 1) / 2
+        grad *= ((pixels - pixels.round()).abs() > 1e-3).all(-1)[:, None]
+    grad = grad.to(dtype)
+    exact = [t.detach().double().requires_grad_() for t in (input, theta)]
+    truth = results(lambda x, t: pair(x, t, size, align_corners), *exact, grad)
+    wide = [t.detach().to(torch.promote_types(dtype, torch.float32)).requires_grad_() for t in (input, theta)]
+    theirs = results(lambda x, t: pair(x, t, size, align_corners), *wide, grad)
+    ours = results(
+        lambda x, t: stn_triton.affine_grid_sample(x, t, size, align_corners=align_corners),
+        input,
+        theta,
+        grad,
+    )
+    for actual, other, expected in zip(ours, theirs, truth, strict=True):
+        rounding = torch.finfo(actual.dtype).eps / 2 * expected.abs().max()
+        budget = 2 * (other.double() - expected).abs().max() + rounding
+        assert (actual.double() - expected).abs().max() <= budget
+
+
+def test_more_images_than_a_grid_axis_counts():
+    input, theta = data((70_000, 2, 3, 5))
+    grad = torch.randn(70_000, 2, 4, 4, device=CUDA)
+    ours = results(lambda x, t: stn_triton.affine_grid_sample(x, t, 4), input, theta, grad)
+    cpu = [t.detach().cpu().requires_grad_() for t in (input, theta)]
+    theirs = results(lambda x, t: stn_triton.affine_grid_sample(x, t, 4), *cpu, grad.cpu())
+    torch.testing.assert_close(ours[0].cpu(), theirs[0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(ours[1].cpu(), theirs[1], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 1, 2**15, 2**15), (1, 3, 2**15, 2**15), (2**11 + 1, 1024, 32, 32)], ids=str
+)
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+def test_tensors_of_more_than_2_31_elements(shape, channels_last):
+    needed = 6 * 2 * torch.Size(shape).numel()
+    if torch.cuda.mem_get_info()[0] < needed:
+        pytest.skip(f"needs {needed / 2**30:.0f} GiB of GPU memory")
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    input = torch.empty(shape, dtype=torch.float16, device=CUDA, memory_format=form).normal_()
+    theta = torch.eye(2, 3, device=CUDA).repeat(shape[0], 1, 1)
+    input.requires_grad_(), theta.requires_grad_()
+    output = stn_triton.affine_grid_sample(input, theta)
+    assert torch.equal(output, input)
+    (grad_input,) = torch.autograd.grad(output, input, input.detach())
+    assert torch.equal(grad_input, input)
+
+
+def test_nothing_waits_for_the_gpu():
+    input, theta = data((2, 3, 20, 30))
+    grad = torch.randn(2, 3, 20, 30, device=CUDA)
+    results(stn_triton.affine_grid_sample, input, theta, grad)  # compiles, and may tune
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        results(stn_triton.affine_grid_sample, input, theta, grad)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_training_step_in_a_cuda_graph(monkeypatch):
+    monkeypatch.setenv("STN_TRITON_AUTOTUNE", "1")
+    input, theta = data((2, 3, 20, 30))
+    grad = torch.randn(2, 3, 20, 30, device=CUDA)
+    results(stn_triton.affine_grid_sample, input, theta, grad)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        static = results(stn_triton.affine_grid_sample, input, theta, grad)
+    with torch.no_grad():
+        input.normal_()
+        theta += 0.01
+    graph.replay()
+    for captured, expected in zip(
+        static, results(stn_triton.affine_grid_sample, input, theta, grad), strict=True
+    ):
+        torch.testing.assert_close(captured, expected, rtol=0, atol=0)
+
+
+def test_a_side_stream_gives_the_same():
+    input, theta = data((2, 3, 20, 30))
+    grad = torch.randn(2, 3, 20, 30, device=CUDA)
+    expected = results(stn_triton.affine_grid_sample, input, theta, grad)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        actual = results(stn_triton.affine_grid_sample, input, theta, grad)
+    torch.cuda.current_stream().wait_stream(stream)
+    for a, b in zip(actual, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_tensors_on_another_gpu_than_the_current_one():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    input, theta = (t.to("cuda:1") for t in data((2, 3, 20, 30), requires_grad=False))
+    with torch.cuda.device(0):
+        output = stn_triton.affine_grid_sample(input, theta)
+    assert output.device == input.device
+    expected = stn_triton.affine_grid_sample(input.cpu(), theta.cpu())
+    torch.testing.assert_close(output.cpu(), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_hundred_backward_runs_are_bitwise_equal(dtype):
+    input, theta = data((4, 16, 60, 60), dtype)
+    grad = torch.randn(4, 16, 60, 60, device=CUDA)
+    torch.use_deterministic_algorithms(True)
+    try:
+        first = results(stn_triton.affine_grid_sample, input, theta, grad)
+        for _ in range(100):
+            for a, b in zip(first, results(stn_triton.affine_grid_sample, input, theta, grad), strict=True):
+                assert torch.equal(a, b)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_tuning_runs_and_its_choice_is_right(monkeypatch, tmp_path):
+    from stn_triton import tuning
+
+    monkeypatch.setenv("STN_TRITON_AUTOTUNE", "1")
+    monkeypatch.setenv("STN_TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(tuning, "SHIPPED", tmp_path / "none")
+    tuning._table.cache_clear()
+    try:
+        input, theta = data((8, 3, 32, 32))
+        grad = torch.randn(8, 3, 32, 32, device=CUDA)
+        tuned = results(stn_triton.affine_grid_sample, input, theta, grad)
+        assert list(tmp_path.glob("*.json"))
+    finally:
+        tuning._table.cache_clear()
+    monkeypatch.setenv("STN_TRITON_AUTOTUNE", "0")
+    for a, b in zip(tuned, results(stn_triton.affine_grid_sample, input, theta, grad), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
