@@ -28,7 +28,7 @@ from stn_triton import tuning
 from stn_triton.kernels.backward import backward_kernel, theta_kernel
 from stn_triton.kernels.block import UNSPECIALIZED
 from stn_triton.kernels.forward import forward_kernel
-from stn_triton.launch import OPTIONS
+from stn_triton.launch import options as launch_options
 
 KERNELS = {
     "forward": forward_kernel,
@@ -93,7 +93,10 @@ def compile(
     bucket: tuning.Bucket, config: tuning.Config, arch: int, **flags: object
 ) -> triton.compiler.CompiledKernel:
     """Compile for an NVIDIA architecture such as 90."""
-    options = {"num_warps": config["num_warps"], **OPTIONS}
+    options = {
+        "num_warps": config["num_warps"],
+        **launch_options(bucket.kernel, getattr(torch, bucket.dtype)),
+    }
     return triton.compile(source(bucket, config, **flags), GPUTarget("cuda", arch, 32), options)
 
 
@@ -138,13 +141,14 @@ def shipped(archs: Sequence[int]) -> list[tuple[tuple[tuning.Bucket, tuning.Conf
             for channels_last, channels in ((False, 4), (False, 64), (True, 4), (True, 64), (True, 100)):
                 bucket = tuning.bucket_of(kernel, channels_last, dtype, 64, channels, 224 * 224)
                 cases.append(((bucket, tuning.default(bucket), arch), {}))
-        bucket = tuning.bucket_of(kernel, False, torch.float32, 64, 16, 224 * 224)
-        cases.append(((bucket, tuning.default(bucket), arch), {"index": tl.int64}))
+        for channels_last in (False, True):
+            bucket = tuning.bucket_of(kernel, channels_last, torch.float32, 64, 16, 224 * 224)
+            cases.append(((bucket, tuning.default(bucket), arch), {"index": tl.int64}))
         cases.append(((bucket, tuning.default(bucket), arch), {"align_corners": True}))
         bucket = tuning.bucket_of(kernel, False, torch.float32, 64, 2048, 7 * 7)
         cases.append(((bucket, tuning.default(bucket), arch), {}))
-    for name, config in tuning.shipped_configurations():
-        cases += [((tuning.Bucket.parse(name), config, arch), {}) for arch in archs]
+    for bucket, config in tuning.shipped_configurations():
+        cases += [((bucket, config, arch), {}) for arch in archs]
     return cases
 
 

@@ -7,6 +7,8 @@ Triton's interpreter (``TRITON_INTERPRET=1``), which is how the kernels are test
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -20,8 +22,7 @@ from stn_triton.kernels.forward import forward_kernel
 from stn_triton.reference import coordinate_dtype, memory_format
 
 _TRITON_DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
-# Weighted sums may contract; coordinates are fixed by explicit FMAs. Triton's own default is to change.
-OPTIONS = {"enable_fp_fusion": True}
+
 _MAX_PROGRAMS = 2**31 - 1
 
 
@@ -56,7 +57,8 @@ def backward(
         return grad_input, theta.new_zeros(theta.shape) if needs_theta else None
     sizes = (c, *input.shape[2:], *grad_output.shape[2:])
     strides = (*grad_output.stride(), *input.stride(), *theta.stride())
-    flags = _flags(input, (grad_output, input), align_corners)
+    written = (grad_input,) if needs_input else ()
+    flags = _flags(input, (grad_output, input, *written), align_corners)
     if needs_input:
         arguments = (grad_input, grad_output, input, theta, *sizes, *grad_input.stride(), *strides)
         name = "backward" if needs_theta else "backward_input"
@@ -76,15 +78,27 @@ def _flags(input: Tensor, tensors: Sequence[Tensor], align_corners: bool) -> dic
     """The constexprs that do not depend on block sizes."""
     return {
         "ALIGN_CORNERS": align_corners,
-        "INDEX": tl.int64 if any(_image_extent(t) >= 2**31 for t in tensors) else tl.int32,
+        "INDEX": tl.int64 if any(_plane_extent(t) >= 2**31 for t in tensors) else tl.int32,
         "DTYPE": _TRITON_DTYPES[coordinate_dtype(input.dtype)],
     }
 
 
-def _image_extent(tensor: Tensor) -> int:
-    """Elements from the first to the last of one image, the range of offsets within a program."""
-    pairs = zip(tensor.shape[1:], tensor.stride()[1:], strict=True)
-    return 1 + sum((size - 1) * stride for size, stride in pairs)
+def _plane_extent(tensor: Tensor) -> int:
+    """Elements that an offset of a pixel spans, two pixels beyond the plane included."""
+    return (tensor.shape[2] + 2) * tensor.stride(2) + (tensor.shape[3] + 2) * tensor.stride(3)
+
+
+@functools.cache
+def options(kernel: str, dtype: torch.dtype) -> dict[str, object]:
+    """How to compile a kernel, by its name in a bucket, for an image's dtype.
+
+    Weighted sums may contract (coordinates are fixed by explicit FMAs); Triton's own default is to change.
+    ptxas left to itself sometimes aims at fewer registers than the gather needs and spills a few.
+    """
+    result: dict[str, object] = {"enable_fp_fusion": True}
+    if kernel.startswith("backward") and dtype != torch.float64 and torch.version.hip is None:
+        result["maxnreg"] = 128
+    return result
 
 
 def _launch(
@@ -101,8 +115,8 @@ def _launch(
     bucket = tuning.bucket_of(name, channels_last, tiled.dtype, n, c, height * width)
 
     def run(config: tuning.Config) -> Tensor | None:
-        tiles = triton.cdiv(height, config["BLOCK_H"]) * triton.cdiv(width, config["BLOCK_W"])
-        programs = n * triton.cdiv(c, config["BLOCK_C"]) * tiles
+        extents = (c, config["BLOCK_C"]), (height, config["BLOCK_H"]), (width, config["BLOCK_W"])
+        programs = n * math.prod(-(-size // block) for size, block in extents)
         if programs > _MAX_PROGRAMS:
             raise ValueError(f"too many tiles for one launch: {programs} over shape {tuple(tiled.shape)}")
         leading = ()
@@ -110,7 +124,9 @@ def _launch(
             dtype = coordinate_dtype(tiled.dtype)
             leading = (tiled.new_empty(programs if needs_partial else 0, 6, dtype=dtype),)
         is_even = c % config["BLOCK_C"] == 0
-        kernel[(programs,)](*leading, *arguments, **flags, **config, EVEN_C=is_even, **OPTIONS)
+        kernel[(programs,)](
+            *leading, *arguments, **flags, **config, EVEN_C=is_even, **options(name, tiled.dtype)
+        )
         return leading[0] if leading else None
 
     with torch.cuda.device(tiled.device) if tiled.is_cuda else contextlib.nullcontext():

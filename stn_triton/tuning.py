@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -51,16 +52,17 @@ class Bucket(NamedTuple):
         return f"{self.kernel}/{self.layout}/{self.dtype}/c{self.channels}/p{self.pixels}/n{self.planes}"
 
     @classmethod
-    def parse(cls, name: str) -> Bucket:
-        """The bucket of a key."""
-        kernel, layout, dtype, *numbers = name.split("/")
-        return cls(kernel, layout, dtype, *(int(number[1:]) for number in numbers))
+    def parse(cls, name: str) -> Bucket | None:
+        """The bucket of a key; None if it is no key."""
+        match = re.fullmatch(r"(\w+)/(nchw|channels_last(?:_16)?)/(\w+)/c(\d+)/p(\d+)/n(\d+)", name)
+        return match and cls(*match.groups()[:3], *map(int, match.groups()[3:]))
 
     def lane(self) -> int:
         """Channels that one lane reads at once."""
         return 16 // getattr(torch, self.dtype).itemsize if self.layout == "channels_last_16" else 1
 
 
+@functools.lru_cache(maxsize=1024)
 def bucket_of(kernel: str, channels_last: bool, dtype: torch.dtype, n: int, c: int, pixels: int) -> Bucket:
     """The bucket of a launch over n images of c channels and so many pixels."""
     layout = ("channels_last_16" if c % 16 == 0 else "channels_last") if channels_last else "nchw"
@@ -77,29 +79,31 @@ def space(bucket: Bucket) -> list[Config]:
     """The configurations worth trying for a bucket, the default first."""
     configs = [default(bucket)]
     blocks_c = [c for c in (1, 4, 8, 16, 32, 64, 128) if c <= bucket.channels]
-    runs_c = (1,) if bucket.layout == "nchw" else (1, 8, 16, 32, 64)
-    tiles = ((2, 8), (4, 8), (8, 8), (8, 16), (16, 16), (4, 32))
-    for block_c, run_c, tile, num_warps in itertools.product(blocks_c, runs_c, tiles, (2, 4, 8)):
+    runs_c = (1,) if bucket.layout == "nchw" or bucket.channels < 16 else (1, 16, 32)
+    tiles = (((2, 8), 2), ((4, 8), 4), ((8, 8), 2), ((8, 8), 4), ((8, 16), 4), ((16, 16), 8), ((4, 32), 4))
+    for block_c, run_c, (tile, num_warps) in itertools.product(blocks_c, runs_c, tiles):
         threads = 32 * num_warps
         elements = block_c * tile[0] * tile[1] // threads
         lanes = run_c * tile[0] * tile[1] // bucket.lane()
         fits = bucket.lane() <= run_c <= block_c and min(bucket.channels, 4) <= elements <= 32
-        if fits and threads <= lanes <= 2 * threads:
-            config = _config(block_c, run_c, *tile, num_warps)
-            if config not in configs:
-                configs.append(config)
+        config = _config(block_c, run_c, *tile, num_warps)
+        if fits and threads <= lanes <= 2 * threads and config not in configs:
+            configs.append(config)
     return configs
 
 
 def default(bucket: Bucket) -> Config:
-    """Conservative: 128 threads, each with one pixel and up to 16 channels of it."""
+    """Conservative: 128 threads, each with one pixel and up to 16 channels of it (8 for grad_theta alone)."""
+    groups = 8 if bucket.kernel == "theta" else 16
     if bucket.layout == "nchw" or bucket.channels < 16:
         block_h, block_w = (8, 8) if bucket.pixels <= 64 else (8, 16)
-        return _config(min(bucket.channels, 16), 1, block_h, block_w, block_h * block_w // 32)
-    run_c = min(4 * bucket.lane(), 16)
+        return _config(min(bucket.channels, groups), 1, block_h, block_w, block_h * block_w // 32)
+    run_c = 16
+    if bucket.layout == "channels_last":  # lanes of single channels, whose masks cost registers
+        run_c, groups = 4, 8
     lanes = run_c // bucket.lane()
-    block_h, block_w = {2: (8, 8), 4: (4, 8), 8: (2, 8), 16: (2, 4)}[lanes]
-    return _config(min(bucket.channels, 16 * lanes), run_c, block_h, block_w, 4)
+    block_h, block_w = {2: (8, 8), 4: (4, 8), 8: (2, 8)}[lanes]
+    return _config(min(bucket.channels, groups * run_c), run_c, block_h, block_w, 4)
 
 
 def _config(*values: int) -> Config:
@@ -110,31 +114,33 @@ def configuration(bucket: Bucket, device: torch.device, run: Callable[[Config], 
     """The configuration for a bucket on a device; ``run`` launches the kernel with one, for tuning."""
     if device.type != "cuda":
         return default(bucket)
-    table = _table(_slug(torch.cuda.get_device_name(device)))
-    found = table.get(bucket.name())
+    slug = _slug(device.index)
+    table = _table(slug)
+    found = table.get(bucket)
     if found is not None:
         return found
     if os.environ.get("STN_TRITON_AUTOTUNE", "1") == "0" or torch.cuda.is_current_stream_capturing():
         return default(bucket)
     with _lock:
-        if bucket.name() not in table:
-            table[bucket.name()] = tune(bucket, run)
-            _save(_slug(torch.cuda.get_device_name(device)), table)
-    return table[bucket.name()]
+        if bucket not in table:
+            table[bucket] = tune(bucket, run)
+            _save(cache_path(slug), {bucket: table[bucket]})
+    return table[bucket]
 
 
 def tune(bucket: Bucket, run: Callable[[Config], object]) -> Config:
-    """The fastest configuration of the bucket's space, by the median of repeated launches."""
-    from triton.runtime.errors import OutOfResources
+    """The fastest configuration of the bucket's space, by the median of repeated launches.
+
+    Timed with the arguments of the call at hand, its theta included.
+    """
     from triton.testing import do_bench
 
     times = []
     for config in space(bucket):
-        try:
+        # One that does not compile or fit is no loss; an error of the call itself returns with the winner.
+        with contextlib.suppress(Exception):
             median = do_bench(functools.partial(run, config), warmup=5, rep=20, return_mode="median")
-        except OutOfResources:
-            continue
-        times.append((median, config))
+            times.append((median, config))
     return min(times, key=lambda entry: entry[0])[1] if times else default(bucket)
 
 
@@ -144,44 +150,58 @@ def cache_path(slug: str) -> Path:
     return Path(os.environ.get("STN_TRITON_CACHE_DIR") or Path(home) / "stn_triton") / f"{slug}.json"
 
 
-def _slug(device_name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-")
+@functools.cache
+def _slug(index: int) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(index).lower()).strip("-")
 
 
 @functools.cache
-def _table(slug: str) -> dict[str, Config]:
-    return {**_load(cache_path(slug)), **_load(SHIPPED / f"{slug}.json")}
+def _table(slug: str) -> dict[Bucket, Config]:
+    return {**_load(cache_path(slug), _kernels()), **_load(SHIPPED / f"{slug}.json")}
 
 
-def shipped_configurations() -> list[tuple[str, Config]]:
-    """All bucket names and configurations of all shipped tables."""
+@functools.cache
+def _kernels() -> str:
+    """A digest of the kernels: what the user's table was tuned for."""
+    digest = hashlib.sha256()
+    for path in sorted((Path(__file__).parent / "kernels").glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def shipped_configurations() -> list[tuple[Bucket, Config]]:
+    """All buckets and configurations of all shipped tables."""
     return [entry for path in sorted(SHIPPED.glob("*.json")) for entry in _load(path).items()]
 
 
-def _load(path: Path) -> dict[str, Config]:
-    """The valid entries of a table; a file that is missing, unreadable or not one gives none."""
+def _load(path: Path, kernels: str | None = None) -> dict[Bucket, Config]:
+    """The valid entries of a table; a file that is missing, unreadable or for other kernels gives none."""
     try:
-        entries = json.loads(path.read_text())["configs"]
-        return {name: config for name, config in entries.items() if _is_valid(config)}
+        content = json.loads(path.read_text())
+        if kernels is not None and content["kernels"] != kernels:
+            return {}
+        parsed = ((Bucket.parse(name), config) for name, config in content["configs"].items())
+        return {bucket: config for bucket, config in parsed if bucket and _is_valid(bucket, config)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
-def _is_valid(config: object) -> bool:
-    """Powers of two, within what any kernel here can use."""
+def _is_valid(bucket: Bucket, config: object) -> bool:
+    """Powers of two that the bucket's kernel can use: a wrong run would address wrong memory."""
     if not isinstance(config, dict) or sorted(config) != sorted(CONFIG_KEYS):
         return False
-    values = config.values()
-    if not all(type(v) is int and 0 < v <= 256 and v & (v - 1) == 0 for v in values):
+    if not all(type(v) is int and 0 < v <= 256 and v & (v - 1) == 0 for v in config.values()):
+        return False
+    if config["RUN_C"] > (1 if bucket.layout == "nchw" else config["BLOCK_C"]):
         return False
     tile = config["BLOCK_C"] * config["BLOCK_H"] * config["BLOCK_W"]
-    return tile <= 2**15 and config["num_warps"] <= 16 and config["RUN_C"] <= config["BLOCK_C"]
+    return tile <= 2**15 and config["num_warps"] <= 16
 
 
-def _save(slug: str, table: dict[str, Config]) -> None:
-    """Write the user's table whole and rename it into place; a disk that refuses costs only the cache."""
-    path = cache_path(slug)
-    content = json.dumps({"configs": dict(sorted({**_load(path), **table}.items()))}, indent=1)
+def _save(path: Path, found: dict[Bucket, Config]) -> None:
+    """Add to the user's table, written whole and renamed; a disk that refuses costs only the cache."""
+    merged = {bucket.name(): config for bucket, config in {**_load(path, _kernels()), **found}.items()}
+    content = json.dumps({"kernels": _kernels(), "configs": dict(sorted(merged.items()))}, indent=1)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

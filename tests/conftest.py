@@ -4,6 +4,7 @@ The interpreter is chosen before Triton is first imported, so this happens at im
 """
 
 import os
+import tempfile
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:
     os.environ["TRITON_INTERPRET"] = "1"
 os.environ["STN_TRITON_AUTOTUNE"] = "0"
+os.environ["STN_TRITON_CACHE_DIR"] = tempfile.mkdtemp(prefix="stn_triton_")
 
 
 def pytest_collection_modifyitems(items):

@@ -4,9 +4,12 @@ With fp32 positions it shares the kernels' cells, at kinks too; with fp64 positi
 them. Gradients are written out as sums over taps, not taken by autograd.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 
@@ -16,9 +19,38 @@ class Truth(NamedTuple):
     grad_theta: Tensor
 
 
-def _fma(a, b, c, fused):
-    """a * b + c, rounded once if the kernels run on a GPU; the interpreter rounds twice."""
-    return (a.double() * b.double() + c.double()).to(a.dtype) if fused else a * b + c
+@triton.jit
+def _fma_kernel(out_ptr, x_ptr):
+    x = tl.load(x_ptr)
+    tl.store(out_ptr, tl.fma(x, x, -x * x))
+
+
+@functools.cache
+def _is_fused(device):
+    """Whether an FMA of the kernels rounds once: on a GPU and in newer interpreters."""
+    x = torch.full((1,), 1 + 2**-12, device=device)
+    out = torch.zeros_like(x)
+    _fma_kernel[(1,)](out, x)
+    return bool(out.item())
+
+
+def _fma(a, b, c):
+    """a * b + c, rounded as the kernels round it."""
+    if not _is_fused(a.device):
+        return a * b + c
+    if a.dtype == torch.float32:
+        return (a.double() * b.double() + c.double()).float()
+    # Dekker and Knuth: the product and the sum with their errors.
+    split = 2.0**27 + 1
+    high_a, high_b = (t * split - (t * split - t) for t in (a, b))
+    low_a, low_b = a - high_a, b - high_b
+    product = a * b
+    product_error = ((high_a * high_b - product) + high_a * low_b + low_a * high_b) + low_a * low_b
+    total = product + c
+    back = total - product
+    total_error = (product - (total - back)) + (c - back)
+    corrected = total + (product_error + total_error)
+    return torch.where(corrected.isfinite(), corrected, total)
 
 
 def _scales(size_in, size_out, align_corners):
@@ -31,7 +63,6 @@ def _scales(size_in, size_out, align_corners):
 
 def solve(input, theta, size_out, grad_output, align_corners, dtype=torch.float64) -> Truth:
     """Output and gradients in fp64, with positions computed in ``dtype``."""
-    fused = input.is_cuda
     size_in = input.shape[2:]
     x, g = input.double(), grad_output.double()
     scales = _scales(size_in, size_out, align_corners).to(x.device)
@@ -41,7 +72,7 @@ def solve(input, theta, size_out, grad_output, align_corners, dtype=torch.float6
     cells, fractions = [], []
     for axis, n in ((0, size_in[1]), (1, size_in[0])):
         a_u, a_v, a_1 = (a[:, axis, k, None, None].expand_as(u) for k in range(3))
-        centred = _fma(a_u, u, _fma(a_v, v, a_1, fused), fused) + (0.5 if n % 2 == 0 else 0.0)
+        centred = _fma(a_u, u, _fma(a_v, v, a_1)) + (0.5 if n % 2 == 0 else 0.0)
         centred = torch.nan_to_num(centred, nan=-n - 2.0).clamp(-n - 2, n + 2)
         cells.append(centred.floor().long() + (n - 1) // 2)
         fractions.append((centred - centred.floor()).double())

@@ -10,6 +10,7 @@ from stn_triton import tuning
 
 CONFIG = {"BLOCK_C": 4, "RUN_C": 1, "BLOCK_H": 8, "BLOCK_W": 8, "num_warps": 2}
 BUCKET = tuning.bucket_of("forward", False, torch.float32, 8, 3, 224 * 224)
+OTHER = BUCKET._replace(kernel="theta")
 GPU = torch.device("cuda", 0)
 
 
@@ -21,14 +22,14 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Imaginary GPU (80 GB)")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(tuning, "tune", lambda bucket, run: pytest.fail("tuned"))
-    tuning._table.cache_clear()
+    tuning._table.cache_clear(), tuning._slug.cache_clear()
     yield tmp_path / "cache" / "imaginary-gpu-80-gb.json"
-    tuning._table.cache_clear()
+    tuning._table.cache_clear(), tuning._slug.cache_clear()
 
 
 def write(path, configs):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"configs": configs}))
+    path.write_text(json.dumps({"kernels": tuning._kernels(), "configs": configs}))
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last", "channels_last_16"])
@@ -43,7 +44,7 @@ def test_every_configuration_of_the_space_can_be_launched(layout, channels, pixe
     assert space[0] == tuning.default(bucket)
     assert len(space) == len({tuple(config.values()) for config in space})
     for config in space:
-        assert tuning._is_valid(config)
+        assert tuning._is_valid(bucket, config)
         assert config["BLOCK_C"] <= channels
         assert config["RUN_C"] <= config["BLOCK_C"]
         if layout == "nchw":
@@ -76,7 +77,7 @@ def test_a_bucket_is_tuned_once_and_kept_on_disk(gpu, monkeypatch):
     tuning._table.cache_clear()  # as a new process
     assert tuning.configuration(BUCKET, GPU, None) == CONFIG
     assert calls == [BUCKET]
-    assert json.loads(gpu.read_text()) == {"configs": {BUCKET.name(): CONFIG}}
+    assert json.loads(gpu.read_text())["configs"] == {BUCKET.name(): CONFIG}
 
 
 def test_a_shipped_table_is_used_untuned_and_comes_before_the_user_s(gpu, monkeypatch, tmp_path):
@@ -84,7 +85,7 @@ def test_a_shipped_table_is_used_untuned_and_comes_before_the_user_s(gpu, monkey
     write(tmp_path / "tuned" / gpu.name, {BUCKET.name(): CONFIG})
     write(gpu, {BUCKET.name(): {**CONFIG, "num_warps": 4}})
     assert tuning.configuration(BUCKET, GPU, None) == CONFIG
-    assert tuning.shipped_configurations() == [(BUCKET.name(), CONFIG)]
+    assert tuning.shipped_configurations() == [(BUCKET, CONFIG)]
 
 
 def test_the_default_is_used_inside_a_capture_when_switched_off_and_without_a_gpu(gpu, monkeypatch):
@@ -110,7 +111,8 @@ def test_the_default_is_used_inside_a_capture_when_switched_off_and_without_a_gp
         json.dumps({"configs": {BUCKET.name(): {**CONFIG, "BLOCK_C": 3}}}),
         json.dumps({"configs": {BUCKET.name(): {**CONFIG, "BLOCK_C": "4"}}}),
         json.dumps({"configs": {BUCKET.name(): {**CONFIG, "num_warps": 32}}}),
-        json.dumps({"configs": {BUCKET.name(): {**CONFIG, "RUN_C": 8}}}),
+        json.dumps({"configs": {BUCKET.name(): {**CONFIG, "RUN_C": 4}}}),  # would address wrong memory
+        json.dumps({"configs": {"../../" + BUCKET.name(): CONFIG}}),
         json.dumps({"configs": {BUCKET.name(): {"BLOCK_C": 4}}}),
         json.dumps({"configs": {BUCKET.name(): {**CONFIG, "extra": 1}}}),
         b"\xff\xfe\x00",
@@ -118,10 +120,11 @@ def test_the_default_is_used_inside_a_capture_when_switched_off_and_without_a_gp
 )
 def test_a_corrupt_table_costs_only_the_cache(gpu, monkeypatch, content):
     gpu.parent.mkdir()
-    gpu.write_bytes(content if isinstance(content, bytes) else content.encode())
+    content = content if isinstance(content, bytes) else content.encode()
+    gpu.write_bytes(content.replace(b'{"configs"', f'{{"kernels": "{tuning._kernels()}", "configs"'.encode()))
     monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
     assert tuning.configuration(BUCKET, GPU, None) == CONFIG
-    assert json.loads(gpu.read_text()) == {"configs": {BUCKET.name(): CONFIG}}
+    assert json.loads(gpu.read_text())["configs"] == {BUCKET.name(): CONFIG}
 
 
 def test_a_cache_that_cannot_be_written_costs_only_the_cache(gpu, monkeypatch):
@@ -131,7 +134,7 @@ def test_a_cache_that_cannot_be_written_costs_only_the_cache(gpu, monkeypatch):
 
 
 def test_a_failed_write_leaves_the_old_table_and_no_litter(gpu, monkeypatch):
-    write(gpu, {"old": CONFIG})
+    write(gpu, {OTHER.name(): CONFIG})
 
     def fail(*args):
         raise OSError("disk full")
@@ -139,13 +142,38 @@ def test_a_failed_write_leaves_the_old_table_and_no_litter(gpu, monkeypatch):
     monkeypatch.setattr(Path, "replace", fail)
     monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
     assert tuning.configuration(BUCKET, GPU, None) == CONFIG
-    assert json.loads(gpu.read_text()) == {"configs": {"old": CONFIG}}
+    assert json.loads(gpu.read_text())["configs"] == {OTHER.name(): CONFIG}
     assert list(gpu.parent.iterdir()) == [gpu]
 
 
 def test_tables_of_two_processes_are_merged(gpu, monkeypatch):
     monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
     tuning._table(gpu.stem)  # this process reads the table before the other writes
-    write(gpu, {"other": CONFIG})
+    write(gpu, {OTHER.name(): CONFIG})
     tuning.configuration(BUCKET, GPU, None)
-    assert json.loads(gpu.read_text()) == {"configs": {BUCKET.name(): CONFIG, "other": CONFIG}}
+    assert json.loads(gpu.read_text())["configs"] == {BUCKET.name(): CONFIG, OTHER.name(): CONFIG}
+
+
+def test_a_tuning_of_other_kernels_is_forgotten(gpu, monkeypatch):
+    write(gpu, {BUCKET.name(): {**CONFIG, "num_warps": 4}})
+    monkeypatch.setattr(tuning, "_kernels", lambda: "newer")
+    monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
+    assert tuning.configuration(BUCKET, GPU, None) == CONFIG
+    assert json.loads(gpu.read_text()) == {"kernels": "newer", "configs": {BUCKET.name(): CONFIG}}
+
+
+def test_a_configuration_that_does_not_compile_loses(monkeypatch):
+    import triton.testing
+
+    best = tuning.space(BUCKET)[2]
+
+    def run(config):
+        if config == best:
+            return 1.0
+        raise RuntimeError("ptxas died")
+
+    monkeypatch.setattr(triton.testing, "do_bench", lambda function, **options: function())
+    assert len(tuning.space(BUCKET)) > 3
+    assert tuning.tune(BUCKET, run) == best
+    monkeypatch.setattr(triton.testing, "do_bench", lambda function, **options: 1 / 0)
+    assert tuning.tune(BUCKET, run) == tuning.default(BUCKET)

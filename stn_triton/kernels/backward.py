@@ -18,6 +18,9 @@ only their starts differ. The intervals are widened by the rounding of everythin
 missed candidate of weight zero would still lose its derivative, while needless ones are rejected by the
 floor. When the rows cannot be told (det near 0), all rows are searched, each with its interval, and tiles
 that no output pixel reaches are left out first.
+
+Pairs of weight zero are loaded for their derivatives, so if grad_theta is wanted an Inf or NaN in grad_output
+reaches the grad_input of neighbours at weight zero, as in PyTorch. Without grad_theta it does not.
 """
 
 import triton
@@ -29,6 +32,7 @@ from stn_triton.kernels.block import (
     block_start,
     dot_channels,
     load_block,
+    pixel_offset,
     store_block,
     tile_origin,
     tile_pixels,
@@ -68,6 +72,12 @@ def inverse(a):
     """1/a, finite also where a is zero."""
     tiny: tl.constexpr = 1e-30
     return 1 / tl.where(tl.abs(a) > tiny, a, tiny)
+
+
+@triton.jit
+def is_real(a):
+    """Neither infinite nor NaN."""
+    return tl.abs(a) < float("inf")
 
 
 @triton.jit
@@ -174,14 +184,14 @@ def backward_kernel(
     is_reached = (tl.abs(middle_x - a[2]) <= span_x + 0.5 * BLOCK_W + reach_x) & (
         tl.abs(middle_y - a[5]) <= span_y + 0.5 * BLOCK_H + reach_y
     )
-    is_finite = tl.abs(a[0]) + tl.abs(a[1]) + tl.abs(a[3]) + tl.abs(a[4]) < float("inf")
+    is_finite = is_real(a[0]) & is_real(a[1]) & is_real(a[3]) & is_real(a[4])
     row_count = tl.where(is_reached & is_finite, row_count, 0)
 
     grad_output_start = block_start(grad_output_ptr, n, c_start, grad_output_stride_n, grad_output_stride_c)
     accumulator = zero_block(GROUPS, PIXELS, RUN_C, DTYPE)
     if NEEDS_THETA:
         input_start = block_start(input_ptr, n, c_start, input_stride_n, input_stride_c)
-        offset = y.to(INDEX) * input_stride_h + x.to(INDEX) * input_stride_w
+        offset = pixel_offset(y, x, input_stride_h, input_stride_w, INDEX)
         image = load_block(
             input_start, input_stride_c, offset, pixel_mask, channels, GROUPS, RUN_C, EVEN_C, DTYPE
         )
@@ -210,7 +220,6 @@ def backward_kernel(
             last = tl.where(row_mask, tl.maximum(last, -last_u - 1), -last_u - 1)
             count = tl.max(tl.floor(last + last_u).to(tl.int32) - column_first) + 1
             count = tl.minimum(count, column_count)
-        row_offset = oh.to(INDEX) * grad_output_stride_h
         if NEEDS_THETA:
             row_x = tl.zeros((PIXELS,), DTYPE)
             row_y = tl.zeros((PIXELS,), DTYPE)
@@ -225,7 +234,7 @@ def backward_kernel(
             weight = weight_x * weight_y
             if not NEEDS_THETA:
                 hit = hit & (weight != 0)
-            offset = row_offset + ow.to(INDEX) * grad_output_stride_w
+            offset = pixel_offset(oh, ow, grad_output_stride_h, grad_output_stride_w, INDEX)
             gradient = load_block(
                 grad_output_start,
                 grad_output_stride_c,
@@ -254,7 +263,7 @@ def backward_kernel(
             sum_y += row_y
 
     grad_input_start = block_start(grad_input_ptr, n, c_start, grad_input_stride_n, grad_input_stride_c)
-    offset = y.to(INDEX) * grad_input_stride_h + x.to(INDEX) * grad_input_stride_w
+    offset = pixel_offset(y, x, grad_input_stride_h, grad_input_stride_w, INDEX)
     store_block(
         grad_input_start,
         grad_input_stride_c,
@@ -317,27 +326,24 @@ def theta_kernel(
     GROUPS: tl.constexpr = BLOCK_C // RUN_C
     channels = C - c_start
     grad_output_start = block_start(grad_output_ptr, n, c_start, grad_output_stride_n, grad_output_stride_c)
-    offset = oh.to(INDEX) * grad_output_stride_h + ow.to(INDEX) * grad_output_stride_w
+    offset = pixel_offset(oh, ow, grad_output_stride_h, grad_output_stride_w, INDEX)
     gradient = load_block(
         grad_output_start, grad_output_stride_c, offset, pixel_mask, channels, GROUPS, RUN_C, EVEN_C, DTYPE
     )
     input_start = block_start(input_ptr, n, c_start, input_stride_n, input_stride_c)
-    offset_00 = y0.to(INDEX) * input_stride_h + x0.to(INDEX) * input_stride_w
     along_x = tl.zeros((BLOCK_H * BLOCK_W,), DTYPE)
     along_y = tl.zeros((BLOCK_H * BLOCK_W,), DTYPE)
     for dy in tl.static_range(2):
         for dx in tl.static_range(2):
             mask = pixel_mask & is_inside(y0 + dy, H_in) & is_inside(x0 + dx, W_in)
-            offset = offset_00 + (dy * input_stride_h + dx * input_stride_w)
+            offset = pixel_offset(y0 + dy, x0 + dx, input_stride_h, input_stride_w, INDEX)
             image = load_block(
                 input_start, input_stride_c, offset, mask, channels, GROUPS, RUN_C, EVEN_C, DTYPE
             )
-            product = dot_channels(image, gradient, GROUPS)
+            product = tl.where(mask, dot_channels(image, gradient, GROUPS), 0)
             weight_x = fx if dx else 1 - fx
             weight_y = fy if dy else 1 - fy
             along_x += product * (weight_y if dx else -weight_y)
             along_y += product * (weight_x if dy else -weight_x)
-    along_x = tl.where(pixel_mask, along_x, 0)
-    along_y = tl.where(pixel_mask, along_y, 0)
     sums = (along_x * u, along_x * v, along_x, along_y * u, along_y * v, along_y)
     store_partial(partial_ptr, sums, scales)

@@ -52,6 +52,12 @@ def block_start(pointer, n, c_start, stride_n, stride_c):
 
 
 @triton.jit
+def pixel_offset(y, x, stride_h, stride_w, INDEX: tl.constexpr):
+    """Elements from a plane's first pixel to (y, x); INDEX is wide enough for the plane."""
+    return y.to(INDEX) * tl.cast(stride_h, INDEX) + x.to(INDEX) * tl.cast(stride_w, INDEX)
+
+
+@triton.jit
 def first_pointers(start, offset, RUN_C: tl.constexpr):
     """Pointers to the first group of a block at the offsets of pixels."""
     pointers = start + offset[:, None]

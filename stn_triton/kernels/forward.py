@@ -13,6 +13,7 @@ from stn_triton.kernels.block import (
     add_scaled,
     block_start,
     load_block,
+    pixel_offset,
     store_block,
     tile_origin,
     tile_pixels,
@@ -88,20 +89,19 @@ def forward_kernel(
     GROUPS: tl.constexpr = BLOCK_C // RUN_C
     channels = C - c_start
     input_start = block_start(input_ptr, n, c_start, input_stride_n, input_stride_c)
-    offset_00 = y0.to(INDEX) * input_stride_h + x0.to(INDEX) * input_stride_w
     accumulator = zero_block(GROUPS, BLOCK_H * BLOCK_W, RUN_C, DTYPE)
     for dy in tl.static_range(2):
         for dx in tl.static_range(2):
             weight = (fx if dx else 1 - fx) * (fy if dy else 1 - fy)
             mask = pixel_mask & is_inside(y0 + dy, H_in) & is_inside(x0 + dx, W_in) & (weight != 0)
-            offset = offset_00 + (dy * input_stride_h + dx * input_stride_w)
+            offset = pixel_offset(y0 + dy, x0 + dx, input_stride_h, input_stride_w, INDEX)
             tap = load_block(
                 input_start, input_stride_c, offset, mask, channels, GROUPS, RUN_C, EVEN_C, DTYPE
             )
             accumulator = add_scaled(accumulator, tap, weight, GROUPS)
 
     output_start = block_start(output_ptr, n, c_start, output_stride_n, output_stride_c)
-    offset = oh.to(INDEX) * output_stride_h + ow.to(INDEX) * output_stride_w
+    offset = pixel_offset(oh, ow, output_stride_h, output_stride_w, INDEX)
     store_block(
         output_start, output_stride_c, offset, pixel_mask, channels, accumulator, GROUPS, RUN_C, EVEN_C
     )
