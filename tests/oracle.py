@@ -34,9 +34,9 @@ def _is_fused(device):
     return bool(out.item())
 
 
-def _fma(a, b, c):
-    """a * b + c, rounded as the kernels round it."""
-    if not _is_fused(a.device):
+def _fma(a, b, c, fused):
+    """a * b + c, rounded once or twice."""
+    if not fused:
         return a * b + c
     if a.dtype == torch.float32:
         return (a.double() * b.double() + c.double()).float()
@@ -62,22 +62,24 @@ def _scales(size_in, size_out, align_corners):
 
 
 def solve(input, theta, size_out, grad_output, align_corners, dtype=torch.float64) -> Truth:
-    """Output and gradients in fp64, with positions computed in ``dtype``."""
+    """Output and gradients in fp64, with positions computed in ``dtype`` as the kernels would, on the CPU."""
+    device, fused = input.device, _is_fused(input.device)
+    input, theta, grad_output = input.cpu(), theta.cpu(), grad_output.cpu()
     size_in = input.shape[2:]
     x, g = input.double(), grad_output.double()
-    scales = _scales(size_in, size_out, align_corners).to(x.device)
+    scales = _scales(size_in, size_out, align_corners)
     a = theta.to(dtype) * scales.to(dtype)
-    v, u = (torch.arange(n, device=x.device, dtype=dtype) - (n - 1) / 2 for n in size_out)
+    v, u = (torch.arange(n, dtype=dtype) - (n - 1) / 2 for n in size_out)
     u, v = u.expand(len(x), size_out[0], -1), v[:, None].expand(len(x), -1, size_out[1])
     cells, fractions = [], []
     for axis, n in ((0, size_in[1]), (1, size_in[0])):
         a_u, a_v, a_1 = (a[:, axis, k, None, None].expand_as(u) for k in range(3))
-        centred = _fma(a_u, u, _fma(a_v, v, a_1)) + (0.5 if n % 2 == 0 else 0.0)
+        centred = _fma(a_u, u, _fma(a_v, v, a_1, fused), fused) + (0.5 if n % 2 == 0 else 0.0)
         centred = torch.nan_to_num(centred, nan=-n - 2.0).clamp(-n - 2, n + 2)
         cells.append(centred.floor().long() + (n - 1) // 2)
         fractions.append((centred - centred.floor()).double())
-    output = torch.zeros(g.shape, dtype=torch.float64, device=x.device)
-    grad_input = torch.zeros(x.shape, dtype=torch.float64, device=x.device).flatten(2)
+    output = torch.zeros(g.shape, dtype=torch.float64)
+    grad_input = torch.zeros(x.shape, dtype=torch.float64).flatten(2)
     along = [torch.zeros_like(fractions[0]) for _ in range(2)]
     for second_x in (0, 1):
         for second_y in (0, 1):
@@ -97,4 +99,4 @@ def solve(input, theta, size_out, grad_output, align_corners, dtype=torch.float6
             along[1] += product * weight_x * (1 if second_y else -1)
     base = torch.stack((u, v, torch.ones_like(u))).double()
     grad_theta = torch.stack([(d * base).sum((2, 3)) for d in along]).permute(2, 0, 1) * scales
-    return Truth(output, grad_input.view(x.shape), grad_theta)
+    return Truth(*(t.to(device) for t in (output, grad_input.view(x.shape), grad_theta)))

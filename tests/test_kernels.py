@@ -230,7 +230,7 @@ def test_sizes_around_the_block_edges(device, height, width):
             assert_close(actual, expected, 2e-6 * max(expected.abs().max().item(), 1), part)
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 16, 17, 33, 48])
+@pytest.mark.parametrize("channels", [1, 3, 16, 17, 48])
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
 def test_channel_counts_around_the_blocks(device, channels, channels_last):
     args = case(
@@ -257,7 +257,7 @@ VIEWS = {
 
 
 @pytest.mark.parametrize("name", VIEWS)
-@pytest.mark.parametrize("channels", [3, 32])
+@pytest.mark.parametrize("channels", [3, 16])
 def test_any_strides_of_every_tensor(device, name, channels):
     view = VIEWS[name]
     thetas = [rotation(33, 0.8, 0.1, 0.05), rotation(-12, 1.1)]
