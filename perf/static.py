@@ -6,13 +6,13 @@ memory, access widths, atomics, fp64 arithmetic, instructions. Triton must not b
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import multiprocessing
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -159,8 +159,10 @@ def _facts(case: tuple[tuple, dict]) -> dict[str, object]:
 
 
 def main() -> None:
-    """Print the facts of all cases, one JSON object a line, for the architectures named as arguments."""
-    archs = [int(argument) for argument in sys.argv[1:]] or [80, 90, 100]
+    """Print the facts of all cases, one JSON object a line."""
+    parser = argparse.ArgumentParser(prog="python -m perf.static", description=main.__doc__)
+    parser.add_argument("arch", type=int, nargs="*", default=[80, 90, 100], help="such as 90 for sm_90")
+    archs = parser.parse_args().arch
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
         for result in pool.imap(_facts, shipped(archs), chunksize=8):
             print(json.dumps(result))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 
 import torch
@@ -43,7 +44,8 @@ def affine_grid_sample(
     Returns:
         (N, C, H_out, W_out) in the dtype and the memory format (NCHW or channels_last) of ``input``.
         Coordinates are computed in fp32 (fp64 for an fp64 ``input``), under autocast too. A coordinate
-        that is not finite samples zero. Differentiable once with respect to ``input`` and ``theta``.
+        that is not finite samples zero, with zero gradients. Differentiable once with respect to ``input``
+        and ``theta``.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
@@ -122,7 +124,9 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a str, got {_describe(value)}")
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+        raise ValueError(
+            f"{name} must be {' or '.join(map(repr, choices))} (all there is so far), got {value!r}"
+        )
 
 
 def _is_int(value: object) -> bool:
@@ -130,4 +134,4 @@ def _is_int(value: object) -> bool:
 
 
 def _describe(value: object) -> str:
-    return f"{value!r} of type {type(value).__name__}"
+    return f"{reprlib.repr(value)} of type {type(value).__name__}"
