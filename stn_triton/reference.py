@@ -41,7 +41,7 @@ def memory_format(input: Tensor) -> torch.memory_format:
 def forward(input: Tensor, theta: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
     """Sample (N, C, H_in, W_in) at theta (N, 2, 3): (N, C, H_out, W_out), in the input's memory format."""
     dtype = coordinate_dtype(input.dtype)
-    grid, outside = _grid(theta.to(dtype), size, align_corners)
+    grid, outside = _grid(theta.to(dtype), *_base(size, align_corners, dtype, theta.device))
     output = F.grid_sample(input.to(dtype), grid, "bilinear", "zeros", align_corners)
     if outside is not None:
         output.masked_fill_(outside, 0)
@@ -53,8 +53,8 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of ``forward`` for input and theta; None for one that ``output_mask`` does not ask for."""
     dtype = coordinate_dtype(input.dtype)
-    size = grad_output.shape[2:]
-    grid, outside = _grid(theta.to(dtype), size, align_corners)
+    by, bx = _base(grad_output.shape[2:], align_corners, dtype, theta.device)
+    grid, outside = _grid(theta.to(dtype), by, bx)
     grad_output = grad_output.to(dtype)
     if outside is not None:
         grad_output = grad_output.masked_fill(outside, 0)
@@ -63,7 +63,6 @@ def backward(
     )
     grad_theta = None
     if output_mask[1]:
-        by, bx = (_base(n, align_corners, grid) for n in size)
         over_rows = grad_grid.sum(1)
         over_columns = grad_grid.sum(2)
         grad_theta = torch.stack(
@@ -76,18 +75,20 @@ def backward(
     return grad_input, grad_theta
 
 
-def _base(n: int, align_corners: bool, like: Tensor) -> Tensor:
-    """The n normalised positions of one output axis, 0 for a single one."""
-    doubled = torch.arange(1 - n, n, 2, dtype=like.dtype, device=like.device)
-    return doubled / max(n - align_corners, 1)
+def _base(
+    size: Sequence[int], align_corners: bool, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The normalised positions of output rows and columns; 0 where there is a single one."""
+    doubled = [torch.arange(1 - n, n, 2, dtype=dtype, device=device) for n in size]
+    by, bx = (d / max(n - align_corners, 1) for d, n in zip(doubled, size, strict=True))
+    return by, bx
 
 
-def _grid(theta: Tensor, size: Sequence[int], align_corners: bool) -> tuple[Tensor, Tensor | None]:
+def _grid(theta: Tensor, by: Tensor, bx: Tensor) -> tuple[Tensor, Tensor | None]:
     """Normalised coordinates (N, H_out, W_out, 2), all of them finite, and a mask of those that were not."""
-    by, bx = (_base(n, align_corners, theta) for n in size)
     along_x = theta[:, :, 0, None] * bx
     along_y = theta[:, :, 1, None] * by + theta[:, :, 2, None]
-    grid = theta.new_empty(theta.shape[0], *size, 2)
+    grid = theta.new_empty(theta.shape[0], len(by), len(bx), 2)
     for axis in (0, 1):
         torch.add(along_x[:, axis, None, :], along_y[:, axis, :, None], out=grid[..., axis])
     if (theta.abs() < _SAFE_THETA).all():

@@ -39,7 +39,7 @@ from stn_triton.kernels.block import (
     zero_block,
 )
 from stn_triton.kernels.coordinates import centred, fold_theta, half_step, source, theta_scales
-from stn_triton.kernels.forward import cell_of, is_inside
+from stn_triton.kernels.forward import is_inside, sampled_cells
 
 # Above this many candidates per row it pays to ask how many the tile really has.
 LONG_ROW = tl.constexpr(8)
@@ -318,10 +318,7 @@ def theta_kernel(
 
     scales = theta_scales(H_in, W_in, H_out, W_out, ALIGN_CORNERS, DTYPE)
     a = fold_theta(theta_ptr, n, theta_stride_n, theta_stride_row, theta_stride_column, scales, DTYPE)
-    u = centred(ow, W_out, DTYPE)
-    v = centred(oh, H_out, DTYPE)
-    x0, fx = cell_of(source(a[0], u, tl.fma(a[1], v, a[2]), half_step(W_in, DTYPE)), W_in)
-    y0, fy = cell_of(source(a[3], u, tl.fma(a[4], v, a[5]), half_step(H_in, DTYPE)), H_in)
+    u, v, x0, y0, fx, fy = sampled_cells(a, oh, ow, H_in, W_in, H_out, W_out, DTYPE)
 
     GROUPS: tl.constexpr = BLOCK_C // RUN_C
     channels = C - c_start

@@ -43,6 +43,16 @@ def is_inside(index, size):
     return (index >= 0) & (index < size)
 
 
+@triton.jit
+def sampled_cells(a, oh, ow, H_in, W_in, H_out, W_out, DTYPE: tl.constexpr):
+    """Of output pixels: centred coordinates u and v, first taps x0 and y0, fractions fx and fy."""
+    u = centred(ow, W_out, DTYPE)
+    v = centred(oh, H_out, DTYPE)
+    x0, fx = cell_of(source(a[0], u, tl.fma(a[1], v, a[2]), half_step(W_in, DTYPE)), W_in)
+    y0, fy = cell_of(source(a[3], u, tl.fma(a[4], v, a[5]), half_step(H_in, DTYPE)), H_in)
+    return u, v, x0, y0, fx, fy
+
+
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def forward_kernel(
     output_ptr,
@@ -81,10 +91,7 @@ def forward_kernel(
 
     scales = theta_scales(H_in, W_in, H_out, W_out, ALIGN_CORNERS, DTYPE)
     a = fold_theta(theta_ptr, n, theta_stride_n, theta_stride_row, theta_stride_column, scales, DTYPE)
-    u = centred(ow, W_out, DTYPE)
-    v = centred(oh, H_out, DTYPE)
-    x0, fx = cell_of(source(a[0], u, tl.fma(a[1], v, a[2]), half_step(W_in, DTYPE)), W_in)
-    y0, fy = cell_of(source(a[3], u, tl.fma(a[4], v, a[5]), half_step(H_in, DTYPE)), H_in)
+    _, _, x0, y0, fx, fy = sampled_cells(a, oh, ow, H_in, W_in, H_out, W_out, DTYPE)
 
     GROUPS: tl.constexpr = BLOCK_C // RUN_C
     channels = C - c_start
