@@ -25,18 +25,21 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from stn_triton import tuning
-from stn_triton.kernels.backward import backward_kernel, theta_kernel
+from stn_triton.kernels.backward import backward_kernel
 from stn_triton.kernels.block import UNSPECIALIZED
 from stn_triton.kernels.forward import forward_kernel
-from stn_triton.launch import options as launch_options
+from stn_triton.kernels.parameters import fill_kernel, theta_kernel
+from stn_triton.launch import PADDINGS, compile_options
+from stn_triton.options import MODES, PADDING_MODES, Options
 
 KERNELS = {
     "forward": forward_kernel,
     "backward": backward_kernel,
     "backward_input": backward_kernel,
     "theta": theta_kernel,
+    "fill": fill_kernel,
 }
-_TYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "fp64"}
+_TYPES = {"uint8": "u8", "float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "fp64"}
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -45,37 +48,56 @@ def source(
 ) -> ASTSource:
     """The kernel of a bucket as the launcher would specialise it for a dense, aligned tensor."""
     kernel = KERNELS[bucket.kernel]
+    dim, mode, padding, *flags = bucket.variant.split("-")
     is_even = bucket.channels % config["BLOCK_C"] == 0 and bucket.layout != "channels_last"
-    dtype = tl.float64 if bucket.dtype == "float64" else tl.float32
+    coordinates = "float64" if bucket.dtype == "float64" else "float32"
+    has_index = "many" in flags
     constexprs = {
+        "DIM": int(dim[0]),
+        "PROJECTIVE": "projective" in flags,
+        "TAPS": Options(mode).taps(),
+        "PADDING": PADDINGS[padding],
         "ALIGN_CORNERS": align_corners,
+        "ANTIALIAS": "antialias" in flags,
+        "HAS_INDEX": has_index,
+        "MANY": has_index,
         "INDEX": index,
-        "DTYPE": dtype,
+        "DTYPE": getattr(tl, coordinates),
         "EVEN_C": is_even,
         "NEEDS_THETA": bucket.kernel == "backward",
         **{key: value for key, value in config.items() if key != "num_warps"},
+    }
+    # What the launcher passes as None, 1 or 0.
+    if padding != "fill":
+        constexprs["fill_ptr"] = None
+    if not has_index:
+        constexprs.update(image_index_ptr=None, starts_ptr=None, order_ptr=None, per_image=1)
+    if dim == "2d":
+        constexprs.update(D_in=1, D_out=1)
+    constexprs["theta_stride_column"] = 1
+    if bucket.layout == "nchw":
+        strides = ("output", "input", "grad_output", "grad_input")
+        constexprs.update({f"{name}_stride_w": 1 for name in strides})
+    if bucket.channels == 1:
+        constexprs["C"] = 1
+    pointers = {
+        "theta_ptr": _TYPES[coordinates],
+        "partial_ptr": _TYPES[coordinates],
+        "fill_ptr": _TYPES[coordinates],
+        "image_index_ptr": "i64",
+        "starts_ptr": "i64",
+        "order_ptr": "i64",
     }
     signature, divisible = {}, []
     for i, name in enumerate(kernel.arg_names):
         if name in constexprs:
             signature[name] = "constexpr"
+        elif name.endswith("_ptr"):
+            signature[name] = "*" + pointers.get(name, _TYPES[bucket.dtype])
+            divisible.append(i)
         elif name in UNSPECIALIZED:
             is_wide = name.endswith("_stride_c") and index == tl.int64
             signature[name] = "i64" if is_wide else "i32"
-        elif (
-            name == "theta_stride_column"
-            or (name.endswith("_stride_w") and bucket.layout == "nchw")
-            or (name == "C" and bucket.channels == 1)
-        ):
-            signature[name], constexprs[name] = "constexpr", 1
-        elif name.endswith("_ptr"):
-            is_theta = name in ("theta_ptr", "partial_ptr")
-            signature[name] = "*" + (
-                _TYPES[bucket.dtype]
-                if not is_theta
-                else _TYPES["float64" if bucket.dtype == "float64" else "float32"]
-            )
-            divisible.append(i)
         else:
             is_wide = index == tl.int64 and name.endswith(("_stride_n", "_stride_h"))
             signature[name] = "i64" if is_wide else "i32"
@@ -93,10 +115,7 @@ def compile(
     bucket: tuning.Bucket, config: tuning.Config, arch: int, **flags: object
 ) -> triton.compiler.CompiledKernel:
     """Compile for an NVIDIA architecture such as 90."""
-    options = {
-        "num_warps": config["num_warps"],
-        **launch_options(bucket.kernel, getattr(torch, bucket.dtype)),
-    }
+    options = {"num_warps": config["num_warps"], **compile_options(bucket)}
     return triton.compile(source(bucket, config, **flags), GPUTarget("cuda", arch, 32), options)
 
 
@@ -129,27 +148,80 @@ def facts(bucket: tuning.Bucket, config: tuning.Config, arch: int, **flags: obje
     }
 
 
-def shipped(archs: Sequence[int]) -> list[tuple[tuple[tuning.Bucket, tuning.Config, int], dict[str, object]]]:
-    """What a full check compiles.
+PLAIN = tuning.variant_of(2, False, False, Options())
+
+
+def variants() -> list[str]:
+    """Every variant that can be compiled."""
+    names = []
+    for dim, mode, padding, projective, many, antialias in itertools.product(
+        (2, 3), MODES, PADDING_MODES, *[(False, True)] * 3
+    ):
+        if not (dim == 3 and (mode == "bicubic" or projective)) and not (projective and antialias):
+            options = Options(mode, padding, antialias=antialias)
+            names.append(tuning.variant_of(dim, projective, many, options))
+    return names
+
+
+def kernels_of(variant: str) -> list[str]:
+    """The kernels that a variant is launched with."""
+    flags = variant.split("-")
+    kernels = ["forward", "backward_input"]
+    if "nearest" not in flags:
+        kernels.append("theta")
+        if "many" not in flags:
+            kernels.append("backward")
+    return kernels + ["fill"] * ("fill" in flags)
+
+
+Case = tuple[tuple[tuning.Bucket, tuning.Config, int], dict[str, object]]
+
+
+def shipped(archs: Sequence[int]) -> list[Case]:
+    """What a full check of the plain operator compiles.
 
     Every kernel, layout and dtype in its default and shipped configurations; a small plane, the wide index
     and the other corner convention once per kernel.
     """
     cases = []
-    for kernel, arch in itertools.product(KERNELS, archs):
+    for kernel, arch in itertools.product(kernels_of(PLAIN), archs):
         for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
             for channels_last, channels in ((False, 4), (False, 64), (True, 4), (True, 64), (True, 100)):
-                bucket = tuning.bucket_of(kernel, channels_last, dtype, 64, channels, 224 * 224)
+                bucket = tuning.bucket_of(kernel, PLAIN, channels_last, dtype, 64, channels, 224 * 224)
                 cases.append(((bucket, tuning.default(bucket), arch), {}))
         for channels_last in (False, True):
-            bucket = tuning.bucket_of(kernel, channels_last, torch.float32, 64, 16, 224 * 224)
+            bucket = tuning.bucket_of(kernel, PLAIN, channels_last, torch.float32, 64, 16, 224 * 224)
             cases.append(((bucket, tuning.default(bucket), arch), {"index": tl.int64}))
         cases.append(((bucket, tuning.default(bucket), arch), {"align_corners": True}))
-        bucket = tuning.bucket_of(kernel, False, torch.float32, 64, 2048, 7 * 7)
+        bucket = tuning.bucket_of(kernel, PLAIN, False, torch.float32, 64, 2048, 7 * 7)
         cases.append(((bucket, tuning.default(bucket), arch), {}))
     for bucket, config in tuning.shipped_configurations():
         cases += [((bucket, config, arch), {}) for arch in archs]
     return cases
+
+
+def every_variant(archs: Sequence[int]) -> list[Case]:
+    """Every variant and kernel once per architecture; layouts and dtypes take turns."""
+    kinds = itertools.cycle(
+        (
+            (False, 64, torch.float32, False),
+            (True, 64, torch.bfloat16, True),
+            (False, 3, torch.float16, True),
+            (True, 64, torch.float32, False),
+            (False, 64, torch.bfloat16, True),
+            (True, 4, torch.float32, False),
+            (False, 16, torch.float64, True),
+        )
+    )
+    cases = []
+    for variant in variants():
+        for kernel in kernels_of(variant):
+            channels_last, channels, dtype, align_corners = next(kinds)
+            bucket = tuning.bucket_of(kernel, variant, channels_last, dtype, 64, channels, 224 * 224)
+            config = tuning.default(bucket)
+            cases += [((bucket, config, arch), {"align_corners": align_corners}) for arch in archs]
+    bucket = tuning.bucket_of("forward", PLAIN, False, torch.uint8, 64, 3, 224 * 224)
+    return [*cases, *(((bucket, tuning.default(bucket), arch), {}) for arch in archs)]
 
 
 def _facts(case: tuple[tuple, dict]) -> dict[str, object]:
@@ -162,10 +234,20 @@ def main() -> None:
     """Print the facts of all cases, one JSON object a line."""
     parser = argparse.ArgumentParser(prog="python -m perf.static", description=main.__doc__)
     parser.add_argument("arch", type=int, nargs="*", default=[80, 90, 100], help="such as 90 for sm_90")
-    archs = parser.parse_args().arch
+    parser.add_argument(
+        "--variants",
+        action="store_true",
+        help="every mode, padding, dimension and kind of map (about 20 minutes on two cores), "
+        "instead of the plain operator in every layout and dtype",
+    )
+    parser.add_argument(
+        "--every", type=int, default=1, metavar="N", help="only every N-th case, for a sample of them"
+    )
+    arguments = parser.parse_args()
+    cases = (every_variant if arguments.variants else shipped)(arguments.arch)[:: arguments.every]
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        for result in pool.imap(_facts, shipped(archs), chunksize=8):
-            print(json.dumps(result))
+        for result in pool.imap(_facts, cases, chunksize=1):
+            print(json.dumps(result), flush=True)
 
 
 def _run(tool: str, *arguments: object) -> str:

@@ -1,4 +1,4 @@
-"""The public function: check every argument, then make one operator call."""
+"""The public functions: check every argument, then make one operator call."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ import torch
 from torch import Tensor
 
 from stn_triton import ops
-
-MODES = ("bilinear",)
-PADDING_MODES = ("zeros",)
-INPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+from stn_triton.options import INPUT_DTYPES, MODES, PADDING_MODES, THETA_DTYPES
 
 
 def affine_grid_sample(
@@ -23,6 +20,9 @@ def affine_grid_sample(
     mode: str = "bilinear",
     padding_mode: str = "zeros",
     align_corners: bool = False,
+    fill_value: float | Tensor | None = None,
+    image_index: Tensor | None = None,
+    antialias: bool = False,
 ) -> Tensor:
     """Warp images by affine matrices: ``F.grid_sample(input, F.affine_grid(theta, ...))`` in one pass.
 
@@ -31,21 +31,37 @@ def affine_grid_sample(
     whole-pixel shifts are exact, and the backward is deterministic, bit for bit.
 
     Args:
-        input: images (N, C, H_in, W_in), fp16, bf16, fp32 or fp64, any strides.
-        theta: matrices (N, 2, 3), any floating dtype. Each maps an output position (x, y, 1) to an input
-            position (x, y), both in normalised coordinates: -1 and 1 are the edges of the image.
-        size: output size in pixels, (H_out, W_out) or one int for both, as in ``F.interpolate``.
-            Default: the input's.
-        mode: how to interpolate; ``"bilinear"``.
-        padding_mode: what lies outside the image; ``"zeros"``.
+        input: images (N, C, H_in, W_in) or volumes (N, C, D_in, H_in, W_in), fp16, bf16, fp32 or fp64, any
+            strides; or uint8, without gradients: the result is rounded, half to even.
+        theta: matrices (N, 2, 3), for volumes (N, 3, 4), any floating dtype. Each maps an output position
+            (x, y, 1) to an input position (x, y), both in normalised coordinates: -1 and 1 are the edges of
+            the image. (1, 2, 3) serves all images; (N, K, 2, 3) warps each image K times; (M, 2, 3) warps
+            a single image M times, or any images with ``image_index``. No image is copied for that.
+        size: output size in pixels, (H_out, W_out) or (D_out, H_out, W_out), or one int for all axes, as in
+            ``F.interpolate``. Default: the input's.
+        mode: how to interpolate: ``"bilinear"`` (trilinear for volumes), ``"nearest"`` (half to even; no
+            gradient for theta), ``"bicubic"`` (images only; A = -0.75).
+        padding_mode: what lies outside the image: ``"zeros"``; ``"border"``, the nearest pixel;
+            ``"reflection"``, the mirrored image; ``"fill"``, ``fill_value``.
         align_corners: whether -1 and 1 mean the centres of the corner pixels (True) or their outer edges
             (False), as in ``F.grid_sample``.
+        fill_value: for ``padding_mode="fill"``, a number or a tensor (C,), floating and on the device of
+            ``input``, with gradients if it requires them.
+        image_index: int64 (M,): matrix m warps image ``image_index[m]``. Any order, any multiplicity. On a
+            CPU an index out of range raises; on a GPU, where a look at the values would stall, its output
+            is NaN (0 for uint8) and it has no gradients.
+        antialias: where a map shrinks, average several samples per output pixel: along each output axis as
+            many as a step of one output pixel has input pixels, rounded up (at most 64; up to 1/64 too many
+            are let pass). The result is that of sampling at as many times the size and averaging. Costs as
+            much as that larger sampling, in time, not in memory; exactly nothing changes where a map does
+            not shrink.
 
     Returns:
-        (N, C, H_out, W_out) in the dtype and the memory format (NCHW or channels_last) of ``input``.
-        Coordinates are computed in fp32 (fp64 for an fp64 ``input``), under autocast too. A coordinate
-        that is not finite samples zero, with zero gradients. Differentiable once with respect to ``input``
-        and ``theta``.
+        (N, C, H_out, W_out), (N, K, C, H_out, W_out) or (M, C, H_out, W_out), or the same with D_out, in the
+        dtype and the memory format (contiguous or channels_last) of ``input``. Coordinates are computed in
+        fp32 (fp64 for an fp64 ``input``), under autocast too. Under zeros and fill a coordinate that is not
+        finite samples the outside, with zero gradients; under border and reflection NaN is the first pixel.
+        Differentiable once with respect to ``input``, ``theta`` and ``fill_value``.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
@@ -62,53 +78,186 @@ def affine_grid_sample(
                 [ 2,  6, 10, 14],
                 [ 1,  5,  9, 13],
                 [ 0,  4,  8, 12]], dtype=torch.int32)
+
+        Two crops of one image, in one call:
+
+        >>> crops = torch.tensor([[[0.5, 0, -0.5], [0, 0.5, -0.5]], [[0.5, 0, 0.5], [0, 0.5, 0.5]]])
+        >>> stn_triton.affine_grid_sample(images, crops[None], size=2)[0, :, 0].int()
+        tensor([[[ 0,  1],
+                 [ 4,  5]],
+        <BLANKLINE>
+                [[10, 11],
+                 [14, 15]]], dtype=torch.int32)
     """
-    _check_tensors(input, theta)
+    _check_input(input)
+    dim = input.ndim - 2
+    _check_theta(input, theta, (dim, dim + 1), image_index)
+    _check_bool("antialias", antialias)
+    return _sample(input, theta, size, mode, padding_mode, align_corners, antialias, fill_value, image_index)
+
+
+def perspective_grid_sample(
+    input: Tensor,
+    theta: Tensor,
+    size: int | Sequence[int] | None = None,
+    *,
+    mode: str = "bilinear",
+    padding_mode: str = "zeros",
+    align_corners: bool = False,
+    fill_value: float | Tensor | None = None,
+    image_index: Tensor | None = None,
+) -> Tensor:
+    """Warp images by projective matrices (homographies), in one pass; see ``affine_grid_sample``.
+
+    An output position (x, y, 1) is mapped by the matrix to (X, Y, Z) and samples the input at (X/Z, Y/Z),
+    both normalised (Jaderberg et al. 2015 use this 8-parameter transformation in section 4.1). With the last
+    row (0, 0, 1) it is the affine operator.
+
+    Args:
+        input: images (N, C, H_in, W_in).
+        theta: matrices (N, 3, 3); or (1, 3, 3), (N, K, 3, 3), (M, 3, 3) as in ``affine_grid_sample``.
+            Their sign matters: a point is seen where Z > 0. Where Z <= 0 it lies behind the horizon and
+            samples nothing: ``fill_value`` under ``"fill"``, else 0, with zero gradients.
+        size: as in ``affine_grid_sample``.
+        mode: as in ``affine_grid_sample``.
+        padding_mode: as in ``affine_grid_sample``.
+        align_corners: as in ``affine_grid_sample``.
+        fill_value: as in ``affine_grid_sample``.
+        image_index: as in ``affine_grid_sample``.
+
+    Returns:
+        As ``affine_grid_sample``.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: an argument has the wrong shape, device or value.
+        NotImplementedError: forward-mode or second derivatives.
+
+    Example:
+        >>> import torch, stn_triton
+        >>> images = torch.arange(16.0).reshape(1, 1, 4, 4)
+        >>> tilt = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.8, 1.0]]])
+        >>> stn_triton.perspective_grid_sample(images, tilt, mode="nearest").int()[0, 0]
+        tensor([[ 0,  0,  0,  0],
+                [ 4,  5,  6,  7],
+                [ 8,  9, 10, 11],
+                [ 9,  9, 10, 10]], dtype=torch.int32)
+    """
+    _check_input(input)
+    if input.ndim != 4:
+        raise ValueError(f"input must have 4 dimensions (N, C, H_in, W_in), got shape {tuple(input.shape)}")
+    _check_theta(input, theta, (3, 3), image_index)
+    return _sample(input, theta, size, mode, padding_mode, align_corners, False, fill_value, image_index)
+
+
+def _sample(
+    input: Tensor,
+    theta: Tensor,
+    size: int | Sequence[int] | None,
+    mode: str,
+    padding_mode: str,
+    align_corners: bool,
+    antialias: bool,
+    fill_value: float | Tensor | None,
+    image_index: Tensor | None,
+) -> Tensor:
+    """Check what both functions share, bring theta to one matrix after the other, and call the operator."""
     size = _check_size(size, input)
     _check_choice("mode", mode, MODES)
     _check_choice("padding_mode", padding_mode, PADDING_MODES)
-    if not isinstance(align_corners, bool):
-        raise TypeError(f"align_corners must be a bool, got {_describe(align_corners)}")
-    ops.refuse_forward_mode(input, theta)
-    return ops.affine_grid_sample(input, theta, size, mode, padding_mode, align_corners)
+    if mode == "bicubic" and input.ndim == 5:
+        raise ValueError("mode must be 'bilinear' or 'nearest' for volumes (5-D input), got 'bicubic'")
+    _check_bool("align_corners", align_corners)
+    if antialias and any(extent >= 2**25 for extent in size):  # times 64 samples it must fit into 31 bits
+        raise ValueError(f"size must be less than 2**25 on each axis for antialias, got {tuple(size)}")
+    fill = _check_fill(fill_value, padding_mode, input)
+    if input.dtype == torch.uint8 and torch.is_grad_enabled():
+        for name, tensor in (("theta", theta), ("fill_value", fill)):
+            if tensor is not None and tensor.requires_grad:
+                raise ValueError(
+                    f"{name} must not require gradients for a uint8 input, whose result is rounded; "
+                    "convert input to a floating dtype, or call under torch.no_grad()"
+                )
+    ops.refuse_forward_mode(*(t for t in (input, theta, fill) if t is not None))
+    arguments = (fill, image_index, size, mode, padding_mode, align_corners, antialias)
+    n = input.shape[0]
+    if theta.ndim == 4:
+        k = theta.shape[1]
+        theta = theta.expand(n, *theta.shape[1:]).flatten(0, 1)
+        return ops.affine_grid_sample(input, theta, *arguments).unflatten(0, (n, k))
+    if theta.shape[0] == 1 and n != 1 and image_index is None:
+        theta = theta.expand(n, *theta.shape[1:])
+    return ops.affine_grid_sample(input, theta, *arguments)
 
 
-def _check_tensors(input: Tensor, theta: Tensor) -> None:
-    for name, tensor in (("input", input), ("theta", theta)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {_describe(tensor)}")
-        if tensor.layout != torch.strided:
-            raise TypeError(f"{name} must be a strided tensor, got layout {tensor.layout}")
+def _check_tensor(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {_describe(tensor)}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be a strided tensor, got layout {tensor.layout}")
+
+
+def _check_device(name: str, tensor: Tensor, input: Tensor) -> None:
+    if tensor.device != input.device:
+        raise ValueError(f"{name} must be on the device of input, {input.device}, got {tensor.device}")
+
+
+def _check_input(input: Tensor) -> None:
+    _check_tensor("input", input)
     if input.dtype not in INPUT_DTYPES:
         names = ", ".join(str(dtype) for dtype in INPUT_DTYPES)
         raise TypeError(f"input must have one of the dtypes {names}, got {input.dtype}")
-    if theta.dtype not in INPUT_DTYPES:
-        raise TypeError(f"theta must have a floating dtype (16, 32 or 64 bits), got {theta.dtype}")
-    if input.ndim != 4:
-        raise ValueError(f"input must have 4 dimensions (N, C, H_in, W_in), got shape {tuple(input.shape)}")
-    if input.shape[2] == 0 or input.shape[3] == 0:
-        raise ValueError(f"input must have at least one pixel per image, got shape {tuple(input.shape)}")
-    if theta.ndim != 3 or theta.shape[1] != 2 or theta.shape[2] != 3:
-        raise ValueError(f"theta must have shape (N, 2, 3), got {tuple(theta.shape)}")
-    if theta.shape[0] != input.shape[0]:
+    if input.ndim not in (4, 5):
         raise ValueError(
-            f"theta must hold one matrix per image: expected shape ({input.shape[0]}, 2, 3) "
-            f"for input of shape {tuple(input.shape)}, got {tuple(theta.shape)}"
+            "input must have 4 dimensions (N, C, H_in, W_in) or 5 (N, C, D_in, H_in, W_in), "
+            f"got shape {tuple(input.shape)}"
         )
-    if theta.device != input.device:
-        raise ValueError(f"theta must be on the device of input, {input.device}, got {theta.device}")
+    if 0 in input.shape[2:]:
+        raise ValueError(f"input must have at least one pixel per image, got shape {tuple(input.shape)}")
+
+
+def _check_theta(input: Tensor, theta: Tensor, matrix: tuple[int, int], image_index: Tensor | None) -> None:
+    _check_tensor("theta", theta)
+    if theta.dtype not in THETA_DTYPES:
+        raise TypeError(f"theta must have a floating dtype (16, 32 or 64 bits), got {theta.dtype}")
+    n, (rows, columns) = input.shape[0], matrix
+    if theta.ndim not in (3, 4) or tuple(theta.shape[-2:]) != matrix:
+        raise ValueError(
+            f"theta must have shape (N, {rows}, {columns}) or (N, K, {rows}, {columns}) for input of shape "
+            f"{tuple(input.shape)}, got {tuple(theta.shape)}"
+        )
+    if image_index is not None:
+        _check_tensor("image_index", image_index)
+        if image_index.dtype != torch.int64:
+            raise TypeError(f"image_index must have dtype torch.int64, got {image_index.dtype}")
+        if theta.ndim != 3 or tuple(image_index.shape) != (theta.shape[0],):
+            raise ValueError(
+                f"image_index must have shape (M,) for theta of shape (M, {rows}, {columns}), "
+                f"got {tuple(image_index.shape)} for theta of shape {tuple(theta.shape)}"
+            )
+        _check_device("image_index", image_index, input)
+    elif theta.shape[0] not in (n, 1) and (theta.ndim == 4 or n != 1):
+        given = f"(1, {rows}, {columns})" if theta.ndim == 3 else f"(1, K, {rows}, {columns})"
+        hint = "; with image_index theta may hold any number" if theta.ndim == 3 else ""
+        raise ValueError(
+            f"theta must hold one matrix per image: expected shape ({n}, ...) or {given} "
+            f"for input of shape {tuple(input.shape)}, got {tuple(theta.shape)}{hint}"
+        )
+    _check_device("theta", theta, input)
 
 
 def _check_size(size: int | Sequence[int] | None, input: Tensor) -> list[int]:
+    dim = input.ndim - 2
     if size is None:
-        return [input.shape[2], input.shape[3]]
-    expected = "size must be None, an int, or two ints (H_out, W_out)"
+        return list(input.shape[2:])
+    names = "two ints (H_out, W_out)" if dim == 2 else "three ints (D_out, H_out, W_out)"
+    expected = f"size must be None, an int, or {names}"
     if _is_int(size):
-        size = (size, size)
+        size = (size,) * dim
     if not isinstance(size, Sequence) or isinstance(size, str):
         raise TypeError(f"{expected}, got {_describe(size)}")
-    if len(size) != 2:
-        hint = "; give the spatial size alone, without (N, C)" if len(size) == 4 else ""
+    if len(size) != dim:
+        hint = "; give the spatial size alone, without (N, C)" if len(size) == dim + 2 else ""
         raise ValueError(f"{expected}, got {tuple(size)}{hint}")
     for extent in size:
         if not _is_int(extent):
@@ -120,13 +269,46 @@ def _check_size(size: int | Sequence[int] | None, input: Tensor) -> list[int]:
     return list(size)
 
 
+def _check_fill(fill_value: float | Tensor | None, padding_mode: str, input: Tensor) -> Tensor | None:
+    """The fill values as (C,), None where there are none."""
+    if padding_mode != "fill":
+        if fill_value is not None:
+            raise ValueError(
+                f"fill_value must be None unless padding_mode is 'fill', got {_describe(fill_value)} "
+                f"with padding_mode {padding_mode!r}"
+            )
+        return None
+    channels = input.shape[1]
+    if isinstance(fill_value, Tensor):
+        _check_tensor("fill_value", fill_value)
+        if fill_value.dtype not in THETA_DTYPES:
+            raise TypeError(f"fill_value must have a floating dtype, got {fill_value.dtype}")
+        if tuple(fill_value.shape) not in ((channels,), ()):
+            raise ValueError(
+                f"fill_value must be a number or have one value per channel, shape ({channels},), "
+                f"got shape {tuple(fill_value.shape)}"
+            )
+        _check_device("fill_value", fill_value, input)
+        return fill_value.expand(channels)
+    if not isinstance(fill_value, (int, float)) or isinstance(fill_value, bool):
+        raise TypeError(
+            "fill_value must be a number or a tensor of one value per channel for padding_mode 'fill', "
+            f"got {_describe(fill_value)}"
+        )
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    return torch.full((), fill_value, dtype=dtype, device=input.device).expand(channels)
+
+
+def _check_bool(name: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {_describe(value)}")
+
+
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a str, got {_describe(value)}")
     if value not in choices:
-        raise ValueError(
-            f"{name} must be {' or '.join(map(repr, choices))} (all there is so far), got {value!r}"
-        )
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def _is_int(value: object) -> bool:

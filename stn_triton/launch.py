@@ -17,87 +17,199 @@ import triton.language as tl
 from torch import Tensor
 
 from stn_triton import tuning
-from stn_triton.kernels.backward import backward_kernel, theta_kernel
+from stn_triton.kernels import taps
+from stn_triton.kernels.backward import backward_kernel
 from stn_triton.kernels.forward import forward_kernel
+from stn_triton.kernels.parameters import fill_kernel, theta_kernel
+from stn_triton.options import DEFAULT, PADDING_MODES, Options, is_projective
 from stn_triton.reference import coordinate_dtype, memory_format
 
 _TRITON_DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
-
+PADDINGS = {
+    name: code.value
+    for name, code in zip(PADDING_MODES, (taps.ZEROS, taps.BORDER, taps.REFLECTION, taps.FILL), strict=True)
+}
 _MAX_PROGRAMS = 2**31 - 1
 
 
-def forward(input: Tensor, theta: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
-    """Sample (N, C, H_in, W_in) at theta (N, 2, 3): (N, C, H_out, W_out), in the input's memory format."""
-    n, c = input.shape[:2]
+def forward(
+    input: Tensor,
+    theta: Tensor,
+    size: Sequence[int],
+    options: Options = DEFAULT,
+    fill: Tensor | None = None,
+    image_index: Tensor | None = None,
+) -> Tensor:
+    """Sample (N, C, ...) at theta (M, ...): (M, C, *size), in the input's memory format."""
+    shape = (theta.shape[0], input.shape[1], *size)
     output = torch.empty(
-        (n, c, *size),
-        dtype=input.dtype,
-        device=input.device,
-        memory_format=torch.contiguous_format if tuple(size) == (1, 1) else memory_format(input),
+        shape, dtype=input.dtype, device=input.device, memory_format=memory_format(input, size)
     )
     if output.numel() == 0:
         return output
-    arguments = (output, input, theta, c, *input.shape[2:], *size)
-    strides = (*output.stride(), *input.stride(), *theta.stride())
-    flags = _flags(input, (output, input), align_corners)
-    _launch("forward", forward_kernel, output, (*arguments, *strides), flags)
+    if input.shape[0] == 0:  # an index has no image to name
+        return output.fill_(0 if output.dtype == torch.uint8 else math.nan)
+    arguments = {
+        "output_ptr": output,
+        "input_ptr": input,
+        "theta_ptr": theta,
+        "fill_ptr": fill,
+        "image_index_ptr": None if image_index is None else image_index.contiguous(),
+        "images": input.shape[0],
+        "per_image": theta.shape[0] // input.shape[0],
+        **_sizes(input, size),
+        **_strides("output", output),
+        **_strides("input", input),
+        **_theta_strides(theta),
+        "fill_stride": 0 if fill is None else fill.stride(0),
+    }
+    flags = _flags(input, theta, (output, input), options, image_index)
+    _launch("forward", forward_kernel, output, arguments, flags, options)
     return output
 
 
 def backward(
-    grad_output: Tensor, input: Tensor, theta: Tensor, align_corners: bool, output_mask: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of ``forward`` for input and theta; None for one that ``output_mask`` does not ask for."""
-    needs_input, needs_theta = output_mask
-    if not (needs_input or needs_theta):
-        return None, None
-    n, c = input.shape[:2]
-    grad_input = torch.empty_like(input, memory_format=memory_format(input)) if needs_input else None
-    if grad_output.numel() == 0:
-        return grad_input, theta.new_zeros(theta.shape) if needs_theta else None
-    sizes = (c, *input.shape[2:], *grad_output.shape[2:])
-    strides = (*grad_output.stride(), *input.stride(), *theta.stride())
-    written = (grad_input,) if needs_input else ()
-    flags = _flags(input, (grad_output, input, *written), align_corners)
+    grad_output: Tensor,
+    input: Tensor,
+    theta: Tensor,
+    options: Options = DEFAULT,
+    output_mask: Sequence[bool] = (True, True, False),
+    fill: Tensor | None = None,
+    image_index: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of ``forward`` for input, theta and fill; None for one that ``output_mask`` leaves out."""
+    needs_input, needs_theta, needs_fill = output_mask
+    grad_input = grad_theta = grad_fill = None
+    is_empty = grad_output.numel() == 0 or input.shape[0] == 0
+    if needs_theta and (is_empty or options.mode == "nearest"):
+        grad_theta = theta.new_zeros(theta.shape)
+        needs_theta = False
+    if needs_fill and is_empty:
+        grad_fill = fill.new_zeros(fill.shape)
+        needs_fill = False
     if needs_input:
-        arguments = (grad_input, grad_output, input, theta, *sizes, *grad_input.stride(), *strides)
-        name = "backward" if needs_theta else "backward_input"
-        flags["NEEDS_THETA"] = needs_theta
-        partial = _launch(name, backward_kernel, grad_input, arguments, flags, needs_theta)
-    else:
-        arguments = (grad_output, input, theta, *sizes, *strides)
-        partial = _launch("theta", theta_kernel, grad_output, arguments, flags, needs_theta)
-    grad_theta = None
+        grad_input = torch.empty_like(input, memory_format=memory_format(input, input.shape[2:]))
+        if is_empty:
+            grad_input.zero_()
+            needs_input = False
+    sizes = _sizes(input, grad_output.shape[2:])
+    strides = {**_strides("grad_output", grad_output), **_theta_strides(theta)}
+    image_strides = {**_strides("input", input), "fill_stride": 0 if fill is None else fill.stride(0)}
+    by_output = {
+        "grad_output_ptr": grad_output,
+        "theta_ptr": theta,
+        "image_index_ptr": None if image_index is None else image_index.contiguous(),
+        "images": input.shape[0],
+        **sizes,
+        **strides,
+    }
+    if not is_empty:
+        by_output["per_image"] = theta.shape[0] // input.shape[0]
+    # Sums over one matrix fit into the gather only if it has the image for itself.
+    is_many = image_index is not None or theta.shape[0] != input.shape[0]
+    if needs_input:
+        starts, order = (None, None) if image_index is None else _by_image(image_index, input.shape[0])
+        arguments = {
+            "grad_input_ptr": grad_input,
+            "grad_output_ptr": grad_output,
+            "input_ptr": input,
+            "theta_ptr": theta,
+            "fill_ptr": fill,
+            "starts_ptr": starts,
+            "order_ptr": order,
+            "per_image": by_output["per_image"],
+            **sizes,
+            **_strides("grad_input", grad_input),
+            **strides,
+            **image_strides,
+        }
+        flags = _flags(input, theta, (grad_output, input, grad_input), options, image_index)
+        is_fused = needs_theta and not is_many
+        flags.update(MANY=is_many, NEEDS_THETA=is_fused)
+        name = "backward" if is_fused else "backward_input"
+        partial = _launch(name, backward_kernel, grad_input, arguments, flags, options)
+        if is_fused:
+            grad_theta = _total(partial, theta)
+            needs_theta = False
     if needs_theta:
-        # The order of torch.sum is fixed, and in fp64 it adds no error; there is little to add.
-        grad_theta = partial.view(n, -1, 2, 3).sum(1, dtype=torch.float64).to(theta.dtype)
-    return grad_input, grad_theta
+        flags = _flags(input, theta, (grad_output, input), options, image_index)
+        arguments = {**by_output, **image_strides, "input_ptr": input, "fill_ptr": fill}
+        grad_theta = _total(_launch("theta", theta_kernel, grad_output, arguments, flags, options), theta)
+    if needs_fill:
+        flags = _flags(input, theta, (grad_output,), options, image_index)
+        partial = _launch("fill", fill_kernel, grad_output, by_output, flags, options)
+        grad_fill = partial.sum((0, 2), dtype=torch.float64).flatten()[: len(fill)].to(fill.dtype)
+    return grad_input, grad_theta, grad_fill
 
 
-def _flags(input: Tensor, tensors: Sequence[Tensor], align_corners: bool) -> dict[str, object]:
+def _total(partial: Tensor, theta: Tensor) -> Tensor:
+    """The order of torch.sum is fixed, and in fp64 it adds no error; there is little to add."""
+    return partial.view(len(theta), -1, *theta.shape[1:]).sum(1, dtype=torch.float64).to(theta.dtype)
+
+
+def _by_image(image_index: Tensor, images: int) -> tuple[Tensor, Tensor]:
+    """Where the matrices of each image start in the order of images, and that order; on the device."""
+    index, order = torch.sort(image_index, stable=True)
+    return torch.searchsorted(index, torch.arange(images + 1, device=index.device)), order
+
+
+def _sizes(input: Tensor, size: Sequence[int]) -> dict[str, int]:
+    d_in, h_in, w_in = (1, *input.shape[2:])[-3:]
+    d_out, h_out, w_out = (1, *size)[-3:]
+    sizes = (input.shape[1], d_in, h_in, w_in, d_out, h_out, w_out)
+    return dict(zip(("C", "D_in", "H_in", "W_in", "D_out", "H_out", "W_out"), sizes, strict=True))
+
+
+def _strides(name: str, tensor: Tensor) -> dict[str, int]:
+    """By axis; an image has no stride of slices."""
+    n, c, *pixel = tensor.stride()
+    d, h, w = (0, *pixel)[-3:]
+    return {f"{name}_stride_{axis}": stride for axis, stride in zip("ncdhw", (n, c, d, h, w), strict=True)}
+
+
+def _theta_strides(theta: Tensor) -> dict[str, int]:
+    return dict(
+        zip(("theta_stride_n", "theta_stride_row", "theta_stride_column"), theta.stride(), strict=True)
+    )
+
+
+def _flags(
+    input: Tensor,
+    theta: Tensor,
+    tensors: Sequence[Tensor],
+    options: Options,
+    image_index: Tensor | None,
+) -> dict[str, object]:
     """The constexprs that do not depend on block sizes."""
     return {
-        "ALIGN_CORNERS": align_corners,
+        "DIM": input.ndim - 2,
+        "PROJECTIVE": is_projective(theta.shape),
+        "TAPS": options.taps(),
+        "PADDING": PADDINGS[options.padding_mode],
+        "ALIGN_CORNERS": options.align_corners,
+        "ANTIALIAS": options.antialias,
+        "HAS_INDEX": image_index is not None,
         "INDEX": tl.int64 if any(_plane_extent(t) >= 2**31 for t in tensors) else tl.int32,
         "DTYPE": _TRITON_DTYPES[coordinate_dtype(input.dtype)],
     }
 
 
 def _plane_extent(tensor: Tensor) -> int:
-    """Elements that an offset of a pixel spans, two pixels beyond the plane included."""
-    return (tensor.shape[2] + 2) * tensor.stride(2) + (tensor.shape[3] + 2) * tensor.stride(3)
+    """Elements that an offset of a pixel spans, four pixels beyond the plane included."""
+    return sum((n + 4) * stride for n, stride in zip(tensor.shape[2:], tensor.stride()[2:], strict=True))
 
 
 @functools.cache
-def options(kernel: str, dtype: torch.dtype) -> dict[str, object]:
-    """How to compile a kernel, by its name in a bucket, for an image's dtype.
+def compile_options(bucket: tuning.Bucket) -> dict[str, object]:
+    """How to compile a bucket's kernel.
 
     Weighted sums may contract (coordinates are fixed by explicit FMAs); Triton's own default is to change.
-    ptxas left to itself sometimes aims at fewer registers than the gather needs and spills a few.
+    ptxas left to itself sometimes aims at fewer registers than the gather needs and spills a few. The plain
+    gather fits into 128, which is four blocks of 128 threads on a multiprocessor.
     """
     result: dict[str, object] = {"enable_fp_fusion": True}
-    if kernel.startswith("backward") and dtype != torch.float64 and torch.version.hip is None:
-        result["maxnreg"] = 128
+    if bucket.kernel.startswith("backward") and bucket.dtype != "float64" and torch.version.hip is None:
+        result["maxnreg"] = 255 if bucket.is_heavy() else 128
     return result
 
 
@@ -105,29 +217,43 @@ def _launch(
     name: str,
     kernel: triton.JITFunction,
     tiled: Tensor,
-    arguments: tuple[object, ...],
+    arguments: dict[str, object],
     flags: dict[str, object],
-    needs_partial: bool = False,
+    options: Options,
 ) -> Tensor | None:
-    """Run a kernel over tiles of ``tiled``; returns the (programs, 6) partial sums if there are any."""
-    n, c, height, width = tiled.shape
-    channels_last = all(t.stride(1) == 1 for t in arguments if isinstance(t, Tensor) and t.ndim == 4)
-    bucket = tuning.bucket_of(name, channels_last, tiled.dtype, n, c, height * width)
+    """Run a kernel over tiles of ``tiled``; returns what its programs leave to be summed, if anything."""
+    n, c, *pixels = tiled.shape
+    depth, height, width = (1, *pixels)[-3:]
+    images = (t for t in arguments.values() if isinstance(t, Tensor) and t.ndim == tiled.ndim)
+    channels_last = all(t.stride(1) == 1 for t in images)
+    variant = tuning.variant_of(flags["DIM"], flags["PROJECTIVE"], flags.get("MANY", False), options)
+    bucket = tuning.bucket_of(name, variant, channels_last, tiled.dtype, n * depth, c, height * width)
+    dtype = coordinate_dtype(tiled.dtype)
+    entries = arguments["theta_ptr"].shape[1] * arguments["theta_ptr"].shape[2]
 
     def run(config: tuning.Config) -> Tensor | None:
-        extents = (c, config["BLOCK_C"]), (height, config["BLOCK_H"]), (width, config["BLOCK_W"])
-        programs = n * math.prod(-(-size // block) for size, block in extents)
+        extents = (height, config["BLOCK_H"]), (width, config["BLOCK_W"])
+        tiles = depth * math.prod(-(-size // block) for size, block in extents)
+        blocks_c = -(-c // config["BLOCK_C"])
+        programs = n * blocks_c * tiles
         if programs > _MAX_PROGRAMS:
             raise ValueError(f"too many tiles for one launch: {programs} over shape {tuple(tiled.shape)}")
-        leading = ()
-        if kernel is not forward_kernel:
-            dtype = coordinate_dtype(tiled.dtype)
-            leading = (tiled.new_empty(programs if needs_partial else 0, 6, dtype=dtype),)
-        is_even = c % config["BLOCK_C"] == 0
+        partial = None
+        if name == "fill":
+            partial = tiled.new_empty((n, blocks_c, tiles, config["BLOCK_C"]), dtype=dtype)
+        elif name != "forward":
+            rows = 0 if name == "backward_input" else programs
+            partial = tiled.new_empty((rows, entries), dtype=dtype)
+        leading = {} if partial is None else {"partial_ptr": partial}
         kernel[(programs,)](
-            *leading, *arguments, **flags, **config, EVEN_C=is_even, **options(name, tiled.dtype)
+            **leading,
+            **arguments,
+            **flags,
+            **config,
+            EVEN_C=c % config["BLOCK_C"] == 0,
+            **compile_options(bucket),
         )
-        return leading[0] if leading else None
+        return partial
 
     with torch.cuda.device(tiled.device) if tiled.is_cuda else contextlib.nullcontext():
         return run(tuning.configuration(bucket, tiled.device, run))

@@ -2,20 +2,32 @@
 
 The grid is built by broadcasting in the centred form of PyTorch's base grid, ``x = (2 ow - (W_out - 1)) / S``
 with ``S = W_out`` or, for align_corners, ``W_out - 1``: one rounding where ``F.affine_grid`` has several, and
-no batched matrix product. The sampler is PyTorch's own.
+no batched matrix product. The sampler is PyTorch's own. Matrices that warp the same image are stacked along
+its rows, so that no image is copied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stn_triton.options import DEFAULT, Options
+
+# Antialiasing takes at most so many samples per output pixel and axis; a shrink of up to 1/64 more than a
+# whole number does not ask for another. As in kernels/coordinates.py.
+MAX_SAMPLES = 64
+SHRINK_TOLERANCE = 1 - 2.0**-6
+
 # Beyond this PyTorch's CPU sampler may meet coordinates that it converts to integers undefined.
 _SAFE_THETA = 1e4
-_BILINEAR, _ZEROS = 0, 0
+_MODES = {"bilinear": 0, "nearest": 1, "bicubic": 2}
+_PADDINGS = {"zeros": 0, "border": 1, "reflection": 2, "fill": 0}
 
 
 def coordinate_dtype(input_dtype: torch.dtype) -> torch.dtype:
@@ -23,76 +35,267 @@ def coordinate_dtype(input_dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if input_dtype == torch.float64 else torch.float32
 
 
-def memory_format(input: Tensor) -> torch.memory_format:
-    """channels_last if the channels of ``input`` lie closest together, else contiguous (NCHW).
+def memory_format(input: Tensor, size: Sequence[int]) -> torch.memory_format:
+    """Of a tensor like ``input`` of a spatial size: channels_last if its channels lie closest together.
 
-    Judged by strides alone, so that slices of a channels_last tensor count as channels_last too. A tensor
-    that is both (one channel, or one pixel) is contiguous.
+    Judged by strides alone, so that slices of a channels_last tensor count as channels_last too. What is both
+    (one channel, or one pixel) is contiguous.
     """
-    _, channels, height, width = input.shape
-    _, stride_c, stride_h, stride_w = input.stride()
-    if channels < 2 or stride_c == 0 or (height < 2 and width < 2):
+    _, channels, *sizes = input.shape
+    _, stride_c, *strides = input.stride()
+    if channels < 2 or stride_c == 0 or math.prod(size) == 1:
         return torch.contiguous_format
-    inside_w = width < 2 or stride_c < stride_w
-    inside_h = height < 2 or stride_c < stride_h
-    return torch.channels_last if inside_w and inside_h else torch.contiguous_format
+    others = [stride for n, stride in zip(sizes, strides, strict=True) if n > 1]
+    if not others or any(stride <= stride_c for stride in others):
+        return torch.contiguous_format
+    return torch.channels_last if len(sizes) == 2 else torch.channels_last_3d
 
 
-def forward(input: Tensor, theta: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
-    """Sample (N, C, H_in, W_in) at theta (N, 2, 3): (N, C, H_out, W_out), in the input's memory format."""
+class _Part(NamedTuple):
+    """Matrices that can be sampled at once: as many for each image, as many samples for each pixel."""
+
+    images: slice
+    matrices: Tensor
+    """Indices of matrices, (images, matrices per image)."""
+    samples: tuple[int, ...]
+    """Per output pixel and axis, x first."""
+
+
+class _Grid(NamedTuple):
+    """Where one sample of each output pixel lies, for all matrices of a part."""
+
+    base: list[Tensor]
+    """Normalised output positions on each axis, x first."""
+    positions: Tensor
+    """(matrices, *size, D), normalised, all finite."""
+    divisor: Tensor | None
+    """(matrices, *size, 1), of a projective map."""
+    unseen: Tensor | None
+    """(matrices, 1, *size), where nothing is sampled."""
+
+
+def forward(
+    input: Tensor,
+    theta: Tensor,
+    size: Sequence[int],
+    options: Options = DEFAULT,
+    fill: Tensor | None = None,
+    image_index: Tensor | None = None,
+) -> Tensor:
+    """Sample (N, C, ...) at theta (M, ...): (M, C, *size), in the input's memory format."""
     dtype = coordinate_dtype(input.dtype)
-    grid, outside = _grid(theta.to(dtype), *_base(size, align_corners, dtype, theta.device))
-    output = F.grid_sample(input.to(dtype), grid, "bilinear", "zeros", align_corners)
-    if outside is not None:
-        output.masked_fill_(outside, 0)
-    return output.to(input.dtype).contiguous(memory_format=memory_format(input))
+    output = input.new_zeros((len(theta), input.shape[1], *size), dtype=dtype)
+    for part in _parts(input, theta, size, options, image_index):
+        images = input[part.images].to(dtype)
+        total = None
+        for grid in _grids(theta, part, size, options, dtype):
+            sampled = _sampled(images, grid, part, options)
+            if fill is not None:
+                rest = 1 - _coverage(images, grid, part, options)
+                fills = fill.to(dtype).view(-1, *[1] * len(size))
+                sampled += torch.where(rest != 0, rest * fills, 0)
+            total = sampled if total is None else total.add_(sampled)
+        if math.prod(part.samples) > 1:
+            total /= math.prod(part.samples)
+        if part.matrices.numel() == len(theta) and image_index is None:
+            output = total
+        else:
+            output[part.matrices.flatten()] = total
+    if input.dtype == torch.uint8:
+        output = output.nan_to_num_(0).round_().clamp_(0, 255)
+    return output.to(input.dtype).contiguous(memory_format=memory_format(input, size))
 
 
 def backward(
-    grad_output: Tensor, input: Tensor, theta: Tensor, align_corners: bool, output_mask: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of ``forward`` for input and theta; None for one that ``output_mask`` does not ask for."""
+    grad_output: Tensor,
+    input: Tensor,
+    theta: Tensor,
+    options: Options = DEFAULT,
+    output_mask: Sequence[bool] = (True, True, False),
+    fill: Tensor | None = None,
+    image_index: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of ``forward`` for input, theta and fill; None for one that ``output_mask`` leaves out."""
     dtype = coordinate_dtype(input.dtype)
-    by, bx = _base(grad_output.shape[2:], align_corners, dtype, theta.device)
-    grid, outside = _grid(theta.to(dtype), by, bx)
-    grad_output = grad_output.to(dtype)
-    if outside is not None:
-        grad_output = grad_output.masked_fill(outside, 0)
-    grad_input, grad_grid = torch.ops.aten.grid_sampler_2d_backward(
-        grad_output, input.to(dtype), grid, _BILINEAR, _ZEROS, align_corners, (output_mask[0], True)
+    size = grad_output.shape[2:]
+    is_volume = len(size) == 3
+    sampler = (
+        torch.ops.aten.grid_sampler_3d_backward if is_volume else torch.ops.aten.grid_sampler_2d_backward
     )
-    grad_theta = None
-    if output_mask[1]:
-        over_rows = grad_grid.sum(1)
-        over_columns = grad_grid.sum(2)
-        grad_theta = torch.stack(
-            ((bx[:, None] * over_rows).sum(1), (by[:, None] * over_columns).sum(1), over_rows.sum(1)), dim=2
-        ).to(theta.dtype)
-    if output_mask[0]:
-        grad_input = grad_input.to(input.dtype).contiguous(memory_format=memory_format(input))
-    else:
-        grad_input = None
-    return grad_input, grad_theta
+    codes = (_MODES[options.mode], _PADDINGS[options.padding_mode], options.align_corners)
+    grad_input = input.new_zeros(input.shape, dtype=dtype) if output_mask[0] else None
+    grad_theta = theta.new_zeros(theta.shape, dtype=dtype) if output_mask[1] else None
+    grad_fill = None if fill is None else fill.new_zeros(fill.shape, dtype=dtype)
+    for part in _parts(input, theta, size, options, image_index):
+        images = input[part.images].to(dtype)
+        matrices = part.matrices.flatten()
+        is_all = len(matrices) == len(theta) and image_index is None
+        part_grad = (grad_output if is_all else grad_output[matrices]).to(dtype)
+        if math.prod(part.samples) > 1:
+            part_grad = part_grad / math.prod(part.samples)
+        for grid in _grids(theta, part, size, options, dtype):
+            seen_grad = part_grad if grid.unseen is None else part_grad.masked_fill(grid.unseen, 0)
+            if output_mask[2]:
+                rest = 1 - _coverage(images, grid, part, options)
+                grad_fill += (torch.where(rest != 0, part_grad, 0) * rest).transpose(0, 1).flatten(1).sum(1)
+            if not (output_mask[0] or output_mask[1]):
+                continue
+            # A tap that moves outside is replaced by the fill value: derivatives are of the difference.
+            content = images
+            if fill is not None and output_mask[1]:
+                content = images - fill.to(dtype).view(-1, *[1] * len(size))
+            stacked = seen_grad.unflatten(0, part.matrices.shape).transpose(1, 2).flatten(2, 3)
+            part_input, grad_grid = sampler(
+                stacked, content, _stacked(grid.positions, part), *codes, (output_mask[0], True)
+            )
+            if output_mask[0]:
+                grad_input[part.images] += part_input
+            if output_mask[1]:
+                grad_theta[matrices] += _grad_theta(grad_grid.view(grid.positions.shape), grid)
+    return (
+        _like(grad_input, input, memory_format(input, input.shape[2:])),
+        _like(grad_theta, theta),
+        _like(grad_fill if output_mask[2] else None, fill),
+    )
+
+
+def samples_per_pixel(
+    theta: Tensor, size_in: Sequence[int], size: Sequence[int], align_corners: bool
+) -> Tensor:
+    """Into how many samples antialiasing splits an output pixel: (M, D), x first.
+
+    Along each output axis, the length in input pixels of a step of one output pixel, rounded up.
+    """
+    extents = [theta.new_tensor([n - align_corners for n in reversed(s)]) for s in (size_in, size)]
+    dim = len(size)
+    steps = theta[:, :dim, :dim] * extents[0][:, None] / extents[1].clamp(min=1)
+    steps = torch.where(extents[1] > 0, steps, 0)
+    counts = torch.ceil(steps.square().sum(1).sqrt() * SHRINK_TOLERANCE)
+    return counts.nan_to_num(1).clamp(1, MAX_SAMPLES).long()
+
+
+def _like(grad: Tensor | None, tensor: Tensor | None, form=torch.contiguous_format) -> Tensor | None:
+    return None if grad is None else grad.to(tensor.dtype).contiguous(memory_format=form)
+
+
+def _parts(
+    input: Tensor, theta: Tensor, size: Sequence[int], options: Options, image_index: Tensor | None
+) -> list[_Part]:
+    """All matrices at once where they allow it; else image by image, so that no image is copied."""
+    n, m, dim = len(input), len(theta), len(size)
+    if image_index is not None and m > 0:
+        least, most = (number.item() for number in image_index.aminmax())
+        if least < 0 or most >= n:
+            wrong = least if least < 0 else most
+            raise ValueError(f"image_index must name images 0 to {n - 1} of input, got {wrong}")
+    if m == 0 or n == 0:
+        return []
+    ones = (1,) * dim
+    owners = torch.arange(m) // (m // n) if image_index is None else image_index
+    samples = torch.ones(m, dim, dtype=torch.long)
+    if options.antialias:
+        dtype = coordinate_dtype(input.dtype)
+        samples = samples_per_pixel(theta.to(dtype), input.shape[2:], size, options.align_corners)
+    if image_index is None and (samples == samples[0]).all():
+        return [_Part(slice(0, n), torch.arange(m).view(n, -1), tuple(samples[0].tolist()))]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for matrix, key in enumerate(torch.cat((owners[:, None], samples), 1).tolist()):
+        groups.setdefault(tuple(key), []).append(matrix)
+    return [
+        _Part(slice(key[0], key[0] + 1), torch.tensor([matrices]), key[1:] or ones)
+        for key, matrices in groups.items()
+    ]
+
+
+def _grids(
+    theta: Tensor, part: _Part, size: Sequence[int], options: Options, dtype: torch.dtype
+) -> Iterator[_Grid]:
+    """The grid of each sample of a pixel: one, unless antialiasing asks for more."""
+    theta = theta[part.matrices.flatten()].to(dtype)
+    for offsets in itertools.product(*(range(n) for n in part.samples)):
+        base = [
+            _base(n, offset, count, options.align_corners, dtype, theta.device)
+            for n, offset, count in zip(reversed(size), offsets, part.samples, strict=True)
+        ]
+        yield _grid(theta, base, options)
 
 
 def _base(
-    size: Sequence[int], align_corners: bool, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """The normalised positions of output rows and columns; 0 where there is a single one."""
-    doubled = [torch.arange(1 - n, n, 2, dtype=dtype, device=device) for n in size]
-    by, bx = (d / max(n - align_corners, 1) for d, n in zip(doubled, size, strict=True))
-    return by, bx
+    n: int, offset: int, count: int, align_corners: bool, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Normalised positions on one output axis, of sample ``offset`` of ``count`` in each pixel."""
+    fine = n * count
+    doubled = torch.arange(1 - fine + 2 * offset, fine, 2 * count, dtype=dtype, device=device)
+    return doubled / max(fine - align_corners, 1)
 
 
-def _grid(theta: Tensor, by: Tensor, bx: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Normalised coordinates (N, H_out, W_out, 2), all of them finite, and a mask of those that were not."""
-    along_x = theta[:, :, 0, None] * bx
-    along_y = theta[:, :, 1, None] * by + theta[:, :, 2, None]
-    grid = theta.new_empty(theta.shape[0], len(by), len(bx), 2)
-    for axis in (0, 1):
-        torch.add(along_x[:, axis, None, :], along_y[:, axis, :, None], out=grid[..., axis])
-    if (theta.abs() < _SAFE_THETA).all():
-        return grid, None
-    outside = ~grid.isfinite().all(-1)
-    grid.clamp_(-_SAFE_THETA, _SAFE_THETA).nan_to_num_(nan=0.0)
-    return grid, outside[:, None]
+def _grid(theta: Tensor, base: list[Tensor], options: Options) -> _Grid:
+    """Positions by broadcasting, made safe for PyTorch's CPU sampler."""
+    dim = len(base)
+    rows = theta.shape[1]
+    size = [len(b) for b in reversed(base)]
+    grid = theta.new_empty(len(theta), *size, rows)
+    for row in range(rows):
+        total = theta[:, row, dim].view(-1, *[1] * dim)
+        for axis in reversed(range(1, dim)):
+            shape = [-1, *[1] * dim]
+            shape[dim - axis] = size[dim - axis - 1]
+            total = total + (theta[:, row, axis, None] * base[axis]).view(shape)
+        along_x = (theta[:, row, 0, None] * base[0]).view(-1, *[1] * (dim - 1), size[-1])
+        torch.add(along_x, total, out=grid[..., row])
+    divisor = unseen = None
+    if rows > dim:
+        divisor = grid[..., dim:]
+        unseen = ~((divisor > 0) & (divisor < math.inf))
+        divisor = divisor.masked_fill(unseen, 1)
+        grid = grid[..., :dim] / divisor
+        unseen = unseen.movedim(-1, 1)
+    elif bool((theta.abs() < _SAFE_THETA).all()):
+        return _Grid(base, grid, None, None)
+    if options.padding_mode == "reflection":
+        # PyTorch folds whatever is finite; the rest is taken for the first edge.
+        grid = torch.where(grid.isfinite(), grid, -1)
+    else:
+        lost = grid.isnan() if options.padding_mode == "border" else ~grid.isfinite()
+        if options.padding_mode != "border":
+            lost_anywhere = lost.any(-1)[:, None]
+            unseen = lost_anywhere if unseen is None else unseen | lost_anywhere
+        grid = grid.masked_fill(lost, -_SAFE_THETA).clamp_(-_SAFE_THETA, _SAFE_THETA)
+    return _Grid(base, grid, divisor, unseen)
+
+
+def _stacked(positions: Tensor, part: _Part) -> Tensor:
+    """The positions of all matrices of an image on top of each other."""
+    return positions.unflatten(0, part.matrices.shape).flatten(1, 2)
+
+
+def _sampled(images: Tensor, grid: _Grid, part: _Part, options: Options) -> Tensor:
+    """(matrices, C, *size): the images at the grid, 0 where nothing is sampled."""
+    padding_mode = "zeros" if options.padding_mode == "fill" else options.padding_mode
+    output = F.grid_sample(
+        images, _stacked(grid.positions, part), options.mode, padding_mode, options.align_corners
+    )
+    output = output.unflatten(2, (part.matrices.shape[1], -1)).transpose(1, 2).flatten(0, 1)
+    return output if grid.unseen is None else output.masked_fill(grid.unseen, 0)
+
+
+def _coverage(images: Tensor, grid: _Grid, part: _Part, options: Options) -> Tensor:
+    """(matrices, 1, *size): the weight of all taps that lie inside."""
+    ones = images.new_ones(()).expand(len(images), 1, *images.shape[2:])
+    return _sampled(ones, grid, part, options)
+
+
+def _grad_theta(grad_grid: Tensor, grid: _Grid) -> Tensor:
+    """Moments of the gradient by positions: (matrices, rows, D + 1)."""
+    dim = len(grid.base)
+    if grid.divisor is not None:
+        quotient = grad_grid / grid.divisor
+        grad_grid = torch.cat((quotient, -(quotient * grid.positions).sum(-1, keepdim=True)), -1)
+    if grid.unseen is not None:
+        grad_grid = grad_grid.masked_fill(grid.unseen.movedim(1, -1), 0)
+    axes = range(1, dim + 1)
+    columns = []
+    for axis, base in enumerate(grid.base):
+        others = [a for a in axes if a != dim - axis]
+        columns.append((grad_grid.sum(others) * base[:, None]).sum(1))
+    return torch.stack((*columns, grad_grid.sum(list(axes))), 2)

@@ -25,6 +25,8 @@ from typing import NamedTuple
 
 import torch
 
+from stn_triton.options import Options
+
 Config = dict[str, int]
 CONFIG_KEYS = ("BLOCK_C", "RUN_C", "BLOCK_H", "BLOCK_W", "num_warps")
 SHIPPED = Path(__file__).parent / "tuned"
@@ -35,7 +37,9 @@ class Bucket(NamedTuple):
     """Launches that share a configuration. Raw sizes would mean a tuning for every image size."""
 
     kernel: str
-    """forward, backward, backward_input (no grad_theta) or theta."""
+    """forward, backward, backward_input (no grad_theta), theta or fill."""
+    variant: str
+    """What is compiled differently: 2d-bilinear-zeros and so on, see ``variant_of``."""
     layout: str
     """nchw; channels_last; channels_last_16 if the channel count is a multiple of 16: 128-bit accesses."""
     dtype: str
@@ -49,25 +53,41 @@ class Bucket(NamedTuple):
 
     def name(self) -> str:
         """The bucket as a key of a table."""
-        return f"{self.kernel}/{self.layout}/{self.dtype}/c{self.channels}/p{self.pixels}/n{self.planes}"
+        names = (self.kernel, self.variant, self.layout, self.dtype)
+        return "/".join((*names, f"c{self.channels}", f"p{self.pixels}", f"n{self.planes}"))
 
     @classmethod
     def parse(cls, name: str) -> Bucket | None:
         """The bucket of a key; None if it is no key."""
-        match = re.fullmatch(r"(\w+)/(nchw|channels_last(?:_16)?)/(\w+)/c(\d+)/p(\d+)/n(\d+)", name)
-        return match and cls(*match.groups()[:3], *map(int, match.groups()[3:]))
+        match = re.fullmatch(r"(\w+)/([\w-]+)/(nchw|channels_last(?:_16)?)/(\w+)/c(\d+)/p(\d+)/n(\d+)", name)
+        return match and cls(*match.groups()[:4], *map(int, match.groups()[4:]))
+
+    def is_heavy(self) -> bool:
+        """Whether a thread keeps so much per pixel that it should have fewer channels."""
+        return bool({"3d", "bicubic", "reflection", "projective"} & set(self.variant.split("-")))
 
     def lane(self) -> int:
         """Channels that one lane reads at once."""
         return 16 // getattr(torch, self.dtype).itemsize if self.layout == "channels_last_16" else 1
 
 
+@functools.cache
+def variant_of(dim: int, projective: bool, many: bool, options: Options) -> str:
+    """The name of what is compiled; align_corners changes a few scalars only."""
+    flags = {"projective": projective, "many": many, "antialias": options.antialias}
+    names = (f"{dim}d", options.mode, options.padding_mode)
+    return "-".join((*names, *(name for name, is_set in flags.items() if is_set)))
+
+
 @functools.lru_cache(maxsize=1024)
-def bucket_of(kernel: str, channels_last: bool, dtype: torch.dtype, n: int, c: int, pixels: int) -> Bucket:
+def bucket_of(
+    kernel: str, variant: str, channels_last: bool, dtype: torch.dtype, n: int, c: int, pixels: int
+) -> Bucket:
     """The bucket of a launch over n images of c channels and so many pixels."""
     layout = ("channels_last_16" if c % 16 == 0 else "channels_last") if channels_last else "nchw"
     name = str(dtype).removeprefix("torch.")
-    return Bucket(kernel, layout, name, _up(c, 1, 1, 128), _up(pixels, 3, 64, 2**15), _up(n * c, 3, 8, 4096))
+    sizes = _up(c, 1, 1, 128), _up(pixels, 3, 64, 2**15), _up(n * c, 3, 8, 4096)
+    return Bucket(kernel, variant, layout, name, *sizes)
 
 
 def _up(value: int, step: int, least: int, most: int) -> int:
@@ -93,16 +113,18 @@ def space(bucket: Bucket) -> list[Config]:
 
 
 def default(bucket: Bucket) -> Config:
-    """Conservative: 128 threads, each with one pixel and up to 16 channels of it (8 for grad_theta alone)."""
-    groups = 8 if bucket.kernel == "theta" else 16
+    """Conservative: 128 threads, each with one pixel and up to 16 channels of it, fewer if it keeps more."""
+    groups = 8 if bucket.kernel == "theta" or bucket.is_heavy() else 16
+    if bucket.dtype == "float64":
+        groups //= 2
     if bucket.layout == "nchw" or bucket.channels < 16:
         block_h, block_w = (8, 8) if bucket.pixels <= 64 else (8, 16)
         return _config(min(bucket.channels, groups), 1, block_h, block_w, block_h * block_w // 32)
     run_c = 16
     if bucket.layout == "channels_last":  # lanes of single channels, whose masks cost registers
-        run_c, groups = 4, 8
+        run_c, groups = 4, min(groups, 8)
     lanes = run_c // bucket.lane()
-    block_h, block_w = {2: (8, 8), 4: (4, 8), 8: (2, 8)}[lanes]
+    block_h, block_w = {1: (8, 16), 2: (8, 8), 4: (4, 8), 8: (2, 8)}[lanes]
     return _config(min(bucket.channels, groups * run_c), run_c, block_h, block_w, 4)
 
 

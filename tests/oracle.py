@@ -1,10 +1,12 @@
 """The operator written out: positions in a chosen precision, everything after them in fp64.
 
 With fp32 positions it shares the kernels' cells, at kinks too; with fp64 positions it is the truth away from
-them. Gradients are written out as sums over taps, not taken by autograd.
+them. Gradients are written out as sums over taps, not taken by autograd. Axes are in the order x, y, z.
 """
 
 import functools
+import itertools
+import math
 from typing import NamedTuple
 
 import torch
@@ -12,11 +14,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stn_triton.options import DEFAULT
+
 
 class Truth(NamedTuple):
     output: Tensor
     grad_input: Tensor
     grad_theta: Tensor
+    grad_fill: Tensor | None
 
 
 @triton.jit
@@ -53,50 +58,168 @@ def _fma(a, b, c, fused):
     return torch.where(corrected.isfinite(), corrected, total)
 
 
-def _scales(size_in, size_out, align_corners):
-    """The factor of each entry of theta, as (2, 3): rows x, y; columns x, y, 1. Division in fp64."""
-    s_in = [n - align_corners for n in reversed(size_in)]
-    s_out = [n - align_corners for n in reversed(size_out)]
-    rows = [[(s / so if so else 0.0) for so in s_out] + [s / 2] for s in s_in]
-    return torch.tensor(rows, dtype=torch.float64)
+def _scales(size_in, size_out, align_corners, rows):
+    """The factor of each entry of theta, (rows, D + 1). Division in fp64."""
+    s_in = [n - align_corners for n in size_in] + [2] * (rows - len(size_in))
+    s_out = [n - align_corners for n in size_out]
+    table = [[(s / so if so else 0.0) for so in s_out] + [s / 2] for s in s_in]
+    return torch.tensor(table, dtype=torch.float64)
 
 
-def solve(input, theta, size_out, grad_output, align_corners, dtype=torch.float64) -> Truth:
+def _samples(theta, size_in, size_out, align_corners):
+    """Antialiasing's samples along each output axis: the length of a step, up to 1/64 too long let pass."""
+    dim = len(size_in)
+    steps = (theta.double() * _scales(size_in, size_out, align_corners, len(theta)))[:dim, :dim]
+    return [min(max(math.ceil(math.hypot(*column) * 63 / 64), 1), 64) for column in steps.T.tolist()]
+
+
+def _reflect(position, n, align_corners):
+    """Mirrored at the centres (or outer edges) of the first and last pixel, and the sign of its direction."""
+    first, span = (0.0, n - 1) if align_corners else (-0.5, n)
+    if span == 0:
+        return torch.zeros_like(position), torch.ones_like(position)
+    fold = torch.floor((position - first) / span)
+    rest = position - first - fold * span
+    odd = fold.remainder(2) == 1
+    mirrored = first + torch.where(odd, span - rest, rest)
+    return torch.where(mirrored.isfinite(), mirrored, first), 1.0 - 2.0 * odd
+
+
+def _cubic(x, a=-0.75):
+    """Keys' kernel at distances x and its derivative."""
+    x, sign = x.abs(), x.sign()
+    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+    far = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
+    near_slope = 3 * (a + 2) * x**2 - 2 * (a + 3) * x
+    far_slope = 3 * a * x**2 - 10 * a * x + 8 * a
+    return torch.where(x <= 1, near, far), sign * torch.where(x <= 1, near_slope, far_slope)
+
+
+def _taps(position, n, options):
+    """Pixels of an axis, their weights, and the derivatives of the weights by the position."""
+    direction = torch.ones_like(position)
+    is_cubic = options.mode == "bicubic"
+    if options.padding_mode == "reflection":
+        position, direction = _reflect(position, n, options.align_corners)
+    if options.padding_mode in ("border", "reflection") and not is_cubic:
+        direction = direction * ((position > 0) & (position < n - 1))
+        position = torch.where(position > 0, position, 0.0).clamp(max=n - 1)
+    position = torch.where(position > -9, position, -9.0).clamp(max=n + 9)
+    if options.mode == "nearest":
+        return [(torch.round(position), torch.ones_like(position), torch.zeros_like(position))]
+    cell = position.floor()
+    fraction = position - cell
+    if options.mode == "bilinear":
+        return [(cell, 1 - fraction, -direction), (cell + 1, fraction, direction)]
+    taps = []
+    for offset in (-1, 0, 1, 2):
+        weight, slope = _cubic(fraction - offset)
+        pixel = cell + offset
+        if options.padding_mode == "reflection":
+            pixel, _ = _reflect(pixel, n, options.align_corners)
+        if options.padding_mode in ("border", "reflection"):
+            pixel = pixel.clamp(0, n - 1)
+        taps.append((pixel, weight, slope * direction))
+    return taps
+
+
+def solve(
+    input, theta, size_out, grad_output, options=DEFAULT, dtype=torch.float64, fill=None, image_index=None
+) -> Truth:
     """Output and gradients in fp64, with positions computed in ``dtype`` as the kernels would, on the CPU."""
     device, fused = input.device, _is_fused(input.device)
-    input, theta, grad_output = input.cpu(), theta.cpu(), grad_output.cpu()
-    size_in = input.shape[2:]
-    x, g = input.double(), grad_output.double()
-    scales = _scales(size_in, size_out, align_corners)
-    a = theta.to(dtype) * scales.to(dtype)
-    v, u = (torch.arange(n, dtype=dtype) - (n - 1) / 2 for n in size_out)
-    u, v = u.expand(len(x), size_out[0], -1), v[:, None].expand(len(x), -1, size_out[1])
-    cells, fractions = [], []
-    for axis, n in ((0, size_in[1]), (1, size_in[0])):
-        a_u, a_v, a_1 = (a[:, axis, k, None, None].expand_as(u) for k in range(3))
-        centred = _fma(a_u, u, _fma(a_v, v, a_1, fused), fused) + (0.5 if n % 2 == 0 else 0.0)
-        centred = torch.nan_to_num(centred, nan=-n - 2.0).clamp(-n - 2, n + 2)
-        cells.append(centred.floor().long() + (n - 1) // 2)
-        fractions.append((centred - centred.floor()).double())
+    x, g = input.cpu().double(), grad_output.cpu().double()
+    theta = theta.cpu().to(dtype)
+    fills = None if fill is None else fill.cpu().double()
+    owners = [m * len(x) // len(theta) for m in range(len(theta))]
+    owners = owners if image_index is None else image_index.tolist()
     output = torch.zeros(g.shape, dtype=torch.float64)
-    grad_input = torch.zeros(x.shape, dtype=torch.float64).flatten(2)
-    along = [torch.zeros_like(fractions[0]) for _ in range(2)]
-    for second_x in (0, 1):
-        for second_y in (0, 1):
-            column, row = cells[0] + second_x, cells[1] + second_y
-            inside = (column >= 0) & (column < size_in[1]) & (row >= 0) & (row < size_in[0])
-            index = (
-                (row * size_in[1] + column).where(inside, 0).flatten(1)[:, None].expand(-1, x.shape[1], -1)
+    grad_input, grad_theta = torch.zeros_like(x), torch.zeros(theta.shape, dtype=torch.float64)
+    grad_fill = None if fill is None else torch.zeros_like(fills)
+    size_in, size_out = tuple(reversed(x.shape[2:])), tuple(reversed(size_out))
+    for m, owner in enumerate(owners):
+        samples = [1] * len(size_in)
+        if options.antialias:
+            samples = _samples(theta[m], size_in, size_out, options.align_corners)
+        for offsets in itertools.product(*map(range, samples)):
+            one = _solve_one(
+                x[owner],
+                theta[m],
+                size_out,
+                g[m] / math.prod(samples),
+                options,
+                fills,
+                samples,
+                offsets,
+                fused,
             )
-            weight_x = fractions[0] if second_x else 1 - fractions[0]
-            weight_y = fractions[1] if second_y else 1 - fractions[1]
-            weight = (weight_x * weight_y * inside)[:, None]
-            tap = x.flatten(2).gather(2, index).view(g.shape)
-            output += torch.where(weight != 0, tap, 0) * weight
-            grad_input.scatter_add_(2, index, (torch.where(weight != 0, g, 0) * weight).flatten(2))
-            product = (torch.where(inside[:, None], tap, 0) * g).sum(1)
-            along[0] += product * weight_y * (1 if second_x else -1)
-            along[1] += product * weight_x * (1 if second_y else -1)
-    base = torch.stack((u, v, torch.ones_like(u))).double()
-    grad_theta = torch.stack([(d * base).sum((2, 3)) for d in along]).permute(2, 0, 1) * scales
-    return Truth(*(t.to(device) for t in (output, grad_input.view(x.shape), grad_theta)))
+            output[m] += one.output / math.prod(samples)
+            grad_input[owner] += one.grad_input
+            grad_theta[m] += one.grad_theta
+            if fill is not None:
+                grad_fill += one.grad_fill
+    return Truth(*(None if t is None else t.to(device) for t in (output, grad_input, grad_theta, grad_fill)))
+
+
+def _solve_one(x, theta, size_out, g, options, fill, samples, offsets, fused) -> Truth:
+    """One sample of one image's pixels under one matrix."""
+    dim, dtype = len(size_out), theta.dtype
+    size_in = tuple(reversed(x.shape[1:]))
+    fine = [n * s for n, s in zip(size_out, samples, strict=True)]
+    scales = _scales(size_in, fine, options.align_corners, len(theta))
+    a = theta * scales.to(dtype)
+    axes = [
+        torch.arange(n, dtype=dtype) * s + i - (n * s - 1) / 2
+        for n, s, i in zip(size_out, samples, offsets, strict=True)
+    ]
+    base = tuple(reversed(torch.meshgrid(*reversed(axes), indexing="ij")))
+    rows = []
+    for row in a:
+        total = row[dim].expand_as(base[0])
+        for j in reversed(range(dim)):
+            total = _fma(row[j].expand_as(total), base[j], total, fused)
+        rows.append(total)
+    seen = torch.ones_like(base[0], dtype=torch.bool)
+    divisor = torch.ones_like(base[0])
+    if len(rows) > dim:
+        divisor = rows.pop()
+        seen = (divisor > 0) & divisor.isfinite()
+        rows = [row / divisor for row in rows]
+    # From here in fp64. The whole part of the centre is added to a number that has been rounded already.
+    positions = [
+        (row + (0.5 if n % 2 == 0 else 0.0)).double() + (n - 1) // 2
+        for row, n in zip(rows, size_in, strict=True)
+    ]
+    taps = [_taps(p, n, options) for p, n in zip(positions, size_in, strict=True)]
+    output, coverage = torch.zeros_like(g), torch.zeros_like(g[0])
+    grad_input = torch.zeros_like(x).flatten(1)
+    along = [torch.zeros_like(coverage) for _ in range(dim)]
+    for chosen in itertools.product(*taps):
+        pixels = [pixel.long() for pixel, _, _ in chosen]
+        inside = seen.clone()
+        index = torch.zeros_like(pixels[0])
+        for pixel, n in reversed(tuple(zip(pixels, size_in, strict=True))):
+            inside &= (pixel >= 0) & (pixel < n)
+            index = index * n + pixel
+        index = index.where(inside, 0).flatten().expand(len(x), -1)
+        weight = math.prod(w for _, w, _ in chosen) * inside
+        tap = x.flatten(1).gather(1, index).view(g.shape)
+        output += torch.where(weight != 0, tap, 0) * weight
+        coverage += weight
+        grad_input.scatter_add_(1, index, (torch.where(weight != 0, g, 0) * weight).flatten(1))
+        content = tap if fill is None else tap - fill.view(-1, *[1] * dim)
+        product = (torch.where(inside, content, 0) * g).sum(0)
+        for k in range(dim):
+            along[k] += product * math.prod(s if i == k else w for i, (_, w, s) in enumerate(chosen))
+    grad_fill = None
+    if fill is not None:
+        output += fill.view(-1, *[1] * dim) * (1 - coverage)
+        grad_fill = ((1 - coverage) * g).flatten(1).sum(1)
+    by_row = along
+    if len(theta) > dim:
+        depth = divisor.double().where(seen, 1)
+        by_row = [d / depth for d in along]
+        by_row.append(-sum(d * row.double().where(seen, 0) for d, row in zip(by_row, rows, strict=True)))
+    columns = [b.double() for b in base] + [torch.ones_like(base[0], dtype=torch.float64)]
+    grad_theta = torch.stack([torch.stack([(d * c).sum() for c in columns]) for d in by_row]) * scales
+    return Truth(output, grad_input.view(x.shape), grad_theta, grad_fill)

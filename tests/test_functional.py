@@ -22,7 +22,7 @@ from stn_triton import affine_grid_sample, functional
 FORWARD = torch.ops.stn_triton.affine_grid_sample.default
 BACKWARD = torch.ops.stn_triton.affine_grid_sample_backward.default
 NCHW, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
-DTYPES = functional.INPUT_DTYPES
+DTYPES = functional.THETA_DTYPES
 
 MAPS = {
     "near identity": (1.021, 0.013, 0.017, -0.011, 0.987, 0.029),
@@ -290,7 +290,7 @@ def test_only_wanted_gradients_are_computed(needs):
     with Recorder() as recorder:
         output.backward(randn(*output.shape, seed=1))
     (arguments,) = recorder.arguments(BACKWARD)
-    assert list(arguments[-1]) == list(needs)
+    assert list(arguments[-1]) == [*needs, False]
     for leaf, need, expected in zip(leaves, needs, both, strict=True):
         assert torch.equal(leaf.grad, expected) if need else leaf.grad is None
 
@@ -339,19 +339,26 @@ BAD = {
     "input is a list": ({"input": [1.5]}, TypeError, ["torch.Tensor", "[1.5]", "list"]),
     "theta is None": ({"theta": None}, TypeError, ["torch.Tensor", "None"]),
     "input is sparse": ({"input": INPUT.to_sparse()}, TypeError, ["strided", "torch.sparse_coo"]),
-    "input of bytes": ({"input": INPUT.byte()}, TypeError, ["torch.bfloat16", "torch.uint8"]),
+    "input of signed bytes": ({"input": INPUT.char()}, TypeError, ["torch.uint8", "torch.int8"]),
     "complex input": ({"input": INPUT.cfloat()}, TypeError, ["torch.bfloat16", "torch.complex64"]),
     "integer theta": ({"theta": THETA.long()}, TypeError, ["floating", "torch.int64"]),
     "complex theta": ({"theta": THETA.cfloat()}, TypeError, ["floating", "torch.complex64"]),
     "input without a batch": ({"input": INPUT[0]}, ValueError, ["(N, C, H_in, W_in)", "(3, 4, 5)"]),
-    "volume": ({"input": INPUT[None]}, ValueError, ["(N, C, H_in, W_in)", "(1, 2, 3, 4, 5)"]),
+    "six dimensions": ({"input": INPUT[None, None]}, ValueError, ["(N, C, D_in,", "(1, 1, 2, 3, 4, 5)"]),
     "no rows": ({"input": INPUT[:, :, :0]}, ValueError, ["one pixel", "(2, 3, 0, 5)"]),
     "no columns": ({"input": INPUT[..., :0]}, ValueError, ["one pixel", "(2, 3, 4, 0)"]),
     "theta without a batch": ({"theta": THETA[0]}, ValueError, ["(N, 2, 3)", "(2, 3)"]),
     "homogeneous theta": ({"theta": torch.zeros(2, 3, 3)}, ValueError, ["(N, 2, 3)", "(2, 3, 3)"]),
     "theta for a volume": ({"theta": torch.zeros(2, 3, 4)}, ValueError, ["(N, 2, 3)", "(2, 3, 4)"]),
     "theta without translation": ({"theta": torch.zeros(2, 2, 2)}, ValueError, ["(N, 2, 3)", "(2, 2, 2)"]),
-    "one theta for two images": ({"theta": THETA[:1]}, ValueError, ["(2, 2, 3)", "(1, 2, 3)"]),
+    "three thetas for two images": ({"theta": torch.zeros(3, 2, 3)}, ValueError, ["(2, ...)", "(3, 2, 3)"]),
+    "three times four thetas": ({"theta": torch.zeros(3, 4, 2, 3)}, ValueError, ["(2, ...)", "(3, 4, 2, 3)"]),
+    "matrix of a volume for an image": ({"theta": torch.zeros(2, 3, 4)}, ValueError, ["2, 3)", "(2, 3, 4)"]),
+    "matrix of an image for a volume": (
+        {"theta": THETA, "input": torch.zeros(2, 3, 4, 5, 6)},
+        ValueError,
+        ["(N, 3, 4)", "(2, 2, 3)"],
+    ),
     "theta elsewhere": ({"theta": THETA.to("meta")}, ValueError, ["device", "cpu", "meta"]),
     "size zero": ({"size": 0}, ValueError, ["positive", "0"]),
     "negative width": ({"size": (4, -5)}, ValueError, ["positive", "(4, -5)"]),
@@ -362,24 +369,72 @@ BAD = {
     "size is a str": ({"size": "45"}, TypeError, [SIZE, "'45'", "str"]),
     "size is a bool": ({"size": True}, TypeError, [SIZE, "True", "bool"]),
     "an extent is a float": ({"size": (4, 5.0)}, TypeError, [SIZE, "5.0", "float"]),
-    "a mode that is not there yet": ({"mode": "bicubic"}, ValueError, ["'bilinear'", "'bicubic'"]),
+    "two extents for a volume": (
+        {"size": (4, 5), "input": torch.zeros(2, 3, 4, 5, 6), "theta": torch.zeros(2, 3, 4)},
+        ValueError,
+        ["three ints (D_out, H_out, W_out)", "(4, 5)"],
+    ),
+    "an unknown mode": ({"mode": "cubic"}, ValueError, ["'bicubic'", "'cubic'"]),
+    "bicubic volume": (
+        {"mode": "bicubic", "input": torch.zeros(2, 3, 4, 5, 6), "theta": torch.zeros(2, 3, 4)},
+        ValueError,
+        ["'nearest'", "'bicubic'"],
+    ),
     "mode is not a str": ({"mode": 0}, TypeError, ["str", "0", "int"]),
-    "a padding_mode that is not there yet": ({"padding_mode": "border"}, ValueError, ["'zeros'", "'border'"]),
+    "an unknown padding_mode": ({"padding_mode": "edge"}, ValueError, ["'border'", "'edge'"]),
     "padding_mode is not a str": ({"padding_mode": None}, TypeError, ["str", "None"]),
     "align_corners is an int": ({"align_corners": 1}, TypeError, ["bool", "1", "int"]),
     "align_corners is None": ({"align_corners": None}, TypeError, ["bool", "None"]),
+    "antialias is an int": ({"antialias": 2}, TypeError, ["bool", "2", "int"]),
+    "size too large for antialias": (
+        {"size": (4, 2**25), "antialias": True},
+        ValueError,
+        ["2**25", "(4, 33554432)"],
+    ),
+    "fill without a value": ({"fill_value": None, "padding_mode": "fill"}, TypeError, ["number", "None"]),
+    "a fill value without fill": ({"fill_value": 0.5}, ValueError, ["'fill'", "0.5"]),
+    "two fill values for three channels": (
+        {"fill_value": torch.zeros(2), "padding_mode": "fill"},
+        ValueError,
+        ["(3,)", "(2,)"],
+    ),
+    "integer fill values": (
+        {"fill_value": torch.zeros(3).long(), "padding_mode": "fill"},
+        TypeError,
+        ["floating", "torch.int64"],
+    ),
+    "index of another dtype": (
+        {"image_index": torch.zeros(2, dtype=torch.int32)},
+        TypeError,
+        ["torch.int64", "torch.int32"],
+    ),
+    "index of another length": (
+        {"image_index": torch.zeros(3, dtype=torch.int64)},
+        ValueError,
+        ["(M,)", "(3,)"],
+    ),
+    "index and many thetas": (
+        {"image_index": torch.zeros(2, dtype=torch.int64), "theta": torch.zeros(2, 4, 2, 3)},
+        ValueError,
+        ["(M, 2, 3)", "(2, 4, 2, 3)"],
+    ),
+    "gradients of rounded bytes": (
+        {"theta": THETA.clone().requires_grad_(), "input": INPUT.byte()},
+        ValueError,
+        ["uint8", "no_grad"],
+    ),
 }
 
 
 @pytest.mark.parametrize(("changed", "kind", "parts"), BAD.values(), ids=BAD)
 def test_bad_arguments_are_named_before_anything_runs(changed, kind, parts):
-    (name,) = changed
+    name = next(iter(changed))
     with Recorder() as recorder, pytest.raises((TypeError, ValueError)) as raised:
         affine_grid_sample(**{"input": INPUT, "theta": THETA, **changed})
     assert raised.type is kind
     message = str(raised.value)
     assert message.startswith(f"{name} must ")
-    expected, got = message.rsplit("got ", 1)
+    expected, got = message.rsplit("got ", 1) if "got " in message else (message, message)
     for part in parts:
         assert part in expected + got
     assert any(part in got for part in parts), "the message does not say what it was given"

@@ -10,8 +10,16 @@ import torch
 import torch.nn.functional as F
 
 from stn_triton import launch, reference, tuning
+from stn_triton.options import Options
 
 pytestmark = pytest.mark.usefixtures("poisoned")
+
+
+def parts(*results):
+    """Of several results, the output and the gradients that there are, each with its name."""
+    for name, *tensors in zip(oracle.Truth._fields, *results, strict=True):
+        if tensors[0] is not None:
+            yield name, *tensors
 
 
 def rotation(degrees, scale=1.0, x=0.0, y=0.0):
@@ -58,8 +66,13 @@ def case(device, thetas, size_in, size_out, dtype=torch.float32, channels=2, cha
 
 
 def run(input, theta, grad, align_corners=False, mask=(True, True)):
-    output = launch.forward(input, theta, grad.shape[2:], align_corners)
-    return oracle.Truth(output, *launch.backward(grad, input, theta, align_corners, mask))
+    options = Options(align_corners=align_corners)
+    output = launch.forward(input, theta, grad.shape[2:], options)
+    return oracle.Truth(output, *launch.backward(grad, input, theta, options, (*mask, False)))
+
+
+def solve(input, theta, grad, align_corners=False, dtype=torch.float64):
+    return oracle.solve(input, theta, grad.shape[2:], grad, Options(align_corners=align_corners), dtype)
 
 
 def eager(input, theta, grad, align_corners):
@@ -70,7 +83,7 @@ def eager(input, theta, grad, align_corners):
     output = F.grid_sample(input, grid, align_corners=align_corners)
     gradients = torch.autograd.grad(output, (input, theta), grad)
     torch.use_deterministic_algorithms(True)
-    return oracle.Truth(output.detach(), *gradients)
+    return oracle.Truth(output.detach(), *gradients, None)
 
 
 def assert_close(actual, truth, budget, what):
@@ -96,11 +109,11 @@ def test_every_map_agrees_with_the_oracle_that_shares_positions(
 ):
     args = case(device, list(ALL.values()), *sizes, dtype, channels_last=channels_last)
     position = torch.float64 if dtype == torch.float64 else torch.float32
-    truth = oracle.solve(args[0], args[1], sizes[1], args[2], align_corners, position)
+    truth = solve(*args, align_corners, position)
     result = run(*args, align_corners)
     eps = torch.finfo(position).eps
     for i, name in enumerate(ALL):
-        for part, actual, expected in zip(truth._fields, result, truth, strict=True):
+        for part, actual, expected in parts(result, truth):
             # Sums round in proportion to their terms; 512 terms in trees of pairs lose a few eps.
             budget = 16 * eps * max(expected[i].abs().max().item(), 1)
             if part == "grad_input" and name in ("zero", "singular", "nearly singular", "row only"):
@@ -112,25 +125,28 @@ def test_every_map_agrees_with_the_oracle_that_shares_positions(
 @pytest.mark.parametrize("name", SMOOTH)
 def test_error_is_within_twice_pytorch_s_own(device, name, align_corners):
     args = case(device, [SMOOTH[name]], (33, 47), (41, 29), channels=3)
-    truth = oracle.solve(args[0], args[1], (41, 29), args[2], align_corners)
+    truth = solve(*args, align_corners)
     theirs = eager(*args, align_corners)
     ours = run(*args, align_corners)
-    for part, actual, other, expected in zip(truth._fields, ours, theirs, truth, strict=True):
+    for part, actual, other, expected in parts(ours, theirs, truth):
         assert_close(actual, expected, 2 * (other.double() - expected).abs().max().item(), part)
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
 def test_gradcheck_through_the_kernels(device, channels_last, align_corners):
+    options = Options(align_corners=align_corners)
+
     class Sample(torch.autograd.Function):
         @staticmethod
         def forward(ctx, input, theta):
             ctx.save_for_backward(input, theta)
-            return launch.forward(input, theta, (4, 3), align_corners)
+            return launch.forward(input, theta, (4, 3), options)
 
         @staticmethod
         def backward(ctx, grad):
-            return launch.backward(grad, *ctx.saved_tensors, align_corners, ctx.needs_input_grad)
+            mask = (*ctx.needs_input_grad, False)
+            return launch.backward(grad, *ctx.saved_tensors, options, mask)[:2]
 
     thetas = [rotation(31, 0.9, 0.05, 0.02)]
     input, theta, _ = case(device, thetas, (3, 4), (4, 3), torch.float64, 2, channels_last)
@@ -225,8 +241,8 @@ def test_sizes_around_the_block_edges(device, height, width):
     """Input and output swap sizes, so that both meet every edge of an 8 x 16 tile, and single pixels."""
     for sizes in (((height, width), (width, height)), ((width, height), (height, width))):
         args = case(device, [rotation(33, 0.8, 0.1, 0.05)], *sizes, channels=1)
-        truth = oracle.solve(args[0], args[1], sizes[1], args[2], False, torch.float32)
-        for part, actual, expected in zip(truth._fields, run(*args), truth, strict=True):
+        truth = solve(*args, False, torch.float32)
+        for part, actual, expected in parts(run(*args), truth):
             assert_close(actual, expected, 2e-6 * max(expected.abs().max().item(), 1), part)
 
 
@@ -236,11 +252,12 @@ def test_channel_counts_around_the_blocks(device, channels, channels_last):
     args = case(
         device, [rotation(33, 0.8, 0.1, 0.05)], (6, 7), (7, 6), torch.float32, channels, channels_last
     )
-    truth = oracle.solve(args[0], args[1], (7, 6), args[2], False, torch.float32)
+    truth = solve(*args, False, torch.float32)
     result = run(*args)
-    assert reference.memory_format(result.output) == reference.memory_format(args[0])
+    layouts = [reference.memory_format(t, t.shape[2:]) for t in (result.output, args[0])]
+    assert layouts[0] == layouts[1]
     assert result.grad_input.stride() == args[0].stride()
-    for part, actual, expected in zip(truth._fields, result, truth, strict=True):
+    for part, actual, expected in parts(result, truth):
         assert_close(actual, expected, 2e-6 * max(expected.abs().max().item(), 1), part)
 
 
@@ -263,8 +280,8 @@ def test_any_strides_of_every_tensor(device, name, channels):
     thetas = [rotation(33, 0.8, 0.1, 0.05), rotation(-12, 1.1)]
     input, theta, grad = case(device, thetas, (6, 9), (7, 6), channels=channels)
     for args in ((view(input), theta, grad), (input, theta, view(grad)), (view(input), theta, view(grad))):
-        truth = oracle.solve(args[0], args[1], (7, 6), args[2], False, torch.float32)
-        for part, actual, expected in zip(truth._fields, run(*args), truth, strict=True):
+        truth = solve(*args, False, torch.float32)
+        for part, actual, expected in parts(run(*args), truth):
             assert_close(actual, expected, 2e-6 * max(expected.abs().max().item(), 1), part)
 
 
@@ -320,7 +337,8 @@ def test_offsets_are_as_wide_as_the_widest_tensor_even_if_only_written(monkeypat
     for size, width in ((40_000, "int32"), (50_000, "int64")):
         input = torch.empty(1, 1, 1, 1, device="meta").expand(1, 1, size, size)
         grad = torch.empty(1, 1, 8, 8, device="meta")
-        launch.backward(grad, input, torch.empty(1, 2, 3, device="meta"), False, (True, False))
+        theta = torch.empty(1, 2, 3, device="meta")
+        launch.backward(grad, input, theta, output_mask=(True, False, False))
         assert width in str(flags.pop()["INDEX"])
 
 
@@ -348,12 +366,13 @@ def test_offsets_beyond_31_bits(device):
         torch.utils.deterministic.fill_uninitialized_memory = flag
     far = far.as_strided((1, 1, 4, 5), (2**32, 2**32, 2**30, 1))
     far.copy_(near)
-    for expected, actual in zip(run(near, theta, grad), run(far, theta, grad), strict=True):
+    for expected, actual in zip(run(near, theta, grad)[:3], run(far, theta, grad)[:3], strict=True):
         assert torch.equal(expected, actual)
 
 
+PLAIN = tuning.variant_of(2, False, False, Options())
 BUCKETS = [
-    tuning.bucket_of(kernel, channels_last, torch.float32, 2, channels, 300)
+    tuning.bucket_of(kernel, PLAIN, channels_last, torch.float32, 2, channels, 300)
     for kernel in ("forward", "backward", "backward_input", "theta")
     for channels_last, channels in ((False, 3), (False, 32), (True, 3), (True, 32), (True, 33))
 ]
@@ -406,7 +425,7 @@ def test_the_gather_misses_nothing_whatever_the_map(device, theta, sizes, align_
     """A missed pair of weight zero still owes its derivative, so grad_theta tells of every one."""
     theta = [theta[:3], theta[3:]]
     args = case(device, [theta], sizes[:2], sizes[2:], channels=1)
-    truth = oracle.solve(args[0], args[1], sizes[2:], args[2], align_corners, torch.float32)
+    truth = solve(*args, align_corners, torch.float32)
     result = run(*args, align_corners)
-    for part, actual, expected in zip(truth._fields, result, truth, strict=True):
+    for part, actual, expected in parts(result, truth):
         assert_close(actual, expected, 1e-5 * max(expected.abs().max().item(), 1), part)

@@ -17,9 +17,10 @@ from stn_triton import affine_grid_sample, launch
 
 FORWARD = torch.ops.stn_triton.affine_grid_sample.default
 BACKWARD = torch.ops.stn_triton.affine_grid_sample_backward.default
-OPTIONS = ("bilinear", "zeros", False)
+OPTIONS = ("bilinear", "zeros", False, False)
+NEITHER = (None, None)  # fill values and image index
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-MASKS = [(True, True), (True, False), (False, True), (False, False)]
+MASKS = [(True, True, False), (True, False, False), (False, True, False), (False, False, False)]
 OUTPUT_SIZES = {
     "input's size": None,
     "another size": (7, 11),
@@ -66,12 +67,13 @@ class TestRegistration:
     def test_schemas_are_stable(self):
         """Exported programs hold these."""
         assert str(FORWARD._schema) == (
-            "stn_triton::affine_grid_sample(Tensor input, Tensor theta, SymInt[] size, str mode, "
-            "str padding_mode, bool align_corners) -> Tensor"
+            "stn_triton::affine_grid_sample(Tensor input, Tensor theta, Tensor? fill, Tensor? image_index, "
+            "SymInt[] size, str mode, str padding_mode, bool align_corners, bool antialias) -> Tensor"
         )
         assert str(BACKWARD._schema) == (
             "stn_triton::affine_grid_sample_backward(Tensor grad_output, Tensor input, Tensor theta, "
-            "str mode, str padding_mode, bool align_corners, bool[2] output_mask) -> (Tensor, Tensor)"
+            "Tensor? fill, Tensor? image_index, str mode, str padding_mode, bool align_corners, "
+            "bool antialias, bool[3] output_mask) -> (Tensor, Tensor, Tensor)"
         )
 
     @pytest.mark.parametrize("key", ["CPU", "CUDA", "Meta", "Autograd", "FuncTorchBatched"])
@@ -84,9 +86,9 @@ class TestRegistration:
     def test_the_backward_returns_an_empty_tensor_for_a_gradient_not_asked_for(self, mask, device):
         input, theta = case(device=device)
         grad = torch.ones_like(input)
-        both = BACKWARD(grad, input, theta, *OPTIONS, (True, True))
+        both = BACKWARD(grad, input, theta, *NEITHER, *OPTIONS, (True, True, False))
         for wanted, actual, expected in zip(
-            mask, BACKWARD(grad, input, theta, *OPTIONS, mask), both, strict=True
+            mask, BACKWARD(grad, input, theta, *NEITHER, *OPTIONS, mask), both, strict=True
         ):
             assert torch.equal(actual, expected) if wanted else actual.shape == (0,)
             assert actual.dtype == expected.dtype
@@ -94,19 +96,22 @@ class TestRegistration:
     def test_no_kernel_runs_when_no_gradient_is_wanted(self, monkeypatch, device):
         monkeypatch.setattr(launch, "_launch", lambda *_: pytest.fail("a kernel was launched"))
         input, theta = case(device=device)
-        assert launch.backward(torch.ones_like(input), input, theta, False, (False, False)) == (None, None)
+        assert launch.backward(input, input, theta, output_mask=[False] * 3) == (None, None, None)
 
 
 class TestFakes:
     """What a compiler is promised is what it gets: shape, dtype and every stride, of empty tensors too."""
 
     def check(self, input, theta, size):
-        output = FORWARD(input, theta, size, *OPTIONS)
+        output = FORWARD(input, theta, *NEITHER, size, *OPTIONS)
         arguments = torch.zeros_like(output), input, theta
         for mask in MASKS:
-            real = (output, *BACKWARD(*arguments, *OPTIONS, mask))
+            real = (output, *BACKWARD(*arguments, *NEITHER, *OPTIONS, mask))
             fakes = [as_meta(t) for t in (output, input, theta)]
-            promised = (FORWARD(*fakes[1:], size, *OPTIONS), *BACKWARD(*fakes, *OPTIONS, mask))
+            promised = (
+                FORWARD(*fakes[1:], *NEITHER, size, *OPTIONS),
+                *BACKWARD(*fakes, *NEITHER, *OPTIONS, mask),
+            )
             assert strides(promised) == strides(real)
 
     @pytest.mark.parametrize("device", DEVICES)
@@ -139,8 +144,8 @@ class TestFakes:
     def test_kernels_write_what_the_fake_promises(self, name, size, device):
         """The launcher allocates on its own; without a GPU it runs in Triton's interpreter."""
         input, theta = (t[:1] for t in layout(name, device))  # every image is alike, and interpreted
-        real = launch.forward(input, theta, size, False)
-        assert strides([FORWARD(as_meta(input), as_meta(theta), size, *OPTIONS)]) == strides([real])
+        real = launch.forward(input, theta, size)
+        assert strides([FORWARD(as_meta(input), as_meta(theta), *NEITHER, size, *OPTIONS)]) == strides([real])
 
     @pytest.mark.parametrize("name", LAYOUTS)
     def test_the_public_function_runs_on_fake_and_meta_tensors(self, name):
@@ -174,19 +179,21 @@ class TestOpcheck:
     @pytest.mark.parametrize("needs", [(False, False), (True, True), (True, False), (False, True)])
     def test_forward(self, name, needs, device):
         tensors = [t.requires_grad_(n) for t, n in zip(layout(name, device), needs, strict=True)]
-        torch.library.opcheck(FORWARD, (*tensors, (7, 11), *OPTIONS))
+        torch.library.opcheck(FORWARD, (*tensors, *NEITHER, (7, 11), *OPTIONS))
 
     @pytest.mark.parametrize("name", OPCHECK)
     @pytest.mark.parametrize("mask", MASKS)
     def test_backward(self, name, mask, device):
         input, theta = layout(name, device)
         grad = torch.ones(*input.shape[:2], 7, 11, device=device)
-        torch.library.opcheck(BACKWARD, (grad, input, theta, *OPTIONS, list(mask)))
+        torch.library.opcheck(BACKWARD, (grad, input, theta, *NEITHER, *OPTIONS, list(mask)))
 
     @pytest.mark.parametrize("shape", [(0, 3, 9, 17), (2, 0, 9, 17)], ids=["no images", "no channels"])
     def test_empty(self, shape, device):
         input, theta = torch.empty(shape, device=device), maps(shape[0], torch.float32).to(device)
-        torch.library.opcheck(FORWARD, (input.requires_grad_(), theta.requires_grad_(), (7, 11), *OPTIONS))
+        torch.library.opcheck(
+            FORWARD, (input.requires_grad_(), theta.requires_grad_(), *NEITHER, (7, 11), *OPTIONS)
+        )
 
 
 def loss(input, theta, *size):
@@ -314,7 +321,7 @@ class TestVmap:
         input, theta = case(device=device)
         tensors = (randn(3, 4, 8, 9, seed=1).to(device), input, theta)
         tensors = [batched(t, self.SIZE, d) for t, d in zip(tensors, in_dims, strict=True)]
-        backward = lambda *tensors: BACKWARD(*tensors, *OPTIONS, mask)  # noqa: E731
+        backward = lambda *tensors: BACKWARD(*tensors, *NEITHER, *OPTIONS, mask)  # noqa: E731
         expected = [
             torch.stack(grads) for grads in zip(*loop(backward, tensors, in_dims, self.SIZE), strict=True)
         ]
@@ -342,5 +349,7 @@ class TestVmap:
     def test_nothing_to_map_over_gives_nothing(self, size, n, device):
         input, theta = torch.empty(size, n, 4, 5, 6, device=device), torch.empty(size, n, 2, 3, device=device)
         assert torch.vmap(affine_grid_sample)(input, theta).shape == (size, n, 4, 5, 6)
-        grads = torch.vmap(lambda *tensors: BACKWARD(*tensors, *OPTIONS, (True, True)))(input, input, theta)
-        assert [g.shape for g in grads] == [input.shape, theta.shape]
+        grads = torch.vmap(lambda *tensors: BACKWARD(*tensors, *NEITHER, *OPTIONS, (True, True, False)))(
+            input, input, theta
+        )
+        assert [g.shape for g in grads[:2]] == [input.shape, theta.shape]

@@ -138,6 +138,28 @@ class TestGate:
         assert not gate.check([tensors[0] * 1.02]).passed
 
 
+@pytest.mark.parametrize(
+    "name", [n for n, w in workloads.WORKLOADS.items() if w.options or w.size or w.crops]
+)
+def test_every_special_workload_passes_the_gate(name):
+    """In small: the same maps and options on few pixels."""
+    special = workloads.WORKLOADS[name]
+    factor = special.options.get("antialias", 1)
+    data = workloads.make(
+        replace(
+            special,
+            shape=(2, 3, 24, 28),
+            size=special.size and (24 // factor, 28 // factor),
+            crops=special.crops // 200,
+        ),
+        CPU,
+    )
+    gate = Gate(data)
+    verdict = gate.check(passes.forward_backward(providers.operator, data)())
+    assert verdict.passed, verdict
+    assert data.grad_output.any()
+
+
 def test_a_wrong_provider_fails_without_a_time(monkeypatch, tmp_path, capsys):
     with_sampler(monkeypatch, other_corners)
     assert main([*DIGITS, "--providers", "operator", "--out", str(tmp_path)]) == 1
@@ -179,7 +201,7 @@ def test_a_provider_that_raises_is_reported_with_its_reason(
 
 
 def test_an_operator_that_cannot_run_still_leaves_a_report(monkeypatch, tmp_path, capsys):
-    def broken(*args):
+    def broken(*_, **__):
         raise NotImplementedError("no kernel for this device")
 
     monkeypatch.setattr("stn_triton.affine_grid_sample", broken)

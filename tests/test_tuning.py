@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from stn_triton import tuning
+from stn_triton.options import DEFAULT
 
 CONFIG = {"BLOCK_C": 4, "RUN_C": 1, "BLOCK_H": 8, "BLOCK_W": 8, "num_warps": 2}
-BUCKET = tuning.bucket_of("forward", False, torch.float32, 8, 3, 224 * 224)
+PLAIN = tuning.variant_of(2, False, False, DEFAULT)
+BUCKET = tuning.bucket_of("forward", PLAIN, False, torch.float32, 8, 3, 224 * 224)
 OTHER = BUCKET._replace(kernel="theta")
 GPU = torch.device("cuda", 0)
 
@@ -40,7 +42,7 @@ def write(path, configs):
 @pytest.mark.parametrize("pixels", [64, 2**15])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_every_configuration_of_the_space_can_be_launched(layout, channels, pixels, dtype):
-    bucket = tuning.Bucket("backward", layout, dtype, channels, pixels, 512)
+    bucket = tuning.Bucket("backward", PLAIN, layout, dtype, channels, pixels, 512)
     space = tuning.space(bucket)
     assert space[0] == tuning.default(bucket)
     assert len(space) == len({tuple(config.values()) for config in space})
@@ -56,18 +58,18 @@ def test_every_configuration_of_the_space_can_be_launched(layout, channels, pixe
 
 
 def test_sizes_of_one_bucket_share_a_tuning_and_its_name_leads_back():
-    same = tuning.bucket_of("forward", False, torch.float32, 9, 3, 200 * 230)
+    same = tuning.bucket_of("forward", PLAIN, False, torch.float32, 9, 3, 200 * 230)
     assert same == BUCKET
-    assert tuning.bucket_of("forward", False, torch.float32, 8, 3, 28 * 28) != BUCKET
-    assert tuning.bucket_of("forward", True, torch.float32, 8, 3, 224 * 224) != BUCKET
-    assert tuning.bucket_of("forward", False, torch.float16, 8, 3, 224 * 224) != BUCKET
+    assert tuning.bucket_of("forward", PLAIN, False, torch.float32, 8, 3, 28 * 28) != BUCKET
+    assert tuning.bucket_of("forward", PLAIN, True, torch.float32, 8, 3, 224 * 224) != BUCKET
+    assert tuning.bucket_of("forward", PLAIN, False, torch.float16, 8, 3, 224 * 224) != BUCKET
     assert tuning.Bucket.parse(BUCKET.name()) == BUCKET
 
 
 def test_channels_last_reads_whole_vectors_only_where_16_divides_the_channels():
-    assert tuning.bucket_of("forward", True, torch.float32, 1, 48, 64).lane() == 4
-    assert tuning.bucket_of("forward", True, torch.bfloat16, 1, 48, 64).lane() == 8
-    assert tuning.bucket_of("forward", True, torch.float32, 1, 40, 64).lane() == 1
+    assert tuning.bucket_of("forward", PLAIN, True, torch.float32, 1, 48, 64).lane() == 4
+    assert tuning.bucket_of("forward", PLAIN, True, torch.bfloat16, 1, 48, 64).lane() == 8
+    assert tuning.bucket_of("forward", PLAIN, True, torch.float32, 1, 40, 64).lane() == 1
 
 
 def test_a_bucket_is_tuned_once_and_kept_on_disk(gpu, monkeypatch):

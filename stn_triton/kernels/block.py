@@ -1,5 +1,8 @@
 """What a program works on: the pixels of a tile, for a block of channels.
 
+A tile is BLOCK_H x BLOCK_W pixels of an image, or of one slice of a volume. Per-axis values are tuples in the
+order x, y, z; without a third axis (DIM = 2) whatever belongs to it is not compiled.
+
 A block is a tuple of groups, each a [pixels, run] tensor. A run is the channels that lie side by side in
 memory, for neighbouring lanes to read together: 1 for NCHW, where neighbouring lanes read neighbouring
 pixels. One thread goes through the groups with the coordinates of its pixel, computed once. Groups are
@@ -12,25 +15,36 @@ import triton.language as tl
 
 # Arguments whose value must not choose another compilation: sizes, and the strides of channels.
 UNSPECIALIZED = (
-    *("H_in", "W_in", "H_out", "W_out"),
+    *("H_in", "W_in", "H_out", "W_out", "images"),
     *("input_stride_c", "output_stride_c", "grad_input_stride_c", "grad_output_stride_c"),
 )
 
 
 @triton.jit
-def tile_origin(C, H, W, BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
-    """Image, first channel, first row and first column of this program; tiles vary fastest."""
+def tile_origin(
+    C, D, H, W, DIM: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr
+):
+    """Image, first channel, and first pixel (x, y, z) of this program; tiles vary fastest."""
     tiles_w = tl.cdiv(W, BLOCK_W)
     tiles = tiles_w * tl.cdiv(H, BLOCK_H)
     blocks_c = tl.cdiv(C, BLOCK_C)
     block = tl.program_id(0) // tiles
     tile = tl.program_id(0) % tiles
-    return block // blocks_c, block % blocks_c * BLOCK_C, tile // tiles_w * BLOCK_H, tile % tiles_w * BLOCK_W
+    x = tile % tiles_w * BLOCK_W
+    y = tile // tiles_w * BLOCK_H
+    if DIM == 3:
+        origin = (x, y, block % D)
+        block = block // D
+    else:
+        origin = (x, y)
+    return block // blocks_c, block % blocks_c * BLOCK_C, origin
 
 
 @triton.jit
-def tile_pixels(h_start, w_start, element: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
-    """Row and column of each pixel of a tile, as vectors, for tensors of `element` type.
+def tile_pixels(
+    origin, element: tl.constexpr, DIM: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr
+):
+    """The pixels of a tile, (x, y, z) as vectors, for tensors of `element` type.
 
     In an NCHW tensor a warp takes a patch of rows of one 32-byte sector each: wide enough for whole
     sectors, and compact, so that a rotated gather stays within few cache lines. Running down the columns
@@ -40,9 +54,22 @@ def tile_pixels(h_start, w_start, element: tl.constexpr, BLOCK_H: tl.constexpr, 
     bytes: tl.constexpr = element.primitive_bitwidth // 8
     ROWS: tl.constexpr = bytes if bytes < BLOCK_H else BLOCK_H
     pixel = tl.arange(0, BLOCK_H * BLOCK_W)
-    y = pixel // (ROWS * BLOCK_W) * ROWS + pixel % ROWS
-    x = pixel // ROWS % BLOCK_W
-    return h_start + y, w_start + x
+    y = origin[1] + pixel // (ROWS * BLOCK_W) * ROWS + pixel % ROWS
+    x = origin[0] + pixel // ROWS % BLOCK_W
+    if DIM == 3:
+        pixels = (x, y, origin[2] + tl.zeros((BLOCK_H * BLOCK_W,), tl.int32))
+    else:
+        pixels = (x, y)
+    return pixels
+
+
+@triton.jit
+def is_inside(pixel, sizes, DIM: tl.constexpr):
+    """Whether a pixel lies in an image of these sizes."""
+    result = (pixel[0] >= 0) & (pixel[0] < sizes[0])
+    for k in tl.static_range(1, DIM):
+        result = result & (pixel[k] >= 0) & (pixel[k] < sizes[k])
+    return result
 
 
 @triton.jit
@@ -52,9 +79,13 @@ def block_start(pointer, n, c_start, stride_n, stride_c):
 
 
 @triton.jit
-def pixel_offset(y, x, stride_h, stride_w, INDEX: tl.constexpr):
-    """Elements from a plane's first pixel to (y, x); INDEX is wide enough for the plane."""
-    return y.to(INDEX) * tl.cast(stride_h, INDEX) + x.to(INDEX) * tl.cast(stride_w, INDEX)
+def pixel_offset(pixel, strides, DIM: tl.constexpr, INDEX: tl.constexpr):
+    """Elements from a plane's first pixel to another; INDEX is wide enough for the plane."""
+    offset = tl.cast(pixel[1], INDEX) * tl.cast(strides[1], INDEX)
+    offset += tl.cast(pixel[0], INDEX) * tl.cast(strides[0], INDEX)
+    if DIM == 3:
+        offset += tl.cast(pixel[2], INDEX) * tl.cast(strides[2], INDEX)
+    return offset
 
 
 @triton.jit
@@ -129,11 +160,33 @@ def store_block(
     EVEN_C: tl.constexpr,
 ):
     """Write a block at the offsets of pixels, in the dtype of the tensor."""
+    element: tl.constexpr = start.dtype.element_ty
     pointers = first_pointers(start, offset, RUN_C)
     for g in tl.static_range(GROUPS):
-        group = block[g].to(start.dtype.element_ty)
+        group = block[g]
+        if element == tl.uint8:
+            group = rounded(group)
+        group = group.to(element)
         tl.store(pointers, group, mask=group_mask(mask, channels, g, RUN_C, EVEN_C))
         pointers = next_pointers(pointers, stride_c, RUN_C)
+
+
+@triton.jit
+def rounded(value):
+    """To the nearest of 0 to 255, half to even; 0 if it is NaN."""
+    value = tl.minimum(tl.where(value > 0, value, 0), 255)
+    whole = tl.floor(value)
+    rest = value - whole
+    is_odd = whole - 2 * tl.floor(0.5 * whole) == 1
+    return tl.where((rest > 0.5) | ((rest == 0.5) & is_odd), whole + 1, whole)
+
+
+@triton.jit
+def load_fill(fill_ptr, stride, c_start, channels, g: tl.constexpr, RUN_C: tl.constexpr, DTYPE: tl.constexpr):
+    """The fill values of group g, as [1, run]."""
+    c = g * RUN_C + tl.arange(0, RUN_C)
+    fill = tl.load(fill_ptr + (c_start + c) * stride, mask=c < channels, other=0)
+    return fill.to(DTYPE)[None, :]
 
 
 @triton.jit

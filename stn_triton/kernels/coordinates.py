@@ -1,61 +1,114 @@
 """Where an output pixel samples.
 
-Both kernels and both corner conventions use one formula, in centred coordinates. With S the input extent of
-an axis and So the output extent (both less one for align_corners), u = ow - (W_out - 1)/2 and
-v = oh - (H_out - 1)/2, the source column, counted from the centre of the input, is
+All kernels and both corner conventions use one formula, in centred coordinates. With S the input extent of
+an axis and So the output extent (both less one for align_corners), u = ow - (W_out - 1)/2 and so on, the
+source column, counted from the centre of the input, is
 
     t00 * Sx/So_x * u  +  t01 * Sx/So_y * v  +  t02 * Sx/2.
 
-Its factors are folded once per program (`fold_theta`), two FMAs per pixel remain (`source`). All terms are
-half-integers at the identity and at whole-pixel shifts, so there the result is exact. The centre (W_in - 1)/2
-is added in two steps: its half (0 or 1/2) before the floor, its whole part to the integer cell. The FMAs are
-explicit, so that forward and backward round alike whatever the compiler contracts.
+Its factors are folded once per program (`fold_theta`), two FMAs per pixel remain (`row_constant`,
+`sources`), three in a volume. All terms are half-integers at the identity and at whole-pixel shifts, so there
+the result is exact. The centre (W_in - 1)/2 is added in two steps: its half (0 or 1/2) before the floor, its
+whole part to the integer cell. The FMAs are explicit, so that forward and backward round alike whatever the
+compiler contracts.
+
+A projective matrix has a third row, t20 * 2/So_x * u + t21 * 2/So_y * v + t22, which divides the other two;
+where it is not positive the point lies behind the horizon and nothing is seen.
+
+Rows are tuples of numbers one after the other: (x: u, v, 1; y: u, v, 1), for volumes (x: u, v, w, 1; ...).
 """
 
 import triton
 import triton.language as tl
 
+# Antialiasing takes at most so many samples per output pixel and axis; a shrink of up to 1/64 more than a
+# whole number does not ask for another.
+MAX_SAMPLES = tl.constexpr(64)
+SHRINK_TOLERANCE = tl.constexpr(1 - 2.0**-6)
+
 
 @triton.jit
-def axis_scale(size_in, size_out, ALIGN_CORNERS: tl.constexpr, DTYPE: tl.constexpr):
-    """S_in / S_out, correctly rounded; 0 where the output has a single position."""
-    s_in = tl.cast(size_in, DTYPE)
-    s_out = tl.cast(size_out, DTYPE)
+def ratio(extent, size_out, ALIGN_CORNERS: tl.constexpr):
+    """Extent / S_out, correctly rounded; 0 where the output has a single position."""
+    s_out = tl.cast(size_out, extent.dtype)
     if ALIGN_CORNERS:
-        s_in -= 1
         s_out -= 1
     divisor = tl.where(s_out > 0, s_out, 1)
-    ratio = tl.math.div_rn(s_in, divisor) if tl.float32 == DTYPE else s_in / divisor
-    return tl.where(s_out > 0, ratio, 0)
+    quotient = divide(extent, divisor)
+    return tl.where(s_out > 0, quotient, 0)
 
 
 @triton.jit
-def theta_scales(H_in, W_in, H_out, W_out, ALIGN_CORNERS: tl.constexpr, DTYPE: tl.constexpr):
+def divide(a, b):
+    """Quotient, correctly rounded."""
+    if a.dtype == tl.float32:
+        quotient = tl.math.div_rn(a, b)
+    else:
+        quotient = a / b
+    return quotient
+
+
+@triton.jit
+def theta_scales(
+    sizes_in,
+    sizes_out,
+    ALIGN_CORNERS: tl.constexpr,
+    DIM: tl.constexpr,
+    PROJECTIVE: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
     """What each entry of theta is multiplied by to give pixels per centred pixel, row by row."""
     shrink: tl.constexpr = 1 if ALIGN_CORNERS else 0
-    return (
-        axis_scale(W_in, W_out, ALIGN_CORNERS, DTYPE),
-        axis_scale(W_in, H_out, ALIGN_CORNERS, DTYPE),
-        0.5 * tl.cast(W_in - shrink, DTYPE),
-        axis_scale(H_in, W_out, ALIGN_CORNERS, DTYPE),
-        axis_scale(H_in, H_out, ALIGN_CORNERS, DTYPE),
-        0.5 * tl.cast(H_in - shrink, DTYPE),
-    )
+    scales = ()
+    for k in tl.static_range(DIM):
+        extent = tl.cast(sizes_in[k] - shrink, DTYPE)
+        for j in tl.static_range(DIM):
+            scales = scales + (ratio(extent, sizes_out[j], ALIGN_CORNERS),)
+        scales = scales + (0.5 * extent,)
+    if PROJECTIVE:
+        two = tl.full((), 2, DTYPE)
+        scales = scales + (
+            ratio(two, sizes_out[0], ALIGN_CORNERS),
+            ratio(two, sizes_out[1], ALIGN_CORNERS),
+            0.5 * two,
+        )
+    return scales
 
 
 @triton.jit
-def fold_theta(theta_ptr, n, stride_n, stride_row, stride_column, scales, DTYPE: tl.constexpr):
-    """The six numbers of image n, in pixels: (a00, a01, a02, a10, a11, a12)."""
-    row_0 = theta_ptr + n.to(tl.int64) * stride_n
-    row_1 = row_0 + stride_row
-    return (
-        tl.load(row_0).to(DTYPE) * scales[0],
-        tl.load(row_0 + stride_column).to(DTYPE) * scales[1],
-        tl.load(row_0 + 2 * stride_column).to(DTYPE) * scales[2],
-        tl.load(row_1).to(DTYPE) * scales[3],
-        tl.load(row_1 + stride_column).to(DTYPE) * scales[4],
-        tl.load(row_1 + 2 * stride_column).to(DTYPE) * scales[5],
-    )
+def fold_theta(
+    theta_ptr, m, strides, scales, DIM: tl.constexpr, PROJECTIVE: tl.constexpr, DTYPE: tl.constexpr
+):
+    """The numbers of matrix m, or of a vector of matrices, in pixels, row by row."""
+    ROWS: tl.constexpr = DIM + 1 if PROJECTIVE else DIM
+    row = theta_ptr + tl.cast(m, tl.int64) * strides[0]
+    a = ()
+    for k in tl.static_range(ROWS):
+        for j in tl.static_range(DIM + 1):
+            a = a + (tl.load(row + j * strides[2]).to(DTYPE) * scales[k * (DIM + 1) + j],)
+        row += strides[1]
+    return a
+
+
+@triton.jit
+def samples_per_pixel(a, DIM: tl.constexpr):
+    """For each output axis, into how many samples antialiasing splits a pixel: its footprint, rounded up.
+
+    The footprint is the length that a step of one output pixel along the axis has in the input.
+    """
+    counts = ()
+    for j in tl.static_range(DIM):
+        square = a[j] * a[j]
+        for k in tl.static_range(1, DIM):
+            square = tl.fma(a[k * (DIM + 1) + j], a[k * (DIM + 1) + j], square)
+        if square.dtype == tl.float32:
+            length = tl.math.sqrt_rn(square)
+        else:
+            length = tl.math.sqrt(square)
+        count = tl.ceil(length * SHRINK_TOLERANCE)
+        count = tl.where(count > 1, count, 1)
+        counts = counts + (tl.minimum(count, MAX_SAMPLES).to(tl.int32),)
+    return counts
 
 
 @triton.jit
@@ -67,10 +120,46 @@ def half_step(size, DTYPE: tl.constexpr):
 @triton.jit
 def centred(index, size, DTYPE: tl.constexpr):
     """Index - (size - 1)/2, exact."""
-    return index.to(DTYPE) - 0.5 * tl.cast(size - 1, DTYPE)
+    return tl.cast(index, DTYPE) - 0.5 * tl.cast(size - 1, DTYPE)
 
 
 @triton.jit
-def source(a_u, u, constant, half):
-    """Source position of centred output column u on one axis; `constant` is fma(a_v, v, a_1)."""
-    return tl.fma(a_u, u, constant) + half
+def row_constant(a, base, k: tl.constexpr, DIM: tl.constexpr):
+    """What row k gives for an output row: all its terms but the one along u."""
+    constant = tl.fma(a[k * (DIM + 1) + DIM - 1], base[DIM - 1], a[k * (DIM + 1) + DIM])
+    if DIM == 3:
+        constant = tl.fma(a[k * (DIM + 1) + 1], base[1], constant)
+    return constant
+
+
+@triton.jit
+def sources(a, u, constants, halves, DIM: tl.constexpr, PROJECTIVE: tl.constexpr):
+    """Source positions (x, y, z) in column u of an output row, and a projective map's divisor (else 1).
+
+    A position counts from the pixel (size - 1)//2.
+    """
+    divisor = 1.0
+    if PROJECTIVE:
+        divisor = tl.fma(a[DIM * (DIM + 1)], u, constants[DIM])
+    positions = ()
+    for k in tl.static_range(DIM):
+        position = tl.fma(a[k * (DIM + 1)], u, constants[k])
+        if PROJECTIVE:
+            position = divide(position, divisor)
+        positions = positions + (position + halves[k],)
+    return positions, divisor
+
+
+@triton.jit
+def is_visible(divisor):
+    """Whether a point lies before the horizon."""
+    return (divisor > 0) & (divisor < float("inf"))
+
+
+@triton.jit
+def per_axis_halves(sizes, DIM: tl.constexpr, DTYPE: tl.constexpr):
+    """`half_step` of each axis."""
+    halves = ()
+    for k in tl.static_range(DIM):
+        halves = halves + (half_step(sizes[k], DTYPE),)
+    return halves

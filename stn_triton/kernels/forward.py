@@ -3,6 +3,9 @@
 Coordinates, masks and weights are computed once per pixel and used for all channels of the block.
 A tap is loaded only if it lies inside and its weight is not zero: NaN or Inf beside a sampled pixel stay
 there, and the identity copies its input.
+
+Antialiasing samples as if the output were larger, by a whole number per axis that depends on the matrix
+(`samples_per_pixel`), and averages; a matrix that does not shrink has one sample.
 """
 
 import triton
@@ -12,45 +15,134 @@ from stn_triton.kernels.block import (
     UNSPECIALIZED,
     add_scaled,
     block_start,
+    is_inside,
     load_block,
+    load_fill,
     pixel_offset,
     store_block,
     tile_origin,
     tile_pixels,
     zero_block,
 )
-from stn_triton.kernels.coordinates import centred, fold_theta, half_step, source, theta_scales
+from stn_triton.kernels.coordinates import (
+    centred,
+    fold_theta,
+    is_visible,
+    per_axis_halves,
+    row_constant,
+    samples_per_pixel,
+    sources,
+    theta_scales,
+)
+from stn_triton.kernels.taps import FILL, all_taps, limits
 
 
 @triton.jit
-def cell_of(position, size):
-    """First tap of a position (half a step from the centre, see `source`) and its fraction in [0, 1].
+def image_of(image_index_ptr, m, images, per_image, HAS_INDEX: tl.constexpr):
+    """The image that matrix m warps, and whether it exists; without an index the images take turns."""
+    if HAS_INDEX:
+        n = tl.load(image_index_ptr + m)
+        exists = (n >= 0) & (n < images)
+        n = tl.where(exists, n, 0)
+    else:
+        n = m // per_image
+        exists = m >= 0
+    return n, exists
 
-    Clamped two cells beyond the image before the conversion to an integer; NaN goes below it.
+
+@triton.jit
+def map_of(
+    theta_ptr,
+    m,
+    theta_strides,
+    sizes_in,
+    sizes_out,
+    ANTIALIAS: tl.constexpr,
+    ALIGN_CORNERS: tl.constexpr,
+    DIM: tl.constexpr,
+    PROJECTIVE: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """Matrix m folded for the sizes, the scales, samples per pixel and axis, and the sizes in samples."""
+    scales = theta_scales(sizes_in, sizes_out, ALIGN_CORNERS, DIM, PROJECTIVE, DTYPE)
+    a = fold_theta(theta_ptr, m, theta_strides, scales, DIM, PROJECTIVE, DTYPE)
+    samples = ()
+    for _ in tl.static_range(DIM):
+        samples = samples + (1,)
+    if ANTIALIAS:
+        samples = samples_per_pixel(a, DIM)
+        sizes = ()
+        for k in tl.static_range(DIM):
+            sizes = sizes + (sizes_out[k] * samples[k],)
+        scales = theta_scales(sizes_in, sizes, ALIGN_CORNERS, DIM, PROJECTIVE, DTYPE)
+        a = fold_theta(theta_ptr, m, theta_strides, scales, DIM, PROJECTIVE, DTYPE)
+    else:
+        sizes = sizes_out
+    return a, scales, samples, sizes
+
+
+@triton.jit
+def sample_at(
+    a,
+    pixels,
+    sample,
+    samples,
+    sizes_in,
+    sizes,
+    DIM: tl.constexpr,
+    PROJECTIVE: tl.constexpr,
+    TAPS: tl.constexpr,
+    PADDING: tl.constexpr,
+    ALIGN_CORNERS: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """One sample of output pixels: its centred coordinates, its positions, the divisor, and its taps.
+
+    Tap pixels are whole numbers from 0 on.
     """
-    whole = (size - 1) // 2
-    lowest = tl.cast(-2 - whole, position.dtype)
-    highest = tl.cast(size + 1 - whole, position.dtype)
-    position = tl.where(position > lowest, position, lowest)
-    position = tl.minimum(position, highest)
-    cell = tl.floor(position)
-    return cell.to(tl.int32) + whole, position - cell
+    base = ()
+    for k in tl.static_range(DIM):
+        base = base + (centred(pixels[k] * samples[k] + sample % samples[k], sizes[k], DTYPE),)
+        sample = sample // samples[k]
+    constants = ()
+    for k in tl.static_range(DIM + 1 if PROJECTIVE else DIM):
+        constants = constants + (row_constant(a, base, k, DIM),)
+    halves = per_axis_halves(sizes_in, DIM, DTYPE)
+    positions, divisor = sources(a, base[0], constants, halves, DIM, PROJECTIVE)
+    lows = ()
+    highs = ()
+    for k in tl.static_range(DIM):
+        low, high = limits(sizes_in[k], DTYPE)
+        lows = lows + (low,)
+        highs = highs + (high,)
+    numbers, weights, slopes = all_taps(positions, lows, highs, DIM, TAPS, PADDING, ALIGN_CORNERS)
+    indices = ()
+    for i in tl.static_range(DIM * TAPS):
+        indices = indices + (numbers[i].to(tl.int32) + (sizes_in[i // TAPS] - 1) // 2,)
+    return base, positions, divisor, indices, weights, slopes
 
 
 @triton.jit
-def is_inside(index, size):
-    """Whether an index names a pixel of an axis."""
-    return (index >= 0) & (index < size)
+def tap_of(numbers, i: tl.constexpr, DIM: tl.constexpr, TAPS: tl.constexpr):
+    """Of numbers for each axis and tap, those of the i-th tap of all: x varies fastest."""
+    if DIM == 3:
+        result = (
+            numbers[i % TAPS],
+            numbers[TAPS + i // TAPS % TAPS],
+            numbers[2 * TAPS + i // (TAPS * TAPS)],
+        )
+    else:
+        result = (numbers[i % TAPS], numbers[TAPS + i // TAPS])
+    return result
 
 
 @triton.jit
-def sampled_cells(a, oh, ow, H_in, W_in, H_out, W_out, DTYPE: tl.constexpr):
-    """Of output pixels: centred coordinates u and v, first taps x0 and y0, fractions fx and fy."""
-    u = centred(ow, W_out, DTYPE)
-    v = centred(oh, H_out, DTYPE)
-    x0, fx = cell_of(source(a[0], u, tl.fma(a[1], v, a[2]), half_step(W_in, DTYPE)), W_in)
-    y0, fy = cell_of(source(a[3], u, tl.fma(a[4], v, a[5]), half_step(H_in, DTYPE)), H_in)
-    return u, v, x0, y0, fx, fy
+def product(numbers, DIM: tl.constexpr):
+    """The product over axes."""
+    result = numbers[0] * numbers[1]
+    if DIM == 3:
+        result *= numbers[2]
+    return result
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -58,23 +150,38 @@ def forward_kernel(
     output_ptr,
     input_ptr,
     theta_ptr,
+    fill_ptr,
+    image_index_ptr,
+    images,
+    per_image,
     C,
+    D_in,
     H_in,
     W_in,
+    D_out,
     H_out,
     W_out,
     output_stride_n,
     output_stride_c,
+    output_stride_d,
     output_stride_h,
     output_stride_w,
     input_stride_n,
     input_stride_c,
+    input_stride_d,
     input_stride_h,
     input_stride_w,
     theta_stride_n,
     theta_stride_row,
     theta_stride_column,
+    fill_stride,
+    DIM: tl.constexpr,
+    PROJECTIVE: tl.constexpr,
+    TAPS: tl.constexpr,
+    PADDING: tl.constexpr,
     ALIGN_CORNERS: tl.constexpr,
+    ANTIALIAS: tl.constexpr,
+    HAS_INDEX: tl.constexpr,
     INDEX: tl.constexpr,
     DTYPE: tl.constexpr,
     EVEN_C: tl.constexpr,
@@ -83,32 +190,61 @@ def forward_kernel(
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    """output[n, :, oh, ow] = the four taps around A (u, v, 1), weighted."""
-    n, c_start, h_start, w_start = tile_origin(C, H_out, W_out, BLOCK_C, BLOCK_H, BLOCK_W)
-    element: tl.constexpr = input_ptr.dtype.element_ty
-    oh, ow = tile_pixels(h_start, w_start, element, BLOCK_H, BLOCK_W)
-    pixel_mask = (oh < H_out) & (ow < W_out)
-
-    scales = theta_scales(H_in, W_in, H_out, W_out, ALIGN_CORNERS, DTYPE)
-    a = fold_theta(theta_ptr, n, theta_stride_n, theta_stride_row, theta_stride_column, scales, DTYPE)
-    _, _, x0, y0, fx, fy = sampled_cells(a, oh, ow, H_in, W_in, H_out, W_out, DTYPE)
-
+    """output[m, :, pixel] = the taps around A (u, v, 1), weighted."""
+    sizes_in = (W_in, H_in, D_in)
+    sizes_out = (W_out, H_out, D_out)
+    input_strides = (input_stride_w, input_stride_h, input_stride_d)
+    output_strides = (output_stride_w, output_stride_h, output_stride_d)
+    theta_strides = (theta_stride_n, theta_stride_row, theta_stride_column)
+    element: tl.constexpr = output_ptr.dtype.element_ty
     GROUPS: tl.constexpr = BLOCK_C // RUN_C
+
+    m, c_start, origin = tile_origin(C, D_out, H_out, W_out, DIM, BLOCK_C, BLOCK_H, BLOCK_W)
+    pixels = tile_pixels(origin, element, DIM, BLOCK_H, BLOCK_W)
+    pixel_mask = is_inside(pixels, sizes_out, DIM)
+    n, exists = image_of(image_index_ptr, m, images, per_image, HAS_INDEX)
+    a, _scales, samples, sizes = map_of(
+        theta_ptr, m, theta_strides, sizes_in, sizes_out, ANTIALIAS, ALIGN_CORNERS, DIM, PROJECTIVE, DTYPE
+    )
+    count = 1
+    for k in tl.static_range(DIM):
+        count *= samples[k]
+
     channels = C - c_start
     input_start = block_start(input_ptr, n, c_start, input_stride_n, input_stride_c)
     accumulator = zero_block(GROUPS, BLOCK_H * BLOCK_W, RUN_C, DTYPE)
-    for dy in tl.static_range(2):
-        for dx in tl.static_range(2):
-            weight = (fx if dx else 1 - fx) * (fy if dy else 1 - fy)
-            mask = pixel_mask & is_inside(y0 + dy, H_in) & is_inside(x0 + dx, W_in) & (weight != 0)
-            offset = pixel_offset(y0 + dy, x0 + dx, input_stride_h, input_stride_w, INDEX)
+    coverage = tl.zeros((BLOCK_H * BLOCK_W,), DTYPE)
+    for sample in range(count):
+        _base, _positions, divisor, indices, weights, _slopes = sample_at(
+            a, pixels, sample, samples, sizes_in, sizes, DIM, PROJECTIVE, TAPS, PADDING, ALIGN_CORNERS, DTYPE
+        )
+        seen = pixel_mask & exists
+        if PROJECTIVE:
+            seen = seen & is_visible(divisor)
+        for i in tl.static_range(TAPS**DIM):
+            pixel = tap_of(indices, i, DIM, TAPS)
+            weight = product(tap_of(weights, i, DIM, TAPS), DIM)
+            mask = seen & is_inside(pixel, sizes_in, DIM) & (weight != 0)
+            offset = pixel_offset(pixel, input_strides, DIM, INDEX)
             tap = load_block(
                 input_start, input_stride_c, offset, mask, channels, GROUPS, RUN_C, EVEN_C, DTYPE
             )
             accumulator = add_scaled(accumulator, tap, weight, GROUPS)
+            if PADDING == FILL:
+                coverage += tl.where(mask, weight, 0)
 
-    output_start = block_start(output_ptr, n, c_start, output_stride_n, output_stride_c)
-    offset = pixel_offset(oh, ow, output_stride_h, output_stride_w, INDEX)
-    store_block(
-        output_start, output_stride_c, offset, pixel_mask, channels, accumulator, GROUPS, RUN_C, EVEN_C
-    )
+    result = ()
+    for g in tl.static_range(GROUPS):
+        group = accumulator[g]
+        if PADDING == FILL:
+            fill = load_fill(fill_ptr, fill_stride, c_start, channels, g, RUN_C, DTYPE)
+            rest = count - coverage[:, None]
+            group += tl.where(rest != 0, rest * fill, 0)
+        if ANTIALIAS:
+            group = group / tl.cast(count, DTYPE)
+        if HAS_INDEX:
+            group = tl.where(exists, group, float("nan"))
+        result = result + (group,)
+    output_start = block_start(output_ptr, m, c_start, output_stride_n, output_stride_c)
+    offset = pixel_offset(pixels, output_strides, DIM, INDEX)
+    store_block(output_start, output_stride_c, offset, pixel_mask, channels, result, GROUPS, RUN_C, EVEN_C)

@@ -1,0 +1,317 @@
+"""Gradients that are sums over all output pixels: of theta, and of the fill values.
+
+A program owns a tile of output pixels, as in the forward, and stores its share; a second, fixed-order sum
+over the shares finishes. With dc_k the derivative by the position on axis k, row k of theta gets dc_k times
+(u, v, 1). A projective map c_k = h_k/h_w passes dc_k/h_w to row k and -sum of dc_k c_k/h_w to the last row.
+"""
+
+import triton
+import triton.language as tl
+
+from stn_triton.kernels.block import (
+    UNSPECIALIZED,
+    block_start,
+    dot_channels,
+    is_inside,
+    load_block,
+    load_fill,
+    pixel_offset,
+    tile_origin,
+    tile_pixels,
+)
+from stn_triton.kernels.coordinates import is_visible, per_axis_halves
+from stn_triton.kernels.forward import image_of, map_of, product, sample_at, tap_of
+from stn_triton.kernels.taps import FILL
+
+
+@triton.jit
+def add_three(a0, a1, a2, b0, b1, b2):
+    """Combine three sums in one reduction."""
+    return a0 + b0, a1 + b1, a2 + b2
+
+
+@triton.jit
+def store_partial(partial_ptr, sums, scales, COUNT: tl.constexpr):
+    """Reduce vectors over the program and store them, as gradients of theta, in the program's row."""
+    row = partial_ptr + tl.program_id(0).to(tl.int64) * COUNT
+    for i in tl.static_range(0, COUNT, 3):
+        totals = tl.reduce((sums[i], sums[i + 1], sums[i + 2]), 0, add_three)
+        for j in tl.static_range(3):
+            tl.store(row + i + j, totals[j] * scales[i + j])
+
+
+@triton.jit
+def subtract_fill(
+    block,
+    fill_ptr,
+    fill_stride,
+    c_start,
+    channels,
+    GROUPS: tl.constexpr,
+    RUN_C: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """A tap that moves outside is replaced by the fill value, so derivatives are of the difference."""
+    result = ()
+    for g in tl.static_range(GROUPS):
+        result = result + (block[g] - load_fill(fill_ptr, fill_stride, c_start, channels, g, RUN_C, DTYPE),)
+    return result
+
+
+@triton.jit
+def zero_vectors(COUNT: tl.constexpr, PIXELS: tl.constexpr, DTYPE: tl.constexpr):
+    """So many sums, one number per pixel each."""
+    vectors = ()
+    for _ in tl.static_range(COUNT):
+        vectors = vectors + (tl.zeros((PIXELS,), DTYPE),)
+    return vectors
+
+
+@triton.jit
+def add_rows(sums, rows, ROWS: tl.constexpr):
+    """Add vectors to sums, one each."""
+    result = ()
+    for i in tl.static_range(ROWS):
+        result = result + (sums[i] + rows[i],)
+    return result
+
+
+@triton.jit
+def add_column(sums, rows, base, column: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr):
+    """Of the sums for a whole matrix, add to one column the derivatives by rows times its coordinate."""
+    result = ()
+    for i in tl.static_range(ROWS * (DIM + 1)):
+        if i % (DIM + 1) == column:
+            result = result + (sums[i] + rows[i // (DIM + 1)] * base,)
+        else:
+            result = result + (sums[i],)
+    return result
+
+
+@triton.jit
+def where_hit(hit, vectors, COUNT: tl.constexpr):
+    """The vectors where something was hit, else 0."""
+    result = ()
+    for i in tl.static_range(COUNT):
+        result = result + (tl.where(hit, vectors[i], 0),)
+    return result
+
+
+@triton.jit
+def row_derivatives(along, positions, halves, divisor, DIM: tl.constexpr, PROJECTIVE: tl.constexpr):
+    """From derivatives by positions to derivatives by the rows of the matrix."""
+    if PROJECTIVE:
+        inverse = 1 / tl.where(is_visible(divisor), divisor, 1)
+        rows = ()
+        last = tl.zeros(divisor.shape, divisor.dtype)
+        for k in tl.static_range(DIM):
+            row = along[k] * inverse
+            rows = rows + (row,)
+            last -= tl.where(row != 0, row * (positions[k] - halves[k]), 0)
+        rows = rows + (last,)
+    else:
+        rows = along
+    return rows
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def theta_kernel(
+    partial_ptr,
+    grad_output_ptr,
+    input_ptr,
+    theta_ptr,
+    fill_ptr,
+    image_index_ptr,
+    images,
+    per_image,
+    C,
+    D_in,
+    H_in,
+    W_in,
+    D_out,
+    H_out,
+    W_out,
+    grad_output_stride_n,
+    grad_output_stride_c,
+    grad_output_stride_d,
+    grad_output_stride_h,
+    grad_output_stride_w,
+    input_stride_n,
+    input_stride_c,
+    input_stride_d,
+    input_stride_h,
+    input_stride_w,
+    theta_stride_n,
+    theta_stride_row,
+    theta_stride_column,
+    fill_stride,
+    DIM: tl.constexpr,
+    PROJECTIVE: tl.constexpr,
+    TAPS: tl.constexpr,
+    PADDING: tl.constexpr,
+    ALIGN_CORNERS: tl.constexpr,
+    ANTIALIAS: tl.constexpr,
+    HAS_INDEX: tl.constexpr,
+    INDEX: tl.constexpr,
+    DTYPE: tl.constexpr,
+    EVEN_C: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    RUN_C: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """The tile's share of the gradient of its matrix."""
+    sizes_in = (W_in, H_in, D_in)
+    sizes_out = (W_out, H_out, D_out)
+    input_strides = (input_stride_w, input_stride_h, input_stride_d)
+    grad_output_strides = (grad_output_stride_w, grad_output_stride_h, grad_output_stride_d)
+    theta_strides = (theta_stride_n, theta_stride_row, theta_stride_column)
+    element: tl.constexpr = input_ptr.dtype.element_ty
+    PIXELS: tl.constexpr = BLOCK_H * BLOCK_W
+    GROUPS: tl.constexpr = BLOCK_C // RUN_C
+    ROWS: tl.constexpr = DIM + 1 if PROJECTIVE else DIM
+
+    m, c_start, origin = tile_origin(C, D_out, H_out, W_out, DIM, BLOCK_C, BLOCK_H, BLOCK_W)
+    pixels = tile_pixels(origin, element, DIM, BLOCK_H, BLOCK_W)
+    n, exists = image_of(image_index_ptr, m, images, per_image, HAS_INDEX)
+    pixel_mask = is_inside(pixels, sizes_out, DIM) & exists
+    a, scales, samples, sizes = map_of(
+        theta_ptr, m, theta_strides, sizes_in, sizes_out, ANTIALIAS, ALIGN_CORNERS, DIM, PROJECTIVE, DTYPE
+    )
+    count = 1
+    for k in tl.static_range(DIM):
+        count *= samples[k]
+
+    channels = C - c_start
+    grad_output_start = block_start(grad_output_ptr, m, c_start, grad_output_stride_n, grad_output_stride_c)
+    offset = pixel_offset(pixels, grad_output_strides, DIM, INDEX)
+    gradient = load_block(
+        grad_output_start, grad_output_stride_c, offset, pixel_mask, channels, GROUPS, RUN_C, EVEN_C, DTYPE
+    )
+    input_start = block_start(input_ptr, n, c_start, input_stride_n, input_stride_c)
+    halves = per_axis_halves(sizes_in, DIM, DTYPE)
+    sums = zero_vectors(ROWS * (DIM + 1), PIXELS, DTYPE)
+    for sample in range(count):
+        base, positions, divisor, indices, weights, slopes = sample_at(
+            a, pixels, sample, samples, sizes_in, sizes, DIM, PROJECTIVE, TAPS, PADDING, ALIGN_CORNERS, DTYPE
+        )
+        along = zero_vectors(DIM, PIXELS, DTYPE)
+        for i in tl.static_range(TAPS**DIM):
+            pixel = tap_of(indices, i, DIM, TAPS)
+            weight = tap_of(weights, i, DIM, TAPS)
+            slope = tap_of(slopes, i, DIM, TAPS)
+            mask = pixel_mask & is_inside(pixel, sizes_in, DIM)
+            if PROJECTIVE:
+                mask = mask & is_visible(divisor)
+            offset = pixel_offset(pixel, input_strides, DIM, INDEX)
+            image = load_block(
+                input_start, input_stride_c, offset, mask, channels, GROUPS, RUN_C, EVEN_C, DTYPE
+            )
+            if PADDING == FILL:
+                image = subtract_fill(image, fill_ptr, fill_stride, c_start, channels, GROUPS, RUN_C, DTYPE)
+            dot = tl.where(mask, dot_channels(image, gradient, GROUPS), 0)
+            along = add_along(along, dot, weight, slope, DIM)
+        rows = row_derivatives(along, positions, halves, divisor, DIM, PROJECTIVE)
+        for k in tl.static_range(DIM):
+            sums = add_column(sums, rows, base[k], k, DIM, ROWS)
+        sums = add_column(sums, rows, 1.0, DIM, DIM, ROWS)
+    if ANTIALIAS:
+        share = 1 / tl.cast(count, DTYPE)
+        less = ()
+        for i in tl.static_range(ROWS * (DIM + 1)):
+            less = less + (sums[i] * share,)
+        sums = less
+    store_partial(partial_ptr, sums, scales, ROWS * (DIM + 1))
+
+
+@triton.jit
+def add_along(along, dot, weight, slope, DIM: tl.constexpr):
+    """Add a tap's share, `dot` times the derivative of its weight, to the derivatives by positions."""
+    if DIM == 3:
+        result = (
+            along[0] + dot * (slope[0] * weight[1] * weight[2]),
+            along[1] + dot * (slope[1] * weight[0] * weight[2]),
+            along[2] + dot * (slope[2] * weight[0] * weight[1]),
+        )
+    else:
+        result = (along[0] + dot * (slope[0] * weight[1]), along[1] + dot * (slope[1] * weight[0]))
+    return result
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def fill_kernel(
+    partial_ptr,
+    grad_output_ptr,
+    theta_ptr,
+    image_index_ptr,
+    images,
+    per_image,
+    C,
+    D_in,
+    H_in,
+    W_in,
+    D_out,
+    H_out,
+    W_out,
+    grad_output_stride_n,
+    grad_output_stride_c,
+    grad_output_stride_d,
+    grad_output_stride_h,
+    grad_output_stride_w,
+    theta_stride_n,
+    theta_stride_row,
+    theta_stride_column,
+    DIM: tl.constexpr,
+    PROJECTIVE: tl.constexpr,
+    TAPS: tl.constexpr,
+    PADDING: tl.constexpr,
+    ALIGN_CORNERS: tl.constexpr,
+    ANTIALIAS: tl.constexpr,
+    HAS_INDEX: tl.constexpr,
+    INDEX: tl.constexpr,
+    DTYPE: tl.constexpr,
+    EVEN_C: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    RUN_C: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """The tile's share of the gradient of each channel's fill value: grad_output where nothing is covered."""
+    sizes_in = (W_in, H_in, D_in)
+    sizes_out = (W_out, H_out, D_out)
+    grad_output_strides = (grad_output_stride_w, grad_output_stride_h, grad_output_stride_d)
+    theta_strides = (theta_stride_n, theta_stride_row, theta_stride_column)
+    element: tl.constexpr = grad_output_ptr.dtype.element_ty
+    GROUPS: tl.constexpr = BLOCK_C // RUN_C
+
+    m, c_start, origin = tile_origin(C, D_out, H_out, W_out, DIM, BLOCK_C, BLOCK_H, BLOCK_W)
+    pixels = tile_pixels(origin, element, DIM, BLOCK_H, BLOCK_W)
+    _n, exists = image_of(image_index_ptr, m, images, per_image, HAS_INDEX)
+    pixel_mask = is_inside(pixels, sizes_out, DIM) & exists
+    a, _scales, samples, sizes = map_of(
+        theta_ptr, m, theta_strides, sizes_in, sizes_out, ANTIALIAS, ALIGN_CORNERS, DIM, PROJECTIVE, DTYPE
+    )
+    count = 1
+    for k in tl.static_range(DIM):
+        count *= samples[k]
+    coverage = tl.zeros((BLOCK_H * BLOCK_W,), DTYPE)
+    for sample in range(count):
+        _base, _positions, divisor, indices, weights, _slopes = sample_at(
+            a, pixels, sample, samples, sizes_in, sizes, DIM, PROJECTIVE, TAPS, PADDING, ALIGN_CORNERS, DTYPE
+        )
+        for i in tl.static_range(TAPS**DIM):
+            mask = is_inside(tap_of(indices, i, DIM, TAPS), sizes_in, DIM)
+            if PROJECTIVE:
+                mask = mask & is_visible(divisor)
+            coverage += tl.where(mask, product(tap_of(weights, i, DIM, TAPS), DIM), 0)
+    rest = (count - coverage) / tl.cast(count, DTYPE)
+
+    channels = C - c_start
+    start = block_start(grad_output_ptr, m, c_start, grad_output_stride_n, grad_output_stride_c)
+    offset = pixel_offset(pixels, grad_output_strides, DIM, INDEX)
+    mask = pixel_mask & (rest != 0)
+    gradient = load_block(start, grad_output_stride_c, offset, mask, channels, GROUPS, RUN_C, EVEN_C, DTYPE)
+    row = partial_ptr + tl.program_id(0).to(tl.int64) * BLOCK_C
+    for g in tl.static_range(GROUPS):
+        c = g * RUN_C + tl.arange(0, RUN_C)
+        tl.store(row + c, tl.sum(gradient[g] * rest[:, None], 0))

@@ -1,0 +1,197 @@
+"""From a position to pixels and weights: interpolation (mode) and what lies outside (padding_mode).
+
+On each axis a position has TAPS pixels: 1 (nearest), 2 (bilinear) or 4 (bicubic, A = -0.75 as in PyTorch).
+Positions and pixels count from the pixel (size - 1)//2 and are floating-point numbers, exact below 2**24.
+
+PyTorch's order is kept. Border and reflection change the position before its cell is decided, for one and
+two taps; for four they change each tap. A position that is NaN is taken for one far to the left: nothing
+under zeros and fill, the first pixel under border and reflection.
+"""
+
+import triton
+import triton.language as tl
+
+ZEROS = tl.constexpr(0)
+BORDER = tl.constexpr(1)
+REFLECTION = tl.constexpr(2)
+FILL = tl.constexpr(3)
+
+
+@triton.jit
+def limits(size, DTYPE: tl.constexpr):
+    """The first and the last pixel of an axis."""
+    whole = (size - 1) // 2
+    return tl.cast(-whole, DTYPE), tl.cast(size - 1 - whole, DTYPE)
+
+
+@triton.jit
+def bounded(position, low, high):
+    """The position, moved into [low, high]; low if it is NaN."""
+    return tl.minimum(tl.where(position > low, position, low), high)
+
+
+@triton.jit
+def mirrors(low, high, ALIGN_CORNERS: tl.constexpr):
+    """Reflection mirrors at the first and last pixel, or at their outer edges: the first mirror, the span."""
+    edge: tl.constexpr = 0.0 if ALIGN_CORNERS else 0.5
+    return low - edge, high - low + 2 * edge
+
+
+@triton.jit
+def fold_of(position, low, high, ALIGN_CORNERS: tl.constexpr):
+    """Between which mirrors a position lies: 0 within the image, -1 left of it, and so on."""
+    start, span = mirrors(low, high, ALIGN_CORNERS)
+    span = tl.where(span > 0, span, 1)
+    above = position - start
+    fold = tl.floor(above / span)
+    rest = tl.fma(-fold, span, above)
+    return tl.where(rest < 0, fold - 1, tl.where(rest >= span, fold + 1, fold))
+
+
+@triton.jit
+def is_odd(number):
+    """Of a whole floating-point number."""
+    return number - 2 * tl.floor(0.5 * number) == 1
+
+
+@triton.jit
+def reflected(position, low, high, ALIGN_CORNERS: tl.constexpr):
+    """The position mirrored until it lies between the mirrors, and 1 or -1 for its direction there. Exact."""
+    start, span = mirrors(low, high, ALIGN_CORNERS)
+    fold = fold_of(position, low, high, ALIGN_CORNERS)
+    odd = is_odd(fold)
+    mirrored = tl.where(odd, tl.fma(fold + 1, span, 2 * start) - position, tl.fma(-fold, span, position))
+    mirrored = tl.where(span > 0, mirrored, low)
+    return bounded(mirrored, start, start + span), tl.where(odd, -1.0, 1.0).to(position.dtype)
+
+
+@triton.jit
+def padded(position, low, high, TAPS: tl.constexpr, PADDING: tl.constexpr, ALIGN_CORNERS: tl.constexpr):
+    """The position that is interpolated at, and its derivative by the position given: 1, -1 or 0."""
+    direction = tl.full(position.shape, 1, position.dtype)
+    if PADDING == REFLECTION:
+        position, direction = reflected(position, low, high, ALIGN_CORNERS)
+    if PADDING == BORDER or PADDING == REFLECTION:
+        if TAPS == 4:
+            position = bounded(position, low - 4, high + 4)
+        else:
+            direction = tl.where((position > low) & (position < high), direction, 0)
+            position = bounded(position, low, high)
+    return position, direction
+
+
+@triton.jit
+def cubic_near(x):
+    """Weight of a tap at distance x, up to 1."""
+    return (1.25 * x - 2.25) * x * x + 1
+
+
+@triton.jit
+def cubic_far(x):
+    """Weight of a tap at distance x, from 1 to 2."""
+    return ((-0.75 * x + 3.75) * x - 6) * x + 3
+
+
+@triton.jit
+def cubic_near_slope(x):
+    """Derivative of `cubic_near`."""
+    return (3.75 * x - 4.5) * x
+
+
+@triton.jit
+def cubic_far_slope(x):
+    """Derivative of `cubic_far`."""
+    return (-2.25 * x + 7.5) * x - 6
+
+
+@triton.jit
+def axis_taps(position, low, high, TAPS: tl.constexpr, PADDING: tl.constexpr, ALIGN_CORNERS: tl.constexpr):
+    """Of a position on one axis: its pixels, their weights, and the weights' derivatives by the position."""
+    position, direction = padded(position, low, high, TAPS, PADDING, ALIGN_CORNERS)
+    cell = tl.floor(position)
+    fraction = position - cell
+    if TAPS == 1:
+        up = (fraction > 0.5) | ((fraction == 0.5) & is_odd(cell - low))
+        pixels = (tl.where(up, cell + 1, cell),)
+        weights = (tl.full(position.shape, 1, position.dtype),)
+        slopes = (tl.zeros(position.shape, position.dtype),)
+    elif TAPS == 2:
+        pixels = (cell, cell + 1)
+        weights = (1 - fraction, fraction)
+        slopes = (-direction, direction)
+    else:
+        pixels = ()
+        for i in tl.static_range(4):
+            pixel = cell + (i - 1)
+            if PADDING == REFLECTION:
+                pixel, _ = reflected(pixel, low, high, ALIGN_CORNERS)
+            if PADDING == BORDER or PADDING == REFLECTION:
+                pixel = bounded(pixel, low, high)
+            pixels = pixels + (pixel,)
+        weights = (
+            cubic_far(1 + fraction),
+            cubic_near(fraction),
+            cubic_near(1 - fraction),
+            cubic_far(2 - fraction),
+        )
+        slopes = (
+            direction * cubic_far_slope(1 + fraction),
+            direction * cubic_near_slope(fraction),
+            -direction * cubic_near_slope(1 - fraction),
+            -direction * cubic_far_slope(2 - fraction),
+        )
+    return pixels, weights, slopes
+
+
+@triton.jit
+def all_taps(
+    positions,
+    lows,
+    highs,
+    DIM: tl.constexpr,
+    TAPS: tl.constexpr,
+    PADDING: tl.constexpr,
+    ALIGN_CORNERS: tl.constexpr,
+):
+    """`axis_taps` of every axis, one after the other."""
+    pixels = ()
+    weights = ()
+    slopes = ()
+    for k in tl.static_range(DIM):
+        # Bounded, so that it can be converted to an integer: far outside is outside.
+        position = positions[k]
+        if PADDING == ZEROS or PADDING == FILL:
+            position = bounded(position, lows[k] - 4, highs[k] + 4)
+        p, w, s = axis_taps(position, lows[k], highs[k], TAPS, PADDING, ALIGN_CORNERS)
+        pixels = pixels + p
+        weights = weights + w
+        slopes = slopes + s
+    return pixels, weights, slopes
+
+
+@triton.jit
+def weight_on(
+    pixel, position, low, high, TAPS: tl.constexpr, PADDING: tl.constexpr, ALIGN_CORNERS: tl.constexpr
+):
+    """On one axis: whether a pixel is a tap of a position, its weight there, and the weight's derivative.
+
+    The last two mean nothing where it is no tap. Several taps of four can be the same pixel where the padding
+    moves them.
+    """
+    pixels, weights, slopes = axis_taps(position, low, high, TAPS, PADDING, ALIGN_CORNERS)
+    is_tap = pixels[0] == pixel
+    weight = weights[0]
+    slope = slopes[0]
+    if TAPS == 4:
+        weight = tl.where(is_tap, weight, 0)
+        slope = tl.where(is_tap, slope, 0)
+    for i in tl.static_range(1, TAPS):
+        is_this = pixels[i] == pixel
+        is_tap = is_tap | is_this
+        if TAPS == 4:
+            weight += tl.where(is_this, weights[i], 0)
+            slope += tl.where(is_this, slopes[i], 0)
+        else:
+            weight = tl.where(is_this, weights[i], weight)
+            slope = tl.where(is_this, slopes[i], slope)
+    return is_tap, weight, slope

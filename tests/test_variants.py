@@ -1,0 +1,330 @@
+"""Every mode, padding, dimension and kind of map through the kernels, against the oracle."""
+
+import itertools
+import math
+
+import hypothesis
+import hypothesis.strategies as st
+import oracle
+import pytest
+import torch
+from test_kernels import assert_close, parts
+from variants import CELLS, EXISTING, Variant, case
+
+from stn_triton import launch
+from stn_triton.options import MODES, PADDING_MODES, Options
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+
+def run(args, options, mask=(True, True, True)):
+    mask = (*mask[:2], mask[2] and args.fill is not None)
+    output = launch.forward(args.input, args.theta, args.size, options, args.fill, args.image_index)
+    grads = launch.backward(args.grad, args.input, args.theta, options, mask, args.fill, args.image_index)
+    return oracle.Truth(output, *grads)
+
+
+def solve(args, options, dtype):
+    return oracle.solve(
+        args.input, args.theta, args.size, args.grad, options, dtype, args.fill, args.image_index
+    )
+
+
+def budget(part, expected, dtype):
+    """Sums round in proportion to their terms."""
+    return 32 * torch.finfo(dtype).eps * max(expected.abs().max().item(), 1)
+
+
+@pytest.mark.parametrize("variant", CELLS, ids=Variant.name)
+def test_agrees_with_the_oracle_that_shares_positions(device, variant):
+    """In fp32, in a layout that takes turns."""
+    is_last = EXISTING.index(variant) % 2
+    layout = CHANNELS_LAST[variant.dim] if is_last else torch.contiguous_format
+    args = case(variant).to(device, torch.float32, layout)
+    truth = solve(args, variant.options(), torch.float32)
+    result = run(args, variant.options())
+    assert result.output.is_contiguous(memory_format=layout)
+    for part, actual, expected in parts(result, truth):
+        assert_close(actual, expected, budget(part, expected, torch.float32), part)
+
+
+@pytest.mark.parametrize("variant", EXISTING[::7], ids=Variant.name)
+def test_agrees_with_the_exact_truth_in_fp64(device, variant):
+    """Away from kinks the sums of the oracle are the derivative; gradcheck through the oracle's eyes."""
+    args = case(variant, channels=1).to(device, torch.float64)
+    truth = solve(args, variant.options(), torch.float64)
+    for part, actual, expected in parts(run(args, variant.options()), truth):
+        assert_close(actual, expected, 1e-12 * max(expected.abs().max().item(), 1), part)
+
+
+TINY = [
+    Variant(dim, mode, padding_mode, kind, align_corners)
+    for i, (dim, mode, padding_mode, kind) in enumerate(
+        itertools.product((2, 3), MODES, PADDING_MODES, ("plain", "projective", "antialias"))
+    )
+    for align_corners in (i % 2 == 0,)
+]
+
+
+@pytest.mark.parametrize(
+    "variant", [v for v in TINY if v.exists() and (v.dim, v.kind) != (3, "antialias")], ids=Variant.name
+)
+def test_gradients_are_the_derivative(device, variant):
+    """One random direction of all arguments at once, by central differences."""
+    size_in, size = ((3, 4), (4, 3)) if variant.dim == 2 else ((2, 3, 2), (2, 2, 3))
+    args = case(variant, 1, size_in, size).to(device, torch.float64)
+    result = run(args, variant.options())
+    generator = torch.Generator().manual_seed(1)
+    leaves = {"input": result.grad_input, "theta": result.grad_theta, "fill": result.grad_fill}
+    step, slope, ends = 1e-6, 0.0, []
+    directions = {
+        name: torch.randn(g.shape, generator=generator, dtype=torch.float64).to(device)
+        for name, g in leaves.items()
+        if g is not None and not (variant.mode == "nearest" and name == "theta")
+    }
+    for name, direction in directions.items():
+        slope += (leaves[name] * direction).sum()
+    for sign in (1, -1):
+        moved = {n: getattr(args, n) + sign * step * d for n, d in directions.items()}
+        moved = args._replace(**moved)
+        output = launch.forward(
+            moved.input, moved.theta, args.size, variant.options(), moved.fill, moved.image_index
+        )
+        ends.append((output * args.grad).sum())
+    difference = (ends[0] - ends[1]) / (2 * step)
+    assert abs(difference - slope) <= 1e-6 * max(abs(slope), 1), (difference, slope)
+
+
+# Integer positions everywhere: in the image, at its edges and beyond, in every period of a reflection.
+KINKED = {
+    "identity": [[1, 0, 0], [0, 1, 0]],
+    "shift": [[1, 0, 1], [0, 1, -0.5]],
+    "half a turn": [[-1, 0, 0], [0, -1, 0]],
+    "axis swap": [[0, 1, 0], [1, 0, 0]],
+    "shrink": [[3, 0, 0], [0, 3, 0]],
+    "far": [[1, 0, 8], [0, 1, -8]],
+    "zoom": [[0.5, 0, 0], [0, 0.5, 0]],
+    "singular": [[1, 1, 0], [1, 1, 0]],
+    "zero": [[0, 0, 0.25], [0, 0, 0]],
+}
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
+@pytest.mark.parametrize("mode", MODES)
+def test_kinks_agree_with_the_oracle(device, mode, padding_mode, align_corners):
+    """Sizes such that positions are whole or half numbers under both conventions."""
+    options = Options(mode, padding_mode, align_corners)
+    size = (5, 9) if align_corners else (4, 8)
+    args = case(Variant(2, mode, padding_mode, "plain", align_corners), 1, size, size)
+    theta = torch.tensor(list(KINKED.values()), dtype=torch.float64)
+    n = len(theta)
+    expanded = [t[:1].expand(n, *t.shape[1:]).clone() for t in (args.input, args.grad)]
+    args = args._replace(input=expanded[0], theta=theta, grad=expanded[1]).to(device, torch.float32)
+    truth = solve(args, options, torch.float32)
+    result = run(args, options)
+    for i, name in enumerate(KINKED):
+        for part, actual, expected in parts(result._replace(grad_fill=None), truth):
+            limit = 4 * budget(part, expected[i], torch.float32)
+            assert_close(actual[i], expected[i], limit, f"{part} of {name}")
+
+
+@pytest.mark.parametrize("variant", EXISTING[::7], ids=Variant.name)
+def test_one_gradient_alone_equals_all(device, variant):
+    args = case(variant).to(device, torch.float32)
+    options = variant.options()
+    every = run(args, options)
+    alone = [run(args, options, tuple(i == j for j in range(3)))[1 + i] for i in range(3)]
+    assert torch.equal(alone[0], every.grad_input)
+    assert_close(alone[1], every.grad_theta.double(), budget("", every.grad_theta, torch.float32), "theta")
+    if args.fill is not None:
+        assert torch.equal(alone[2], every.grad_fill)
+
+
+@pytest.mark.parametrize("variant", EXISTING[3::11], ids=Variant.name)
+def test_two_runs_are_bitwise_equal(device, variant):
+    args = case(variant).to(device, torch.float32)
+    for _, first, second in parts(run(args, variant.options()), run(args, variant.options())):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_identity_copies_bit_for_bit(device, dtype, mode, padding_mode, dim):
+    """NaN and Inf too; and with antialias, where nothing shrinks."""
+    if dim == 3 and mode == "bicubic":
+        pytest.skip("there is no bicubic for volumes")
+    size = (5, 8) if dim == 2 else (3, 4, 5)
+    variant = Variant(dim, mode, padding_mode, "plain", False)
+    args = case(variant, 2, size, size).to(device, dtype)
+    args = args._replace(theta=torch.eye(dim, dim + 1, device=device).expand(2, -1, -1))
+    for tensor in (args.input, args.grad):
+        tensor[0, 0, 1, 2] = math.nan
+        tensor[1, :, 2, 3] = math.inf
+    for align_corners, antialias in itertools.product((False, True), repeat=2):
+        options = Options(mode, padding_mode, align_corners, antialias)
+        result = run(args, options, (True, False, False))
+        assert torch.equal(result.output.nan_to_num(7, 8, 9), args.input.nan_to_num(7, 8, 9))
+        assert torch.equal(result.grad_input.nan_to_num(7, 8, 9), args.grad.nan_to_num(7, 8, 9))
+
+
+def test_antialias_changes_nothing_where_a_map_does_not_shrink(device):
+    """Rotations, whose footprint is 1 but for its rounding, and a zoom; bit for bit, gradients too."""
+    args = case(Variant(2, "bilinear", "zeros", "plain", False), 2, (9, 9), (9, 9))
+    angle = math.radians(33)
+    turn = [[math.cos(angle), -math.sin(angle), 0.1], [math.sin(angle), math.cos(angle), 0]]
+    theta = torch.tensor([turn, [[0.4, 0.1, 0], [0, 0.9, 0]]])
+    args = args._replace(theta=theta).to(device, torch.float32)
+    for _, without, with_it in parts(run(args, Options()), run(args, Options(antialias=True))):
+        assert torch.equal(without, with_it)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_antialias_is_sampling_at_a_multiple_of_the_size_and_averaging(device, dim, align_corners):
+    """By 3 along x and by 2 along y, as the matrix asks for."""
+    size_in, size = ((8, 12), (4, 4)) if dim == 2 else ((2, 8, 12), (2, 4, 4))
+    factors = [2, 3] if dim == 2 else [1, 2, 3]
+    args = case(Variant(dim, "bilinear", "zeros", "antialias", align_corners), 2, size_in, size)
+    theta = torch.eye(dim, dim + 1, dtype=torch.float64).repeat(2, 1, 1)
+    extents = [[n - align_corners for n in s] for s in (size_in, size)]
+    for row, (factor, n_in, n_out) in enumerate(zip(reversed(factors), *map(reversed, extents), strict=True)):
+        theta[:, row, row] = (factor - 0.3) * n_out / n_in
+    args = args._replace(theta=theta).to(device, torch.float64)
+    actual = launch.forward(
+        args.input, args.theta, size, Options(align_corners=align_corners, antialias=True)
+    )
+    large = [n * f for n, f in zip(size, factors, strict=True)]
+    fine = launch.forward(args.input, args.theta, large, Options(align_corners=align_corners))
+    pool = torch.nn.functional.avg_pool2d if dim == 2 else torch.nn.functional.avg_pool3d
+    torch.testing.assert_close(actual, pool(fine, factors))
+
+
+@pytest.mark.parametrize("count", [0, 1, 127, 128, 129, 300])
+def test_any_number_of_matrices_for_one_image(device, count):
+    """Around the number that are culled at once; many do not reach the one tile that there is."""
+    generator = torch.Generator().manual_seed(count)
+    index = torch.randint(0, 2, (count,), generator=generator)
+    theta = torch.tensor([[0.2, 0.05, 0], [-0.05, 0.2, 0]]).repeat(count, 1, 1)
+    theta[:, :, 2] = 3 * torch.randn(count, 2, generator=generator)
+    args = case(Variant(2, "bilinear", "zeros", "index", False), 1, (12, 20), (2, 2))
+    grad = torch.randn(count, 1, 2, 2, generator=generator)
+    args = args._replace(theta=theta.double(), image_index=index, grad=grad.double()).to(
+        device, torch.float32
+    )
+    truth = solve(args, Options(), torch.float32)
+    for part, actual, expected in parts(run(args, Options()), truth):
+        limit = budget(part, expected, torch.float32) if expected.numel() else 0
+        assert_close(actual, expected, limit, part)
+
+
+def test_the_index_may_have_any_strides(device):
+    args = case(Variant(2, "bilinear", "zeros", "index", False)).to(device, torch.float32)
+    spread = torch.stack((args.image_index, torch.zeros_like(args.image_index)), 1)[:, 0]
+    assert not spread.is_contiguous()
+    strided = run(args._replace(image_index=spread), Options())
+    for _, first, second in parts(run(args, Options()), strided):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=str)
+def test_an_index_out_of_range_reads_and_writes_nothing_of_others(device, dtype):
+    """As on a GPU, where nobody can look first: its output is NaN (0 for bytes), its gradients are zero."""
+    args = case(Variant(2, "bilinear", "zeros", "index", False)).to(device, torch.float32)
+    good = torch.tensor([2, 0, 2], device=device)
+    for bad in (-1, 3, 2**40):
+        index = torch.tensor([2, bad, 2], device=device)
+        if dtype == torch.uint8:
+            images = (args.input * 99).to(dtype)
+            output = launch.forward(images, args.theta, args.size, Options(), None, index)
+            assert not output[1].any()
+            continue
+        result = run(args._replace(image_index=index), Options())
+        kept = args._replace(image_index=good, grad=args.grad.clone())
+        kept.grad[1] = 0
+        expected = run(kept, Options())
+        assert result.output[1].isnan().all()
+        assert torch.equal(result.output[[0, 2]], expected.output[[0, 2]])
+        assert torch.equal(result.grad_input, expected.grad_input)
+        assert torch.equal(result.grad_theta, expected.grad_theta)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_bytes_are_rounded_half_to_even_and_saturate(device, mode):
+    args = case(Variant(2, mode, "fill", "plain", False), 3)
+    images = torch.randint(0, 256, args.input.shape, generator=torch.Generator().manual_seed(0))
+    images[:, 1] = 255 * (images[:, 1] > 128)  # bicubic leaves the range here
+    args = args._replace(input=images.double(), fill=torch.tensor([-20.0, 300.5, 99.5])).to(
+        device, torch.float32
+    )
+    options = Options(mode, "fill")
+    expected = launch.forward(args.input, args.theta, args.size, options, args.fill)
+    actual = launch.forward(args.input.byte(), args.theta, args.size, options, args.fill)
+    assert actual.dtype == torch.uint8
+    assert torch.equal(actual, expected.round().clamp(0, 255).byte())
+    halves = torch.tensor([0, 1, 2, 3, 255, 254], dtype=torch.uint8, device=device).view(1, 1, 1, 6)
+    between = torch.tensor([[[5 / 6, 0, 0], [0, 1.0, 0]]], device=device)
+    output = launch.forward(halves, between, (1, 5))
+    assert output.flatten().tolist() == [0, 2, 2, 129, 254]
+
+
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("entry", "bad"), [(0, math.nan), (2, math.inf), (4, -math.inf)])
+def test_non_finite_maps_follow_one_rule(device, entry, bad, mode, padding_mode):
+    """NaN is nothing under zeros and fill, else the first pixel, and infinity what padding makes of it."""
+    options = Options(mode, padding_mode)
+    args = case(Variant(2, mode, padding_mode, "plain", False), 1, (4, 6), (5, 3)).to(device, torch.float32)
+    args.theta[0].view(-1)[entry] = bad
+    truth = solve(args, options, torch.float32)
+    for part, actual, expected in parts(run(args, options), truth):
+        if part in ("output", "grad_input"):
+            assert_close(actual, expected, budget(part, expected, torch.float32), part)
+        assert actual.isfinite().all(), part
+        assert torch.equal(actual[1:].isnan(), expected[1:].isnan())
+
+
+@pytest.mark.parametrize("variant", [v for v in EXISTING if v.dim == 2][5::13], ids=Variant.name)
+def test_huge_maps_end(device, variant):
+    """Millions of mirror images, footprints of 1e30 pixels, numbers that overflow."""
+    for scale in (1e30,) if variant.options().antialias else (1e4, 1e30, 3e38):
+        args = case(variant, 1, (3, 3), (2, 2)).to(device, torch.float32)
+        args.theta[0, 0, 0] *= scale
+        for _, result in parts(run(args, variant.options())):
+            assert not result[1:].isnan().any()
+
+
+NUMBERS = st.one_of(
+    st.floats(-2, 2, width=32), st.sampled_from([0.0, 1.0, -1.0, 0.5, 2.0, 1e-7, 1 + 2**-23, 1 / 3])
+)
+
+
+@hypothesis.settings(
+    max_examples=50,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+@hypothesis.given(
+    st.lists(NUMBERS, min_size=9, max_size=9),
+    st.lists(st.integers(1, 7), min_size=4, max_size=4),
+    st.sampled_from([v for v in EXISTING if v.kind in ("plain", "projective") and v.dim == 2]),
+)
+def test_the_gather_misses_nothing_whatever_the_map(device, numbers, sizes, variant):
+    """A missed pair of weight zero still owes its derivative, so grad_theta tells of every one."""
+    options = variant.options()
+    args = case(variant, 1, tuple(sizes[:2]), tuple(sizes[2:]))
+    rows = 3 if variant.kind == "projective" else 2
+    theta = torch.tensor(numbers, dtype=torch.float64).view(1, 3, 3)[:, :rows].clone()
+    if rows == 3:
+        theta[:, 2] = theta[:, 2] * 0.3 + torch.tensor([0, 0, 1.0])
+    args = args._replace(input=args.input[:1], grad=args.grad[:1], theta=theta).to(device, torch.float32)
+    truth = solve(args, options, torch.float32)
+    # Near the horizon a position and its derivative are as large as they please.
+    if rows == 3 and truth.grad_theta.abs().max() > 1e4:
+        return
+    for part, actual, expected in parts(run(args, options), truth):
+        assert_close(actual, expected, 1e-5 * max(expected.abs().max().item(), 1), part)

@@ -1,0 +1,93 @@
+"""The product of everything that can be asked of the operator, and a case for each cell."""
+
+import itertools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stn_triton.options import MODES, PADDING_MODES, Options
+
+KINDS = ("plain", "many", "index", "projective", "antialias", "antialias index")
+
+
+class Variant(NamedTuple):
+    dim: int
+    mode: str
+    padding_mode: str
+    kind: str
+    align_corners: bool
+
+    def exists(self) -> bool:
+        """Bicubic and projective are for images; a projective map has no footprint of its own to sample."""
+        return self.dim == 2 or not (self.mode == "bicubic" or self.kind == "projective")
+
+    def options(self) -> Options:
+        return Options(self.mode, self.padding_mode, self.align_corners, "antialias" in self.kind)
+
+    def name(self) -> str:
+        corners = "corners" if self.align_corners else "edges"
+        return f"{self.dim}d-{self.mode}-{self.padding_mode}-{self.kind}-{corners}"
+
+
+PRODUCT = [Variant(*v) for v in itertools.product((2, 3), MODES, PADDING_MODES, KINDS, (False, True))]
+EXISTING = [v for v in PRODUCT if v.exists()]
+# Interpreted kernels are slow: without a GPU each cell is run under one corner convention, in turns.
+CELLS = (
+    EXISTING if torch.cuda.is_available() else [v for i, v in enumerate(EXISTING) if (i + i // 2) % 2 == 0]
+)
+
+
+class Case(NamedTuple):
+    """Arguments of the operators."""
+
+    input: Tensor
+    theta: Tensor
+    size: tuple[int, ...]
+    grad: Tensor
+    fill: Tensor | None
+    image_index: Tensor | None
+
+    def to(self, device, dtype, memory_format=torch.contiguous_format) -> "Case":
+        """Theta and fill values keep fp32 for half images."""
+        wide = torch.promote_types(dtype, torch.float32)
+        return Case(
+            self.input.to(device, dtype).contiguous(memory_format=memory_format),
+            self.theta.to(device, wide),
+            self.size,
+            self.grad.to(device, dtype).contiguous(memory_format=memory_format),
+            None if self.fill is None else self.fill.to(device, wide),
+            None if self.image_index is None else self.image_index.to(device),
+        )
+
+
+def maps(count: int, dim: int, shrink: float) -> Tensor:
+    """Mild random matrices, a good third of the output outside, none of them with a coordinate at a kink."""
+    generator = torch.Generator().manual_seed(dim)
+    noise = torch.rand(count, dim, dim + 1, generator=generator, dtype=torch.float64) - 0.5
+    scales = torch.linspace(0.7, 1.6, count, dtype=torch.float64)[:, None, None]
+    return shrink * (torch.eye(dim, dim + 1, dtype=torch.float64) * scales + 0.6 * noise)
+
+
+def case(variant: Variant, channels: int = 2, size_in=None, size=None) -> Case:
+    """Two images of fp64 numbers; with an index three, of which it leaves one out and takes one twice."""
+    generator = torch.Generator().manual_seed(0)
+    randn = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    size_in = size_in or ((4, 7) if variant.dim == 2 else (2, 4, 3))
+    size = size or ((5, 3) if variant.dim == 2 else (3, 2, 2))
+    index = torch.tensor([2, 0, 2]) if "index" in variant.kind else None
+    images = 2 if index is None else 3
+    matrices = {"many": 4}.get(variant.kind, 2 if index is None else 3)
+    theta = maps(matrices, variant.dim, {2: 1.9, 3: 0.8}[variant.dim] if variant.options().antialias else 1.0)
+    if variant.kind == "projective":
+        # The second one has its horizon within the output.
+        last = torch.tensor([[[0.3, -0.2, 1.1]], [[1.3, 0.4, 0.87]]], dtype=torch.float64)
+        theta = torch.cat((theta, last), 1)
+    return Case(
+        randn(images, channels, *size_in),
+        theta,
+        size,
+        randn(matrices, channels, *size),
+        randn(channels) if variant.padding_mode == "fill" else None,
+        index,
+    )
