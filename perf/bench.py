@@ -101,6 +101,16 @@ def _time(rows: Sequence[Row], runs: dict[str, Run], device: torch.device, effor
     for name, row in passed.items():
         row["q20_ms"], row["median_ms"], row["q80_ms"] = measure.quantiles(samples[name])
         row["samples"] = len(samples[name])
+        if device.type == "cuda":
+            row["peak_mib"] = _peak_memory(runs[name]) / 2**20
     if EAGER in passed:
         for row in passed.values():
             row["speedup"] = passed[EAGER]["median_ms"] / row["median_ms"]
+
+
+def _peak_memory(run: Run) -> int:
+    """Bytes that a call allocates at most, besides its arguments."""
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    return torch.cuda.max_memory_allocated() - before

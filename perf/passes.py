@@ -15,17 +15,15 @@ Run = Callable[[], tuple[Tensor, ...]]
 
 def forward(sampler: Sampler, data: Data) -> Run:
     """The forward pass of inference: nothing is recorded for a backward."""
-    size = data.input.shape[2:]
-    return lambda: (sampler(data.input, data.theta, size),)
+    return lambda: (sampler(data.input, data.theta, data.size, **data.options),)
 
 
 def forward_backward(sampler: Sampler, data: Data) -> Run:
     """A training step's share: forward, then the gradients of input and theta for a fixed grad_output."""
-    size = data.input.shape[2:]
     input, theta = data.input.detach().requires_grad_(), data.theta.detach().requires_grad_()
 
     def run() -> tuple[Tensor, ...]:
-        output = sampler(input, theta, size)
+        output = sampler(input, theta, data.size, **data.options)
         return output.detach(), *torch.autograd.grad(output, (input, theta), data.grad_output)
 
     return run

@@ -12,7 +12,8 @@ from torch import Tensor
 
 import stn_triton
 
-Sampler = Callable[[Tensor, Tensor, Sequence[int]], Tensor]
+Sampler = Callable[..., Tensor]
+"""Of input, theta, size and options."""
 
 
 @dataclass(frozen=True)
@@ -28,20 +29,38 @@ class Provider:
     may_be_unavailable: bool = False
 
 
-def operator(input: Tensor, theta: Tensor, size: Sequence[int]) -> Tensor:
+def operator(input: Tensor, theta: Tensor, size: Sequence[int], antialias: int = 1, **options: str) -> Tensor:
     """The operator under test."""
-    return stn_triton.affine_grid_sample(input, theta, size)
+    return stn_triton.affine_grid_sample(input, theta, size, antialias=antialias > 1, **options)
 
 
-def eager_pair(input: Tensor, theta: Tensor, size: Sequence[int]) -> Tensor:
+def eager_pair(
+    input: Tensor,
+    theta: Tensor,
+    size: Sequence[int],
+    mode: str = "bilinear",
+    padding_mode: str = "zeros",
+    antialias: int = 1,
+) -> Tensor:
     """PyTorch's grid generator and sampler, in fp32 for half-precision images.
 
     ``F.grid_sample`` wants the grid in the dtype of the images, and a half-precision grid cannot tell
-    neighbouring pixels apart; so code that cares casts as is done here.
+    neighbouring pixels apart; so code that cares casts as is done here. Several matrices per image,
+    (N, K, ...), sample its expanded view; antialiasing is sampling at a multiple of the size and averaging.
     """
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-    grid = F.affine_grid(theta.to(dtype), [*input.shape[:2], *size], align_corners=False)
-    return F.grid_sample(input.to(dtype), grid, align_corners=False).to(input.dtype)
+    images, matrices = input.to(dtype), theta.to(dtype)
+    if theta.ndim == 4:
+        images = images[:, None].expand(-1, theta.shape[1], *[-1] * (input.ndim - 1)).flatten(0, 1)
+        matrices = matrices.flatten(0, 1)
+    fine = [n * antialias for n in size]
+    grid = F.affine_grid(matrices, [*images.shape[:2], *fine], align_corners=False)
+    output = F.grid_sample(images, grid, mode, padding_mode, align_corners=False)
+    if antialias > 1:
+        output = F.avg_pool2d(output, antialias)
+    if theta.ndim == 4:
+        output = output.unflatten(0, theta.shape[:2])
+    return output.to(input.dtype)
 
 
 def _make_compiled() -> Sampler:

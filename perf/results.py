@@ -14,7 +14,7 @@ OK, FAILED, UNAVAILABLE = "ok", "FAILED", "unavailable"
 
 _MEASURED = [
     *("workload", "shape", "dtype", "layout", "pass", "provider", "status", "reason"),
-    *("q20_ms", "median_ms", "q80_ms", "samples", "speedup"),
+    *("q20_ms", "median_ms", "q80_ms", "samples", "speedup", "peak_mib"),
     *("checked", "error", "tolerance"),
 ]
 

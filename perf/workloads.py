@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +23,18 @@ class Workload:
 
     name: str
     who: str
-    shape: tuple[int, int, int, int]
+    shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
     memory_format: torch.memory_format = torch.contiguous_format
     gpu_only: bool = False
+    size: tuple[int, ...] | None = None
+    """Of the output, if not the input's."""
+    crops: int = 0
+    """Matrices per image, in a dimension of their own, each showing about a twentieth of it; 0 for one."""
+    zoom: float | None = None
+    """The map of every image, instead of mild random ones: more than 1 shows more than the image."""
+    options: Mapping[str, str | int] = field(default_factory=dict)
+    """mode and padding_mode; antialias as the samples per pixel and axis that the map asks for."""
 
     @property
     def layout(self) -> str:
@@ -63,21 +71,74 @@ WORKLOADS = {
             dtype=torch.bfloat16,
             gpu_only=True,
         ),
+        Workload(
+            "volume-160",
+            "registration of brain volumes, trilinear",
+            (1, 1, 160, 192, 224),
+            gpu_only=True,
+        ),
+        Workload(
+            "crops-7",
+            "1,000 regions of interest of one feature map; the eager pair expands it",
+            (1, 256, 100, 152),
+            size=(7, 7),
+            crops=1000,
+            gpu_only=True,
+        ),
+        Workload(
+            "bicubic-224",
+            "augmentation of photographs, bicubic",
+            (64, 3, 224, 224),
+            options={"mode": "bicubic"},
+            gpu_only=True,
+        ),
+        Workload(
+            "border-224",
+            "augmentation with border padding, a third of the output outside",
+            (64, 3, 224, 224),
+            zoom=1.2247,
+            options={"padding_mode": "border"},
+            gpu_only=True,
+        ),
+        *(
+            Workload(
+                f"antialias-{factor}",
+                f"shrinking {factor} times without aliasing; the eager pair samples {factor} times the size "
+                "and averages",
+                (64, 3, 448, 448),
+                size=(448 // factor,) * 2,
+                zoom=1.0,
+                options={"antialias": factor},
+                gpu_only=True,
+            )
+            for factor in (2, 4)
+        ),
     )
 }
 
 
 @dataclass(frozen=True)
 class Data:
-    """Tensors of one workload; the output has the size of the input."""
+    """Tensors of one workload, and the options to sample with."""
 
     input: Tensor
     theta: Tensor
     grad_output: Tensor
+    options: Mapping[str, str | int] = field(default_factory=dict)
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Of the output."""
+        return tuple(self.grad_output.shape[2 - self.input.ndim :])
 
     def to(self, dtype: torch.dtype) -> Data:
         """The same values with every tensor in ``dtype``."""
-        return Data(self.input.to(dtype), self.theta.to(dtype), self.grad_output.to(dtype))
+        return replace(
+            self,
+            input=self.input.to(dtype),
+            theta=self.theta.to(dtype),
+            grad_output=self.grad_output.to(dtype),
+        )
 
 
 def choose(names: Sequence[str] | None, device: torch.device) -> list[Workload]:
@@ -97,17 +158,42 @@ def choose(names: Sequence[str] | None, device: torch.device) -> list[Workload]:
 def make(workload: Workload, device: torch.device, quick: bool = False) -> Data:
     """The workload's tensors, the same values on every device; ``quick`` makes the batch smaller."""
     generator = torch.Generator().manual_seed(SEED)
-    batch, *rest = workload.shape
-    shape = (min(batch, _QUICK_BATCH) if quick else batch, *rest)
-    theta = random_affine(shape[0], generator)
-    input = torch.randn(shape, generator=generator)
-    grad_output = torch.randn(shape, generator=generator)
-    grad_output *= ~_at_cell_border(theta, shape)[:, None]
+    batch, channels, *size_in = workload.shape
+    batch = min(batch, _QUICK_BATCH) if quick else batch
+    size = workload.size or tuple(size_in)
+    theta = _maps(workload, batch, len(size), generator)
+    input = torch.randn(batch, channels, *size_in, generator=generator)
+    grad_output = torch.randn(len(theta), channels, *size, generator=generator)
+    fine = [n * workload.options.get("antialias", 1) for n in size]
+    if fine == list(size):  # averaged samples at a jump are averaged with others
+        grad_output *= ~_at_cell_border(theta, size_in, size)[:, None]
+    if workload.crops:
+        theta, grad_output = (t.unflatten(0, (batch, workload.crops)) for t in (theta, grad_output))
 
     def place(images: Tensor) -> Tensor:
-        return images.to(device, workload.dtype, memory_format=workload.memory_format)
+        form = workload.memory_format if images.ndim == input.ndim else torch.contiguous_format
+        return images.to(device, workload.dtype, memory_format=form)
 
-    return Data(place(input), theta.to(device), place(grad_output))
+    return Data(place(input), theta.to(device), place(grad_output), workload.options)
+
+
+def _maps(workload: Workload, batch: int, dim: int, generator: torch.Generator) -> Tensor:
+    """One matrix after the other: (batch times crops, D, D + 1)."""
+    if workload.zoom is not None:
+        # A shift that is no whole number of pixels.
+        theta = torch.eye(dim, dim + 1) * workload.zoom
+        theta[:, dim] = 0.00123
+        return theta.repeat(batch, 1, 1)
+    if dim == 3:
+        flat = random_affine(batch, generator)
+        theta = torch.eye(3, 4).repeat(batch, 1, 1)
+        theta[:, :2, :2], theta[:, :2, 3] = flat[:, :, :2], flat[:, :, 2]
+        return theta
+    theta = random_affine(batch * max(workload.crops, 1), generator)
+    if workload.crops:
+        theta[:, :, :2] *= 0.05
+        theta[:, :, 2] = 1.8 * torch.rand(len(theta), 2, generator=generator) - 0.9
+    return theta
 
 
 def random_affine(batch: int, generator: torch.Generator) -> Tensor:
@@ -123,11 +209,11 @@ def random_affine(batch: int, generator: torch.Generator) -> Tensor:
     return rows.view(batch, 2, 3)
 
 
-def _at_cell_border(theta: Tensor, shape: Sequence[int]) -> Tensor:
-    """Which output pixels (N, H_out, W_out) sample within rounding of a row or column of pixel centres.
+def _at_cell_border(theta: Tensor, size_in: Sequence[int], size: Sequence[int]) -> Tensor:
+    """Which output pixels (N, *size) sample within rounding of a row or column of pixel centres.
 
     The derivative for theta jumps there, so two correct fp32 results may differ by the whole jump.
     """
-    grid = F.affine_grid(theta.double(), list(shape), align_corners=False)
-    pixels = ((grid + 1) * torch.tensor([shape[3], shape[2]]) - 1) / 2
+    grid = F.affine_grid(theta.double(), [len(theta), 1, *size], align_corners=False)
+    pixels = ((grid + 1) * torch.tensor(list(reversed(size_in))) - 1) / 2
     return ((pixels - pixels.round()).abs() < _CELL_BORDER).any(-1)
