@@ -91,7 +91,7 @@ def forward(
         for grid in _grids(theta, part, size, options, dtype):
             sampled = _sampled(images, grid, part, options)
             if fill is not None:
-                rest = 1 - _coverage(images, grid, part, options)
+                rest = _uncovered(images, grid, part, options)
                 fills = fill.to(dtype).view(-1, *[1] * len(size))
                 sampled += torch.where(rest != 0, rest * fills, 0)
             total = sampled if total is None else total.add_(sampled)
@@ -136,7 +136,7 @@ def backward(
         for grid in _grids(theta, part, size, options, dtype):
             seen_grad = part_grad if grid.unseen is None else part_grad.masked_fill(grid.unseen, 0)
             if output_mask[2]:
-                rest = 1 - _coverage(images, grid, part, options)
+                rest = _uncovered(images, grid, part, options)
                 grad_fill += (torch.where(rest != 0, part_grad, 0) * rest).transpose(0, 1).flatten(1).sum(1)
             if not (output_mask[0] or output_mask[1]):
                 continue
@@ -171,7 +171,7 @@ def samples_per_pixel(
     steps = theta[:, :dim, :dim] * extents[0][:, None] / extents[1].clamp(min=1)
     steps = torch.where(extents[1] > 0, steps, 0)
     counts = torch.ceil(steps.square().sum(1).sqrt() * SHRINK_TOLERANCE)
-    return counts.nan_to_num(1).clamp(1, MAX_SAMPLES).long()
+    return counts.nan_to_num(1, posinf=1).clamp(1, MAX_SAMPLES).long()
 
 
 def _like(grad: Tensor | None, tensor: Tensor | None, form=torch.contiguous_format) -> Tensor | None:
@@ -279,10 +279,11 @@ def _sampled(images: Tensor, grid: _Grid, part: _Part, options: Options) -> Tens
     return output if grid.unseen is None else output.masked_fill(grid.unseen, 0)
 
 
-def _coverage(images: Tensor, grid: _Grid, part: _Part, options: Options) -> Tensor:
-    """(matrices, 1, *size): the weight of all taps that lie inside."""
+def _uncovered(images: Tensor, grid: _Grid, part: _Part, options: Options) -> Tensor:
+    """(matrices, 1, *size): the weight of all taps that lie outside; 0 where that is rounding."""
     ones = images.new_ones(()).expand(len(images), 1, *images.shape[2:])
-    return _sampled(ones, grid, part, options)
+    rest = 1 - _sampled(ones, grid, part, options)
+    return torch.where(rest.abs() > 16 * torch.finfo(rest.dtype).eps, rest, 0)
 
 
 def _grad_theta(grad_grid: Tensor, grid: _Grid) -> Tensor:

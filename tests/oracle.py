@@ -70,7 +70,8 @@ def _samples(theta, size_in, size_out, align_corners):
     """Antialiasing's samples along each output axis: the length of a step, up to 1/64 too long let pass."""
     dim = len(size_in)
     steps = (theta.double() * _scales(size_in, size_out, align_corners, len(theta)))[:dim, :dim]
-    return [min(max(math.ceil(math.hypot(*column) * 63 / 64), 1), 64) for column in steps.T.tolist()]
+    lengths = [math.hypot(*column) for column in steps.T.tolist()]
+    return [min(max(math.ceil(n * 63 / 64), 1), 64) if math.isfinite(n) else 1 for n in lengths]
 
 
 def _reflect(position, n, align_corners):

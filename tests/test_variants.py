@@ -11,7 +11,7 @@ import torch
 from test_kernels import assert_close, parts
 from variants import CELLS, EXISTING, Variant, case
 
-from stn_triton import launch
+from stn_triton import launch, reference
 from stn_triton.options import MODES, PADDING_MODES, Options
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -201,6 +201,61 @@ def test_antialias_is_sampling_at_a_multiple_of_the_size_and_averaging(device, d
     fine = launch.forward(args.input, args.theta, large, Options(align_corners=align_corners))
     pool = torch.nn.functional.avg_pool2d if dim == 2 else torch.nn.functional.avg_pool3d
     torch.testing.assert_close(actual, pool(fine, factors))
+
+
+@pytest.mark.parametrize("kind", ["plain", "many"])
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
+def test_images_of_several_tiles(device, padding_mode, kind):
+    """Each map reaches some of the tiles, one lies in a mirror image alone."""
+    variant = Variant(2, "bilinear", padding_mode, kind, False)
+    args = case(variant, 1, (9, 34), (4, 5)).to(device, torch.float32)
+    args.theta[:, :, :2] *= 0.4
+    args.theta[1::2, 0, 2] += 3
+    truth = solve(args, variant.options(), torch.float32)
+    for part, actual, expected in parts(run(args, variant.options()), truth):
+        assert_close(actual, expected, budget(part, expected, torch.float32), part)
+
+
+@pytest.mark.parametrize("entry", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("value", [1e-32, -1e-32, -1e-44])
+def test_slopes_too_small_to_divide_by(device, value, entry):
+    args = case(Variant(2, "bilinear", "zeros", "plain", False), 1).to(device, torch.float32)
+    theta = torch.tensor([[1, 0, 0.1], [0, 1, 0.1]], device=device).repeat(2, 1, 1)
+    theta[(slice(None), *entry)] = value
+    args = args._replace(theta=theta)
+    truth = solve(args, Options(), torch.float32)
+    for part, actual, expected in parts(run(args, Options()), truth):
+        assert_close(actual, expected, budget(part, expected, torch.float32), part)
+
+
+def test_a_far_reflection_counts_each_pixel_once(device):
+    """Where one mirror image cannot be told from the next."""
+    theta = torch.tensor([[[0.5, 0, 2 * 2.0**24 * 1.01], [0, 0.5, 0]]], device=device)
+    grad = torch.ones(1, 1, 1, 72, device=device)
+    image = torch.zeros(1, 1, 1, 2, device=device)
+    grads = launch.backward(grad, image, theta, Options("nearest", "reflection"), (True, False, False))
+    assert grads[0].sum() == 72
+
+
+def test_a_steep_projective_reflection_loses_nothing(device):
+    """Candidates far from the image need slack for their distance."""
+    a = (2.06524062, 2.25865197, -5.11763620, 0.00306969625, 0.130263641, 1.01860142)
+    row = [a[0] * 2, a[1] * 2, a[2] / 4]
+    theta = torch.tensor([[row, [0, 0, 0], [a[3] * 8, a[4] * 8, a[5]]]], device=device)
+    grad, image = torch.ones(1, 1, 16, 16, device=device), torch.ones(1, 1, 1, 8, device=device)
+    grads = launch.backward(grad, image, theta, Options("bilinear", "reflection"), (True, False, False))
+    assert abs(grads[0].sum() - 256) < 1e-3
+
+
+@pytest.mark.parametrize("fill", [math.nan, math.inf])
+def test_fill_values_that_are_not_finite_stay_outside(device, fill):
+    images = torch.rand(1, 1, 6, 6, device=device)
+    theta = torch.tensor([[[0.6, 0.13, 0], [0, 0.6, 0]]], device=device)
+    values = torch.tensor([fill], device=device)
+    assert launch.forward(images, theta, (8, 8), Options("bilinear", "fill"), values).isfinite().all()
+    assert reference.forward(images, theta, (8, 8), Options("bilinear", "fill"), values).isfinite().all()
+    outside = launch.forward(images, 9 * theta, (8, 8), Options("bilinear", "fill"), values)
+    assert outside[..., 0, 0].item() == fill or math.isnan(fill)
 
 
 @pytest.mark.parametrize("count", [0, 1, 127, 128, 129, 300])

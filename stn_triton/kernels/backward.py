@@ -191,7 +191,7 @@ def backward_kernel(
     m = n.to(tl.int64)
     chunks = 1
     if not MANY:
-        a, scales, samples, sizes = map_of(
+        a, scales, samples, samples_all, sizes = map_of(
             theta_ptr,
             m,
             theta_strides,
@@ -212,14 +212,25 @@ def backward_kernel(
             lanes = tl.arange(0, CULLED)
             slots = slot_first + chunk * CULLED + lanes
             reached = slots < slot_end
-            if not PROJECTIVE:
+            if not PROJECTIVE and PADDING != REFLECTION:
                 coarse = theta_scales(sizes_in, sizes_out, ALIGN_CORNERS, DIM, PROJECTIVE, DTYPE)
                 matrices = matrix_at(order_ptr, tl.where(reached, slots, slot_first), HAS_INDEX)
                 maps = fold_theta(theta_ptr, matrices, theta_strides, coarse, DIM, PROJECTIVE, DTYPE)
                 # Antialiasing samples up to half a pixel beyond the middle of the last one.
                 edges = output_lasts(sizes_out, 0 if ANTIALIAS else 1, DIM, DTYPE)
-                reached = reached & tile_is_reached(
-                    maps, origin, sizes_in, edges, halves, DIM, TAPS, PADDING, BLOCK_H, BLOCK_W, DTYPE
+                reached = tile_is_reached(
+                    reached,
+                    maps,
+                    origin,
+                    sizes_in,
+                    edges,
+                    halves,
+                    DIM,
+                    TAPS,
+                    PADDING,
+                    BLOCK_H,
+                    BLOCK_W,
+                    DTYPE,
                 )
             hits = tl.sum(reached.to(tl.int32))
         for _ in range(hits):
@@ -228,7 +239,7 @@ def backward_kernel(
                 reached = reached & (lanes != lane)
                 m = matrix_at(order_ptr, slot_first + chunk * CULLED + lane, HAS_INDEX)
             if MANY:
-                a, scales, samples, sizes = map_of(
+                a, scales, samples, samples_all, sizes = map_of(
                     theta_ptr,
                     m,
                     theta_strides,
@@ -244,9 +255,7 @@ def backward_kernel(
             spans, reaches = reaches_of(a, lasts, sizes_in, DIM, PROJECTIVE, TAPS, DTYPE)
             column_count = candidates_per_row(a, reaches, sizes, lasts, DIM, PROJECTIVE)
             if ANTIALIAS:
-                share = tl.full((), 1, DTYPE)
-                for k in tl.static_range(DIM):
-                    share = share / tl.cast(samples[k], DTYPE)
+                share = 1 / tl.cast(samples_all, DTYPE)
             plane = grad_output_start + tl.cast(m, tl.int64) * grad_output_stride_n
 
             copies = 1
@@ -286,7 +295,7 @@ def backward_kernel(
                 for k in tl.static_range(ROWS):
                     constants = constants + (a[k * (DIM + 1) + DIM],)
                 if PROJECTIVE:
-                    lines = wedge_lines(a, los, his, reaches)
+                    lines = wedge_lines(a, los, his, reaches, lasts, DTYPE)
 
                 slice_count = 1
                 if DIM == 3:

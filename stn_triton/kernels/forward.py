@@ -63,22 +63,24 @@ def map_of(
     PROJECTIVE: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """Matrix m folded for the sizes, the scales, samples per pixel and axis, and the sizes in samples."""
+    """Matrix m folded for the sizes; the scales; samples per pixel and axis, and in all; sizes in samples."""
     scales = theta_scales(sizes_in, sizes_out, ALIGN_CORNERS, DIM, PROJECTIVE, DTYPE)
     a = fold_theta(theta_ptr, m, theta_strides, scales, DIM, PROJECTIVE, DTYPE)
     samples = ()
     for _ in tl.static_range(DIM):
         samples = samples + (1,)
+    count = 1
     if ANTIALIAS:
         samples = samples_per_pixel(a, DIM)
         sizes = ()
         for k in tl.static_range(DIM):
             sizes = sizes + (sizes_out[k] * samples[k],)
+            count *= samples[k]
         scales = theta_scales(sizes_in, sizes, ALIGN_CORNERS, DIM, PROJECTIVE, DTYPE)
         a = fold_theta(theta_ptr, m, theta_strides, scales, DIM, PROJECTIVE, DTYPE)
     else:
         sizes = sizes_out
-    return a, scales, samples, sizes
+    return a, scales, samples, count, sizes
 
 
 @triton.jit
@@ -203,17 +205,15 @@ def forward_kernel(
     pixels = tile_pixels(origin, element, DIM, BLOCK_H, BLOCK_W)
     pixel_mask = is_inside(pixels, sizes_out, DIM)
     n, exists = image_of(image_index_ptr, m, images, per_image, HAS_INDEX)
-    a, _scales, samples, sizes = map_of(
+    a, _scales, samples, count, sizes = map_of(
         theta_ptr, m, theta_strides, sizes_in, sizes_out, ANTIALIAS, ALIGN_CORNERS, DIM, PROJECTIVE, DTYPE
     )
-    count = 1
-    for k in tl.static_range(DIM):
-        count *= samples[k]
 
     channels = C - c_start
     input_start = block_start(input_ptr, n, c_start, input_stride_n, input_stride_c)
     accumulator = zero_block(GROUPS, BLOCK_H * BLOCK_W, RUN_C, DTYPE)
     coverage = tl.zeros((BLOCK_H * BLOCK_W,), DTYPE)
+    is_covered = pixel_mask
     for sample in range(count):
         _base, _positions, divisor, indices, weights, _slopes = sample_at(
             a, pixels, sample, samples, sizes_in, sizes, DIM, PROJECTIVE, TAPS, PADDING, ALIGN_CORNERS, DTYPE
@@ -224,7 +224,8 @@ def forward_kernel(
         for i in tl.static_range(TAPS**DIM):
             pixel = tap_of(indices, i, DIM, TAPS)
             weight = product(tap_of(weights, i, DIM, TAPS), DIM)
-            mask = seen & is_inside(pixel, sizes_in, DIM) & (weight != 0)
+            inside = seen & is_inside(pixel, sizes_in, DIM)
+            mask = inside & (weight != 0)
             offset = pixel_offset(pixel, input_strides, DIM, INDEX)
             tap = load_block(
                 input_start, input_stride_c, offset, mask, channels, GROUPS, RUN_C, EVEN_C, DTYPE
@@ -232,14 +233,14 @@ def forward_kernel(
             accumulator = add_scaled(accumulator, tap, weight, GROUPS)
             if PADDING == FILL:
                 coverage += tl.where(mask, weight, 0)
+                is_covered = is_covered & (inside | (weight == 0))
 
     result = ()
     for g in tl.static_range(GROUPS):
         group = accumulator[g]
         if PADDING == FILL:
             fill = load_fill(fill_ptr, fill_stride, c_start, channels, g, RUN_C, DTYPE)
-            rest = count - coverage[:, None]
-            group += tl.where(rest != 0, rest * fill, 0)
+            group += tl.where(is_covered[:, None], 0, (count - coverage)[:, None] * fill)
         if ANTIALIAS:
             group = group / tl.cast(count, DTYPE)
         if HAS_INDEX:

@@ -175,12 +175,9 @@ def theta_kernel(
     pixels = tile_pixels(origin, element, DIM, BLOCK_H, BLOCK_W)
     n, exists = image_of(image_index_ptr, m, images, per_image, HAS_INDEX)
     pixel_mask = is_inside(pixels, sizes_out, DIM) & exists
-    a, scales, samples, sizes = map_of(
+    a, scales, samples, count, sizes = map_of(
         theta_ptr, m, theta_strides, sizes_in, sizes_out, ANTIALIAS, ALIGN_CORNERS, DIM, PROJECTIVE, DTYPE
     )
-    count = 1
-    for k in tl.static_range(DIM):
-        count *= samples[k]
 
     channels = C - c_start
     grad_output_start = block_start(grad_output_ptr, m, c_start, grad_output_stride_n, grad_output_stride_c)
@@ -288,23 +285,23 @@ def fill_kernel(
     pixels = tile_pixels(origin, element, DIM, BLOCK_H, BLOCK_W)
     _n, exists = image_of(image_index_ptr, m, images, per_image, HAS_INDEX)
     pixel_mask = is_inside(pixels, sizes_out, DIM) & exists
-    a, _scales, samples, sizes = map_of(
+    a, _scales, samples, count, sizes = map_of(
         theta_ptr, m, theta_strides, sizes_in, sizes_out, ANTIALIAS, ALIGN_CORNERS, DIM, PROJECTIVE, DTYPE
     )
-    count = 1
-    for k in tl.static_range(DIM):
-        count *= samples[k]
     coverage = tl.zeros((BLOCK_H * BLOCK_W,), DTYPE)
+    is_covered = pixel_mask
     for sample in range(count):
         _base, _positions, divisor, indices, weights, _slopes = sample_at(
             a, pixels, sample, samples, sizes_in, sizes, DIM, PROJECTIVE, TAPS, PADDING, ALIGN_CORNERS, DTYPE
         )
         for i in tl.static_range(TAPS**DIM):
-            mask = is_inside(tap_of(indices, i, DIM, TAPS), sizes_in, DIM)
+            weight = product(tap_of(weights, i, DIM, TAPS), DIM)
+            inside = is_inside(tap_of(indices, i, DIM, TAPS), sizes_in, DIM)
             if PROJECTIVE:
-                mask = mask & is_visible(divisor)
-            coverage += tl.where(mask, product(tap_of(weights, i, DIM, TAPS), DIM), 0)
-    rest = (count - coverage) / tl.cast(count, DTYPE)
+                inside = inside & is_visible(divisor)
+            coverage += tl.where(inside, weight, 0)
+            is_covered = is_covered & (inside | (weight == 0))
+    rest = tl.where(is_covered, 0, (count - coverage) / tl.cast(count, DTYPE))
 
     channels = C - c_start
     start = block_start(grad_output_ptr, m, c_start, grad_output_stride_n, grad_output_stride_c)

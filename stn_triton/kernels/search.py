@@ -34,7 +34,7 @@ def epsilon_of(DTYPE: tl.constexpr):
 def reciprocal(a):
     """1/a, finite also where a is zero; NaN if it is NaN."""
     tiny: tl.constexpr = 1e-30
-    return 1 / tl.where(tl.abs(a) <= tiny, tiny, a)
+    return 1 / tl.where(tl.abs(a) <= tiny, tl.where(a < 0, -tiny, tiny), a)
 
 
 @triton.jit
@@ -197,11 +197,14 @@ def has_samples(
         elif PADDING == REFLECTION:
             finite = finite | (origin[k] == 0)
         result = result & finite
+    if PROJECTIVE:
+        result = result & row_is_finite(a, DIM, DIM)
     return result
 
 
 @triton.jit
 def tile_is_reached(
+    reached,
     a,
     origin,
     sizes_in,
@@ -214,9 +217,7 @@ def tile_is_reached(
     BLOCK_W: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """Which of a vector of affine maps may sample a pixel of the tile. NaN may."""
-    reached = a[0] == a[0]
-    reached = reached | ~reached
+    """Which of a vector of affine maps may sample a pixel of the tile, of those given. NaN may."""
     for k in tl.static_range(DIM):
         block = BLOCK_W if k == 0 else (BLOCK_H if k == 1 else 1)
         span = span_of(a, lasts, k, DIM)
@@ -328,12 +329,13 @@ def mirror_images_reached(
 ):
     """How many mirror images are reached; per axis the first and how many; whether to search everywhere.
 
-    That is where they cannot be told, or where there are more of them than output pixels.
+    That is where they cannot be told, or where there are more of them than output columns: each may have to
+    go through all rows.
     """
     firsts = ()
     counts = ()
     total = tl.full((), 1, DTYPE)
-    limit = tl.full((), 1, DTYPE)
+    is_few = total == 1
     for k in tl.static_range(DIM):
         first, last = fold_range(
             a,
@@ -352,8 +354,9 @@ def mirror_images_reached(
         firsts = firsts + (first,)
         counts = counts + (last - first + 1,)
         total = total * (last - first + 1)
-        limit = limit * (1 + 2 * lasts[k])
-    is_few = (total >= 1) & (total <= tl.minimum(limit, 2.0**20))
+        # Far out, one mirror image cannot be told from the next.
+        is_few = is_few & (first > -(2.0**20)) & (last < 2.0**20)
+    is_few = is_few & (total >= 1) & (total <= 1 + 2 * lasts[0])
     # As a number, for the interpreter: it takes a comparison of numbers for a number when it meets a vector.
     is_everywhere = tl.where(is_few, 0, 1).to(tl.int1)
     whole = ()
@@ -470,9 +473,10 @@ def affine_range(
 
 
 @triton.jit
-def wedge_lines(a, los, his, slacks):
+def wedge_lines(a, los, his, slacks, lasts, DTYPE: tl.constexpr):
     """Lines (x: lower, upper; y: lower, upper) between which a pixel is sampled; open sides have none."""
     lines = ()
+    depth = span_of(a, lasts, 2, 2) + tl.abs(a[8])
     for k in tl.static_range(2):
         for is_upper in tl.static_range(2):
             bound = his[k] if is_upper else los[k]
@@ -483,7 +487,7 @@ def wedge_lines(a, los, his, slacks):
                 if is_upper:
                     value = -value
                 if j == 2:
-                    value += slacks[k]
+                    value += slacks[k] + epsilon_of(DTYPE) * tl.abs(bound) * depth
                 lines = lines + (tl.where(is_limit, value, 1.0 if j == 2 else 0.0),)
     return lines
 
