@@ -20,7 +20,7 @@ def affine_grid_sample(
     mode: str = "bilinear",
     padding_mode: str = "zeros",
     align_corners: bool = False,
-    fill_value: float | Tensor | None = None,
+    fill_value: float | Sequence[float] | Tensor | None = None,
     image_index: Tensor | None = None,
     antialias: bool = False,
 ) -> Tensor:
@@ -45,22 +45,23 @@ def affine_grid_sample(
             ``"reflection"``, the mirrored image; ``"fill"``, ``fill_value``.
         align_corners: whether -1 and 1 mean the centres of the corner pixels (True) or their outer edges
             (False), as in ``F.grid_sample``.
-        fill_value: for ``padding_mode="fill"``, a number or a tensor (C,), floating and on the device of
-            ``input``, with gradients if it requires them.
-        image_index: int64 (M,): matrix m warps image ``image_index[m]``. Any order, any multiplicity. On a
-            CPU an index out of range raises; on a GPU, where a look at the values would stall, its output
-            is NaN (0 for uint8) and it has no gradients.
+        fill_value: for ``padding_mode="fill"``, a number, a sequence of C numbers, or a tensor (C,) or (),
+            floating and on the device of ``input``, with gradients if it requires them.
+        image_index: int64 (M,): matrix m, or the only one, warps image ``image_index[m]`` to output m. Any
+            order, any multiplicity. On a CPU an index out of range raises; on a GPU, where a look at the
+            values would stall, its output is NaN (0 for uint8) and it has no gradients.
         antialias: where a map shrinks, average several samples per output pixel: along each output axis as
             many as a step of one output pixel has input pixels, rounded up (at most 64; up to 1/64 too many
-            are let pass). The result is that of sampling at as many times the size and averaging. Costs as
-            much as that larger sampling, in time, not in memory; exactly nothing changes where a map does
-            not shrink.
+            are let pass). The result is that of sampling at as many times the size and averaging; under
+            align_corners, whose corner samples lie on the corner pixels' centres, averaging draws the picture
+            in by up to half an output pixel at the edges, so prefer False. Costs as much as that larger
+            sampling, in time, not in memory; exactly nothing changes where a map does not shrink.
 
     Returns:
         (N, C, H_out, W_out), (N, K, C, H_out, W_out) or (M, C, H_out, W_out), or the same with D_out, in the
         dtype and the memory format (contiguous or channels_last) of ``input``. Coordinates are computed in
         fp32 (fp64 for an fp64 ``input``), under autocast too. Under zeros and fill a coordinate that is not
-        finite samples the outside, with zero gradients; under border and reflection NaN is the first pixel.
+        finite samples the outside, with zero gradients; under border and reflection NaN is the first edge.
         Differentiable once with respect to ``input``, ``theta`` and ``fill_value``.
 
     Raises:
@@ -104,7 +105,7 @@ def perspective_grid_sample(
     mode: str = "bilinear",
     padding_mode: str = "zeros",
     align_corners: bool = False,
-    fill_value: float | Tensor | None = None,
+    fill_value: float | Sequence[float] | Tensor | None = None,
     image_index: Tensor | None = None,
 ) -> Tensor:
     """Warp images by projective matrices (homographies), in one pass; see ``affine_grid_sample``.
@@ -158,7 +159,7 @@ def _sample(
     padding_mode: str,
     align_corners: bool,
     antialias: bool,
-    fill_value: float | Tensor | None,
+    fill_value: float | Sequence[float] | Tensor | None,
     image_index: Tensor | None,
 ) -> Tensor:
     """Check what both functions share, bring theta to one matrix after the other, and call the operator."""
@@ -185,8 +186,9 @@ def _sample(
         k = theta.shape[1]
         theta = theta.expand(n, *theta.shape[1:]).flatten(0, 1)
         return ops.affine_grid_sample(input, theta, *arguments).unflatten(0, (n, k))
-    if theta.shape[0] == 1 and n != 1 and image_index is None:
-        theta = theta.expand(n, *theta.shape[1:])
+    m = n if image_index is None else image_index.shape[0]
+    if theta.shape[0] == 1 and m != 1:
+        theta = theta.expand(m, *theta.shape[1:])
     return ops.affine_grid_sample(input, theta, *arguments)
 
 
@@ -221,7 +223,8 @@ def _check_theta(input: Tensor, theta: Tensor, matrix: tuple[int, int], image_in
     if theta.dtype not in THETA_DTYPES:
         raise TypeError(f"theta must have a floating dtype (16, 32 or 64 bits), got {theta.dtype}")
     n, (rows, columns) = input.shape[0], matrix
-    if theta.ndim not in (3, 4) or tuple(theta.shape[-2:]) != matrix:
+    # Sizes one by one: a compiler's symbolic sizes are not what they equal in a tuple.
+    if theta.ndim not in (3, 4) or theta.shape[-2] != rows or theta.shape[-1] != columns:
         raise ValueError(
             f"theta must have shape (N, {rows}, {columns}) or (N, K, {rows}, {columns}) for input of shape "
             f"{tuple(input.shape)}, got {tuple(theta.shape)}"
@@ -230,13 +233,18 @@ def _check_theta(input: Tensor, theta: Tensor, matrix: tuple[int, int], image_in
         _check_tensor("image_index", image_index)
         if image_index.dtype != torch.int64:
             raise TypeError(f"image_index must have dtype torch.int64, got {image_index.dtype}")
-        if theta.ndim != 3 or tuple(image_index.shape) != (theta.shape[0],):
+        if theta.ndim != 3:
             raise ValueError(
-                f"image_index must have shape (M,) for theta of shape (M, {rows}, {columns}), "
-                f"got {tuple(image_index.shape)} for theta of shape {tuple(theta.shape)}"
+                f"theta must have shape (M, {rows}, {columns}) with image_index, got {tuple(theta.shape)}"
+            )
+        m = theta.shape[0]
+        if image_index.ndim != 1 or (image_index.shape[0] != m and m != 1):
+            raise ValueError(
+                f"image_index must have one entry per matrix, shape ({m},) for theta of shape "
+                f"{tuple(theta.shape)}, got shape {tuple(image_index.shape)}"
             )
         _check_device("image_index", image_index, input)
-    elif theta.shape[0] not in (n, 1) and (theta.ndim == 4 or n != 1):
+    elif theta.shape[0] != n and theta.shape[0] != 1 and (theta.ndim == 4 or n != 1):
         given = f"(1, {rows}, {columns})" if theta.ndim == 3 else f"(1, K, {rows}, {columns})"
         hint = "; with image_index theta may hold any number" if theta.ndim == 3 else ""
         raise ValueError(
@@ -269,7 +277,9 @@ def _check_size(size: int | Sequence[int] | None, input: Tensor) -> list[int]:
     return list(size)
 
 
-def _check_fill(fill_value: float | Tensor | None, padding_mode: str, input: Tensor) -> Tensor | None:
+def _check_fill(
+    fill_value: float | Sequence[float] | Tensor | None, padding_mode: str, input: Tensor
+) -> Tensor | None:
     """The fill values as (C,), None where there are none."""
     if padding_mode != "fill":
         if fill_value is not None:
@@ -283,19 +293,26 @@ def _check_fill(fill_value: float | Tensor | None, padding_mode: str, input: Ten
         _check_tensor("fill_value", fill_value)
         if fill_value.dtype not in THETA_DTYPES:
             raise TypeError(f"fill_value must have a floating dtype, got {fill_value.dtype}")
-        if tuple(fill_value.shape) not in ((channels,), ()):
+        if fill_value.ndim > 1 or (fill_value.ndim == 1 and fill_value.shape[0] != channels):
             raise ValueError(
                 f"fill_value must be a number or have one value per channel, shape ({channels},), "
                 f"got shape {tuple(fill_value.shape)}"
             )
         _check_device("fill_value", fill_value, input)
         return fill_value.expand(channels)
-    if not isinstance(fill_value, (int, float)) or isinstance(fill_value, bool):
-        raise TypeError(
-            "fill_value must be a number or a tensor of one value per channel for padding_mode 'fill', "
-            f"got {_describe(fill_value)}"
-        )
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    if isinstance(fill_value, (list, tuple)) and all(map(_is_number, fill_value)):
+        if len(fill_value) != channels:
+            raise ValueError(
+                f"fill_value must be a number or have one value per channel, {channels} values, "
+                f"got {_describe(fill_value)}"
+            )
+        return torch.tensor(fill_value, dtype=dtype, device=input.device)
+    if not _is_number(fill_value):
+        raise TypeError(
+            "fill_value must be a number or one per channel, as a sequence or a tensor, for padding_mode "
+            f"'fill', got {_describe(fill_value)}"
+        )
     return torch.full((), fill_value, dtype=dtype, device=input.device).expand(channels)
 
 
@@ -309,6 +326,10 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise TypeError(f"{name} must be a str, got {_describe(value)}")
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _is_int(value: object) -> bool:

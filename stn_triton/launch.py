@@ -208,8 +208,8 @@ def compile_options(bucket: tuning.Bucket) -> dict[str, object]:
     gather fits into 128, which is four blocks of 128 threads on a multiprocessor.
     """
     result: dict[str, object] = {"enable_fp_fusion": True}
-    if bucket.kernel.startswith("backward") and bucket.dtype != "float64" and torch.version.hip is None:
-        result["maxnreg"] = 255 if bucket.is_heavy() else 128
+    if bucket.kernel.startswith("backward") and torch.version.hip is None:
+        result["maxnreg"] = 255 if bucket.is_heavy() or bucket.dtype == "float64" else 128
     return result
 
 

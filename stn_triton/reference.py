@@ -103,7 +103,9 @@ def forward(
             output[part.matrices.flatten()] = total
     if input.dtype == torch.uint8:
         output = output.nan_to_num_(0).round_().clamp_(0, 255)
-    return output.to(input.dtype).contiguous(memory_format=memory_format(input, size))
+    output = output.to(input.dtype).contiguous(memory_format=memory_format(input, size))
+    # The result of an operator must not be a view, or nobody could change it in place.
+    return output.clone() if output._is_view() else output
 
 
 def backward(
@@ -275,7 +277,8 @@ def _sampled(images: Tensor, grid: _Grid, part: _Part, options: Options) -> Tens
     output = F.grid_sample(
         images, _stacked(grid.positions, part), options.mode, padding_mode, options.align_corners
     )
-    output = output.unflatten(2, (part.matrices.shape[1], -1)).transpose(1, 2).flatten(0, 1)
+    if part.matrices.shape[1] > 1:
+        output = output.unflatten(2, (part.matrices.shape[1], -1)).transpose(1, 2).flatten(0, 1)
     return output if grid.unseen is None else output.masked_fill(grid.unseen, 0)
 
 

@@ -116,7 +116,7 @@ def default(bucket: Bucket) -> Config:
     """Conservative: 128 threads, each with one pixel and up to 16 channels of it, fewer if it keeps more."""
     groups = 8 if bucket.kernel == "theta" or bucket.is_heavy() else 16
     if bucket.dtype == "float64":
-        groups //= 2
+        groups //= 4 if bucket.is_heavy() else 2
     if bucket.layout == "nchw" or bucket.channels < 16:
         block_h, block_w = (8, 8) if bucket.pixels <= 64 else (8, 16)
         return _config(min(bucket.channels, groups), 1, block_h, block_w, block_h * block_w // 32)

@@ -5,12 +5,14 @@ On CPU tensors, against PyTorch's pair where it has the feature.
 
 import itertools
 import math
+import pathlib
+import re
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.testing._internal.common_methods_invocations import op_db
-from variants import EXISTING, PRODUCT, Variant, case, maps
+from variants import CELLS, EXISTING, PRODUCT, Variant, case, maps
 
 from stn_triton import affine_grid_sample, perspective_grid_sample, reference
 from stn_triton.options import PADDING_MODES
@@ -141,6 +143,12 @@ class TestManyMatrices:
         actual = affine_grid_sample(self.IMAGES[:1], theta, 4)
         assert torch.equal(actual, affine_grid_sample(self.IMAGES[:1], theta[None], 4)[0])
 
+    def test_one_matrix_may_serve_an_index(self):
+        index = torch.tensor([2, 0, 2, 1])
+        actual = affine_grid_sample(self.IMAGES, maps(1, 2, 1.0), 4, image_index=index)
+        expected = affine_grid_sample(self.IMAGES, maps(1, 2, 1.0).expand(4, 2, 3), 4, image_index=index)
+        assert torch.equal(actual, expected)
+
     def test_an_index_names_images_in_any_order(self):
         index = torch.tensor([2, 0, 2, 2, 0])
         theta = maps(5, 2, 1.0).requires_grad_()
@@ -194,12 +202,11 @@ class TestFill:
 
     def test_a_number_is_the_same_as_that_number_for_every_channel(self):
         theta = maps(2, 2, 1.5)
-        by_number, by_tensor, by_scalar = (
+        by_number, *others = (
             affine_grid_sample(self.IMAGE, theta, padding_mode="fill", fill_value=value)
-            for value in (0.5, torch.full((3,), 0.5), torch.tensor(0.5))
+            for value in (0.5, torch.full((3,), 0.5), torch.tensor(0.5), [0.5] * 3)
         )
-        assert torch.equal(by_number, by_tensor)
-        assert torch.equal(by_number, by_scalar)
+        assert all(torch.equal(by_number, other) for other in others)
 
     def test_zero_is_zeros(self):
         theta = maps(2, 2, 1.5)
@@ -340,3 +347,55 @@ def test_compiled_it_is_the_same(variant):
     grads = [torch.autograd.grad(r.square().sum(), leaves) for r in results]
     for first, second in itertools.zip_longest(*grads):
         torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize("variant", CELLS[::3], ids=Variant.name)
+def test_the_output_may_be_changed_in_place(variant):
+    """As the pair's may: it is no view of anything."""
+    args = case(variant)
+    args.input.requires_grad_()
+    output = call(args, variant)
+    F.relu_(output.add_(1)).sum().backward()
+    assert args.input.grad is not None
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("channels", [2, 3, 5])
+def test_compiled_for_any_size_with_static_parameters(n, channels):
+    """Batch and channel counts that equal a matrix' sizes, theta and fill values of fixed sizes."""
+    torch._dynamo.reset()
+    theta = torch.nn.Parameter(maps(n, 2, 1.2).float())
+    fill = torch.nn.Parameter(torch.rand(channels))
+    function = lambda x: affine_grid_sample(x, theta, padding_mode="fill", fill_value=fill)  # noqa: E731
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=True)
+    images = torch.rand(n, channels, 8, 8)
+    torch.testing.assert_close(compiled(images), function(images))
+    compiled(images).sum().backward()
+    assert fill.grad is not None
+    assert theta.grad is not None
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_compiled_projective_and_volumes_for_any_size(n):
+    for variant in (
+        Variant(2, "bilinear", "zeros", "projective", False),
+        Variant(3, "bilinear", "zeros", "plain", False),
+    ):
+        torch._dynamo.reset()
+        args = case(variant)
+        args = args._replace(
+            input=args.input[:1].repeat(n, *[1] * (variant.dim + 1)), theta=args.theta[:1].repeat(n, 1, 1)
+        )
+        compiled = torch.compile(call, backend="aot_eager", fullgraph=True, dynamic=True)
+        torch.testing.assert_close(compiled(args, variant), call(args, variant))
+
+
+def test_the_examples_of_the_readme_run():
+    text = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+    examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names = {}
+    for example in examples:
+        exec(example.replace(', device="cuda"', ""), names)
+    assert names["crops"].shape == (4, 3, 256, 7, 7)
+    assert names["rois"].shape == (3, 256, 7, 7)
+    assert names["small"].dtype == torch.uint8

@@ -411,10 +411,16 @@ BAD = {
     "index of another length": (
         {"image_index": torch.zeros(3, dtype=torch.int64)},
         ValueError,
-        ["(M,)", "(3,)"],
+        ["(2,)", "(3,)"],
     ),
+    "two fill values in a list for three channels": (
+        {"fill_value": [0.5, 0.5], "padding_mode": "fill"},
+        ValueError,
+        ["3 values", "[0.5, 0.5]"],
+    ),
+    "fill value is a str": ({"fill_value": "0", "padding_mode": "fill"}, TypeError, ["number", "'0'"]),
     "index and many thetas": (
-        {"image_index": torch.zeros(2, dtype=torch.int64), "theta": torch.zeros(2, 4, 2, 3)},
+        {"theta": torch.zeros(2, 4, 2, 3), "image_index": torch.zeros(2, dtype=torch.int64)},
         ValueError,
         ["(M, 2, 3)", "(2, 4, 2, 3)"],
     ),

@@ -102,7 +102,7 @@ KINKED = {
     "shift": [[1, 0, 1], [0, 1, -0.5]],
     "half a turn": [[-1, 0, 0], [0, -1, 0]],
     "axis swap": [[0, 1, 0], [1, 0, 0]],
-    "shrink": [[3, 0, 0], [0, 3, 0]],
+    "shrink": [[2, 0, 0], [0, 2, 0]],
     "far": [[1, 0, 8], [0, 1, -8]],
     "zoom": [[0.5, 0, 0], [0, 0.5, 0]],
     "singular": [[1, 1, 0], [1, 1, 0]],
@@ -116,7 +116,7 @@ KINKED = {
 def test_kinks_agree_with_the_oracle(device, mode, padding_mode, align_corners):
     """Sizes such that positions are whole or half numbers under both conventions."""
     options = Options(mode, padding_mode, align_corners)
-    size = (5, 9) if align_corners else (4, 8)
+    size = (3, 5) if align_corners else (4, 6)
     args = case(Variant(2, mode, padding_mode, "plain", align_corners), 1, size, size)
     theta = torch.tensor(list(KINKED.values()), dtype=torch.float64)
     n = len(theta)
@@ -130,7 +130,7 @@ def test_kinks_agree_with_the_oracle(device, mode, padding_mode, align_corners):
             assert_close(actual[i], expected[i], limit, f"{part} of {name}")
 
 
-@pytest.mark.parametrize("variant", EXISTING[::7], ids=Variant.name)
+@pytest.mark.parametrize("variant", EXISTING[2::13], ids=Variant.name)
 def test_one_gradient_alone_equals_all(device, variant):
     args = case(variant).to(device, torch.float32)
     options = variant.options()
@@ -157,15 +157,15 @@ def test_the_identity_copies_bit_for_bit(device, dtype, mode, padding_mode, dim)
     """NaN and Inf too; and with antialias, where nothing shrinks."""
     if dim == 3 and mode == "bicubic":
         pytest.skip("there is no bicubic for volumes")
-    size = (5, 8) if dim == 2 else (3, 4, 5)
+    size = (4, 5) if dim == 2 else (3, 3, 4)
     variant = Variant(dim, mode, padding_mode, "plain", False)
-    args = case(variant, 2, size, size).to(device, dtype)
+    args = case(variant, 1, size, size).to(device, dtype)
     args = args._replace(theta=torch.eye(dim, dim + 1, device=device).expand(2, -1, -1))
     for tensor in (args.input, args.grad):
         tensor[0, 0, 1, 2] = math.nan
-        tensor[1, :, 2, 3] = math.inf
-    for align_corners, antialias in itertools.product((False, True), repeat=2):
-        options = Options(mode, padding_mode, align_corners, antialias)
+        tensor[1, :, 2, 1] = math.inf
+    for align_corners in (False, True):
+        options = Options(mode, padding_mode, align_corners, antialias=align_corners)
         result = run(args, options, (True, False, False))
         assert torch.equal(result.output.nan_to_num(7, 8, 9), args.input.nan_to_num(7, 8, 9))
         assert torch.equal(result.grad_input.nan_to_num(7, 8, 9), args.grad.nan_to_num(7, 8, 9))
@@ -258,7 +258,7 @@ def test_fill_values_that_are_not_finite_stay_outside(device, fill):
     assert outside[..., 0, 0].item() == fill or math.isnan(fill)
 
 
-@pytest.mark.parametrize("count", [0, 1, 127, 128, 129, 300])
+@pytest.mark.parametrize("count", [0, 1, 127, 128, 129, 200])
 def test_any_number_of_matrices_for_one_image(device, count):
     """Around the number that are culled at once; many do not reach the one tile that there is."""
     generator = torch.Generator().manual_seed(count)
