@@ -73,7 +73,7 @@ WORKLOADS = {
         ),
         Workload(
             "volume-160",
-            "registration of brain volumes, trilinear",
+            "registration of volumes of a brain, trilinear",
             (1, 1, 160, 192, 224),
             gpu_only=True,
         ),
@@ -87,7 +87,7 @@ WORKLOADS = {
         ),
         Workload(
             "bicubic-224",
-            "augmentation of photographs, bicubic",
+            "affine augmentation of a batch of photographs, bicubic",
             (64, 3, 224, 224),
             options={"mode": "bicubic"},
             gpu_only=True,
