@@ -388,7 +388,7 @@ def backward_kernel(
                                 slopes = slopes + (slope,)
                                 if PADDING == REFLECTION:
                                     fold = fold_of(positions[k], lows[k], highs[k], ALIGN_CORNERS)
-                                    hit = hit & ((fold == mirrors_here[k]) | is_everywhere)
+                                    hit = tl.where(is_everywhere, hit, hit & (fold == mirrors_here[k]))
                             weight = tl.where(hit, product(weights, DIM), 0)
                             if not NEEDS_THETA:
                                 hit = hit & (weight != 0)

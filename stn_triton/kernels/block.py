@@ -64,6 +64,15 @@ def tile_pixels(
 
 
 @triton.jit
+def only_if(condition, mask):
+    """A vector of conditions and a scalar one: `&` would do, but for the interpreter of Triton 3.9.
+
+    It takes a comparison of scalars for a number when it meets a vector, and refuses numbers as masks.
+    """
+    return tl.where(condition, mask, False)
+
+
+@triton.jit
 def is_inside(pixel, sizes, DIM: tl.constexpr):
     """Whether a pixel lies in an image of these sizes."""
     result = (pixel[0] >= 0) & (pixel[0] < sizes[0])

@@ -18,6 +18,7 @@ from stn_triton.kernels.block import (
     is_inside,
     load_block,
     load_fill,
+    only_if,
     pixel_offset,
     store_block,
     tile_origin,
@@ -218,7 +219,7 @@ def forward_kernel(
         _base, _positions, divisor, indices, weights, _slopes = sample_at(
             a, pixels, sample, samples, sizes_in, sizes, DIM, PROJECTIVE, TAPS, PADDING, ALIGN_CORNERS, DTYPE
         )
-        seen = pixel_mask & exists
+        seen = only_if(exists, pixel_mask)
         if PROJECTIVE:
             seen = seen & is_visible(divisor)
         for i in tl.static_range(TAPS**DIM):

@@ -15,6 +15,7 @@ from stn_triton.kernels.block import (
     is_inside,
     load_block,
     load_fill,
+    only_if,
     pixel_offset,
     tile_origin,
     tile_pixels,
@@ -174,7 +175,7 @@ def theta_kernel(
     m, c_start, origin = tile_origin(C, D_out, H_out, W_out, DIM, BLOCK_C, BLOCK_H, BLOCK_W)
     pixels = tile_pixels(origin, element, DIM, BLOCK_H, BLOCK_W)
     n, exists = image_of(image_index_ptr, m, images, per_image, HAS_INDEX)
-    pixel_mask = is_inside(pixels, sizes_out, DIM) & exists
+    pixel_mask = only_if(exists, is_inside(pixels, sizes_out, DIM))
     a, scales, samples, count, sizes = map_of(
         theta_ptr, m, theta_strides, sizes_in, sizes_out, ANTIALIAS, ALIGN_CORNERS, DIM, PROJECTIVE, DTYPE
     )
@@ -284,7 +285,7 @@ def fill_kernel(
     m, c_start, origin = tile_origin(C, D_out, H_out, W_out, DIM, BLOCK_C, BLOCK_H, BLOCK_W)
     pixels = tile_pixels(origin, element, DIM, BLOCK_H, BLOCK_W)
     _n, exists = image_of(image_index_ptr, m, images, per_image, HAS_INDEX)
-    pixel_mask = is_inside(pixels, sizes_out, DIM) & exists
+    pixel_mask = only_if(exists, is_inside(pixels, sizes_out, DIM))
     a, _scales, samples, count, sizes = map_of(
         theta_ptr, m, theta_strides, sizes_in, sizes_out, ANTIALIAS, ALIGN_CORNERS, DIM, PROJECTIVE, DTYPE
     )

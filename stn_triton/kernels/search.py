@@ -20,6 +20,7 @@ horizon, bound the rows.
 import triton
 import triton.language as tl
 
+from stn_triton.kernels.block import only_if
 from stn_triton.kernels.taps import BORDER, REFLECTION, is_odd, mirrors
 
 
@@ -227,8 +228,9 @@ def tile_is_reached(
         below = constant + span + reach < first
         above = constant - span - reach > first + (block - 1)
         if PADDING == BORDER:
-            below = below & (origin[k] + block < sizes_in[k]) & (origin[k] != 0)
-            above = above & (origin[k] + block < sizes_in[k]) & (origin[k] != 0)
+            is_inner = (origin[k] + block < sizes_in[k]) & (origin[k] != 0)
+            below = only_if(is_inner, below)
+            above = only_if(is_inner, above)
         reached = reached & ~below & ~above
     return reached
 
@@ -248,7 +250,7 @@ def axis_interval(
         inside = number - start
         target = start + mirror * period + tl.where(is_odd(mirror), period - inside, inside)
         anywhere = anywhere | (period == 0)
-        is_closed = is_closed & ~anywhere
+        is_closed = tl.where(anywhere, False, is_closed)
     lo = target - reach
     hi = target + reach
     if PADDING == REFLECTION:
@@ -357,8 +359,7 @@ def mirror_images_reached(
         # Far out, one mirror image cannot be told from the next.
         is_few = is_few & (first > -(2.0**20)) & (last < 2.0**20)
     is_few = is_few & (total >= 1) & (total <= 1 + 2 * lasts[0])
-    # As a number, for the interpreter: it takes a comparison of numbers for a number when it meets a vector.
-    is_everywhere = tl.where(is_few, 0, 1).to(tl.int1)
+    is_everywhere = ~is_few
     whole = ()
     for k in tl.static_range(DIM):
         whole = whole + (tl.where(is_everywhere, 1, counts[k]).to(tl.int32),)
