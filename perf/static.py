@@ -180,13 +180,13 @@ Case = tuple[tuple[tuning.Bucket, tuning.Config, int], dict[str, object]]
 def shipped(archs: Sequence[int]) -> list[Case]:
     """What a full check of the plain operator compiles.
 
-    Every kernel, layout and dtype in its default and shipped configurations; a small plane, the wide index
-    and the other corner convention once per kernel.
+    Every kernel, layout and dtype in its default and shipped configurations, with few channels and with as
+    many as a bucket tells apart; a small plane, the wide index and the other corner convention once each.
     """
     cases = []
     for kernel, arch in itertools.product(kernels_of(PLAIN), archs):
         for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-            for channels_last, channels in ((False, 4), (False, 64), (True, 4), (True, 64), (True, 100)):
+            for channels_last, channels in ((False, 4), (False, 128), (True, 4), (True, 128), (True, 100)):
                 bucket = tuning.bucket_of(kernel, PLAIN, channels_last, dtype, 64, channels, 224 * 224)
                 cases.append(((bucket, tuning.default(bucket), arch), {}))
         for channels_last in (False, True):

@@ -164,8 +164,7 @@ def make(workload: Workload, device: torch.device, quick: bool = False) -> Data:
     theta = _maps(workload, batch, len(size), generator)
     input = torch.randn(batch, channels, *size_in, generator=generator)
     grad_output = torch.randn(len(theta), channels, *size, generator=generator)
-    fine = [n * workload.options.get("antialias", 1) for n in size]
-    if fine == list(size):  # averaged samples at a jump are averaged with others
+    if "antialias" not in workload.options:  # a sample at a jump is averaged with others
         grad_output *= ~_at_cell_border(theta, size_in, size)[:, None]
     if workload.crops:
         theta, grad_output = (t.unflatten(0, (batch, workload.crops)) for t in (theta, grad_output))

@@ -49,20 +49,7 @@ def forward(
         return output
     if input.shape[0] == 0:  # an index has no image to name
         return output.fill_(0 if output.dtype == torch.uint8 else math.nan)
-    arguments = {
-        "output_ptr": output,
-        "input_ptr": input,
-        "theta_ptr": theta,
-        "fill_ptr": fill,
-        "image_index_ptr": None if image_index is None else image_index.contiguous(),
-        "images": input.shape[0],
-        "per_image": theta.shape[0] // input.shape[0],
-        **_sizes(input, size),
-        **_strides("output", output),
-        **_strides("input", input),
-        **_theta_strides(theta),
-        "fill_stride": 0 if fill is None else fill.stride(0),
-    }
+    arguments = _arguments(input, theta, size, fill, image_index, output=output)
     flags = _flags(input, theta, (output, input), options, image_index)
     _launch("forward", forward_kernel, output, arguments, flags, options)
     return output
@@ -80,64 +67,38 @@ def backward(
     """Gradients of ``forward`` for input, theta and fill; None for one that ``output_mask`` leaves out."""
     needs_input, needs_theta, needs_fill = output_mask
     grad_input = grad_theta = grad_fill = None
-    is_empty = grad_output.numel() == 0 or input.shape[0] == 0
-    if needs_theta and (is_empty or options.mode == "nearest"):
-        grad_theta = theta.new_zeros(theta.shape)
-        needs_theta = False
-    if needs_fill and is_empty:
-        grad_fill = fill.new_zeros(fill.shape)
-        needs_fill = False
     if needs_input:
         grad_input = torch.empty_like(input, memory_format=memory_format(input, input.shape[2:]))
-        if is_empty:
-            grad_input.zero_()
-            needs_input = False
-    sizes = _sizes(input, grad_output.shape[2:])
-    strides = {**_strides("grad_output", grad_output), **_theta_strides(theta)}
-    image_strides = {**_strides("input", input), "fill_stride": 0 if fill is None else fill.stride(0)}
-    by_output = {
-        "grad_output_ptr": grad_output,
-        "theta_ptr": theta,
-        "image_index_ptr": None if image_index is None else image_index.contiguous(),
-        "images": input.shape[0],
-        **sizes,
-        **strides,
-    }
-    if not is_empty:
-        by_output["per_image"] = theta.shape[0] // input.shape[0]
-    # Sums over one matrix fit into the gather only if it has the image for itself.
-    is_many = image_index is not None or theta.shape[0] != input.shape[0]
+    if grad_output.numel() == 0 or input.shape[0] == 0:
+        return (
+            grad_input.zero_() if needs_input else None,
+            theta.new_zeros(theta.shape) if needs_theta else None,
+            fill.new_zeros(fill.shape) if needs_fill else None,
+        )
+    if needs_theta and options.mode == "nearest":
+        grad_theta = theta.new_zeros(theta.shape)
+        needs_theta = False
+    size = grad_output.shape[2:]
+    arguments = _arguments(input, theta, size, fill, image_index, grad_output=grad_output)
     if needs_input:
-        starts, order = (None, None) if image_index is None else _by_image(image_index, input.shape[0])
-        arguments = {
-            "grad_input_ptr": grad_input,
-            "grad_output_ptr": grad_output,
-            "input_ptr": input,
-            "theta_ptr": theta,
-            "fill_ptr": fill,
-            "starts_ptr": starts,
-            "order_ptr": order,
-            "per_image": by_output["per_image"],
-            **sizes,
-            **_strides("grad_input", grad_input),
-            **strides,
-            **image_strides,
-        }
-        flags = _flags(input, theta, (grad_output, input, grad_input), options, image_index)
+        # Sums over one matrix fit into the gather only if it has the image for itself.
+        is_many = image_index is not None or theta.shape[0] != input.shape[0]
         is_fused = needs_theta and not is_many
+        starts, order = (None, None) if image_index is None else _by_image(image_index, input.shape[0])
+        gathered = {"starts_ptr": starts, "order_ptr": order, **_tensor("grad_input", grad_input)}
+        flags = _flags(input, theta, (grad_output, input, grad_input), options, image_index)
         flags.update(MANY=is_many, NEEDS_THETA=is_fused)
         name = "backward" if is_fused else "backward_input"
-        partial = _launch(name, backward_kernel, grad_input, arguments, flags, options)
+        partial = _launch(name, backward_kernel, grad_input, {**arguments, **gathered}, flags, options)
         if is_fused:
             grad_theta = _total(partial, theta)
             needs_theta = False
     if needs_theta:
         flags = _flags(input, theta, (grad_output, input), options, image_index)
-        arguments = {**by_output, **image_strides, "input_ptr": input, "fill_ptr": fill}
         grad_theta = _total(_launch("theta", theta_kernel, grad_output, arguments, flags, options), theta)
     if needs_fill:
         flags = _flags(input, theta, (grad_output,), options, image_index)
-        partial = _launch("fill", fill_kernel, grad_output, by_output, flags, options)
+        partial = _launch("fill", fill_kernel, grad_output, arguments, flags, options)
         grad_fill = partial.sum((0, 2), dtype=torch.float64).flatten()[: len(fill)].to(fill.dtype)
     return grad_input, grad_theta, grad_fill
 
@@ -153,24 +114,46 @@ def _by_image(image_index: Tensor, images: int) -> tuple[Tensor, Tensor]:
     return torch.searchsorted(index, torch.arange(images + 1, device=index.device)), order
 
 
-def _sizes(input: Tensor, size: Sequence[int]) -> dict[str, int]:
+def _arguments(
+    input: Tensor,
+    theta: Tensor,
+    size: Sequence[int],
+    fill: Tensor | None,
+    image_index: Tensor | None,
+    **tensors: Tensor,
+) -> dict[str, object]:
+    """What the kernels of a call may ask for, by the names of their parameters."""
     d_in, h_in, w_in = (1, *input.shape[2:])[-3:]
     d_out, h_out, w_out = (1, *size)[-3:]
-    sizes = (input.shape[1], d_in, h_in, w_in, d_out, h_out, w_out)
-    return dict(zip(("C", "D_in", "H_in", "W_in", "D_out", "H_out", "W_out"), sizes, strict=True))
+    stride_n, stride_row, stride_column = theta.stride()
+    arguments = {
+        "theta_ptr": theta,
+        "theta_stride_n": stride_n,
+        "theta_stride_row": stride_row,
+        "theta_stride_column": stride_column,
+        "fill_ptr": fill,
+        "fill_stride": 0 if fill is None else fill.stride(0),
+        "image_index_ptr": None if image_index is None else image_index.contiguous(),
+        "images": input.shape[0],
+        "per_image": theta.shape[0] // input.shape[0],
+        "C": input.shape[1],
+        "D_in": d_in,
+        "H_in": h_in,
+        "W_in": w_in,
+        "D_out": d_out,
+        "H_out": h_out,
+        "W_out": w_out,
+    }
+    for name, tensor in {"input": input, **tensors}.items():
+        arguments.update(_tensor(name, tensor))
+    return arguments
 
 
-def _strides(name: str, tensor: Tensor) -> dict[str, int]:
-    """By axis; an image has no stride of slices."""
+def _tensor(name: str, tensor: Tensor) -> dict[str, object]:
+    """A tensor of images and its strides by axis; an image has no stride of slices."""
     n, c, *pixel = tensor.stride()
-    d, h, w = (0, *pixel)[-3:]
-    return {f"{name}_stride_{axis}": stride for axis, stride in zip("ncdhw", (n, c, d, h, w), strict=True)}
-
-
-def _theta_strides(theta: Tensor) -> dict[str, int]:
-    return dict(
-        zip(("theta_stride_n", "theta_stride_row", "theta_stride_column"), theta.stride(), strict=True)
-    )
+    strides = zip("ncdhw", (n, c, *(0, *pixel)[-3:]), strict=True)
+    return {f"{name}_ptr": tensor, **{f"{name}_stride_{axis}": stride for axis, stride in strides}}
 
 
 def _flags(
@@ -221,7 +204,11 @@ def _launch(
     flags: dict[str, object],
     options: Options,
 ) -> Tensor | None:
-    """Run a kernel over tiles of ``tiled``; returns what its programs leave to be summed, if anything."""
+    """Run a kernel over tiles of ``tiled``, with those arguments that it takes.
+
+    Returns what its programs leave to be summed, if anything.
+    """
+    arguments = {key: arguments[key] for key in kernel.arg_names if key in arguments}
     n, c, *pixels = tiled.shape
     depth, height, width = (1, *pixels)[-3:]
     images = (t for t in arguments.values() if isinstance(t, Tensor) and t.ndim == tiled.ndim)

@@ -6,8 +6,8 @@ Both are functional and opaque: ``torch.compile`` calls them without looking ins
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -42,17 +42,22 @@ def refuse_forward_mode(*tensors: Tensor) -> None:
         raise NotImplementedError("affine_grid_sample has no forward-mode derivative")
 
 
-def _implementation(module_name: str):
-    """The two operators on a module of the package, imported on the first call."""
+def _launch():
+    """Imported on the first call: it imports Triton."""
+    from stn_triton import launch
+
+    return launch
+
+
+def _implementation(load: Callable[[], ModuleType]):
+    """The two operators on a module of the package."""
 
     def forward(input, theta, fill, image_index, size, *options):
-        module = importlib.import_module(module_name)
-        return module.forward(input, theta, size, Options(*options), fill, image_index)
+        return load().forward(input, theta, size, Options(*options), fill, image_index)
 
     def backward(grad_output, input, theta, fill, image_index, *arguments):
         *options, output_mask = arguments
-        module = importlib.import_module(module_name)
-        grads = module.backward(grad_output, input, theta, Options(*options), output_mask, fill, image_index)
+        grads = load().backward(grad_output, input, theta, Options(*options), output_mask, fill, image_index)
         return _fill_unwanted(grads, input, theta)
 
     return forward, backward
@@ -173,8 +178,8 @@ def _backward_vmap(info, in_dims, *arguments):
     return grads, tuple(0 if w else None for w in wanted)
 
 
-_on_cpu = _implementation("stn_triton.reference")
-_on_cuda = _implementation("stn_triton.launch")
+_on_cpu = _implementation(lambda: reference)
+_on_cuda = _implementation(_launch)
 for _name, _cpu, _cuda, _fake, _vmap in (
     ("affine_grid_sample", _on_cpu[0], _on_cuda[0], _forward_fake, _forward_vmap),
     ("affine_grid_sample_backward", _on_cpu[1], _on_cuda[1], _backward_fake, _backward_vmap),

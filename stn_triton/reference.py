@@ -84,8 +84,10 @@ def forward(
 ) -> Tensor:
     """Sample (N, C, ...) at theta (M, ...): (M, C, *size), in the input's memory format."""
     dtype = coordinate_dtype(input.dtype)
-    output = input.new_zeros((len(theta), input.shape[1], *size), dtype=dtype)
-    for part in _parts(input, theta, size, options, image_index):
+    parts = _parts(input, theta, size, options, image_index)
+    is_whole = _is_whole(parts, image_index)
+    output = None if is_whole else input.new_zeros((len(theta), input.shape[1], *size), dtype=dtype)
+    for part in parts:
         images = input[part.images].to(dtype)
         total = None
         for grid in _grids(theta, part, size, options, dtype):
@@ -97,7 +99,7 @@ def forward(
             total = sampled if total is None else total.add_(sampled)
         if math.prod(part.samples) > 1:
             total /= math.prod(part.samples)
-        if part.matrices.numel() == len(theta) and image_index is None:
+        if is_whole:
             output = total
         else:
             output[part.matrices.flatten()] = total
@@ -125,14 +127,17 @@ def backward(
         torch.ops.aten.grid_sampler_3d_backward if is_volume else torch.ops.aten.grid_sampler_2d_backward
     )
     codes = (_MODES[options.mode], _PADDINGS[options.padding_mode], options.align_corners)
-    grad_input = input.new_zeros(input.shape, dtype=dtype) if output_mask[0] else None
-    grad_theta = theta.new_zeros(theta.shape, dtype=dtype) if output_mask[1] else None
+    parts = _parts(input, theta, size, options, image_index)
+    is_whole = _is_whole(parts, image_index)
+    grad_input = grad_theta = None
+    if not is_whole:
+        grad_input = input.new_zeros(input.shape, dtype=dtype)
+        grad_theta = theta.new_zeros(theta.shape, dtype=dtype)
     grad_fill = None if fill is None else fill.new_zeros(fill.shape, dtype=dtype)
-    for part in _parts(input, theta, size, options, image_index):
+    for part in parts:
         images = input[part.images].to(dtype)
         matrices = part.matrices.flatten()
-        is_all = len(matrices) == len(theta) and image_index is None
-        part_grad = (grad_output if is_all else grad_output[matrices]).to(dtype)
+        part_grad = (grad_output if is_whole else grad_output[matrices]).to(dtype)
         if math.prod(part.samples) > 1:
             part_grad = part_grad / math.prod(part.samples)
         for grid in _grids(theta, part, size, options, dtype):
@@ -151,12 +156,19 @@ def backward(
                 stacked, content, _stacked(grid.positions, part), *codes, (output_mask[0], True)
             )
             if output_mask[0]:
-                grad_input[part.images] += part_input
+                if grad_input is None:
+                    grad_input = part_input
+                else:
+                    grad_input[part.images] += part_input
             if output_mask[1]:
-                grad_theta[matrices] += _grad_theta(grad_grid.view(grid.positions.shape), grid)
+                part_theta = _grad_theta(grad_grid.view(grid.positions.shape), grid)
+                if grad_theta is None:
+                    grad_theta = part_theta
+                else:
+                    grad_theta[matrices] += part_theta
     return (
-        _like(grad_input, input, memory_format(input, input.shape[2:])),
-        _like(grad_theta, theta),
+        _like(grad_input if output_mask[0] else None, input, memory_format(input, input.shape[2:])),
+        _like(grad_theta if output_mask[1] else None, theta),
         _like(grad_fill if output_mask[2] else None, fill),
     )
 
@@ -192,21 +204,26 @@ def _parts(
             raise ValueError(f"image_index must name images 0 to {n - 1} of input, got {wrong}")
     if m == 0 or n == 0:
         return []
-    ones = (1,) * dim
-    owners = torch.arange(m) // (m // n) if image_index is None else image_index
-    samples = torch.ones(m, dim, dtype=torch.long)
+    samples = torch.ones(1, dim, dtype=torch.long).expand(m, dim)
     if options.antialias:
         dtype = coordinate_dtype(input.dtype)
         samples = samples_per_pixel(theta.to(dtype), input.shape[2:], size, options.align_corners)
-    if image_index is None and (samples == samples[0]).all():
-        return [_Part(slice(0, n), torch.arange(m).view(n, -1), tuple(samples[0].tolist()))]
+    matrices = torch.arange(m)
+    if image_index is None and (not options.antialias or (samples == samples[0]).all()):
+        return [_Part(slice(0, n), matrices.view(n, -1), tuple(samples[0].tolist()))]
+    owners = matrices // (m // n) if image_index is None else image_index
     groups: dict[tuple[int, ...], list[int]] = {}
     for matrix, key in enumerate(torch.cat((owners[:, None], samples), 1).tolist()):
         groups.setdefault(tuple(key), []).append(matrix)
     return [
-        _Part(slice(key[0], key[0] + 1), torch.tensor([matrices]), key[1:] or ones)
+        _Part(slice(key[0], key[0] + 1), torch.tensor([matrices]), key[1:])
         for key, matrices in groups.items()
     ]
+
+
+def _is_whole(parts: list[_Part], image_index: Tensor | None) -> bool:
+    """Whether a single part has all images and all matrices in their order."""
+    return image_index is None and len(parts) == 1
 
 
 def _grids(

@@ -114,17 +114,18 @@ def space(bucket: Bucket) -> list[Config]:
 
 def default(bucket: Bucket) -> Config:
     """Conservative: 128 threads, each with one pixel and up to 16 channels of it, fewer if it keeps more."""
-    groups = 8 if bucket.kernel == "theta" or bucket.is_heavy() else 16
+    values = 8 if bucket.kernel == "theta" or bucket.is_heavy() else 16
     if bucket.dtype == "float64":
-        groups //= 4 if bucket.is_heavy() else 2
+        values //= 4 if bucket.is_heavy() else 2
     if bucket.layout == "nchw" or bucket.channels < 16:
         block_h, block_w = (8, 8) if bucket.pixels <= 64 else (8, 16)
-        return _config(min(bucket.channels, groups), 1, block_h, block_w, block_h * block_w // 32)
+        return _config(min(bucket.channels, values), 1, block_h, block_w, block_h * block_w // 32)
     run_c = 16
     if bucket.layout == "channels_last":  # lanes of single channels, whose masks cost registers
-        run_c, groups = 4, min(groups, 8)
+        run_c, values = 4, min(values, 8)
     lanes = run_c // bucket.lane()
     block_h, block_w = {1: (8, 16), 2: (8, 8), 4: (4, 8), 8: (2, 8)}[lanes]
+    groups = max(values // bucket.lane(), 1)
     return _config(min(bucket.channels, groups * run_c), run_c, block_h, block_w, 4)
 
 

@@ -67,10 +67,3 @@ def test_channels_last_is_accessed_128_bits_at_a_time(rows):
             assert row["wide_loads"] > 0, row
             checked += 1
     assert checked >= 4 * 4 * len(ARCHITECTURES)
-
-
-def test_a_thread_goes_through_all_channels_of_its_pixel(rows):
-    """Else each warp computes every coordinate of the tile: many registers, and barriers in the loop."""
-    for row in rows:
-        if row["bucket"].startswith("backward/nchw/float32/c64") and "index" not in row:
-            assert row["registers"] <= 128, row

@@ -67,7 +67,7 @@ from stn_triton.kernels.search import (
     touches_edge,
     wedge_lines,
 )
-from stn_triton.kernels.taps import BORDER, FILL, REFLECTION, fold_of, limits, weight_on
+from stn_triton.kernels.taps import BORDER, FILL, REFLECTION, fold_of, per_axis_limits, weight_on
 
 # Above this many candidates per row it pays to ask how many the tile really has.
 LONG_ROW = tl.constexpr(8)
@@ -168,15 +168,12 @@ def backward_kernel(
     pixel_mask = is_inside(pixels, sizes_in, DIM)
     channels = C - c_start
     halves = per_axis_halves(sizes_in, DIM, DTYPE)
-    numbers, lows, highs = (), (), ()
+    lows, highs = per_axis_limits(sizes_in, DIM, DTYPE)
+    numbers = ()
     for k in tl.static_range(DIM):
-        low, high = limits(sizes_in[k], DTYPE)
         numbers = numbers + (tl.cast(pixels[k] - (sizes_in[k] - 1) // 2, DTYPE),)
-        lows = lows + (low,)
-        highs = highs + (high,)
     at_edge = touches_edge(origin, sizes_in, DIM, BLOCK_H, BLOCK_W)
 
-    grad_output_start = grad_output_ptr + c_start.to(tl.int64) * grad_output_stride_c
     accumulator = zero_block(GROUPS, PIXELS, RUN_C, DTYPE)
     if NEEDS_THETA:
         input_start = block_start(input_ptr, n, c_start, input_stride_n, input_stride_c)
@@ -238,7 +235,6 @@ def backward_kernel(
                 lane = tl.min(tl.where(reached, lanes, CULLED))
                 reached = reached & (lanes != lane)
                 m = matrix_at(order_ptr, slot_first + chunk * CULLED + lane, HAS_INDEX)
-            if MANY:
                 a, scales, samples, samples_all, sizes = map_of(
                     theta_ptr,
                     m,
@@ -256,7 +252,9 @@ def backward_kernel(
             column_count = candidates_per_row(a, reaches, sizes, lasts, DIM, PROJECTIVE)
             if ANTIALIAS:
                 share = 1 / tl.cast(samples_all, DTYPE)
-            plane = grad_output_start + tl.cast(m, tl.int64) * grad_output_stride_n
+            grad_output_start = block_start(
+                grad_output_ptr, m, c_start, grad_output_stride_n, grad_output_stride_c
+            )
 
             copies = 1
             if PADDING == REFLECTION:
@@ -397,13 +395,13 @@ def backward_kernel(
                                 output_pixel = (ow, oh, od)
                             if ANTIALIAS:
                                 weight *= share
-                                output_pixel = ()
-                                fine = (ow, oh, od) if DIM == 3 else (ow, oh)
+                                coarse_pixel = ()
                                 for k in tl.static_range(DIM):
-                                    output_pixel = output_pixel + (fine[k] // samples[k],)
+                                    coarse_pixel = coarse_pixel + (output_pixel[k] // samples[k],)
+                                output_pixel = coarse_pixel
                             offset = pixel_offset(output_pixel, grad_output_strides, DIM, INDEX)
                             gradient = load_block(
-                                plane,
+                                grad_output_start,
                                 grad_output_stride_c,
                                 offset,
                                 hit,

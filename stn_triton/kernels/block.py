@@ -13,6 +13,8 @@ along where no access is contiguous: with two dimensions, one of them the run, e
 import triton
 import triton.language as tl
 
+from stn_triton.kernels.taps import bounded, nearest
+
 # Arguments whose value must not choose another compilation: sizes, and the strides of channels.
 UNSPECIALIZED = (
     *("H_in", "W_in", "H_out", "W_out", "images"),
@@ -183,11 +185,7 @@ def store_block(
 @triton.jit
 def rounded(value):
     """To the nearest of 0 to 255, half to even; 0 if it is NaN."""
-    value = tl.minimum(tl.where(value > 0, value, 0), 255)
-    whole = tl.floor(value)
-    rest = value - whole
-    is_odd = whole - 2 * tl.floor(0.5 * whole) == 1
-    return tl.where((rest > 0.5) | ((rest == 0.5) & is_odd), whole + 1, whole)
+    return nearest(bounded(value, 0, 255), 0)
 
 
 @triton.jit

@@ -35,12 +35,12 @@ from stn_triton.kernels.coordinates import (
     sources,
     theta_scales,
 )
-from stn_triton.kernels.taps import FILL, all_taps, limits
+from stn_triton.kernels.taps import FILL, all_taps, per_axis_limits
 
 
 @triton.jit
 def image_of(image_index_ptr, m, images, per_image, HAS_INDEX: tl.constexpr):
-    """The image that matrix m warps, and whether it exists; without an index the images take turns."""
+    """The image that matrix m warps, and whether it exists; without an index each has `per_image`."""
     if HAS_INDEX:
         n = tl.load(image_index_ptr + m)
         exists = (n >= 0) & (n < images)
@@ -112,12 +112,7 @@ def sample_at(
         constants = constants + (row_constant(a, base, k, DIM),)
     halves = per_axis_halves(sizes_in, DIM, DTYPE)
     positions, divisor = sources(a, base[0], constants, halves, DIM, PROJECTIVE)
-    lows = ()
-    highs = ()
-    for k in tl.static_range(DIM):
-        low, high = limits(sizes_in[k], DTYPE)
-        lows = lows + (low,)
-        highs = highs + (high,)
+    lows, highs = per_axis_limits(sizes_in, DIM, DTYPE)
     numbers, weights, slopes = all_taps(positions, lows, highs, DIM, TAPS, PADDING, ALIGN_CORNERS)
     indices = ()
     for i in tl.static_range(DIM * TAPS):

@@ -20,7 +20,6 @@ horizon, bound the rows.
 import triton
 import triton.language as tl
 
-from stn_triton.kernels.block import only_if
 from stn_triton.kernels.taps import BORDER, REFLECTION, is_odd, mirrors
 
 
@@ -60,6 +59,12 @@ def span_of(a, lasts, k: tl.constexpr, DIM: tl.constexpr):
     for j in tl.static_range(1, DIM):
         span += tl.abs(a[k * (DIM + 1) + j]) * lasts[j]
     return span
+
+
+@triton.jit
+def magnitude_of(a, lasts, k: tl.constexpr, DIM: tl.constexpr):
+    """What the terms of row k add up to at most, within the output."""
+    return span_of(a, lasts, k, DIM) + tl.abs(a[k * (DIM + 1) + DIM])
 
 
 @triton.jit
@@ -146,7 +151,7 @@ def reaches_of(
         spans = spans + (span,)
         magnitude = span + tl.abs(a[k * (DIM + 1) + DIM]) + sizes_in[k]
         if PROJECTIVE:
-            depth = span_of(a, lasts, DIM, DIM) + tl.abs(a[DIM * (DIM + 1) + DIM])
+            depth = magnitude_of(a, lasts, DIM, DIM)
             reaches = reaches + (epsilon * (magnitude + (sizes_in[k] + TAPS) * depth),)
         else:
             reaches = reaches + (0.5 * TAPS + epsilon * magnitude,)
@@ -168,12 +173,24 @@ def candidates_per_row(a, reaches, sizes, lasts, DIM: tl.constexpr, PROJECTIVE: 
 
 
 @triton.jit
+def tile_extent(k: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
+    """Pixels of a tile along an axis."""
+    result: tl.constexpr = BLOCK_W if k == 0 else (BLOCK_H if k == 1 else 1)
+    return result
+
+
+@triton.jit
+def touches_axis_edge(origin, sizes_in, k: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
+    """Whether a tile has first or last pixels of an axis."""
+    return (origin[k] == 0) | (origin[k] + tile_extent(k, BLOCK_H, BLOCK_W) >= sizes_in[k])
+
+
+@triton.jit
 def touches_edge(origin, sizes_in, DIM: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
     """Whether a tile has pixels at the edge of the image."""
-    result = (origin[0] == 0) | (origin[0] + BLOCK_W >= sizes_in[0])
-    result = result | (origin[1] == 0) | (origin[1] + BLOCK_H >= sizes_in[1])
-    if DIM == 3:
-        result = result | (origin[2] == 0) | (origin[2] + 1 >= sizes_in[2])
+    result = touches_axis_edge(origin, sizes_in, 0, BLOCK_H, BLOCK_W)
+    for k in tl.static_range(1, DIM):
+        result = result | touches_axis_edge(origin, sizes_in, k, BLOCK_H, BLOCK_W)
     return result
 
 
@@ -191,10 +208,9 @@ def has_samples(
     """False where numbers that are not finite leave nothing to find; they sample edges, if anything."""
     result = origin[0] >= 0
     for k in tl.static_range(DIM):
-        block = BLOCK_W if k == 0 else (BLOCK_H if k == 1 else 1)
         finite = row_is_finite(a, k, DIM)
         if PADDING == BORDER:
-            finite = finite | (origin[k] == 0) | (origin[k] + block >= sizes_in[k])
+            finite = finite | touches_axis_edge(origin, sizes_in, k, BLOCK_H, BLOCK_W)
         elif PADDING == REFLECTION:
             finite = finite | (origin[k] == 0)
         result = result & finite
@@ -219,18 +235,16 @@ def tile_is_reached(
     DTYPE: tl.constexpr,
 ):
     """Which of a vector of affine maps may sample a pixel of the tile, of those given. NaN may."""
+    spans, reaches = reaches_of(a, lasts, sizes_in, DIM, False, TAPS, DTYPE)
     for k in tl.static_range(DIM):
-        block = BLOCK_W if k == 0 else (BLOCK_H if k == 1 else 1)
-        span = span_of(a, lasts, k, DIM)
         constant = a[k * (DIM + 1) + DIM]
-        reach = 0.5 * TAPS + epsilon_of(DTYPE) * (span + tl.abs(constant) + sizes_in[k])
         first = tl.cast(origin[k] - (sizes_in[k] - 1) // 2, DTYPE) - halves[k]
-        below = constant + span + reach < first
-        above = constant - span - reach > first + (block - 1)
+        below = constant + spans[k] + reaches[k] < first
+        above = constant - spans[k] - reaches[k] > first + (tile_extent(k, BLOCK_H, BLOCK_W) - 1)
         if PADDING == BORDER:
-            is_inner = (origin[k] + block < sizes_in[k]) & (origin[k] != 0)
-            below = only_if(is_inner, below)
-            above = only_if(is_inner, above)
+            at_edge = touches_axis_edge(origin, sizes_in, k, BLOCK_H, BLOCK_W)
+            below = tl.where(at_edge, False, below)
+            above = tl.where(at_edge, False, above)
         reached = reached & ~below & ~above
     return reached
 
@@ -358,8 +372,7 @@ def mirror_images_reached(
         total = total * (last - first + 1)
         # Far out, one mirror image cannot be told from the next.
         is_few = is_few & (first > -(2.0**20)) & (last < 2.0**20)
-    is_few = is_few & (total >= 1) & (total <= 1 + 2 * lasts[0])
-    is_everywhere = ~is_few
+    is_everywhere = ~(is_few & (total >= 1) & (total <= 1 + 2 * lasts[0]))
     whole = ()
     for k in tl.static_range(DIM):
         whole = whole + (tl.where(is_everywhere, 1, counts[k]).to(tl.int32),)
@@ -477,7 +490,7 @@ def affine_range(
 def wedge_lines(a, los, his, slacks, lasts, DTYPE: tl.constexpr):
     """Lines (x: lower, upper; y: lower, upper) between which a pixel is sampled; open sides have none."""
     lines = ()
-    depth = span_of(a, lasts, 2, 2) + tl.abs(a[8])
+    depth = magnitude_of(a, lasts, 2, 2)
     for k in tl.static_range(2):
         for is_upper in tl.static_range(2):
             bound = his[k] if is_upper else los[k]
@@ -508,7 +521,7 @@ def projective_range(a, lines, closed, lasts, DTYPE: tl.constexpr):
     first = line_end(lines, wide, lasts[1], 1, False)
     last = line_end(lines, wide, lasts[1], 1, True)
     horizon = (a[6], a[7], a[8])
-    magnitude = tl.abs(a[6]) * lasts[0] + tl.abs(a[7]) * lasts[1] + tl.abs(a[8])
+    magnitude = magnitude_of(a, lasts, 2, 2)
     least = last
     most = first
     is_known = closed

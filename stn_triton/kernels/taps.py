@@ -25,6 +25,18 @@ def limits(size, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def per_axis_limits(sizes, DIM: tl.constexpr, DTYPE: tl.constexpr):
+    """`limits` of each axis: the first pixels and the last ones."""
+    lows = ()
+    highs = ()
+    for k in tl.static_range(DIM):
+        low, high = limits(sizes[k], DTYPE)
+        lows = lows + (low,)
+        highs = highs + (high,)
+    return lows, highs
+
+
+@triton.jit
 def bounded(position, low, high):
     """The position, moved into [low, high]; low if it is NaN."""
     return tl.minimum(tl.where(position > low, position, low), high)
@@ -52,6 +64,15 @@ def fold_of(position, low, high, ALIGN_CORNERS: tl.constexpr):
 def is_odd(number):
     """Of a whole floating-point number."""
     return number - 2 * tl.floor(0.5 * number) == 1
+
+
+@triton.jit
+def nearest(position, first):
+    """The whole number nearest to a position; half to even, as counted from `first`."""
+    cell = tl.floor(position)
+    fraction = position - cell
+    up = (fraction > 0.5) | ((fraction == 0.5) & is_odd(cell - first))
+    return tl.where(up, cell + 1, cell)
 
 
 @triton.jit
@@ -111,8 +132,7 @@ def axis_taps(position, low, high, TAPS: tl.constexpr, PADDING: tl.constexpr, AL
     cell = tl.floor(position)
     fraction = position - cell
     if TAPS == 1:
-        up = (fraction > 0.5) | ((fraction == 0.5) & is_odd(cell - low))
-        pixels = (tl.where(up, cell + 1, cell),)
+        pixels = (nearest(position, low),)
         weights = (tl.full(position.shape, 1, position.dtype),)
         slopes = (tl.zeros(position.shape, position.dtype),)
     elif TAPS == 2:
