@@ -187,12 +187,13 @@ def compile_options(bucket: tuning.Bucket) -> dict[str, object]:
     """How to compile a bucket's kernel.
 
     Weighted sums may contract (coordinates are fixed by explicit FMAs); Triton's own default is to change.
-    ptxas left to itself sometimes aims at fewer registers than the gather needs and spills a few. The plain
-    gather fits into 128, which is four blocks of 128 threads on a multiprocessor.
+    ptxas left to itself sometimes aims at fewer registers than a kernel needs and spills a few: the gather,
+    and whatever keeps much per pixel. 128 are four blocks of 128 threads on a multiprocessor.
     """
     result: dict[str, object] = {"enable_fp_fusion": True}
-    if bucket.kernel.startswith("backward") and torch.version.hip is None:
-        result["maxnreg"] = 255 if bucket.is_heavy() or bucket.dtype == "float64" else 128
+    is_gather, is_fp64 = bucket.kernel.startswith("backward"), bucket.dtype == "float64"
+    if torch.version.hip is None and (is_gather or is_fp64 or bucket.is_heavy()):
+        result["maxnreg"] = 255 if is_fp64 or (is_gather and bucket.is_heavy()) else 128
     return result
 
 

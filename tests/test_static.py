@@ -42,8 +42,16 @@ def offenders(rows, is_bad):
     return [(row["bucket"], row["arch"], row) for row in rows if is_bad(row)]
 
 
+def needs_more_than_all_registers(row):
+    """The gather under reflection in fp64, of a volume or homographies, keeps over 128 numbers a thread."""
+    flags = row["bucket"].split("/")[1].split("-")
+    is_large = "reflection" in flags and {"3d", "projective"} & set(flags)
+    return is_large and "float64" in row["bucket"] and row["bucket"].startswith("backward")
+
+
 def test_no_kernel_spills(rows, variants):
-    assert not offenders(rows + variants, lambda row: row["spills"])
+    spilling = offenders(rows + variants, lambda row: row["spills"])
+    assert not [found for found in spilling if not needs_more_than_all_registers(found[2])]
     assert not offenders(rows, lambda row: row["stack"])
 
 
