@@ -60,6 +60,7 @@ def source(
         "ALIGN_CORNERS": align_corners,
         "ANTIALIAS": "antialias" in flags,
         "HAS_INDEX": has_index,
+        "TANGENT": "tangent" in flags,
         "MANY": has_index,
         "INDEX": index,
         "DTYPE": getattr(tl, coordinates),
@@ -69,19 +70,23 @@ def source(
     }
     # What the launcher passes as None, 1 or 0.
     if padding != "fill":
-        constexprs["fill_ptr"] = None
+        constexprs.update(fill_ptr=None, fill_tangent_ptr=None)
+    if "tangent" not in flags:
+        constexprs.update(input_tangent_ptr=None, theta_tangent_ptr=None, fill_tangent_ptr=None)
     if not has_index:
         constexprs.update(image_index_ptr=None, starts_ptr=None, order_ptr=None, per_image=1)
     if dim == "2d":
         constexprs.update(D_in=1, D_out=1)
-    constexprs["theta_stride_column"] = 1
+    constexprs.update(theta_stride_column=1, theta_tangent_stride_column=1)
     if bucket.layout == "nchw":
-        strides = ("output", "input", "grad_output", "grad_input")
+        strides = ("output", "input", "input_tangent", "grad_output", "grad_input")
         constexprs.update({f"{name}_stride_w": 1 for name in strides})
     if bucket.channels == 1:
         constexprs["C"] = 1
     pointers = {
         "theta_ptr": _TYPES[coordinates],
+        "theta_tangent_ptr": _TYPES[coordinates],
+        "fill_tangent_ptr": _TYPES[coordinates],
         "partial_ptr": _TYPES[coordinates],
         "fill_ptr": _TYPES[coordinates],
         "image_index_ptr": "i64",
@@ -148,18 +153,18 @@ def facts(bucket: tuning.Bucket, config: tuning.Config, arch: int, **flags: obje
     }
 
 
-PLAIN = tuning.variant_of(2, False, False, Options())
+PLAIN = tuning.variant_of(2, False, False, False, Options())
 
 
 def variants() -> list[str]:
     """Every variant that can be compiled."""
     names = []
-    for dim, mode, padding, projective, many, antialias in itertools.product(
-        (2, 3), MODES, PADDING_MODES, *[(False, True)] * 3
+    for tangent, dim, mode, padding, projective, many, antialias in itertools.product(
+        (False, True), (2, 3), MODES, PADDING_MODES, *[(False, True)] * 3
     ):
         if not (dim == 3 and (mode == "bicubic" or projective)) and not (projective and antialias):
             options = Options(mode, padding, antialias=antialias)
-            names.append(tuning.variant_of(dim, projective, many, options))
+            names.append(tuning.variant_of(dim, projective, many, tangent, options))
     return names
 
 
@@ -169,7 +174,7 @@ def kernels_of(variant: str) -> list[str]:
     kernels = ["forward", "backward_input"]
     if "nearest" not in flags:
         kernels.append("theta")
-        if "many" not in flags:
+        if not {"many", "tangent"} & set(flags):
             kernels.append("backward")
     return kernels + ["fill"] * ("fill" in flags)
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from stn_triton import ops
+from stn_triton import derivatives
 from stn_triton.options import INPUT_DTYPES, MODES, PADDING_MODES, THETA_DTYPES
 
 
@@ -62,12 +63,14 @@ def affine_grid_sample(
         dtype and the memory format (contiguous or channels_last) of ``input``. Coordinates are computed in
         fp32 (fp64 for an fp64 ``input``), under autocast too. Under zeros and fill a coordinate that is not
         finite samples the outside, with zero gradients; under border and reflection NaN is the first edge.
-        Differentiable once with respect to ``input``, ``theta`` and ``fill_value``.
+        Differentiable twice with respect to ``input``, ``theta`` and ``fill_value``, in reverse and in
+        forward mode (not twice in forward mode).
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
         ValueError: an argument has the wrong shape, device or value.
-        NotImplementedError: forward-mode or second derivatives.
+        NotImplementedError: third derivatives, second ones in forward mode alone, and forward mode under
+            ``torch.compile``.
 
     Example:
         >>> import math, torch, stn_triton
@@ -132,7 +135,8 @@ def perspective_grid_sample(
     Raises:
         TypeError: an argument has the wrong type or dtype.
         ValueError: an argument has the wrong shape, device or value.
-        NotImplementedError: forward-mode or second derivatives.
+        NotImplementedError: third derivatives, second ones in forward mode alone, and forward mode under
+            ``torch.compile``.
 
     Example:
         >>> import torch, stn_triton
@@ -172,24 +176,18 @@ def _sample(
     if antialias and any(extent >= 2**25 for extent in size):  # times 64 samples it must fit into 31 bits
         raise ValueError(f"size must be less than 2**25 on each axis for antialias, got {tuple(size)}")
     fill = _check_fill(fill_value, padding_mode, input)
-    if input.dtype == torch.uint8 and torch.is_grad_enabled():
-        for name, tensor in (("theta", theta), ("fill_value", fill)):
-            if tensor is not None and tensor.requires_grad:
-                raise ValueError(
-                    f"{name} must not require gradients for a uint8 input, whose result is rounded; "
-                    "convert input to a floating dtype, or call under torch.no_grad()"
-                )
-    ops.refuse_forward_mode(*(t for t in (input, theta, fill) if t is not None))
+    if input.dtype == torch.uint8:
+        _check_no_derivatives(theta=theta, fill_value=fill)
     arguments = (fill, image_index, size, mode, padding_mode, align_corners, antialias)
     n = input.shape[0]
     if theta.ndim == 4:
         k = theta.shape[1]
         theta = theta.expand(n, *theta.shape[1:]).flatten(0, 1)
-        return ops.affine_grid_sample(input, theta, *arguments).unflatten(0, (n, k))
+        return derivatives.sample(input, theta, *arguments).unflatten(0, (n, k))
     m = n if image_index is None else image_index.shape[0]
     if theta.shape[0] == 1 and m != 1:
         theta = theta.expand(m, *theta.shape[1:])
-    return ops.affine_grid_sample(input, theta, *arguments)
+    return derivatives.sample(input, theta, *arguments)
 
 
 def _check_tensor(name: str, tensor: Tensor) -> None:
@@ -314,6 +312,19 @@ def _check_fill(
             f"'fill', got {_describe(fill_value)}"
         )
     return torch.full((), fill_value, dtype=dtype, device=input.device).expand(channels)
+
+
+def _check_no_derivatives(**tensors: Tensor | None) -> None:
+    """Of a uint8 result, which is rounded."""
+    is_forward_mode = forward_ad._current_level >= 0
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        hint = "for a uint8 input, whose result is rounded; convert input to a floating dtype"
+        if tensor.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"{name} must not require gradients {hint}, or call under torch.no_grad()")
+        if is_forward_mode and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise ValueError(f"{name} must not have a tangent {hint}")
 
 
 def _check_bool(name: str, value: bool) -> None:

@@ -21,7 +21,7 @@ from stn_triton.kernels import taps
 from stn_triton.kernels.backward import backward_kernel
 from stn_triton.kernels.forward import forward_kernel
 from stn_triton.kernels.parameters import fill_kernel, theta_kernel
-from stn_triton.options import DEFAULT, PADDING_MODES, Options, is_projective
+from stn_triton.options import DEFAULT, PADDING_MODES, Options, Tangents, is_projective
 from stn_triton.reference import coordinate_dtype, memory_format
 
 _TRITON_DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
@@ -39,8 +39,12 @@ def forward(
     options: Options = DEFAULT,
     fill: Tensor | None = None,
     image_index: Tensor | None = None,
+    tangents: Tangents | None = None,
 ) -> Tensor:
-    """Sample (N, C, ...) at theta (M, ...): (M, C, *size), in the input's memory format."""
+    """Sample (N, C, ...) at theta (M, ...): (M, C, *size), in the input's memory format.
+
+    With ``tangents``, the tangent of that.
+    """
     shape = (theta.shape[0], input.shape[1], *size)
     output = torch.empty(
         shape, dtype=input.dtype, device=input.device, memory_format=memory_format(input, size)
@@ -49,8 +53,8 @@ def forward(
         return output
     if input.shape[0] == 0:  # an index has no image to name
         return output.fill_(0 if output.dtype == torch.uint8 else math.nan)
-    arguments = _arguments(input, theta, size, fill, image_index, output=output)
-    flags = _flags(input, theta, (output, input), options, image_index)
+    arguments = _arguments(input, theta, size, fill, image_index, tangents, output=output)
+    flags = _flags(arguments, ("output", "input", "input_tangent"), options)
     _launch("forward", forward_kernel, output, arguments, flags, options)
     return output
 
@@ -63,6 +67,7 @@ def backward(
     output_mask: Sequence[bool] = (True, True, False),
     fill: Tensor | None = None,
     image_index: Tensor | None = None,
+    tangents: Tangents | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of ``forward`` for input, theta and fill; None for one that ``output_mask`` leaves out."""
     needs_input, needs_theta, needs_fill = output_mask
@@ -79,25 +84,26 @@ def backward(
         grad_theta = theta.new_zeros(theta.shape)
         needs_theta = False
     size = grad_output.shape[2:]
-    arguments = _arguments(input, theta, size, fill, image_index, grad_output=grad_output)
+    arguments = _arguments(input, theta, size, fill, image_index, tangents, grad_output=grad_output)
     if needs_input:
         # Sums over one matrix fit into the gather only if it has the image for itself.
         is_many = image_index is not None or theta.shape[0] != input.shape[0]
-        is_fused = needs_theta and not is_many
+        is_fused = needs_theta and not is_many and tangents is None
         starts, order = (None, None) if image_index is None else _by_image(image_index, input.shape[0])
         gathered = {"starts_ptr": starts, "order_ptr": order, **_tensor("grad_input", grad_input)}
-        flags = _flags(input, theta, (grad_output, input, grad_input), options, image_index)
+        arguments_here = {**arguments, **gathered}
+        flags = _flags(arguments_here, ("grad_output", "input", "grad_input"), options)
         flags.update(MANY=is_many, NEEDS_THETA=is_fused)
         name = "backward" if is_fused else "backward_input"
-        partial = _launch(name, backward_kernel, grad_input, {**arguments, **gathered}, flags, options)
+        partial = _launch(name, backward_kernel, grad_input, arguments_here, flags, options)
         if is_fused:
             grad_theta = _total(partial, theta)
             needs_theta = False
     if needs_theta:
-        flags = _flags(input, theta, (grad_output, input), options, image_index)
+        flags = _flags(arguments, ("grad_output", "input", "input_tangent"), options)
         grad_theta = _total(_launch("theta", theta_kernel, grad_output, arguments, flags, options), theta)
     if needs_fill:
-        flags = _flags(input, theta, (grad_output,), options, image_index)
+        flags = _flags(arguments, ("grad_output",), options)
         partial = _launch("fill", fill_kernel, grad_output, arguments, flags, options)
         grad_fill = partial.sum((0, 2), dtype=torch.float64).flatten()[: len(fill)].to(fill.dtype)
     return grad_input, grad_theta, grad_fill
@@ -120,19 +126,14 @@ def _arguments(
     size: Sequence[int],
     fill: Tensor | None,
     image_index: Tensor | None,
+    tangents: Tangents | None,
     **tensors: Tensor,
 ) -> dict[str, object]:
     """What the kernels of a call may ask for, by the names of their parameters."""
     d_in, h_in, w_in = (1, *input.shape[2:])[-3:]
     d_out, h_out, w_out = (1, *size)[-3:]
-    stride_n, stride_row, stride_column = theta.stride()
+    moved = (None, None, None) if tangents is None else tangents
     arguments = {
-        "theta_ptr": theta,
-        "theta_stride_n": stride_n,
-        "theta_stride_row": stride_row,
-        "theta_stride_column": stride_column,
-        "fill_ptr": fill,
-        "fill_stride": 0 if fill is None else fill.stride(0),
         "image_index_ptr": None if image_index is None else image_index.contiguous(),
         "images": input.shape[0],
         "per_image": theta.shape[0] // input.shape[0],
@@ -144,35 +145,39 @@ def _arguments(
         "H_out": h_out,
         "W_out": w_out,
     }
-    for name, tensor in {"input": input, **tensors}.items():
+    for name, tensor in {"input": input, "input_tangent": moved[0], **tensors}.items():
         arguments.update(_tensor(name, tensor))
+    for name, tensor in {"theta": theta, "theta_tangent": moved[1]}.items():
+        strides = zip(("n", "row", "column"), (0, 0, 0) if tensor is None else tensor.stride(), strict=True)
+        arguments[f"{name}_ptr"] = tensor
+        arguments.update({f"{name}_stride_{axis}": stride for axis, stride in strides})
+    for name, tensor in {"fill": fill, "fill_tangent": moved[2]}.items():
+        arguments[f"{name}_ptr"] = tensor
+        arguments[f"{name}_stride"] = 0 if tensor is None else tensor.stride(0)
     return arguments
 
 
-def _tensor(name: str, tensor: Tensor) -> dict[str, object]:
+def _tensor(name: str, tensor: Tensor | None) -> dict[str, object]:
     """A tensor of images and its strides by axis; an image has no stride of slices."""
-    n, c, *pixel = tensor.stride()
+    n, c, *pixel = (0,) * 5 if tensor is None else tensor.stride()
     strides = zip("ncdhw", (n, c, *(0, *pixel)[-3:]), strict=True)
     return {f"{name}_ptr": tensor, **{f"{name}_stride_{axis}": stride for axis, stride in strides}}
 
 
-def _flags(
-    input: Tensor,
-    theta: Tensor,
-    tensors: Sequence[Tensor],
-    options: Options,
-    image_index: Tensor | None,
-) -> dict[str, object]:
-    """The constexprs that do not depend on block sizes."""
+def _flags(arguments: dict[str, object], names: Sequence[str], options: Options) -> dict[str, object]:
+    """The constexprs that do not depend on block sizes; ``names`` are the images that a kernel accesses."""
+    input = arguments["input_ptr"]
+    images = [arguments[f"{name}_ptr"] for name in names]
     return {
         "DIM": input.ndim - 2,
-        "PROJECTIVE": is_projective(theta.shape),
+        "PROJECTIVE": is_projective(arguments["theta_ptr"].shape),
         "TAPS": options.taps(),
         "PADDING": PADDINGS[options.padding_mode],
         "ALIGN_CORNERS": options.align_corners,
         "ANTIALIAS": options.antialias,
-        "HAS_INDEX": image_index is not None,
-        "INDEX": tl.int64 if any(_plane_extent(t) >= 2**31 for t in tensors) else tl.int32,
+        "HAS_INDEX": arguments["image_index_ptr"] is not None,
+        "TANGENT": arguments["theta_tangent_ptr"] is not None,
+        "INDEX": tl.int64 if any(_plane_extent(t) >= 2**31 for t in images if t is not None) else tl.int32,
         "DTYPE": _TRITON_DTYPES[coordinate_dtype(input.dtype)],
     }
 
@@ -214,7 +219,8 @@ def _launch(
     depth, height, width = (1, *pixels)[-3:]
     images = (t for t in arguments.values() if isinstance(t, Tensor) and t.ndim == tiled.ndim)
     channels_last = all(t.stride(1) == 1 for t in images)
-    variant = tuning.variant_of(flags["DIM"], flags["PROJECTIVE"], flags.get("MANY", False), options)
+    shape = (flags["DIM"], flags["PROJECTIVE"], flags.get("MANY", False), flags["TANGENT"])
+    variant = tuning.variant_of(*shape, options)
     bucket = tuning.bucket_of(name, variant, channels_last, tiled.dtype, n * depth, c, height * width)
     dtype = coordinate_dtype(tiled.dtype)
     entries = arguments["theta_ptr"].shape[1] * arguments["theta_ptr"].shape[2]

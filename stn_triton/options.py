@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 MODES = ("bilinear", "nearest", "bicubic")
 PADDING_MODES = ("zeros", "border", "reflection", "fill")
@@ -26,6 +27,14 @@ class Options(NamedTuple):
 
 
 DEFAULT = Options()
+
+
+class Tangents(NamedTuple):
+    """Directions in which the arguments of the operator move; None for one that stays."""
+
+    input: Tensor | None
+    theta: Tensor
+    fill: Tensor | None
 
 
 def is_projective(theta_shape: tuple[int, ...]) -> bool:

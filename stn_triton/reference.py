@@ -51,7 +51,7 @@ def memory_format(input: Tensor, size: Sequence[int]) -> torch.memory_format:
     return torch.channels_last if len(sizes) == 2 else torch.channels_last_3d
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """Matrices that can be sampled at once: as many for each image, as many samples for each pixel."""
 
     images: slice
@@ -61,7 +61,7 @@ class _Part(NamedTuple):
     """Per output pixel and axis, x first."""
 
 
-class _Grid(NamedTuple):
+class Grid(NamedTuple):
     """Where one sample of each output pixel lies, for all matrices of a part."""
 
     base: list[Tensor]
@@ -84,13 +84,13 @@ def forward(
 ) -> Tensor:
     """Sample (N, C, ...) at theta (M, ...): (M, C, *size), in the input's memory format."""
     dtype = coordinate_dtype(input.dtype)
-    parts = _parts(input, theta, size, options, image_index)
+    parts = parts_of(input, theta, size, options, image_index)
     is_whole = _is_whole(parts, image_index)
     output = None if is_whole else input.new_zeros((len(theta), input.shape[1], *size), dtype=dtype)
     for part in parts:
         images = input[part.images].to(dtype)
         total = None
-        for grid in _grids(theta, part, size, options, dtype):
+        for grid in grids_of(theta, part, size, options, dtype):
             sampled = _sampled(images, grid, part, options)
             if fill is not None:
                 rest = _uncovered(images, grid, part, options)
@@ -127,7 +127,7 @@ def backward(
         torch.ops.aten.grid_sampler_3d_backward if is_volume else torch.ops.aten.grid_sampler_2d_backward
     )
     codes = (_MODES[options.mode], _PADDINGS[options.padding_mode], options.align_corners)
-    parts = _parts(input, theta, size, options, image_index)
+    parts = parts_of(input, theta, size, options, image_index)
     is_whole = _is_whole(parts, image_index)
     grad_input = grad_theta = None
     if not is_whole:
@@ -140,7 +140,7 @@ def backward(
         part_grad = (grad_output if is_whole else grad_output[matrices]).to(dtype)
         if math.prod(part.samples) > 1:
             part_grad = part_grad / math.prod(part.samples)
-        for grid in _grids(theta, part, size, options, dtype):
+        for grid in grids_of(theta, part, size, options, dtype):
             seen_grad = part_grad if grid.unseen is None else part_grad.masked_fill(grid.unseen, 0)
             if output_mask[2]:
                 rest = _uncovered(images, grid, part, options)
@@ -161,7 +161,8 @@ def backward(
                 else:
                     grad_input[part.images] += part_input
             if output_mask[1]:
-                part_theta = _grad_theta(grad_grid.view(grid.positions.shape), grid)
+                rows = row_derivatives(grad_grid.view(grid.positions.shape), grid)
+                part_theta = grad_theta_of(rows, grid)
                 if grad_theta is None:
                     grad_theta = part_theta
                 else:
@@ -192,9 +193,9 @@ def _like(grad: Tensor | None, tensor: Tensor | None, form=torch.contiguous_form
     return None if grad is None else grad.to(tensor.dtype).contiguous(memory_format=form)
 
 
-def _parts(
+def parts_of(
     input: Tensor, theta: Tensor, size: Sequence[int], options: Options, image_index: Tensor | None
-) -> list[_Part]:
+) -> list[Part]:
     """All matrices at once where they allow it; else image by image, so that no image is copied."""
     n, m, dim = len(input), len(theta), len(size)
     if image_index is not None and m > 0:
@@ -210,25 +211,24 @@ def _parts(
         samples = samples_per_pixel(theta.to(dtype), input.shape[2:], size, options.align_corners)
     matrices = torch.arange(m)
     if image_index is None and (not options.antialias or (samples == samples[0]).all()):
-        return [_Part(slice(0, n), matrices.view(n, -1), tuple(samples[0].tolist()))]
+        return [Part(slice(0, n), matrices.view(n, -1), tuple(samples[0].tolist()))]
     owners = matrices // (m // n) if image_index is None else image_index
     groups: dict[tuple[int, ...], list[int]] = {}
     for matrix, key in enumerate(torch.cat((owners[:, None], samples), 1).tolist()):
         groups.setdefault(tuple(key), []).append(matrix)
     return [
-        _Part(slice(key[0], key[0] + 1), torch.tensor([matrices]), key[1:])
-        for key, matrices in groups.items()
+        Part(slice(key[0], key[0] + 1), torch.tensor([matrices]), key[1:]) for key, matrices in groups.items()
     ]
 
 
-def _is_whole(parts: list[_Part], image_index: Tensor | None) -> bool:
+def _is_whole(parts: list[Part], image_index: Tensor | None) -> bool:
     """Whether a single part has all images and all matrices in their order."""
     return image_index is None and len(parts) == 1
 
 
-def _grids(
-    theta: Tensor, part: _Part, size: Sequence[int], options: Options, dtype: torch.dtype
-) -> Iterator[_Grid]:
+def grids_of(
+    theta: Tensor, part: Part, size: Sequence[int], options: Options, dtype: torch.dtype
+) -> Iterator[Grid]:
     """The grid of each sample of a pixel: one, unless antialiasing asks for more."""
     theta = theta[part.matrices.flatten()].to(dtype)
     for offsets in itertools.product(*(range(n) for n in part.samples)):
@@ -248,8 +248,8 @@ def _base(
     return doubled / max(fine - align_corners, 1)
 
 
-def _grid(theta: Tensor, base: list[Tensor], options: Options) -> _Grid:
-    """Positions by broadcasting, made safe for PyTorch's CPU sampler."""
+def rows_at(theta: Tensor, base: list[Tensor]) -> Tensor:
+    """What the rows of matrices give at every output position, by broadcasting: (matrices, *size, rows)."""
     dim = len(base)
     rows = theta.shape[1]
     size = [len(b) for b in reversed(base)]
@@ -262,15 +262,22 @@ def _grid(theta: Tensor, base: list[Tensor], options: Options) -> _Grid:
             total = total + (theta[:, row, axis, None] * base[axis]).view(shape)
         along_x = (theta[:, row, 0, None] * base[0]).view(-1, *[1] * (dim - 1), size[-1])
         torch.add(along_x, total, out=grid[..., row])
+    return grid
+
+
+def _grid(theta: Tensor, base: list[Tensor], options: Options) -> Grid:
+    """Positions, made safe for PyTorch's CPU sampler."""
+    dim = len(base)
+    grid = rows_at(theta, base)
     divisor = unseen = None
-    if rows > dim:
+    if theta.shape[1] > dim:
         divisor = grid[..., dim:]
         unseen = ~((divisor > 0) & (divisor < math.inf))
         divisor = divisor.masked_fill(unseen, 1)
         grid = grid[..., :dim] / divisor
         unseen = unseen.movedim(-1, 1)
     elif bool((theta.abs() < _SAFE_THETA).all()):
-        return _Grid(base, grid, None, None)
+        return Grid(base, grid, None, None)
     if options.padding_mode == "reflection":
         # PyTorch folds whatever is finite; the rest is taken for the first edge.
         grid = torch.where(grid.isfinite(), grid, -1)
@@ -280,15 +287,15 @@ def _grid(theta: Tensor, base: list[Tensor], options: Options) -> _Grid:
             lost_anywhere = lost.any(-1)[:, None]
             unseen = lost_anywhere if unseen is None else unseen | lost_anywhere
         grid = grid.masked_fill(lost, -_SAFE_THETA).clamp_(-_SAFE_THETA, _SAFE_THETA)
-    return _Grid(base, grid, divisor, unseen)
+    return Grid(base, grid, divisor, unseen)
 
 
-def _stacked(positions: Tensor, part: _Part) -> Tensor:
+def _stacked(positions: Tensor, part: Part) -> Tensor:
     """The positions of all matrices of an image on top of each other."""
     return positions.unflatten(0, part.matrices.shape).flatten(1, 2)
 
 
-def _sampled(images: Tensor, grid: _Grid, part: _Part, options: Options) -> Tensor:
+def _sampled(images: Tensor, grid: Grid, part: Part, options: Options) -> Tensor:
     """(matrices, C, *size): the images at the grid, 0 where nothing is sampled."""
     padding_mode = "zeros" if options.padding_mode == "fill" else options.padding_mode
     output = F.grid_sample(
@@ -299,24 +306,29 @@ def _sampled(images: Tensor, grid: _Grid, part: _Part, options: Options) -> Tens
     return output if grid.unseen is None else output.masked_fill(grid.unseen, 0)
 
 
-def _uncovered(images: Tensor, grid: _Grid, part: _Part, options: Options) -> Tensor:
+def _uncovered(images: Tensor, grid: Grid, part: Part, options: Options) -> Tensor:
     """(matrices, 1, *size): the weight of all taps that lie outside; 0 where that is rounding."""
     ones = images.new_ones(()).expand(len(images), 1, *images.shape[2:])
     rest = 1 - _sampled(ones, grid, part, options)
     return torch.where(rest.abs() > 16 * torch.finfo(rest.dtype).eps, rest, 0)
 
 
-def _grad_theta(grad_grid: Tensor, grid: _Grid) -> Tensor:
-    """Moments of the gradient by positions: (matrices, rows, D + 1)."""
+def row_derivatives(grad_grid: Tensor, grid: Grid) -> Tensor:
+    """From derivatives by positions to derivatives by what the rows of the matrix give."""
+    if grid.divisor is None:
+        return grad_grid
+    quotient = grad_grid / grid.divisor
+    return torch.cat((quotient, -(quotient * grid.positions).sum(-1, keepdim=True)), -1)
+
+
+def grad_theta_of(grad_rows: Tensor, grid: Grid) -> Tensor:
+    """Moments of derivatives by rows over the output positions: (matrices, rows, D + 1)."""
     dim = len(grid.base)
-    if grid.divisor is not None:
-        quotient = grad_grid / grid.divisor
-        grad_grid = torch.cat((quotient, -(quotient * grid.positions).sum(-1, keepdim=True)), -1)
     if grid.unseen is not None:
-        grad_grid = grad_grid.masked_fill(grid.unseen.movedim(1, -1), 0)
+        grad_rows = grad_rows.masked_fill(grid.unseen.movedim(1, -1), 0)
     axes = range(1, dim + 1)
     columns = []
     for axis, base in enumerate(grid.base):
         others = [a for a in axes if a != dim - axis]
-        columns.append((grad_grid.sum(others) * base[:, None]).sum(1))
-    return torch.stack((*columns, grad_grid.sum(list(axes))), 2)
+        columns.append((grad_rows.sum(others) * base[:, None]).sum(1))
+    return torch.stack((*columns, grad_rows.sum(list(axes))), 2)

@@ -64,7 +64,7 @@ class Bucket(NamedTuple):
 
     def is_heavy(self) -> bool:
         """Whether a thread keeps so much per pixel that it should have fewer channels."""
-        return bool({"3d", "bicubic", "reflection", "projective"} & set(self.variant.split("-")))
+        return bool({"3d", "bicubic", "reflection", "projective", "tangent"} & set(self.variant.split("-")))
 
     def lane(self) -> int:
         """Channels that one lane reads at once."""
@@ -72,9 +72,9 @@ class Bucket(NamedTuple):
 
 
 @functools.cache
-def variant_of(dim: int, projective: bool, many: bool, options: Options) -> str:
+def variant_of(dim: int, projective: bool, many: bool, tangent: bool, options: Options) -> str:
     """The name of what is compiled; align_corners changes a few scalars only."""
-    flags = {"projective": projective, "many": many, "antialias": options.antialias}
+    flags = {"projective": projective, "many": many, "antialias": options.antialias, "tangent": tangent}
     names = (f"{dim}d", options.mode, options.padding_mode)
     return "-".join((*names, *(name for name, is_set in flags.items() if is_set)))
 

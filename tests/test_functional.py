@@ -6,14 +6,12 @@ import os
 import pathlib
 import subprocess
 import sys
-from functools import partial
 from typing import NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import stn_triton
@@ -490,90 +488,6 @@ def test_a_map_past_the_edge_gives_zeros_and_zero_gradients():
     theta = torch.tensor([[[1, 0, 5.0], [0, 1, 0]]])
     for tensor in differentiate(affine_grid_sample, randn(1, 2, 5, 7).float(), theta):
         assert torch.equal(tensor, torch.zeros_like(tensor))
-
-
-def dual(function, *primals):
-    with forward_ad.dual_level():
-        return function(*(forward_ad.make_dual(t, torch.ones_like(t)) for t in primals))
-
-
-FORWARD_MODE = {
-    "jvp": lambda function, *primals: torch.func.jvp(function, primals, primals),
-    "jacfwd": lambda function, *primals: torch.func.jacfwd(function)(*primals),
-    "linearize": lambda function, *primals: torch.func.linearize(function, *primals)[1](*primals),
-    "dual tensors": dual,
-}
-WITH_RESPECT_TO = {
-    "input": (lambda input: affine_grid_sample(input, THETA), [INPUT]),
-    "theta": (lambda theta: affine_grid_sample(INPUT, theta), [THETA]),
-    "both": (affine_grid_sample, [INPUT, THETA]),
-}
-
-
-@pytest.mark.parametrize("argument", WITH_RESPECT_TO)
-@pytest.mark.parametrize("transform", FORWARD_MODE)
-def test_forward_mode_raises(transform, argument):
-    function, primals = WITH_RESPECT_TO[argument]
-    with pytest.raises(NotImplementedError, match="affine_grid_sample has no forward-mode derivative"):
-        FORWARD_MODE[transform](function, *primals)
-
-
-@pytest.mark.parametrize("argument", WITH_RESPECT_TO)
-@pytest.mark.parametrize("transform", ["jvp", "jacfwd"])
-def test_forward_mode_raises_when_compiled(transform, argument):
-    torch._dynamo.reset()
-    function, primals = WITH_RESPECT_TO[argument]
-    compiled = torch.compile(partial(FORWARD_MODE[transform], function), backend="aot_eager")
-    with pytest.raises(NotImplementedError, match="affine_grid_sample has no forward-mode derivative"):
-        compiled(*primals)
-
-
-def test_the_backward_refuses_a_dual_gradient():
-    """Reverse over a dual grad_output is forward-mode too: of the backward."""
-    theta = maps(2).requires_grad_()
-    output = affine_grid_sample(randn(2, 3, 4, 5), theta)
-    with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
-        dual(lambda grad: torch.autograd.grad(output, theta, grad), torch.ones_like(output))
-
-
-def test_tensors_without_a_tangent_pass_through_a_dual_level(sample):
-    input, theta = randn(2, 3, 4, 5), maps(2)
-    with forward_ad.dual_level():
-        inside = sample(input, theta)
-    assert torch.equal(inside, affine_grid_sample(input, theta))
-
-
-@pytest.mark.parametrize("argument", ["input", "theta", "grad_output"])
-def test_second_derivatives_raise(argument):
-    leaves = {
-        "input": randn(2, 3, 4, 5).requires_grad_(),
-        "theta": maps(2).requires_grad_(),
-        "grad_output": randn(2, 3, 4, 5, seed=1).requires_grad_(),
-    }
-    first = torch.autograd.grad(
-        affine_grid_sample(leaves["input"], leaves["theta"]),
-        (leaves["input"], leaves["theta"]),
-        leaves["grad_output"],
-        create_graph=True,
-    )
-    with pytest.raises(NotImplementedError, match="affine_grid_sample has no second derivative"):
-        torch.autograd.grad(sum(g.sum() for g in first), leaves[argument])
-
-
-@pytest.mark.parametrize("mode", ["eager", "compiled"])
-def test_func_grad_is_right_or_raises(mode):
-    torch._dynamo.reset()
-    input, theta = randn(2, 3, 4, 5), maps(2)
-    gradient = torch.func.grad(lambda *leaves: affine_grid_sample(*leaves).square().sum(), (0, 1))
-    if mode == "compiled":
-        gradient = torch.compile(gradient, backend="aot_eager")
-    try:
-        actual = gradient(input, theta)
-    except RuntimeError:
-        return
-    leaves = input.requires_grad_(), theta.requires_grad_()
-    expected = torch.autograd.grad(affine_grid_sample(*leaves).square().sum(), leaves)
-    torch.testing.assert_close(actual, expected)
 
 
 IMPORT = """

@@ -370,7 +370,7 @@ def test_offsets_beyond_31_bits(device):
         assert torch.equal(expected, actual)
 
 
-PLAIN = tuning.variant_of(2, False, False, Options())
+PLAIN = tuning.variant_of(2, False, False, False, Options())
 BUCKETS = [
     tuning.bucket_of(kernel, PLAIN, channels_last, torch.float32, 2, channels, 300)
     for kernel in ("forward", "backward", "backward_input", "theta")

@@ -10,7 +10,7 @@ from stn_triton import tuning
 from stn_triton.options import DEFAULT
 
 CONFIG = {"BLOCK_C": 4, "RUN_C": 1, "BLOCK_H": 8, "BLOCK_W": 8, "num_warps": 2}
-PLAIN = tuning.variant_of(2, False, False, DEFAULT)
+PLAIN = tuning.variant_of(2, False, False, False, DEFAULT)
 BUCKET = tuning.bucket_of("forward", PLAIN, False, torch.float32, 8, 3, 224 * 224)
 OTHER = BUCKET._replace(kernel="theta")
 GPU = torch.device("cuda", 0)

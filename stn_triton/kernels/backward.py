@@ -27,6 +27,7 @@ from stn_triton.kernels.block import (
     load_block,
     pixel_offset,
     store_block,
+    subtract_fill,
     tile_origin,
     tile_pixels,
     zero_block,
@@ -46,7 +47,6 @@ from stn_triton.kernels.parameters import (
     add_rows,
     row_derivatives,
     store_partial,
-    subtract_fill,
     where_hit,
     zero_vectors,
 )
@@ -67,6 +67,7 @@ from stn_triton.kernels.search import (
     touches_edge,
     wedge_lines,
 )
+from stn_triton.kernels.tangent import change_of, slopes_of, velocities_at
 from stn_triton.kernels.taps import BORDER, FILL, REFLECTION, fold_of, per_axis_limits, weight_on
 
 # Above this many candidates per row it pays to ask how many the tile really has.
@@ -105,6 +106,7 @@ def backward_kernel(
     input_ptr,
     theta_ptr,
     fill_ptr,
+    theta_tangent_ptr,
     starts_ptr,
     order_ptr,
     per_image,
@@ -134,6 +136,9 @@ def backward_kernel(
     theta_stride_row,
     theta_stride_column,
     fill_stride,
+    theta_tangent_stride_n,
+    theta_tangent_stride_row,
+    theta_tangent_stride_column,
     DIM: tl.constexpr,
     PROJECTIVE: tl.constexpr,
     TAPS: tl.constexpr,
@@ -142,6 +147,7 @@ def backward_kernel(
     ANTIALIAS: tl.constexpr,
     HAS_INDEX: tl.constexpr,
     MANY: tl.constexpr,
+    TANGENT: tl.constexpr,
     INDEX: tl.constexpr,
     DTYPE: tl.constexpr,
     NEEDS_THETA: tl.constexpr,
@@ -151,13 +157,17 @@ def backward_kernel(
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    """grad_input of a tile, and the tile's share of grad_theta if it is wanted."""
+    """grad_input of a tile, and the tile's share of grad_theta if it is wanted.
+
+    For TANGENT (grad_input alone), the gradient of the tangent: the weights are how fast weights change.
+    """
     sizes_in = (W_in, H_in, D_in)
     sizes_out = (W_out, H_out, D_out)
     grad_input_strides = (grad_input_stride_w, grad_input_stride_h, grad_input_stride_d)
     grad_output_strides = (grad_output_stride_w, grad_output_stride_h, grad_output_stride_d)
     input_strides = (input_stride_w, input_stride_h, input_stride_d)
     theta_strides = (theta_stride_n, theta_stride_row, theta_stride_column)
+    theta_tangent_strides = (theta_tangent_stride_n, theta_tangent_stride_row, theta_tangent_stride_column)
     element: tl.constexpr = grad_input_ptr.dtype.element_ty
     PIXELS: tl.constexpr = BLOCK_H * BLOCK_W
     GROUPS: tl.constexpr = BLOCK_C // RUN_C
@@ -252,6 +262,8 @@ def backward_kernel(
             column_count = candidates_per_row(a, reaches, sizes, lasts, DIM, PROJECTIVE)
             if ANTIALIAS:
                 share = 1 / tl.cast(samples_all, DTYPE)
+            if TANGENT:
+                b = fold_theta(theta_tangent_ptr, m, theta_tangent_strides, scales, DIM, PROJECTIVE, DTYPE)
             grad_output_start = block_start(
                 grad_output_ptr, m, c_start, grad_output_stride_n, grad_output_stride_c
             )
@@ -387,7 +399,14 @@ def backward_kernel(
                                 if PADDING == REFLECTION:
                                     fold = fold_of(positions[k], lows[k], highs[k], ALIGN_CORNERS)
                                     hit = tl.where(is_everywhere, hit, hit & (fold == mirrors_here[k]))
-                            weight = tl.where(hit, product(weights, DIM), 0)
+                            weight = product(weights, DIM)
+                            if TANGENT:
+                                base = (u, v, w) if DIM == 3 else (u, v)
+                                velocities, _growth = velocities_at(
+                                    b, base, positions, halves, divisor, DIM, PROJECTIVE
+                                )
+                                weight = change_of(velocities, weights, slopes, DIM)
+                            weight = tl.where(hit, weight, 0)
                             if not NEEDS_THETA:
                                 hit = hit & (weight != 0)
                             output_pixel = (ow, oh)
@@ -416,7 +435,12 @@ def backward_kernel(
                                 dot = dot_channels(image, gradient, GROUPS)
                                 if ANTIALIAS:
                                     dot *= share
-                                along = add_along(zero_vectors(DIM, PIXELS, DTYPE), dot, weights, slopes, DIM)
+                                along = add_along(
+                                    zero_vectors(DIM, PIXELS, DTYPE),
+                                    dot,
+                                    slopes_of(weights, slopes, DIM),
+                                    DIM,
+                                )
                                 along = where_hit(hit, along, DIM)
                                 rows = row_derivatives(along, positions, halves, divisor, DIM, PROJECTIVE)
                                 row_sums = add_rows(row_sums, rows, ROWS)

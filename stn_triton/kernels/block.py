@@ -19,6 +19,7 @@ from stn_triton.kernels.taps import bounded, nearest
 UNSPECIALIZED = (
     *("H_in", "W_in", "H_out", "W_out", "images"),
     *("input_stride_c", "output_stride_c", "grad_input_stride_c", "grad_output_stride_c"),
+    "input_tangent_stride_c",
 )
 
 
@@ -194,6 +195,24 @@ def load_fill(fill_ptr, stride, c_start, channels, g: tl.constexpr, RUN_C: tl.co
     c = g * RUN_C + tl.arange(0, RUN_C)
     fill = tl.load(fill_ptr + (c_start + c) * stride, mask=c < channels, other=0)
     return fill.to(DTYPE)[None, :]
+
+
+@triton.jit
+def subtract_fill(
+    block,
+    fill_ptr,
+    fill_stride,
+    c_start,
+    channels,
+    GROUPS: tl.constexpr,
+    RUN_C: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """A tap that moves outside is replaced by the fill value, so derivatives are of the difference."""
+    result = ()
+    for g in tl.static_range(GROUPS):
+        result = result + (block[g] - load_fill(fill_ptr, fill_stride, c_start, channels, g, RUN_C, DTYPE),)
+    return result
 
 
 @triton.jit

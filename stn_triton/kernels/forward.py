@@ -21,6 +21,7 @@ from stn_triton.kernels.block import (
     only_if,
     pixel_offset,
     store_block,
+    subtract_fill,
     tile_origin,
     tile_pixels,
     zero_block,
@@ -35,6 +36,7 @@ from stn_triton.kernels.coordinates import (
     sources,
     theta_scales,
 )
+from stn_triton.kernels.tangent import change_of, velocities_at
 from stn_triton.kernels.taps import FILL, all_taps, per_axis_limits
 
 
@@ -150,6 +152,9 @@ def forward_kernel(
     theta_ptr,
     fill_ptr,
     image_index_ptr,
+    input_tangent_ptr,
+    theta_tangent_ptr,
+    fill_tangent_ptr,
     images,
     per_image,
     C,
@@ -173,6 +178,15 @@ def forward_kernel(
     theta_stride_row,
     theta_stride_column,
     fill_stride,
+    input_tangent_stride_n,
+    input_tangent_stride_c,
+    input_tangent_stride_d,
+    input_tangent_stride_h,
+    input_tangent_stride_w,
+    theta_tangent_stride_n,
+    theta_tangent_stride_row,
+    theta_tangent_stride_column,
+    fill_tangent_stride,
     DIM: tl.constexpr,
     PROJECTIVE: tl.constexpr,
     TAPS: tl.constexpr,
@@ -180,6 +194,7 @@ def forward_kernel(
     ALIGN_CORNERS: tl.constexpr,
     ANTIALIAS: tl.constexpr,
     HAS_INDEX: tl.constexpr,
+    TANGENT: tl.constexpr,
     INDEX: tl.constexpr,
     DTYPE: tl.constexpr,
     EVEN_C: tl.constexpr,
@@ -188,12 +203,14 @@ def forward_kernel(
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    """output[m, :, pixel] = the taps around A (u, v, 1), weighted."""
+    """output[m, :, pixel] = the taps around A (u, v, 1), weighted; or for TANGENT, how fast that changes."""
     sizes_in = (W_in, H_in, D_in)
     sizes_out = (W_out, H_out, D_out)
     input_strides = (input_stride_w, input_stride_h, input_stride_d)
     output_strides = (output_stride_w, output_stride_h, output_stride_d)
     theta_strides = (theta_stride_n, theta_stride_row, theta_stride_column)
+    input_tangent_strides = (input_tangent_stride_w, input_tangent_stride_h, input_tangent_stride_d)
+    theta_tangent_strides = (theta_tangent_stride_n, theta_tangent_stride_row, theta_tangent_stride_column)
     element: tl.constexpr = output_ptr.dtype.element_ty
     GROUPS: tl.constexpr = BLOCK_C // RUN_C
 
@@ -201,19 +218,28 @@ def forward_kernel(
     pixels = tile_pixels(origin, element, DIM, BLOCK_H, BLOCK_W)
     pixel_mask = is_inside(pixels, sizes_out, DIM)
     n, exists = image_of(image_index_ptr, m, images, per_image, HAS_INDEX)
-    a, _scales, samples, count, sizes = map_of(
+    a, scales, samples, count, sizes = map_of(
         theta_ptr, m, theta_strides, sizes_in, sizes_out, ANTIALIAS, ALIGN_CORNERS, DIM, PROJECTIVE, DTYPE
     )
+    if TANGENT:
+        b = fold_theta(theta_tangent_ptr, m, theta_tangent_strides, scales, DIM, PROJECTIVE, DTYPE)
+        halves = per_axis_halves(sizes_in, DIM, DTYPE)
 
     channels = C - c_start
     input_start = block_start(input_ptr, n, c_start, input_stride_n, input_stride_c)
+    if input_tangent_ptr is not None:
+        input_tangent_start = block_start(
+            input_tangent_ptr, n, c_start, input_tangent_stride_n, input_tangent_stride_c
+        )
     accumulator = zero_block(GROUPS, BLOCK_H * BLOCK_W, RUN_C, DTYPE)
     coverage = tl.zeros((BLOCK_H * BLOCK_W,), DTYPE)
     is_covered = pixel_mask
     for sample in range(count):
-        _base, _positions, divisor, indices, weights, _slopes = sample_at(
+        base, positions, divisor, indices, weights, slopes = sample_at(
             a, pixels, sample, samples, sizes_in, sizes, DIM, PROJECTIVE, TAPS, PADDING, ALIGN_CORNERS, DTYPE
         )
+        if TANGENT:
+            velocities, _growth = velocities_at(b, base, positions, halves, divisor, DIM, PROJECTIVE)
         seen = only_if(exists, pixel_mask)
         if PROJECTIVE:
             seen = seen & is_visible(divisor)
@@ -222,11 +248,41 @@ def forward_kernel(
             weight = product(tap_of(weights, i, DIM, TAPS), DIM)
             inside = seen & is_inside(pixel, sizes_in, DIM)
             mask = inside & (weight != 0)
+            factor = weight
+            if TANGENT:
+                factor = change_of(
+                    velocities, tap_of(weights, i, DIM, TAPS), tap_of(slopes, i, DIM, TAPS), DIM
+                )
+                factor = tl.where(inside, factor, 0)
             offset = pixel_offset(pixel, input_strides, DIM, INDEX)
             tap = load_block(
-                input_start, input_stride_c, offset, mask, channels, GROUPS, RUN_C, EVEN_C, DTYPE
+                input_start,
+                input_stride_c,
+                offset,
+                inside & (factor != 0),
+                channels,
+                GROUPS,
+                RUN_C,
+                EVEN_C,
+                DTYPE,
             )
-            accumulator = add_scaled(accumulator, tap, weight, GROUPS)
+            if TANGENT and PADDING == FILL:
+                tap = subtract_fill(tap, fill_ptr, fill_stride, c_start, channels, GROUPS, RUN_C, DTYPE)
+            accumulator = add_scaled(accumulator, tap, factor, GROUPS)
+            if input_tangent_ptr is not None:
+                offset = pixel_offset(pixel, input_tangent_strides, DIM, INDEX)
+                tap = load_block(
+                    input_tangent_start,
+                    input_tangent_stride_c,
+                    offset,
+                    mask,
+                    channels,
+                    GROUPS,
+                    RUN_C,
+                    EVEN_C,
+                    DTYPE,
+                )
+                accumulator = add_scaled(accumulator, tap, weight, GROUPS)
             if PADDING == FILL:
                 coverage += tl.where(mask, weight, 0)
                 is_covered = is_covered & (inside | (weight == 0))
@@ -234,8 +290,11 @@ def forward_kernel(
     result = ()
     for g in tl.static_range(GROUPS):
         group = accumulator[g]
-        if PADDING == FILL:
-            fill = load_fill(fill_ptr, fill_stride, c_start, channels, g, RUN_C, DTYPE)
+        if PADDING == FILL and (not TANGENT or fill_tangent_ptr is not None):
+            if TANGENT:
+                fill = load_fill(fill_tangent_ptr, fill_tangent_stride, c_start, channels, g, RUN_C, DTYPE)
+            else:
+                fill = load_fill(fill_ptr, fill_stride, c_start, channels, g, RUN_C, DTYPE)
             group += tl.where(is_covered[:, None], 0, (count - coverage)[:, None] * fill)
         if ANTIALIAS:
             group = group / tl.cast(count, DTYPE)

@@ -14,15 +14,17 @@ from stn_triton.kernels.block import (
     dot_channels,
     is_inside,
     load_block,
-    load_fill,
     only_if,
     pixel_offset,
+    subtract_fill,
     tile_origin,
     tile_pixels,
+    zero_block,
 )
-from stn_triton.kernels.coordinates import is_visible, per_axis_halves
+from stn_triton.kernels.coordinates import fold_theta, is_visible, per_axis_halves
 from stn_triton.kernels.forward import image_of, map_of, product, sample_at, tap_of
-from stn_triton.kernels.taps import FILL
+from stn_triton.kernels.tangent import all_curves, bends_of, change_of, slopes_of, velocities_at
+from stn_triton.kernels.taps import FILL, per_axis_limits
 
 
 @triton.jit
@@ -39,24 +41,6 @@ def store_partial(partial_ptr, sums, scales, COUNT: tl.constexpr):
         totals = tl.reduce((sums[i], sums[i + 1], sums[i + 2]), 0, add_three)
         for j in tl.static_range(3):
             tl.store(row + i + j, totals[j] * scales[i + j])
-
-
-@triton.jit
-def subtract_fill(
-    block,
-    fill_ptr,
-    fill_stride,
-    c_start,
-    channels,
-    GROUPS: tl.constexpr,
-    RUN_C: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
-    """A tap that moves outside is replaced by the fill value, so derivatives are of the difference."""
-    result = ()
-    for g in tl.static_range(GROUPS):
-        result = result + (block[g] - load_fill(fill_ptr, fill_stride, c_start, channels, g, RUN_C, DTYPE),)
-    return result
 
 
 @triton.jit
@@ -123,6 +107,9 @@ def theta_kernel(
     theta_ptr,
     fill_ptr,
     image_index_ptr,
+    input_tangent_ptr,
+    theta_tangent_ptr,
+    fill_tangent_ptr,
     images,
     per_image,
     C,
@@ -146,6 +133,15 @@ def theta_kernel(
     theta_stride_row,
     theta_stride_column,
     fill_stride,
+    input_tangent_stride_n,
+    input_tangent_stride_c,
+    input_tangent_stride_d,
+    input_tangent_stride_h,
+    input_tangent_stride_w,
+    theta_tangent_stride_n,
+    theta_tangent_stride_row,
+    theta_tangent_stride_column,
+    fill_tangent_stride,
     DIM: tl.constexpr,
     PROJECTIVE: tl.constexpr,
     TAPS: tl.constexpr,
@@ -153,6 +149,7 @@ def theta_kernel(
     ALIGN_CORNERS: tl.constexpr,
     ANTIALIAS: tl.constexpr,
     HAS_INDEX: tl.constexpr,
+    TANGENT: tl.constexpr,
     INDEX: tl.constexpr,
     DTYPE: tl.constexpr,
     EVEN_C: tl.constexpr,
@@ -161,12 +158,14 @@ def theta_kernel(
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    """The tile's share of the gradient of its matrix."""
+    """The tile's share of the gradient of its matrix; for TANGENT, of the gradient of the tangent."""
     sizes_in = (W_in, H_in, D_in)
     sizes_out = (W_out, H_out, D_out)
     input_strides = (input_stride_w, input_stride_h, input_stride_d)
     grad_output_strides = (grad_output_stride_w, grad_output_stride_h, grad_output_stride_d)
     theta_strides = (theta_stride_n, theta_stride_row, theta_stride_column)
+    input_tangent_strides = (input_tangent_stride_w, input_tangent_stride_h, input_tangent_stride_d)
+    theta_tangent_strides = (theta_tangent_stride_n, theta_tangent_stride_row, theta_tangent_stride_column)
     element: tl.constexpr = input_ptr.dtype.element_ty
     PIXELS: tl.constexpr = BLOCK_H * BLOCK_W
     GROUPS: tl.constexpr = BLOCK_C // RUN_C
@@ -188,12 +187,23 @@ def theta_kernel(
     )
     input_start = block_start(input_ptr, n, c_start, input_stride_n, input_stride_c)
     halves = per_axis_halves(sizes_in, DIM, DTYPE)
+    if TANGENT:
+        b = fold_theta(theta_tangent_ptr, m, theta_tangent_strides, scales, DIM, PROJECTIVE, DTYPE)
+        lows, highs = per_axis_limits(sizes_in, DIM, DTYPE)
+    if input_tangent_ptr is not None:
+        input_tangent_start = block_start(
+            input_tangent_ptr, n, c_start, input_tangent_stride_n, input_tangent_stride_c
+        )
     sums = zero_vectors(ROWS * (DIM + 1), PIXELS, DTYPE)
     for sample in range(count):
         base, positions, divisor, indices, weights, slopes = sample_at(
             a, pixels, sample, samples, sizes_in, sizes, DIM, PROJECTIVE, TAPS, PADDING, ALIGN_CORNERS, DTYPE
         )
         along = zero_vectors(DIM, PIXELS, DTYPE)
+        if TANGENT:
+            velocities, growth = velocities_at(b, base, positions, halves, divisor, DIM, PROJECTIVE)
+            curves = all_curves(positions, lows, highs, DIM, TAPS, PADDING, ALIGN_CORNERS)
+            along_velocity = zero_vectors(DIM, PIXELS, DTYPE)
         for i in tl.static_range(TAPS**DIM):
             pixel = tap_of(indices, i, DIM, TAPS)
             weight = tap_of(weights, i, DIM, TAPS)
@@ -208,8 +218,53 @@ def theta_kernel(
             if PADDING == FILL:
                 image = subtract_fill(image, fill_ptr, fill_stride, c_start, channels, GROUPS, RUN_C, DTYPE)
             dot = tl.where(mask, dot_channels(image, gradient, GROUPS), 0)
-            along = add_along(along, dot, weight, slope, DIM)
+            slopes_here = slopes_of(weight, slope, DIM)
+            if TANGENT:
+                along_velocity = add_along(along_velocity, dot, slopes_here, DIM)
+                curve = tap_of(curves, i, DIM, TAPS)
+                along = add_along(along, dot, bends_of(velocities, weight, slope, curve, DIM), DIM)
+                if input_tangent_ptr is not None or (PADDING == FILL and fill_tangent_ptr is not None):
+                    image = zero_block(GROUPS, PIXELS, RUN_C, DTYPE)
+                    if input_tangent_ptr is not None:
+                        offset = pixel_offset(pixel, input_tangent_strides, DIM, INDEX)
+                        image = load_block(
+                            input_tangent_start,
+                            input_tangent_stride_c,
+                            offset,
+                            mask,
+                            channels,
+                            GROUPS,
+                            RUN_C,
+                            EVEN_C,
+                            DTYPE,
+                        )
+                    if PADDING == FILL and fill_tangent_ptr is not None:
+                        image = subtract_fill(
+                            image,
+                            fill_tangent_ptr,
+                            fill_tangent_stride,
+                            c_start,
+                            channels,
+                            GROUPS,
+                            RUN_C,
+                            DTYPE,
+                        )
+                    dot = tl.where(mask, dot_channels(image, gradient, GROUPS), 0)
+                    along = add_along(along, dot, slopes_here, DIM)
+            else:
+                along = add_along(along, dot, slopes_here, DIM)
+        if TANGENT and PROJECTIVE:
+            # Velocities depend on theta too, through positions and the divisor.
+            less = ()
+            last = tl.zeros((PIXELS,), DTYPE)
+            for k in tl.static_range(DIM):
+                less = less + (along[k] - along_velocity[k] * growth,)
+                last -= along_velocity[k] * velocities[k]
+            along = less
         rows = row_derivatives(along, positions, halves, divisor, DIM, PROJECTIVE)
+        if TANGENT and PROJECTIVE:
+            inverse = 1 / tl.where(is_visible(divisor), divisor, 1)
+            rows = (rows[0], rows[1], rows[2] + last * inverse)
         for k in tl.static_range(DIM):
             sums = add_column(sums, rows, base[k], k, DIM, ROWS)
         sums = add_column(sums, rows, 1.0, DIM, DIM, ROWS)
@@ -223,16 +278,11 @@ def theta_kernel(
 
 
 @triton.jit
-def add_along(along, dot, weight, slope, DIM: tl.constexpr):
-    """Add a tap's share, `dot` times the derivative of its weight, to the derivatives by positions."""
-    if DIM == 3:
-        result = (
-            along[0] + dot * (slope[0] * weight[1] * weight[2]),
-            along[1] + dot * (slope[1] * weight[0] * weight[2]),
-            along[2] + dot * (slope[2] * weight[0] * weight[1]),
-        )
-    else:
-        result = (along[0] + dot * (slope[0] * weight[1]), along[1] + dot * (slope[1] * weight[0]))
+def add_along(along, dot, derivatives, DIM: tl.constexpr):
+    """Add a tap's share, `dot` times the derivatives of its weight, to the derivatives by positions."""
+    result = ()
+    for k in tl.static_range(DIM):
+        result = result + (along[k] + dot * derivatives[k],)
     return result
 
 
@@ -242,6 +292,7 @@ def fill_kernel(
     grad_output_ptr,
     theta_ptr,
     image_index_ptr,
+    theta_tangent_ptr,
     images,
     per_image,
     C,
@@ -259,6 +310,9 @@ def fill_kernel(
     theta_stride_n,
     theta_stride_row,
     theta_stride_column,
+    theta_tangent_stride_n,
+    theta_tangent_stride_row,
+    theta_tangent_stride_column,
     DIM: tl.constexpr,
     PROJECTIVE: tl.constexpr,
     TAPS: tl.constexpr,
@@ -266,6 +320,7 @@ def fill_kernel(
     ALIGN_CORNERS: tl.constexpr,
     ANTIALIAS: tl.constexpr,
     HAS_INDEX: tl.constexpr,
+    TANGENT: tl.constexpr,
     INDEX: tl.constexpr,
     DTYPE: tl.constexpr,
     EVEN_C: tl.constexpr,
@@ -274,11 +329,15 @@ def fill_kernel(
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    """The tile's share of the gradient of each channel's fill value: grad_output where nothing is covered."""
+    """The tile's share of the gradient of each channel's fill value: grad_output where nothing is covered.
+
+    For TANGENT, grad_output times how fast the uncovered part grows.
+    """
     sizes_in = (W_in, H_in, D_in)
     sizes_out = (W_out, H_out, D_out)
     grad_output_strides = (grad_output_stride_w, grad_output_stride_h, grad_output_stride_d)
     theta_strides = (theta_stride_n, theta_stride_row, theta_stride_column)
+    theta_tangent_strides = (theta_tangent_stride_n, theta_tangent_stride_row, theta_tangent_stride_column)
     element: tl.constexpr = grad_output_ptr.dtype.element_ty
     GROUPS: tl.constexpr = BLOCK_C // RUN_C
 
@@ -286,23 +345,35 @@ def fill_kernel(
     pixels = tile_pixels(origin, element, DIM, BLOCK_H, BLOCK_W)
     _n, exists = image_of(image_index_ptr, m, images, per_image, HAS_INDEX)
     pixel_mask = only_if(exists, is_inside(pixels, sizes_out, DIM))
-    a, _scales, samples, count, sizes = map_of(
+    a, scales, samples, count, sizes = map_of(
         theta_ptr, m, theta_strides, sizes_in, sizes_out, ANTIALIAS, ALIGN_CORNERS, DIM, PROJECTIVE, DTYPE
     )
+    if TANGENT:
+        b = fold_theta(theta_tangent_ptr, m, theta_tangent_strides, scales, DIM, PROJECTIVE, DTYPE)
+        halves = per_axis_halves(sizes_in, DIM, DTYPE)
     coverage = tl.zeros((BLOCK_H * BLOCK_W,), DTYPE)
     is_covered = pixel_mask
     for sample in range(count):
-        _base, _positions, divisor, indices, weights, _slopes = sample_at(
+        base, positions, divisor, indices, weights, slopes = sample_at(
             a, pixels, sample, samples, sizes_in, sizes, DIM, PROJECTIVE, TAPS, PADDING, ALIGN_CORNERS, DTYPE
         )
+        if TANGENT:
+            velocities, _growth = velocities_at(b, base, positions, halves, divisor, DIM, PROJECTIVE)
         for i in tl.static_range(TAPS**DIM):
             weight = product(tap_of(weights, i, DIM, TAPS), DIM)
+            if TANGENT:
+                weight = change_of(
+                    velocities, tap_of(weights, i, DIM, TAPS), tap_of(slopes, i, DIM, TAPS), DIM
+                )
             inside = is_inside(tap_of(indices, i, DIM, TAPS), sizes_in, DIM)
             if PROJECTIVE:
                 inside = inside & is_visible(divisor)
             coverage += tl.where(inside, weight, 0)
             is_covered = is_covered & (inside | (weight == 0))
-    rest = tl.where(is_covered, 0, (count - coverage) / tl.cast(count, DTYPE))
+    if TANGENT:
+        rest = -coverage / tl.cast(count, DTYPE)
+    else:
+        rest = tl.where(is_covered, 0, (count - coverage) / tl.cast(count, DTYPE))
 
     channels = C - c_start
     start = block_start(grad_output_ptr, m, c_start, grad_output_stride_n, grad_output_stride_c)

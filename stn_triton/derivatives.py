@@ -1,0 +1,246 @@
+"""How the operators are each other's derivatives, in reverse and forward mode.
+
+Let y = S(input, theta, fill), which is linear in input and fill. There are four operators:
+
+    affine_grid_sample                    S: y
+    affine_grid_sample_backward           B: the gradients of <g, y> for input, theta and fill
+    affine_grid_sample_tangent            J: the tangent of y along tangents of input, theta and fill
+    affine_grid_sample_tangent_backward   R: the gradients of <g, J> for input, theta and fill
+
+S has the tangent J and the gradients B. B has the gradients J for g and R for the rest; since derivatives can
+be taken in any order, its tangent is B of g's tangent plus R. J has the gradients B for its tangents and R
+for the rest. R has none here: third derivatives raise.
+
+Each operator is wrapped in an ``autograd.Function`` for eager mode and ``torch.func``, which do not follow
+derivatives that are registered with an operator (pytorch#168393). The same formulas are registered for
+``torch.compile``, which would get Functions under ``torch.func`` wrong (pytorch#193279).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.autograd.function import Function
+
+from stn_triton import batching, ops
+
+_NO_OPTIONS = (None,) * 4  # they have no gradients
+
+
+def sample(*arguments: object) -> Tensor:
+    """S: ``ops.affine_grid_sample`` with derivatives."""
+    return _call(ops.affine_grid_sample, _Sample, arguments)
+
+
+def sample_backward(*arguments: object) -> tuple[Tensor, Tensor, Tensor]:
+    """B: ``ops.affine_grid_sample_backward`` with derivatives."""
+    return _call(ops.affine_grid_sample_backward, _SampleBackward, arguments)
+
+
+def tangent(*arguments: object) -> Tensor:
+    """J: ``ops.affine_grid_sample_tangent`` with gradients."""
+    return _call(ops.affine_grid_sample_tangent, _Tangent, arguments)
+
+
+def tangent_backward(*arguments: object) -> tuple[Tensor, Tensor, Tensor]:
+    """R: ``ops.affine_grid_sample_tangent_backward``, whose derivatives raise."""
+    return _call(ops.affine_grid_sample_tangent_backward, _TangentBackward, arguments)
+
+
+def _call(op: torch._ops.OpOverload, function: type[Function], arguments: Sequence[object]) -> object:
+    if torch.compiler.is_compiling():
+        _refuse_forward_mode(arguments)
+        return op(*arguments)
+    return function.apply(*arguments)
+
+
+def _refuse_forward_mode(arguments: Sequence[object]) -> None:
+    """Dynamo follows forward mode into an operator and would give it a tangent of zeros."""
+    if forward_ad._current_level < 0:
+        return
+    tensors = (a for a in arguments if isinstance(a, Tensor))
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise NotImplementedError("affine_grid_sample has no forward-mode derivative under torch.compile")
+
+
+def _moved(
+    input: Tensor,
+    theta: Tensor,
+    fill: Tensor | None,
+    image_index: Tensor | None,
+    tangents: Sequence[Tensor | None],
+    size: Sequence[int],
+    options: Sequence[object],
+) -> Tensor | None:
+    """The tangent of S; None if nothing moves."""
+    if tangents[1] is not None:
+        return tangent(input, theta, fill, image_index, *tangents, size, *options)
+    linear = _linear(input, fill, tangents)
+    return None if linear is None else sample(linear[0], theta, linear[1], image_index, size, *options)
+
+
+def _linear(
+    input: Tensor, fill: Tensor | None, tangents: Sequence[Tensor | None]
+) -> tuple[Tensor, Tensor | None] | None:
+    """Tangents of input and fill as what S can be called with; None if neither moves."""
+    of_input, _, of_fill = tangents
+    if of_input is None and of_fill is None:
+        return None
+    if fill is not None and of_fill is None:
+        of_fill = torch.zeros_like(fill)
+    return torch.zeros_like(input) if of_input is None else of_input, of_fill
+
+
+def _gradients_moved(
+    grad_output: Tensor,
+    input: Tensor,
+    theta: Tensor,
+    fill: Tensor | None,
+    image_index: Tensor | None,
+    tangents: Sequence[Tensor | None],
+    options: Sequence[object],
+    mask: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of <grad_output, tangent of S> for input, theta and fill; None if unwanted or zero."""
+    if tangents[1] is not None:
+        arguments = (grad_output, input, theta, fill, image_index, *tangents, *options, list(mask))
+        return _wanted(tangent_backward(*arguments), mask)
+    linear = _linear(input, fill, tangents)
+    if linear is None or not mask[1]:
+        return None, None, None
+    mask = [False, True, False]
+    arguments = (grad_output, linear[0], theta, linear[1], image_index, *options, mask)
+    return _wanted(sample_backward(*arguments), mask)
+
+
+def _wanted(grads: Sequence[Tensor], mask: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    return tuple(grad if is_wanted else None for grad, is_wanted in zip(grads, mask, strict=True))
+
+
+class _Operator(Function):
+    """What the wrappers share: they keep all their arguments."""
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        """Called by PyTorch with the arguments of ``forward``."""
+        tensors = [a if isinstance(a, Tensor) else None for a in inputs]
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+        ctx.options = [a for a in inputs if not isinstance(a, Tensor) and a is not None]
+        ctx.set_materialize_grads(False)
+
+
+class _Sample(_Operator):
+    vmap = staticmethod(batching.rule(sample, batching.Arguments(False, False)))
+
+    @staticmethod
+    def forward(*arguments):
+        return ops.affine_grid_sample(*arguments)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        mask = list(ctx.needs_input_grad[:3])
+        if grad_output is None:
+            return (None,) * 9
+        _, *options = ctx.options
+        grads = sample_backward(grad_output, *ctx.saved_tensors[:4], *options, mask)
+        return *_wanted(grads, mask), None, None, *_NO_OPTIONS
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        size, *options = ctx.options
+        return _moved(*ctx.saved_tensors[:4], tangents[:3], size, options)
+
+
+class _SampleBackward(_Operator):
+    vmap = staticmethod(batching.rule(sample_backward, batching.Arguments(True, False)))
+
+    @staticmethod
+    def forward(*arguments):
+        return ops.affine_grid_sample_backward(*arguments)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        *options, mask = ctx.options
+        grads = _wanted(grads, mask)
+        grad_output, *tensors = ctx.saved_tensors[:5]
+        moved = None
+        if ctx.needs_input_grad[0]:
+            moved = _moved(*tensors, grads, list(grad_output.shape[2:]), options)
+        moved_grads = _gradients_moved(grad_output, *tensors, grads, options, ctx.needs_input_grad[1:4])
+        return moved, *moved_grads, None, *_NO_OPTIONS, None
+
+    @staticmethod
+    def jvp(ctx, of_grad_output, *tangents):
+        *options, mask = ctx.options
+        grad_output, *tensors = ctx.saved_tensors[:5]
+        results = list(_gradients_moved(grad_output, *tensors, tangents[:3], options, mask))
+        if of_grad_output is not None:
+            linear = _wanted(sample_backward(of_grad_output, *tensors, *options, mask), mask)
+            pairs = zip(results, linear, strict=True)
+            results = [a if b is None else b if a is None else a + b for a, b in pairs]
+        likes = (tensors[0], tensors[1], tensors[1])
+        shapes = [t.shape if w else (0,) for t, w in zip(tensors[:3], mask, strict=True)]
+        return tuple(
+            like.new_zeros(shape) if result is None else result
+            for result, like, shape in zip(results, likes, shapes, strict=True)
+        )
+
+
+class _Tangent(_Operator):
+    vmap = staticmethod(batching.rule(tangent, batching.Arguments(False, True)))
+
+    @staticmethod
+    def forward(*arguments):
+        return ops.affine_grid_sample_tangent(*arguments)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        if grad_output is None:
+            return (None,) * 12
+        _, *options = ctx.options
+        tensors, tangents = ctx.saved_tensors[:4], ctx.saved_tensors[4:7]
+        needs = ctx.needs_input_grad
+        grads = _gradients_moved(grad_output, *tensors, tangents, options, needs[:3])
+        tangent_grads = (None, None, None)
+        mask = list(needs[4:7])
+        if any(mask):
+            tangent_grads = _wanted(sample_backward(grad_output, *tensors, *options, mask), mask)
+        return *grads, None, *tangent_grads, None, *_NO_OPTIONS
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        raise NotImplementedError(
+            "affine_grid_sample has no second derivative in forward mode alone; take one in reverse mode"
+        )
+
+
+class _TangentBackward(_Operator):
+    vmap = staticmethod(batching.rule(tangent_backward, batching.Arguments(True, True)))
+
+    @staticmethod
+    def forward(*arguments):
+        return ops.affine_grid_sample_tangent_backward(*arguments)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise NotImplementedError("affine_grid_sample has no third derivative")
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        raise NotImplementedError("affine_grid_sample has no third derivative")
+
+
+for _op, _function in (
+    (ops.affine_grid_sample, _Sample),
+    (ops.affine_grid_sample_backward, _SampleBackward),
+    (ops.affine_grid_sample_tangent, _Tangent),
+    (ops.affine_grid_sample_tangent_backward, _TangentBackward),
+):
+    torch.library.register_vmap(_op, _function.vmap, lib=ops.library)
+    torch.library.register_autograd(
+        _op, _function.backward, setup_context=_function.setup_context, lib=ops.library
+    )

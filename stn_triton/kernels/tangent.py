@@ -1,0 +1,109 @@
+"""How taps change along a tangent of theta: forward mode, and what second derivatives need.
+
+A tangent of theta, folded like theta itself (`coordinates.fold_theta`), moves positions with a velocity v. A
+tap with the weight w, a product over axes, then changes by the sum of v_k dw/dx_k (`change_of`), and the
+derivatives dw/dx_k by the sum over j of v_j d2w/dx_j dx_k (`bends_of`).
+
+A projective map c_k = h_k/h_w moves by v_k = (g_k - c_k g_w)/h_w, with g from the rows of the tangent.
+"""
+
+import triton
+import triton.language as tl
+
+from stn_triton.kernels.coordinates import is_visible, row_constant
+from stn_triton.kernels.taps import FILL, ZEROS, bounded, padded
+
+
+@triton.jit
+def velocities_at(b, base, positions, halves, divisor, DIM: tl.constexpr, PROJECTIVE: tl.constexpr):
+    """How fast positions move along each axis, and how fast the divisor grows, relative to itself."""
+    growth = 0.0
+    if PROJECTIVE:
+        inverse = 1 / tl.where(is_visible(divisor), divisor, 1)
+        growth = (b[DIM * (DIM + 1)] * base[0] + row_constant(b, base, DIM, DIM)) * inverse
+    velocities = ()
+    for k in tl.static_range(DIM):
+        velocity = b[k * (DIM + 1)] * base[0] + row_constant(b, base, k, DIM)
+        if PROJECTIVE:
+            velocity = velocity * inverse - growth * tl.where(
+                is_visible(divisor), positions[k] - halves[k], 0
+            )
+        velocities = velocities + (velocity,)
+    return velocities, growth
+
+
+@triton.jit
+def slopes_of(weight, slope, DIM: tl.constexpr):
+    """The derivatives of a product of weights along each axis."""
+    if DIM == 3:
+        result = (
+            slope[0] * weight[1] * weight[2],
+            slope[1] * weight[0] * weight[2],
+            slope[2] * weight[0] * weight[1],
+        )
+    else:
+        result = (slope[0] * weight[1], slope[1] * weight[0])
+    return result
+
+
+@triton.jit
+def change_of(velocities, weight, slope, DIM: tl.constexpr):
+    """How fast a product of weights changes."""
+    slopes = slopes_of(weight, slope, DIM)
+    change = velocities[0] * slopes[0] + velocities[1] * slopes[1]
+    if DIM == 3:
+        change += velocities[2] * slopes[2]
+    return change
+
+
+@triton.jit
+def bends_of(velocities, weight, slope, curve, DIM: tl.constexpr):
+    """How fast each of `slopes_of` changes."""
+    if DIM == 3:
+        result = (
+            velocities[0] * curve[0] * weight[1] * weight[2]
+            + slope[0] * (velocities[1] * slope[1] * weight[2] + velocities[2] * slope[2] * weight[1]),
+            velocities[1] * curve[1] * weight[0] * weight[2]
+            + slope[1] * (velocities[0] * slope[0] * weight[2] + velocities[2] * slope[2] * weight[0]),
+            velocities[2] * curve[2] * weight[0] * weight[1]
+            + slope[2] * (velocities[0] * slope[0] * weight[1] + velocities[1] * slope[1] * weight[0]),
+        )
+    else:
+        cross = slope[0] * slope[1]
+        result = (
+            velocities[0] * curve[0] * weight[1] + velocities[1] * cross,
+            velocities[1] * curve[1] * weight[0] + velocities[0] * cross,
+        )
+    return result
+
+
+@triton.jit
+def all_curves(
+    positions,
+    lows,
+    highs,
+    DIM: tl.constexpr,
+    TAPS: tl.constexpr,
+    PADDING: tl.constexpr,
+    ALIGN_CORNERS: tl.constexpr,
+):
+    """Second derivatives of the weights of `all_taps` by the position, axis after axis."""
+    curves = ()
+    for k in tl.static_range(DIM):
+        if TAPS == 4:
+            position = positions[k]
+            if PADDING == ZEROS or PADDING == FILL:
+                position = bounded(position, lows[k] - 4, highs[k] + 4)
+            position, _ = padded(position, lows[k], highs[k], TAPS, PADDING, ALIGN_CORNERS)
+            fraction = position - tl.floor(position)
+            # Of `cubic_far` and `cubic_near`, at the distances of the four taps.
+            curves = curves + (
+                -4.5 * (1 + fraction) + 7.5,
+                7.5 * fraction - 4.5,
+                7.5 * (1 - fraction) - 4.5,
+                -4.5 * (2 - fraction) + 7.5,
+            )
+        else:
+            for _i in tl.static_range(TAPS):
+                curves = curves + (tl.zeros(positions[k].shape, positions[k].dtype),)
+    return curves

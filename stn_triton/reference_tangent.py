@@ -1,0 +1,267 @@
+"""Forward mode and second derivatives in plain PyTorch: the tangent of the output, and its gradients.
+
+The operator is linear in the input and the fill values: their tangents are sampled like them. What a tangent
+of theta does is summed tap by tap here, because PyTorch's samplers have neither forward mode nor, everywhere,
+second derivatives. With w the weight of a tap, a product over axes, and v_k how fast the positions move
+along axis k, the output moves by the sum over taps of
+
+    (sum over k of v_k dw/dx_k) * (input[tap] - fill).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stn_triton import reference
+from stn_triton.options import Options, Tangents
+
+
+class _Step(NamedTuple):
+    """One sample of the output pixels of some matrices, stacked image by image."""
+
+    part: reference.Part
+    grid: reference.Grid
+    content: Tensor
+    """(images, C, pixels): the images, less the fill values."""
+    velocity: Tensor
+    """(matrices, *size, D): how fast positions move, in normalised units."""
+    growth: Tensor | None
+    """(matrices, *size, 1): how fast the divisor of a projective map grows, relative to itself."""
+    scale: Tensor
+    """(D,): pixels per normalised unit."""
+
+
+class _Tap(NamedTuple):
+    """One of the pixels that positions are interpolated from: (images, positions)."""
+
+    index: Tensor
+    """Into the flattened image."""
+    inside: Tensor
+    slopes: Tensor
+    """(images, positions, D): the derivative of the weight by the position."""
+    bends: Tensor
+    """(images, positions, D): the change of ``slopes`` with the movement of the position."""
+    change: Tensor
+    """Of the weight, with the movement of the position."""
+
+
+def forward(
+    input: Tensor,
+    theta: Tensor,
+    size: Sequence[int],
+    options: Options,
+    fill: Tensor | None,
+    image_index: Tensor | None,
+    tangents: Tangents,
+) -> Tensor:
+    """The tangent of the output, (M, C, *size); no tangent is one of zeros."""
+    dtype = reference.coordinate_dtype(input.dtype)
+    output = torch.zeros(len(theta), input.shape[1], *size, dtype=dtype)
+    linear = _linear_tangents(input, fill, tangents)
+    if linear is not None:
+        output += reference.forward(linear[0], theta, size, options, linear[1], image_index)
+    for step in _steps(input, theta, tangents.theta, size, options, fill, image_index):
+        total = 0
+        for tap in _taps(step, input.shape[2:], options):
+            total = total + tap.change[:, None] * _pick(step.content, tap)
+        total = total.unflatten(2, (step.part.matrices.shape[1], *size)).transpose(1, 2).flatten(0, 1)
+        output[step.part.matrices.flatten()] += total / math.prod(step.part.samples)
+    output = output.to(input.dtype)
+    return output.contiguous(memory_format=reference.memory_format(input, size))
+
+
+def backward(
+    grad_output: Tensor,
+    input: Tensor,
+    theta: Tensor,
+    options: Options,
+    output_mask: Sequence[bool],
+    fill: Tensor | None,
+    image_index: Tensor | None,
+    tangents: Tangents,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of ``forward`` for input, theta and fill; None for one that ``output_mask`` leaves out."""
+    dtype = reference.coordinate_dtype(input.dtype)
+    size = grad_output.shape[2:]
+    grad_input = input.new_zeros(*input.shape[:2], math.prod(input.shape[2:]), dtype=dtype)
+    grad_theta = theta.new_zeros(theta.shape, dtype=dtype)
+    grad_fill = None if fill is None else fill.new_zeros(fill.shape, dtype=dtype)
+    linear = _linear_tangents(input, fill, tangents)
+    if output_mask[1] and linear is not None:
+        mask = (False, True, False)
+        grads = reference.backward(grad_output, linear[0], theta, options, mask, linear[1], image_index)
+        grad_theta += grads[1]
+    for step in _steps(input, theta, tangents.theta, size, options, fill, image_index):
+        matrices = step.part.matrices
+        gradient = grad_output[matrices.flatten()].to(dtype) / math.prod(step.part.samples)
+        gradient = gradient.unflatten(0, matrices.shape).transpose(1, 2).flatten(2)
+        grad_position = grad_velocity = 0
+        for tap in _taps(step, input.shape[2:], options):
+            share = gradient * tap.change[:, None]
+            grad_input[step.part.images].scatter_add_(2, _expanded(tap.index, share), share)
+            if output_mask[2]:
+                grad_fill -= share.sum((0, 2))
+            dot = (gradient * _pick(step.content, tap)).sum(1)[..., None]
+            grad_velocity = grad_velocity + dot * tap.slopes
+            grad_position = grad_position + dot * tap.bends
+        if output_mask[1]:
+            shape = step.velocity.shape
+            grad_velocity = grad_velocity.view(shape) * step.scale
+            grad_position = grad_position.view(shape) * step.scale
+            grad_rows = _row_derivatives(grad_position, grad_velocity, step)
+            grad_theta[matrices.flatten()] += reference.grad_theta_of(grad_rows, step.grid)
+    form = reference.memory_format(input, input.shape[2:])
+    return (
+        grad_input.view(input.shape).to(input.dtype, memory_format=form) if output_mask[0] else None,
+        grad_theta.to(theta.dtype) if output_mask[1] else None,
+        grad_fill.to(fill.dtype) if output_mask[2] else None,
+    )
+
+
+def _linear_tangents(
+    input: Tensor, fill: Tensor | None, tangents: Tangents
+) -> tuple[Tensor, Tensor | None] | None:
+    """What is sampled as the input and the fill values are; None if neither moves."""
+    if tangents.input is None and tangents.fill is None:
+        return None
+    of_fill = torch.zeros_like(fill) if fill is not None and tangents.fill is None else tangents.fill
+    return torch.zeros_like(input) if tangents.input is None else tangents.input, of_fill
+
+
+def _steps(
+    input: Tensor,
+    theta: Tensor,
+    theta_tangent: Tensor,
+    size: Sequence[int],
+    options: Options,
+    fill: Tensor | None,
+    image_index: Tensor | None,
+) -> Iterator[_Step]:
+    if options.mode == "nearest":  # moving a little changes nothing
+        return
+    dtype = reference.coordinate_dtype(input.dtype)
+    extents = [n - options.align_corners for n in reversed(input.shape[2:])]
+    scale = torch.tensor(extents, dtype=dtype) / 2
+    for part in reference.parts_of(input, theta, size, options, image_index):
+        content = input[part.images].to(dtype).flatten(2)
+        if fill is not None:
+            content = content - fill.to(dtype)[:, None]
+        tangent = theta_tangent[part.matrices.flatten()].to(dtype)
+        for grid in reference.grids_of(theta, part, size, options, dtype):
+            velocity = reference.rows_at(tangent, grid.base)
+            growth = None
+            if grid.divisor is not None:
+                growth = velocity[..., -1:] / grid.divisor
+                velocity = velocity[..., :-1] / grid.divisor - growth * grid.positions
+            yield _Step(part, grid, content, velocity, growth, scale)
+
+
+def _row_derivatives(grad_position: Tensor, grad_velocity: Tensor, step: _Step) -> Tensor:
+    """From derivatives by positions and velocities to derivatives by what the rows of theta give."""
+    if step.growth is None:
+        return grad_position
+    grad_position = grad_position - grad_velocity * step.growth
+    rows = reference.row_derivatives(grad_position, step.grid)
+    rows[..., -1:] -= (grad_velocity * step.velocity).sum(-1, keepdim=True) / step.grid.divisor
+    return rows
+
+
+def _expanded(index: Tensor, like: Tensor) -> Tensor:
+    return index[:, None].expand(-1, like.shape[1], -1)
+
+
+def _pick(content: Tensor, tap: _Tap) -> Tensor:
+    """(images, C, positions): the tap's pixels, 0 outside."""
+    picked = content.gather(2, _expanded(tap.index, content))
+    return torch.where(tap.inside[:, None], picked, 0)
+
+
+def _taps(step: _Step, size_in: Sequence[int], options: Options) -> Iterator[_Tap]:
+    images = step.part.matrices.shape[0]
+    dim = len(size_in)
+    sizes = tuple(reversed(size_in))
+    # As PyTorch's sampler computes it, so that cells are the same at kinks.
+    offset = 0.0 if options.align_corners else 0.5
+    pixels = ((step.grid.positions + 1) * step.scale - offset).reshape(images, -1, dim)
+    velocity = (step.velocity * step.scale).reshape(images, -1, dim)
+    seen = torch.ones_like(pixels[..., 0], dtype=torch.bool)
+    if step.grid.unseen is not None:
+        seen = ~step.grid.unseen.reshape(images, -1)
+    axes = [_axis_taps(pixels[..., k], n, options) for k, n in enumerate(sizes)]
+    for chosen in itertools.product(*axes):
+        inside = seen
+        index = torch.zeros_like(seen, dtype=torch.long)
+        for (pixel, *_), n in reversed(list(zip(chosen, sizes, strict=True))):
+            inside = inside & (pixel >= 0) & (pixel < n)
+            index = index * n + pixel.clamp(0, n - 1).long()
+        derivatives = [numbers[1:] for numbers in chosen]
+        slopes = [_product(derivatives, {k: 1}) for k in range(dim)]
+        bends = []
+        for k in range(dim):
+            bend = velocity[..., k] * _product(derivatives, {k: 2})
+            for j in range(dim):
+                if j != k:
+                    bend = bend + velocity[..., j] * _product(derivatives, {k: 1, j: 1})
+            bends.append(bend)
+        slopes = torch.where(inside[..., None], torch.stack(slopes, -1), 0)
+        bends = torch.where(inside[..., None], torch.stack(bends, -1), 0)
+        change = torch.where(inside, (velocity * slopes).sum(-1), 0)
+        yield _Tap(index, inside, slopes, bends, change)
+
+
+def _product(derivatives: Sequence[Sequence[Tensor]], orders: dict[int, int]) -> Tensor:
+    """Over axes, of the weight's derivatives of the orders given for some axes, 0 for the others."""
+    return math.prod(numbers[orders.get(k, 0)] for k, numbers in enumerate(derivatives))
+
+
+def _axis_taps(position: Tensor, n: int, options: Options) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """On one axis of n pixels: of each tap the pixel, the weight, and its first and second derivative."""
+    is_padded = options.padding_mode in ("border", "reflection")
+    direction = torch.ones_like(position)
+    if options.padding_mode == "reflection":
+        position, direction = _reflected(position, n, options)
+    if is_padded and options.mode != "bicubic":
+        direction = torch.where((position > 0) & (position < n - 1), direction, 0)
+        position = position.clamp(0, n - 1)
+    cell = position.floor()
+    f = position - cell
+    zero = torch.zeros_like(f)
+    if options.mode == "bilinear":
+        return [(cell, 1 - f, -direction, zero), (cell + 1, f, direction, zero)]
+    # Keys' kernel, A = -0.75 as in PyTorch: its outer or inner piece at a distance, and their derivatives.
+    taps = []
+    for i, (distance, sign) in enumerate(((1 + f, 1), (f, 1), (1 - f, -1), (2 - f, -1))):
+        x = distance
+        if i in (0, 3):
+            weight, slope, bend = (
+                ((-0.75 * x + 3.75) * x - 6) * x + 3,
+                (-2.25 * x + 7.5) * x - 6,
+                -4.5 * x + 7.5,
+            )
+        else:
+            weight, slope, bend = (1.25 * x - 2.25) * x * x + 1, (3.75 * x - 4.5) * x, 7.5 * x - 4.5
+        pixel = cell + (i - 1)
+        if options.padding_mode == "reflection":
+            pixel, _ = _reflected(pixel, n, options)
+        if is_padded:
+            pixel = pixel.clamp(0, n - 1)
+        taps.append((pixel, weight, sign * direction * slope, bend))
+    return taps
+
+
+def _reflected(position: Tensor, n: int, options: Options) -> tuple[Tensor, Tensor]:
+    """Mirrored until it lies within the image, and 1 or -1 for its direction there."""
+    first, span = (0.0, n - 1) if options.align_corners else (-0.5, n)
+    if span == 0:
+        return torch.zeros_like(position), torch.zeros_like(position)
+    above = position - first
+    fold = torch.floor(above / span)
+    rest = above - fold * span
+    odd = fold.remainder(2) == 1
+    return first + torch.where(odd, span - rest, rest), torch.where(odd, -1.0, 1.0).to(position.dtype)
