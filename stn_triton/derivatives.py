@@ -134,7 +134,8 @@ class _Operator(Function):
 
 
 class _Sample(_Operator):
-    vmap = staticmethod(batching.rule(sample, batching.Arguments(False, False)))
+    kind = batching.Arguments(False, False)
+    vmap = staticmethod(batching.rule(sample, kind))
 
     @staticmethod
     def forward(*arguments):
@@ -156,7 +157,8 @@ class _Sample(_Operator):
 
 
 class _SampleBackward(_Operator):
-    vmap = staticmethod(batching.rule(sample_backward, batching.Arguments(True, False)))
+    kind = batching.Arguments(True, False)
+    vmap = staticmethod(batching.rule(sample_backward, kind))
 
     @staticmethod
     def forward(*arguments):
@@ -191,7 +193,8 @@ class _SampleBackward(_Operator):
 
 
 class _Tangent(_Operator):
-    vmap = staticmethod(batching.rule(tangent, batching.Arguments(False, True)))
+    kind = batching.Arguments(False, True)
+    vmap = staticmethod(batching.rule(tangent, kind))
 
     @staticmethod
     def forward(*arguments):
@@ -219,7 +222,8 @@ class _Tangent(_Operator):
 
 
 class _TangentBackward(_Operator):
-    vmap = staticmethod(batching.rule(tangent_backward, batching.Arguments(True, True)))
+    kind = batching.Arguments(True, True)
+    vmap = staticmethod(batching.rule(tangent_backward, kind))
 
     @staticmethod
     def forward(*arguments):
@@ -240,7 +244,7 @@ for _op, _function in (
     (ops.affine_grid_sample_tangent, _Tangent),
     (ops.affine_grid_sample_tangent_backward, _TangentBackward),
 ):
-    torch.library.register_vmap(_op, _function.vmap, lib=ops.library)
+    torch.library.register_vmap(_op, batching.rule(_op, _function.kind), lib=ops.library)
     torch.library.register_autograd(
         _op, _function.backward, setup_context=_function.setup_context, lib=ops.library
     )
