@@ -102,7 +102,7 @@ def _translate(input, theta, fill, image_index, size, mode, padding_mode, align_
 
 
 def _grid(theta, size, align_corners, dtype):
-    """Normalised positions (M, *size, D); and (M, 1, *size), where a projective map samples at all, or None."""
+    """Normalised positions (M, *size, D), and where a projective map samples, (M, 1, *size) or None."""
     dim = len(size)
     matrices = _cast(theta, dtype)
     if align_corners:
