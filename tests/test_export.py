@@ -1,0 +1,195 @@
+"""Compilers and exporters: no recompiles, torch.export, AOTInductor packages; ONNX is in test_onnx."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.export import Dim
+from variants import maps
+
+from stn_triton import affine_grid_sample, perspective_grid_sample
+
+DYNAMIC = Dim.DYNAMIC  # exporting fails where a size so marked is fixed
+
+
+def affine(images, theta, size, *, projective=False, **options):
+    function = perspective_grid_sample if projective else affine_grid_sample
+    return function(images, theta, size, **options)
+
+
+class Warp(torch.nn.Module):
+    """The operator, to a size that follows the images' unless it is given."""
+
+    def __init__(self, size=None, **options):
+        super().__init__()
+        self.size, self.options = size, options
+
+    def forward(self, images, theta, fill=None, index=None):
+        size = self.size or [2 * extent - 3 for extent in images.shape[2:]]
+        return affine(images, theta, size, fill_value=fill, image_index=index, **self.options)
+
+
+# Options, whether volumes, and the number of matrices: of n images, k per image or m with an index.
+KINDS = {
+    "plain": {},
+    "one matrix": {"theta": "one"},
+    "many": {"theta": "many"},
+    "index": {"theta": "index"},
+    "projective": {"projective": True},
+    "fill": {"padding_mode": "fill"},
+    "antialias": {"antialias": True},
+    "volumes": {"dim": 3, "padding_mode": "fill", "theta": "index", "align_corners": True},
+}
+
+
+def options(kind):
+    return {name: value for name, value in KINDS[kind].items() if name not in ("theta", "dim")}
+
+
+def arguments(kind, n, c, m, *size_in):
+    """Images of this size, depth last, and matrices for them: m per image, or m with an index."""
+    chosen = KINDS[kind]
+    dim = chosen.get("dim", 2)
+    count = {"one": 1, "many": n * m, "index": m}.get(chosen.get("theta"), n)
+    generator = torch.Generator().manual_seed(n)
+    theta = maps(count, dim, 1.6).float()
+    if "projective" in chosen:
+        theta = torch.cat((theta, torch.tensor([0.3, -0.2, 1.1]).expand(count, 1, 3)), 1)
+    return (
+        torch.rand(n, c, *size_in[:dim], generator=generator),
+        theta.unflatten(0, (n, m)) if chosen.get("theta") == "many" else theta,
+        torch.rand(c, generator=generator) if chosen.get("padding_mode") == "fill" else None,
+        torch.randint(n, (m,), generator=generator) if chosen.get("theta") == "index" else None,
+    )
+
+
+def dynamic_shapes(args, kind):
+    """All but the channels and the matrices' own sizes."""
+    images, theta, fill, index = args
+    return (
+        {axis: DYNAMIC for axis in range(images.ndim) if axis != 1},
+        None if kind == "one matrix" else dict.fromkeys(range(theta.ndim - 2), DYNAMIC),
+        None if fill is None else {},
+        None if index is None else {0: DYNAMIC},
+    )
+
+
+# Batch, channels, matrices and sizes. No size is 0, 1, 2 or 3, nor one of a matrix, nor equals another.
+SHAPES = [(5, 4, 6, 7, 9, 8), (7, 4, 5, 12, 8, 9), (9, 4, 8, 5, 7, 6)]
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo():
+    torch._dynamo.reset()
+
+
+def gradients(function, args):
+    leaves = [t.detach().requires_grad_() if t is not None and t.is_floating_point() else t for t in args]
+    output = function(*leaves)
+    return output, torch.autograd.grad(
+        output.square().sum(), [t for t in leaves if t is not None and t.requires_grad]
+    )
+
+
+class TestCompile:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_batch_and_sizes_vary_without_a_recompile(self, kind):
+        counter = CompileCounterWithBackend("aot_eager")
+        warp = Warp(**options(kind))
+        compiled = torch.compile(warp, backend=counter, fullgraph=True, dynamic=True)
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for shape in SHAPES:
+                args = arguments(kind, *shape)
+                torch.testing.assert_close(gradients(compiled, args), gradients(warp, args))
+        assert counter.frame_count == 1
+
+    def test_batch_and_sizes_vary_without_a_recompile_for_bytes(self):
+        counter = CompileCounterWithBackend("aot_eager")
+        compiled = torch.compile(Warp(), backend=counter, fullgraph=True, dynamic=True)
+        for shape in SHAPES:
+            images, theta, *_ = arguments("plain", *shape)
+            images = images.mul(255).byte()
+            assert torch.equal(compiled(images, theta), Warp()(images, theta))
+        assert counter.frame_count == 1
+
+
+class TestExport:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_static_shapes(self, kind):
+        warp = Warp(**options(kind))
+        args = arguments(kind, *SHAPES[0])
+        program = torch.export.export(warp, args)
+        assert torch.ops.stn_triton.affine_grid_sample.default in {n.target for n in program.graph.nodes}
+        assert torch.equal(program.module()(*args), warp(*args))
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_dynamic_shapes_saved_and_loaded(self, kind, tmp_path):
+        warp = Warp(**options(kind))
+        args = arguments(kind, *SHAPES[0])
+        program = torch.export.export(warp, args, dynamic_shapes=dynamic_shapes(args, kind))
+        torch.export.save(program, tmp_path / "warp.pt2")
+        loaded = torch.export.load(tmp_path / "warp.pt2").module()
+        for shape in SHAPES:
+            args = arguments(kind, *shape)
+            assert torch.equal(loaded(*args), warp(*args))
+
+    def test_the_gradients_of_an_exported_program(self):
+        args = arguments("fill", *SHAPES[0])
+        warp = Warp(**options("fill"))
+        program = torch.export.export(warp, args, dynamic_shapes=dynamic_shapes(args, "fill"))
+        args = arguments("fill", *SHAPES[1])
+        torch.testing.assert_close(gradients(program.module(), args), gradients(warp, args))
+
+
+IN_ANOTHER_PROCESS = """
+import sys, torch
+path, load = sys.argv[1], eval(sys.argv[2])
+try:
+    load(path)
+except RuntimeError as error:
+    print(str(error))
+import stn_triton
+assert "onnxscript" not in sys.modules
+args, expected = torch.load(path + ".data")
+torch.testing.assert_close(load(path)(*args), expected)
+"""
+
+
+def load_in_another_process(path, load, args, expected):
+    """Loads it there, first without the library, then with it: what the first attempt printed."""
+    torch.save((args, expected), f"{path}.data")
+    command = [sys.executable, "-c", IN_ANOTHER_PROCESS, str(path), load]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def test_a_saved_program_needs_the_library(tmp_path):
+    args = arguments("many", *SHAPES[0])[:2]
+    program = torch.export.export(Warp(), args)
+    torch.export.save(program, tmp_path / "warp.pt2")
+    load = "lambda path: torch.export.load(path).module()"
+    printed = load_in_another_process(tmp_path / "warp.pt2", load, args, Warp()(*args))
+    assert "error when deserializing" in printed
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="needs a C++ compiler")
+def test_a_package_of_aotinductor_with_dynamic_shapes(tmp_path):
+    args = arguments("plain", *SHAPES[0])
+    shapes = dynamic_shapes(args, "plain")[:2]
+    args, warp = args[:2], Warp()
+    program = torch.export.export(warp, args, dynamic_shapes=shapes)
+    # Without these it takes twice as long: nothing but the operator is compiled.
+    quick = {"aot_inductor.precompile_headers": False, "cpp.simdlen": 0}
+    path = torch._inductor.aoti_compile_and_package(
+        program, package_path=str(tmp_path / "warp.pt2"), inductor_configs=quick
+    )
+    package = torch._inductor.aoti_load_package(path)
+    for shape in SHAPES:
+        args = arguments("plain", *shape)[:2]
+        torch.testing.assert_close(package(*args), warp(*args))
+    printed = load_in_another_process(path, "torch._inductor.aoti_load_package", args, warp(*args))
+    assert "Could not find schema for stn_triton::affine_grid_sample" in printed

@@ -1,0 +1,219 @@
+"""ONNX export: what it computes in onnxruntime, against the library itself."""
+
+import doctest
+import itertools
+
+import onnxruntime
+import pytest
+import torch
+from test_export import KINDS, SHAPES, Warp, affine, arguments, dynamic_shapes, options
+from variants import Variant, case
+
+import stn_triton.onnx
+from stn_triton import affine_grid_sample
+from stn_triton.options import MODES, PADDING_MODES
+
+
+def to_onnx(model, args, **options):
+    return torch.onnx.export(
+        model.eval(),
+        args,
+        dynamo=True,
+        custom_translation_table=stn_triton.onnx.translation_table(),
+        verbose=False,
+        **options,
+    )
+
+
+def session(program):
+    """The model in onnxruntime, as a function of tensors."""
+    running = onnxruntime.InferenceSession(
+        program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+
+    def run(*args):
+        arrays = [t.numpy() for t in args if t is not None]
+        names = [i.name for i in running.get_inputs()]
+        outputs = [torch.from_numpy(o) for o in running.run(None, dict(zip(names, arrays, strict=True)))]
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    return run
+
+
+def check_onnx(model, args, others=(), **options):
+    run = session(to_onnx(model, args, **options))
+    for each in (args, *others):
+        torch.testing.assert_close(run(*each), model(*each))
+
+
+class Product(torch.nn.Module):
+    """Every mode, padding and corner convention at once."""
+
+    def __init__(self, variant, size):
+        super().__init__()
+        modes = MODES if variant.dim == 2 else MODES[:2]
+        self.options = [
+            dict(zip(("mode", "padding_mode", "align_corners"), choice, strict=True))
+            for choice in itertools.product(modes, PADDING_MODES, (False, True))
+        ]
+        self.size, self.projective = size, variant.kind == "projective"
+
+    def forward(self, images, theta, fill, index=None):
+        return tuple(
+            affine(
+                images,
+                theta,
+                self.size,
+                fill_value=fill if options["padding_mode"] == "fill" else None,
+                image_index=index,
+                projective=self.projective,
+                **options,
+            )
+            for options in self.options
+        )
+
+
+class Constant(torch.nn.Module):
+    """Matrices that are part of the model."""
+
+    def __init__(self, theta):
+        super().__init__()
+        self.register_buffer("theta", theta)
+
+    def forward(self, images):
+        return affine_grid_sample(images, self.theta, (6, 7), align_corners=True)
+
+
+class Inputs(torch.nn.Module):
+    """Images of one dtype, theta and fill values of another; none in or out is bf16, which numpy lacks."""
+
+    DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+    def forward(self, images, theta):
+        options = {"mode": "bicubic", "padding_mode": "fill"}
+        outputs = [
+            affine_grid_sample(
+                images.to(dtype), theta.to(other), fill_value=images[0, :, 0, 0].to(other), **options
+            )
+            for dtype, other in itertools.product(self.DTYPES, self.DTYPES)
+        ]
+        return tuple(o.float() if o.dtype == torch.bfloat16 else o for o in outputs)
+
+
+def operators(program):
+    return [node.op_type for node in program.model.graph]
+
+
+class TestOnnx:
+    @pytest.mark.parametrize(
+        ("dim", "kind", "dtype"),
+        [
+            *itertools.product((2, 3), ("plain", "many", "index"), (torch.float32,)),
+            (2, "plain", torch.float64),
+            # Next to the horizon fp32 is as far from fp64 here as there.
+            (2, "projective", torch.float64),
+        ],
+    )
+    def test_every_mode_padding_and_corner_convention(self, dim, kind, dtype):
+        variant = Variant(dim, "bilinear", "fill", kind, False)
+        args = case(variant).to("cpu", dtype)
+        theta = args.theta.unflatten(0, (2, 2)) if kind == "many" else args.theta
+        check_onnx(Product(variant, args.size), (args.input, theta, args.fill, args.image_index))
+
+    @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "antialias"])
+    def test_dynamic_shapes(self, kind):
+        """One pixel along an axis, too, where corners are aligned."""
+        args, *others = (arguments(kind, *shape) for shape in SHAPES)
+        warp = Warp(**{**options(kind), "align_corners": True})
+        others.append(arguments(kind, 5, 4, 6, 2, 9, 2))  # the size is 1 where it was 2
+        check_onnx(warp, args, others, dynamic_shapes=dynamic_shapes(args, kind))
+
+    def test_one_pixel_with_aligned_corners(self):
+        check_onnx(Warp((1, 5), align_corners=True), arguments("plain", *SHAPES[0])[:2])
+
+    def test_dtypes(self):
+        images, theta, *_ = arguments("plain", *SHAPES[0])
+        outputs = session(to_onnx(Inputs(), (images, theta)))(images, theta)
+        pairs = itertools.product(Inputs.DTYPES, Inputs.DTYPES)
+        for (dtype, _), actual, expected in zip(pairs, outputs, Inputs()(images, theta), strict=True):
+            assert actual.dtype == expected.dtype
+            torch.testing.assert_close(actual.to(dtype), expected.to(dtype))
+
+    def test_bytes(self):
+        images, theta, fill, _ = arguments("fill", *SHAPES[0])
+        images = images.round().mul(255).byte()  # contrasts that bicubic overshoots
+        model, args = (
+            Product(Variant(2, "bilinear", "fill", "plain", False), (6, 7)),
+            (images, theta, 99 * fill),
+        )
+        torch.testing.assert_close(session(to_onnx(model, args))(*args), model(*args), rtol=0, atol=0)
+
+    def test_bytes_round_half_to_even(self):
+        images = torch.tensor([[0, 1], [1, 2], [2, 3]], dtype=torch.uint8).view(3, 1, 1, 2)
+        args = images, torch.eye(2, 3).expand(3, 2, 3)
+        assert session(to_onnx(Warp((1, 1)), args))(*args).flatten().tolist() == [0, 2, 2]
+
+    def test_infinite_fill_values_do_not_leak(self):
+        """Where all taps lie inside, the rounding of their weights' sum fills nothing."""
+        images, theta, *_ = arguments("plain", *SHAPES[0])
+        fill = torch.tensor([torch.inf, -torch.inf, torch.nan, 1.0])
+        args, warp = (images, 0.6 * theta, fill), Warp(padding_mode="fill")
+        expected = warp(*args)
+        assert 0 < expected.isfinite().float().mean() < 1
+        torch.testing.assert_close(session(to_onnx(warp, args))(*args), expected, equal_nan=True)
+
+    @pytest.mark.parametrize("padding_mode", ["zeros", "border", "fill"])
+    def test_far_away(self, padding_mode):
+        """Where onnxruntime alone would convert coordinates to integers that do not hold them."""
+        images = arguments("plain", *SHAPES[0])[0][:1]
+        fill = torch.tensor([3.0, -torch.inf, torch.inf, 0.0]) if padding_mode == "fill" else None
+        args = [
+            (images, torch.tensor([[[scale, 0.0, scale / 8], [0.0, 1.0, 0.0]]]), fill)
+            for scale in (1e8, 1e20, -1e20)
+        ]
+        check_onnx(Warp((4, 6), padding_mode=padding_mode), args[0], args[1:])
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+    def test_constant_matrices(self, dtype):
+        """Which the exporter may compute the grid of; as fp32 always, so not for fp64."""
+        images, theta, *_ = arguments("one matrix", *SHAPES[0])
+        model = Constant(theta)
+        check_onnx(model, (images.to(dtype),), optimize=dtype == torch.float32)
+
+    @pytest.mark.parametrize("opset_version", [20, 22])
+    def test_opset_versions(self, opset_version):
+        args = arguments("fill", *SHAPES[0])
+        program = to_onnx(Warp(**options("fill")), args, opset_version=opset_version)
+        assert program.model.opset_imports[""] == opset_version
+        torch.testing.assert_close(session(program)(*args), Warp(**options("fill"))(*args))
+
+    def test_matrices_share_their_image(self):
+        program = to_onnx(Warp((6, 5)), arguments("many", *SHAPES[0])[:2])
+        (sampler,) = (node for node in program.model.graph if node.op_type == "GridSample")
+        assert sampler.inputs[0] in program.model.graph.inputs
+
+    def test_one_call_is_few_nodes(self):
+        program = to_onnx(Warp((6, 5)), arguments("plain", *SHAPES[0])[:2])
+        assert operators(program) == ["AffineGrid", "Clip", "GridSample"]
+        program = to_onnx(Warp((6, 5), padding_mode="reflection"), arguments("plain", *SHAPES[0])[:2])
+        assert operators(program) == ["AffineGrid", "GridSample"]
+
+    @pytest.mark.parametrize(
+        ("warp", "opset_version", "message"),
+        [
+            (Warp(antialias=True), 20, "antialias must be False for ONNX export, got True"),
+            (Warp(), 18, "opset_version must be at least 20 for stn_triton, got 18"),
+        ],
+    )
+    def test_errors_name_the_argument(self, warp, opset_version, message):
+        with pytest.raises(torch.onnx.OnnxExporterError, match=message):
+            to_onnx(warp, arguments("plain", *SHAPES[0])[:2], opset_version=opset_version)
+
+    def test_the_table_is_the_callers_own(self):
+        stn_triton.onnx.translation_table().clear()
+        assert list(stn_triton.onnx.translation_table()) == [torch.ops.stn_triton.affine_grid_sample.default]
+
+    def test_the_example_runs(self):
+        result = doctest.testmod(stn_triton.onnx)
+        assert result.attempted > 0
+        assert result.failed == 0
