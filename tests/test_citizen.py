@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 from stn_triton import affine_grid_sample, options, perspective_grid_sample, tuning
 
 THREADS = 8
+PATIENCE = 300 if torch.cuda.is_available() else 30  # seconds; on a GPU threads compile and tune
 FORWARD = torch.ops.stn_triton.affine_grid_sample.default
 BACKWARD = torch.ops.stn_triton.affine_grid_sample_backward.default
 SAMPLES = [
@@ -42,7 +43,7 @@ def in_threads(function):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=300)
+        thread.join(PATIENCE)
         assert not thread.is_alive(), "threads wait for each other"
     return results
 
@@ -269,20 +270,13 @@ class TestNoData:
         form = {2: torch.channels_last, 3: torch.channels_last_3d}[variant.dim]
         form = form if last else torch.contiguous_format
         case = variants.case(variant).to("cpu", torch.float16, form)
-        function = perspective_grid_sample if variant.kind == "projective" else affine_grid_sample
-        given = {"padding_mode": variant.padding_mode, "image_index": case.image_index}
-        if function is affine_grid_sample:
-            given["antialias"] = variant.options().antialias
-        theta = case.theta.unflatten(0, (2, -1)) if variant.kind == "many" else case.theta
-
-        tensors = [t for t in (case.input, theta, case.fill) if t is not None]
 
         def run(to):
-            leaves = [to(t).requires_grad_() for t in tensors]
-            index = None if case.image_index is None else to(case.image_index)
-            arguments = {**given, "image_index": index, "fill_value": (*leaves, None)[2]}
-            output = function(*leaves[:2], case.size, **arguments)
-            return output.detach(), *torch.autograd.grad(output.sum(), leaves)
+            tensors = (case.input, case.theta, case.grad, case.fill, case.image_index)
+            input, theta, grad, *others = (None if t is None else to(t) for t in tensors)
+            output = FORWARD(input, theta, *others, case.size, *variant.options())
+            output_mask = [True, True, case.fill is not None]
+            return output, *BACKWARD(grad, input, theta, *others, *variant.options(), output_mask)
 
         real, meta = run(torch.clone), run(lambda t: t.to("meta"))
         with FakeTensorMode() as mode:
@@ -290,3 +284,15 @@ class TestNoData:
         assert layouts(meta) == layouts(fake) == layouts(real)
         assert {t.device.type for t in meta} == {"meta"}
         assert {t.device.type for t in fake} == {"cpu"}
+
+    @pytest.mark.parametrize("fill_value", [0.5, [0.1, 0.2, 0.3]])
+    def test_numbers_meet_tensors_without_data(self, fill_value):
+        def run(to):
+            leaves = [to(t).requires_grad_() for t in plain]
+            output = affine_grid_sample(*leaves, 5, padding_mode="fill", fill_value=fill_value)
+            return output.detach(), *torch.autograd.grad(output.sum(), leaves)
+
+        plain = [t.detach() for t in data()]
+        with FakeTensorMode() as mode:
+            fake = run(mode.from_tensor)
+        assert layouts(fake) == layouts(run(lambda t: t.to("meta"))) == layouts(run(torch.clone))
