@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from stn_triton import derivatives
+from stn_triton import derivatives, sharding
 from stn_triton.options import INPUT_DTYPES, MODES, PADDING_MODES, THETA_DTYPES
 
 
@@ -305,13 +305,15 @@ def _check_fill(
                 f"fill_value must be a number or have one value per channel, {channels} values, "
                 f"got {_describe(fill_value)}"
             )
-        return torch.tensor(fill_value, dtype=dtype, device=input.device)
+        values = torch.tensor(fill_value, dtype=dtype, device=input.device)
+        return sharding.replicated(values, input)
     if not _is_number(fill_value):
         raise TypeError(
             "fill_value must be a number or one per channel, as a sequence or a tensor, for padding_mode "
             f"'fill', got {_describe(fill_value)}"
         )
-    return torch.full((), fill_value, dtype=dtype, device=input.device).expand(channels)
+    value = torch.full((), fill_value, dtype=dtype, device=input.device)
+    return sharding.replicated(value.expand(channels), input)
 
 
 def _check_no_derivatives(**tensors: Tensor | None) -> None:

@@ -31,6 +31,7 @@ Config = dict[str, int]
 CONFIG_KEYS = ("BLOCK_C", "RUN_C", "BLOCK_H", "BLOCK_W", "num_warps")
 SHIPPED = Path(__file__).parent / "tuned"
 _lock = threading.Lock()
+_tables: dict[str, dict[Bucket, Config]] = {}
 
 
 class Bucket(NamedTuple):
@@ -178,9 +179,11 @@ def _slug(index: int) -> str:
     return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(index).lower()).strip("-")
 
 
-@functools.cache
 def _table(slug: str) -> dict[Bucket, Config]:
-    return {**_load(cache_path(slug), _kernels()), **_load(SHIPPED / f"{slug}.json")}
+    """What is known of a GPU; one dict for all threads, also for those that load it at the same time."""
+    if slug not in _tables:
+        _tables.setdefault(slug, {**_load(cache_path(slug), _kernels()), **_load(SHIPPED / f"{slug}.json")})
+    return _tables[slug]
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils._pytree import tree_flatten
 from torch.utils.checkpoint import checkpoint
-from variants import CELLS, EXISTING, Variant, case
+from variants import CELLS, EXISTING, Variant, case, tangents_of
 
 from stn_triton import affine_grid_sample, launch, ops, reference_tangent
 from stn_triton.options import Tangents
@@ -47,15 +47,6 @@ def test_every_entry_of_every_second_derivative():
     checks = {"check_batched_grad": True, "check_batched_forward_grad": True}
     assert gradcheck(function, tensors, check_forward_ad=True, **checks)
     assert gradgradcheck(function, tensors, check_fwd_over_rev=True, check_batched_grad=True)
-
-
-def tangents_of(args):
-    generator = torch.Generator().manual_seed(3)
-    moved = (
-        None if t is None else torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t)
-        for t in (args.input, args.theta, args.fill)
-    )
-    return Tangents(*moved)
 
 
 @pytest.mark.parametrize("variant", [v for v in EXISTING[::7] if v.mode != "nearest"], ids=Variant.name)

@@ -162,14 +162,14 @@ def test_tuning_runs_and_its_choice_is_right(monkeypatch, tmp_path):
     monkeypatch.setenv("STN_TRITON_AUTOTUNE", "1")
     monkeypatch.setenv("STN_TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(tuning, "SHIPPED", tmp_path / "none")
-    tuning._table.cache_clear()
+    tuning._tables.clear()
     try:
         input, theta = data((8, 3, 32, 32))
         grad = torch.randn(8, 3, 32, 32, device=CUDA)
         tuned = results(stn_triton.affine_grid_sample, input, theta, grad)
         assert list(tmp_path.glob("*.json"))
     finally:
-        tuning._table.cache_clear()
+        tuning._tables.clear()
     monkeypatch.setenv("STN_TRITON_AUTOTUNE", "0")
     for a, b in zip(tuned, results(stn_triton.affine_grid_sample, input, theta, grad), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)

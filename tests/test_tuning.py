@@ -24,9 +24,9 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Imaginary GPU (80 GB)")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(tuning, "tune", lambda bucket, run: pytest.fail("tuned"))
-    tuning._table.cache_clear(), tuning._slug.cache_clear()
+    tuning._tables.clear(), tuning._slug.cache_clear()
     yield tmp_path / "cache" / "imaginary-gpu-80-gb.json"
-    tuning._table.cache_clear(), tuning._slug.cache_clear()
+    tuning._tables.clear(), tuning._slug.cache_clear()
 
 
 def write(path, configs):
@@ -77,7 +77,7 @@ def test_a_bucket_is_tuned_once_and_kept_on_disk(gpu, monkeypatch):
     monkeypatch.setattr(tuning, "tune", lambda bucket, run: calls.append(bucket) or CONFIG)
     for _ in range(2):
         assert tuning.configuration(BUCKET, GPU, None) == CONFIG
-    tuning._table.cache_clear()  # as a new process
+    tuning._tables.clear()  # as a new process
     assert tuning.configuration(BUCKET, GPU, None) == CONFIG
     assert calls == [BUCKET]
     assert json.loads(gpu.read_text())["configs"] == {BUCKET.name(): CONFIG}

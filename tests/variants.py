@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stn_triton.options import MODES, PADDING_MODES, Options
+from stn_triton.options import MODES, PADDING_MODES, Options, Tangents
 
 KINDS = ("plain", "many", "index", "projective", "antialias", "antialias index")
 
@@ -92,4 +92,15 @@ def case(variant: Variant, channels: int = 2, size_in=None, size=None) -> Case:
         randn(matrices, channels, *size),
         randn(channels) if variant.padding_mode == "fill" else None,
         index,
+    )
+
+
+def tangents_of(args: Case) -> Tangents:
+    """A random direction for each argument that has one, in its dtype and on its device."""
+    generator = torch.Generator().manual_seed(3)
+    return Tangents(
+        *(
+            None if t is None else torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t)
+            for t in (args.input, args.theta, args.fill)
+        )
     )

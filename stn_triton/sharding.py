@@ -1,0 +1,146 @@
+"""How the operators act on a ``DTensor``: what may be sharded, and what becomes of it.
+
+Images are warped one by one and channel by channel, by a matrix of their own. So the batch can be sharded,
+or the channels, or the matrices where all shards have every image. What a shard has whole has a gradient that
+is a sum over the shards, ``Partial``. Nothing else can be sharded: DTensor then gathers what it must.
+
+``torch.distributed.tensor`` takes about a second to import and most programs never do; the rules are
+registered when it is imported by somebody.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.abc
+import importlib.machinery
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import Placement
+
+_DTENSOR = "torch.distributed.tensor"
+
+# Of each way to shard: the axis of every tensor, None for one that all shards have whole. Gradients and
+# tangents are sharded like what they belong to.
+_REPLICATED = {"input": None, "theta": None, "fill": None, "image_index": None, "output": None}
+_CHANNELS = {"input": 1, "theta": None, "fill": 0, "image_index": None, "output": 1}
+_BATCH = {"input": 0, "theta": 0, "fill": None, "output": 0}
+_MATRICES = {"input": None, "theta": 0, "fill": None, "image_index": 0, "output": 0}
+
+# What the operators return. An argument's name, without grad_ and _tangent, is that of its tensor.
+_OUTPUTS = {
+    "affine_grid_sample": ("output",),
+    "affine_grid_sample_backward": ("grad_input", "grad_theta", "grad_fill"),
+    "affine_grid_sample_tangent": ("output",),
+    "affine_grid_sample_tangent_backward": ("grad_input", "grad_theta", "grad_fill"),
+}
+
+
+def register_when_imported() -> None:
+    """Register the rules now if ``torch.distributed.tensor`` is imported, else as soon as it is."""
+    if _DTENSOR in sys.modules:
+        register()
+    else:
+        sys.meta_path.insert(0, _Finder())
+
+
+def register() -> None:
+    """Tell DTensor the rules of all operators. Imports ``torch.distributed.tensor``."""
+    try:
+        from torch.distributed.tensor import DTensor
+        from torch.distributed.tensor.experimental import register_sharding
+
+        schema_infos = DTensor._op_dispatcher.sharding_propagator.op_to_schema_info
+    except (ImportError, AttributeError) as error:
+        warnings.warn(f"stn_triton has no sharding rules for this version of PyTorch: {error}", stacklevel=2)
+        return
+    for name, outputs in _OUTPUTS.items():
+        op = getattr(torch.ops.stn_triton, name).default
+        register_sharding(op)(functools.partial(_shardings, op, outputs))
+        # DTensor caches by tensors and ints alone: a call would get the shape of one with another size.
+        schema_infos[op].static_argnum = 0
+
+
+def replicated(tensor: Tensor, like: Tensor) -> Tensor:
+    """A tensor that all processes have, as a DTensor if ``like`` is one."""
+    mesh = getattr(like, "device_mesh", None)
+    if mesh is None:
+        return tensor
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(tensor, mesh, run_check=False)
+
+
+def _shardings(
+    op: torch._ops.OpOverload, outputs: Sequence[str], *values: object
+) -> list[tuple[list[Placement], list[Placement | None]]]:
+    """The placements of outputs and arguments along one axis of the mesh, for each way to shard a call."""
+    from torch.distributed.tensor import Partial, Replicate, Shard
+
+    arguments = dict(zip((argument.name for argument in op._schema.arguments), values, strict=True))
+    is_wanted = arguments.get("output_mask", [True] * len(outputs))
+
+    def place(name: str, whole: Placement) -> Placement:
+        axis = rule[name.removeprefix("grad_").removesuffix("_tangent")]
+        return whole if axis is None else Shard(axis)
+
+    result = []
+    for rule in _rules(arguments):
+        of_sum = Replicate() if rule is _REPLICATED else Partial()
+        result.append(
+            (
+                [
+                    place(name, of_sum) if wanted else Replicate()
+                    for name, wanted in zip(outputs, is_wanted, strict=True)
+                ],
+                [
+                    place(name, Replicate()) if hasattr(value, "placements") else None
+                    for name, value in arguments.items()
+                ],
+            )
+        )
+    return result
+
+
+def _rules(arguments: dict[str, object]) -> Iterator[dict[str, int | None]]:
+    """The ways to shard that are right for a call."""
+    yield _REPLICATED
+    yield _CHANNELS
+    images, matrices = arguments["input"].shape[0], arguments["theta"].shape[0]
+    has_index = arguments["image_index"] is not None
+    # Several matrices to an image must stay with it: both are cut alike only if cut evenly.
+    if not has_index and (images == matrices or images % arguments["input"].mesh.size() == 0):
+        yield _BATCH
+    if has_index or images == 1:
+        yield _MATRICES
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Registers the rules after the import of ``torch.distributed.tensor``, then removes itself."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != _DTENSOR:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is None:
+            return None
+        loader = spec.loader
+
+        def exec_module(module: ModuleType) -> None:
+            del loader.exec_module  # its class's again
+            loader.exec_module(module)
+            sys.meta_path.remove(self)
+            register()
+
+        loader.exec_module = exec_module
+        return spec

@@ -1,0 +1,298 @@
+"""What a program may do around the operator: threads, devices, copies and files, subclasses, no data."""
+
+import copy
+import io
+import pickle
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+import variants
+from test_tuning import BUCKET, CONFIG, GPU, OTHER, gpu  # noqa: F401, a fixture
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
+
+from stn_triton import affine_grid_sample, options, perspective_grid_sample, tuning
+
+THREADS = 8
+PATIENCE = 300 if torch.cuda.is_available() else 30  # seconds; on a GPU threads compile and tune
+FORWARD = torch.ops.stn_triton.affine_grid_sample.default
+BACKWARD = torch.ops.stn_triton.affine_grid_sample_backward.default
+SAMPLES = [
+    variants.Variant(dim, "bilinear", padding_mode, kind, False)
+    for dim in (2, 3)
+    for padding_mode in ("zeros", "fill")
+    for kind in variants.KINDS
+]
+SAMPLES = [variant for variant in SAMPLES if variant.exists()]
+
+
+def in_threads(function):
+    """The results of calls from several threads at once."""
+    barrier = threading.Barrier(THREADS)
+    results = [None] * THREADS
+
+    def run(i):
+        barrier.wait()
+        results[i] = function(i)
+
+    threads = [threading.Thread(target=run, args=(i,), daemon=True) for i in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive(), "threads wait for each other"
+    return results
+
+
+def data(seed=0, device="cpu"):
+    generator = torch.Generator().manual_seed(seed)
+    input = torch.rand(4, 3, 20, 30, generator=generator)
+    theta = torch.eye(2, 3) + 0.3 * torch.rand(4, 2, 3, generator=generator)
+    return input.to(device).requires_grad_(), theta.to(device).requires_grad_()
+
+
+def step(input, theta):
+    """Output and gradients."""
+    output = affine_grid_sample(input, theta, 16)
+    return output.detach(), *torch.autograd.grad(output.square().sum(), (input, theta))
+
+
+def assert_equal(actual, expected):
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+class TestThreads:
+    def test_a_new_process_imports_and_calls_from_eight_threads(self):
+        script = f"""
+import sys, threading
+barrier, results = threading.Barrier({THREADS}), []
+def run():
+    import torch
+    barrier.wait()
+    import stn_triton, torch.distributed.tensor
+    leaves = torch.ones(1, 1, 4, 4).requires_grad_(), torch.eye(2, 3)[None].requires_grad_()
+    output = stn_triton.affine_grid_sample(*leaves)
+    results.append([t.tolist() for t in (output, *torch.autograd.grad(output.sum(), leaves))])
+    dispatcher = torch.distributed.tensor.DTensor._op_dispatcher
+    assert torch.ops.stn_triton.affine_grid_sample.default in dispatcher.sharding_propagator.op_strategy_funcs
+threads = [threading.Thread(target=run) for _ in range({THREADS})]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+assert len(results) == {THREADS} and all(result == results[0] for result in results)
+"""
+        run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+        assert (run.returncode, run.stderr) == (0, "")
+
+    @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+    def test_threads_do_not_disturb_each_other(self, device, monkeypatch, tmp_path):
+        """On a GPU these are first calls too: all of them tune."""
+        monkeypatch.setenv("STN_TRITON_CACHE_DIR", str(tmp_path))
+        monkeypatch.setenv("STN_TRITON_AUTOTUNE", "1")
+        monkeypatch.setattr(tuning, "_tables", {})
+        actual = in_threads(lambda i: step(*data(i, device)))
+        for i, results in enumerate(actual):
+            assert_equal(results, step(*data(i, device)))
+
+    def test_one_thread_tunes_and_the_others_wait(self, gpu, monkeypatch):  # noqa: F811
+        tuned = []
+
+        def tune(bucket, run):
+            tuned.append(bucket)
+            time.sleep(0.05)
+            return {**CONFIG, "BLOCK_C": 2 ** len(tuned)}
+
+        load = tuning._load
+        monkeypatch.setattr(tuning, "tune", tune)
+        monkeypatch.setattr(tuning, "_load", lambda *args: time.sleep(0.02) or load(*args))  # all at once
+        buckets = [BUCKET, OTHER] * (THREADS // 2)
+        found = in_threads(lambda i: tuning.configuration(buckets[i], GPU, None))
+        assert sorted(tuned) == sorted([BUCKET, OTHER])
+        for bucket, config in zip(buckets, found, strict=True):
+            assert config == tuning.configuration(bucket, GPU, None)
+        assert set(tuning._load(gpu, tuning._kernels())) == {BUCKET, OTHER}
+
+    def test_an_error_while_tuning_leaves_no_lock(self, gpu, monkeypatch):  # noqa: F811
+        monkeypatch.setattr(tuning, "tune", lambda bucket, run: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            tuning.configuration(BUCKET, GPU, None)
+        monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
+        assert in_threads(lambda i: tuning.configuration(BUCKET, GPU, None)) == [CONFIG] * THREADS
+
+
+@pytest.mark.gpu
+class TestDevices:
+    def test_the_backward_on_another_gpu_than_the_current_one(self):
+        if torch.cuda.device_count() < 2:
+            pytest.skip("needs two GPUs")
+        with torch.cuda.device(0):
+            actual = step(*data(device="cuda:1"))
+        assert_equal(actual, step(*data(device="cuda:1")))
+        assert {t.device.index for t in actual} == {1}
+
+    def test_a_stream_for_each_thread(self):
+        """The kernels of a thread are launched on its own stream: after what it put there."""
+        expected = [step(*data(i, "cuda")) for i in range(THREADS)]
+
+        def run(i):
+            tensors = data(i, "cuda")
+            torch.cuda.synchronize()
+            with torch.cuda.stream(torch.cuda.Stream()):
+                leaves = [torch.zeros_like(t) for t in tensors]
+                torch.cuda._sleep(10**8)
+                for leaf, tensor in zip(leaves, tensors, strict=True):
+                    leaf.copy_(tensor.detach())
+                results = step(*(leaf.requires_grad_() for leaf in leaves))
+                torch.cuda.current_stream().synchronize()
+            return results
+
+        for results, wanted in zip(in_threads(run), expected, strict=True):
+            assert_equal(results, wanted)
+
+
+class Warp(torch.nn.Module):
+    """A spatial transformer, at module level to be pickled."""
+
+    def __init__(self):
+        super().__init__()
+        self.localise = torch.nn.Linear(3 * 20 * 30, 6)
+        self.options = options.Options(padding_mode="border")
+
+    def forward(self, images):
+        theta = self.localise(images.flatten(1)).view(-1, 2, 3)
+        return affine_grid_sample(images, theta, padding_mode=self.options.padding_mode)
+
+
+def through_pickle(value):
+    return pickle.loads(pickle.dumps(value))
+
+
+def through_file(value):
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+class TestCopies:
+    @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, through_pickle, through_file])
+    def test_a_module_and_its_copy_do_the_same(self, duplicate):
+        module, images = Warp(), data()[0]
+        module(images).sum().backward()  # with gradients, and whatever a call leaves
+        twin = duplicate(module)
+        assert twin is not module
+        assert twin.options == module.options
+        assert type(twin.options) is options.Options
+        assert_equal([twin(images).detach()], [module(images).detach()])
+
+    @pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle, through_file])
+    @pytest.mark.parametrize(
+        "value", [affine_grid_sample, perspective_grid_sample, options.DEFAULT, BUCKET], ids=repr
+    )
+    def test_what_the_library_gives_out_can_be_copied(self, value, duplicate):
+        twin = duplicate(value)
+        assert twin == value
+        assert type(twin) is type(value)
+
+    @pytest.mark.parametrize("variant", SAMPLES, ids=variants.Variant.name)
+    def test_a_file_holds_no_more_than_the_output(self, variant):
+        """An output that is part of a larger one would be saved with all of it."""
+        case = variants.case(variant)
+        output = FORWARD(*case[:2], case.fill, case.image_index, case.size, *variant.options())
+        assert output.untyped_storage().nbytes() == output.numel() * output.itemsize
+        assert_equal([through_file(output)], [output])
+
+
+class Tagged(torch.Tensor):
+    """A subclass that only adds attributes."""
+
+
+class Wrapped(torch.Tensor):
+    """Another tensor behind one without memory; notes the operators that reach it."""
+
+    called: list = []  # noqa: RUF012, of all instances
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(
+            cls, inner.shape, inner.stride(), dtype=inner.dtype, device=inner.device
+        )
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __repr__(self):
+        return f"Wrapped({self.inner!r})"
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        cls.called.append(function)
+        args, kwargs = tree_map_only(Wrapped, lambda t: t.inner, (args, kwargs or {}))
+        return tree_map_only(torch.Tensor, Wrapped, function(*args, **kwargs))
+
+
+class TestSubclasses:
+    def test_a_torch_function_subclass_passes_through(self):
+        plain = data()
+        leaves = [t.detach().as_subclass(Tagged).requires_grad_() for t in plain]
+        actual = step(*leaves)
+        assert_equal([t.as_subclass(torch.Tensor) for t in actual], step(*plain))
+        assert type(actual[0]) is Tagged
+        assert type(affine_grid_sample(plain[0], leaves[1])) is Tagged  # theta alone
+
+    @pytest.mark.parametrize("number", [None, 0.5], ids=["zeros", "fill"])
+    def test_a_torch_dispatch_subclass_gets_both_operators(self, number):
+        given = {} if number is None else {"padding_mode": "fill", "fill_value": number}
+        plain = data()
+        expected = affine_grid_sample(*plain, 16, **given)
+        expected = [expected.detach(), *torch.autograd.grad(expected.sum(), plain)]
+        leaves = [Wrapped(t.detach()).requires_grad_() for t in plain]
+        Wrapped.called.clear()
+        output = affine_grid_sample(*leaves, 16, **given)
+        actual = [output.detach(), *torch.autograd.grad(output.sum(), leaves)]
+        assert {type(t) for t in actual} == {Wrapped}
+        assert_equal([t.inner for t in actual], expected)
+        assert Wrapped.called.count(FORWARD) == Wrapped.called.count(BACKWARD) == 1
+
+
+def layouts(tensors):
+    return [(tuple(t.shape), t.stride(), t.dtype) for t in tensors]
+
+
+class TestNoData:
+    @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+    @pytest.mark.parametrize("variant", SAMPLES, ids=variants.Variant.name)
+    def test_meta_and_fake_tensors_have_the_layouts_of_real_ones(self, variant, last):
+        form = {2: torch.channels_last, 3: torch.channels_last_3d}[variant.dim]
+        form = form if last else torch.contiguous_format
+        case = variants.case(variant).to("cpu", torch.float16, form)
+
+        def run(to):
+            tensors = (case.input, case.theta, case.grad, case.fill, case.image_index)
+            input, theta, grad, *others = (None if t is None else to(t) for t in tensors)
+            output = FORWARD(input, theta, *others, case.size, *variant.options())
+            output_mask = [True, True, case.fill is not None]
+            return output, *BACKWARD(grad, input, theta, *others, *variant.options(), output_mask)
+
+        real, meta = run(torch.clone), run(lambda t: t.to("meta"))
+        with FakeTensorMode() as mode:
+            fake = run(mode.from_tensor)
+        assert layouts(meta) == layouts(fake) == layouts(real)
+        assert {t.device.type for t in meta} == {"meta"}
+        assert {t.device.type for t in fake} == {"cpu"}
+
+    @pytest.mark.parametrize("fill_value", [0.5, [0.1, 0.2, 0.3]])
+    def test_numbers_meet_tensors_without_data(self, fill_value):
+        def run(to):
+            leaves = [to(t).requires_grad_() for t in plain]
+            output = affine_grid_sample(*leaves, 5, padding_mode="fill", fill_value=fill_value)
+            return output.detach(), *torch.autograd.grad(output.sum(), leaves)
+
+        plain = [t.detach() for t in data()]
+        with FakeTensorMode() as mode:
+            fake = run(mode.from_tensor)
+        assert layouts(fake) == layouts(run(lambda t: t.to("meta"))) == layouts(run(torch.clone))
