@@ -191,7 +191,9 @@ class TestCopies:
 
     @pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle, through_file])
     @pytest.mark.parametrize(
-        "value", [affine_grid_sample, perspective_grid_sample, options.DEFAULT, BUCKET], ids=repr
+        "value",
+        [affine_grid_sample, perspective_grid_sample, options.DEFAULT, BUCKET],
+        ids=lambda value: getattr(value, "__name__", type(value).__name__),
     )
     def test_what_the_library_gives_out_can_be_copied(self, value, duplicate):
         twin = duplicate(value)
