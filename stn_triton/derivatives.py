@@ -11,9 +11,10 @@ S has the tangent J and the gradients B. B has the gradients J for g and R for t
 be taken in any order, its tangent is B of g's tangent plus R. J has the gradients B for its tangents and R
 for the rest. R has none here: third derivatives raise.
 
-Each operator is wrapped in an ``autograd.Function`` for eager mode and ``torch.func``, which do not follow
-derivatives that are registered with an operator (pytorch#168393). The same formulas are registered for
-``torch.compile``, which would get Functions under ``torch.func`` wrong (pytorch#193279).
+Each operator has the same formulas in three places. ``torch.func`` does not follow what is registered with an
+operator (pytorch#168393), so it gets an ``autograd.Function`` with ``setup_context``. Eager mode gets one
+without, which costs half as much per call (``python -m perf.overhead``). ``torch.compile`` would be wrong for
+Functions under ``torch.func`` (pytorch#193279): compiled code calls the operator, with formulas registered.
 """
 
 from __future__ import annotations
@@ -32,29 +33,42 @@ _NO_OPTIONS = (None,) * 4  # they have no gradients
 
 def sample(*arguments: object) -> Tensor:
     """S: ``ops.affine_grid_sample`` with derivatives."""
-    return _call(ops.affine_grid_sample, _Sample, arguments)
+    return _call(ops.affine_grid_sample, _Sample, _EagerSample, arguments)
 
 
 def sample_backward(*arguments: object) -> tuple[Tensor, Tensor, Tensor]:
     """B: ``ops.affine_grid_sample_backward`` with derivatives."""
-    return _call(ops.affine_grid_sample_backward, _SampleBackward, arguments)
+    return _call(ops.affine_grid_sample_backward, _SampleBackward, _EagerSampleBackward, arguments)
 
 
 def tangent(*arguments: object) -> Tensor:
     """J: ``ops.affine_grid_sample_tangent`` with gradients."""
-    return _call(ops.affine_grid_sample_tangent, _Tangent, arguments)
+    return _call(ops.affine_grid_sample_tangent, _Tangent, _EagerTangent, arguments)
 
 
 def tangent_backward(*arguments: object) -> tuple[Tensor, Tensor, Tensor]:
     """R: ``ops.affine_grid_sample_tangent_backward``, whose derivatives raise."""
-    return _call(ops.affine_grid_sample_tangent_backward, _TangentBackward, arguments)
+    return _call(ops.affine_grid_sample_tangent_backward, _TangentBackward, _EagerTangentBackward, arguments)
 
 
-def _call(op: torch._ops.OpOverload, function: type[Function], arguments: Sequence[object]) -> object:
+def _call(
+    op: torch._ops.OpOverload, function: type[Function], eager: type[Function], arguments: Sequence[object]
+) -> object:
     if torch.compiler.is_compiling():
         _refuse_forward_mode(arguments)
         return op(*arguments)
-    return function.apply(*arguments)
+    if torch._C._are_functorch_transforms_active():
+        return function.apply(*arguments)
+    is_recorded = forward_ad._current_level >= 0
+    if torch.is_grad_enabled() and not is_recorded:
+        is_recorded = any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
+    return eager.apply(*arguments) if is_recorded else _below_autograd(op, arguments)
+
+
+def _below_autograd(op: torch._ops.OpOverload, arguments: Sequence[object]) -> object:
+    """What is registered for autograd would only find out that there is nothing to record."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*arguments)
 
 
 def _refuse_forward_mode(arguments: Sequence[object]) -> None:
@@ -120,21 +134,23 @@ def _wanted(grads: Sequence[Tensor], mask: Sequence[bool]) -> tuple[Tensor | Non
     return tuple(grad if is_wanted else None for grad, is_wanted in zip(grads, mask, strict=True))
 
 
-class _Operator(Function):
-    """What the wrappers share: they keep all their arguments."""
+def _keeping(kind: batching.Arguments) -> staticmethod:
+    """The ``setup_context`` of all: keep the tensors and the options."""
+    count = len(kind.names())
 
-    @staticmethod
     def setup_context(ctx, inputs, output):
-        """Called by PyTorch with the arguments of ``forward``."""
-        tensors = [a if isinstance(a, Tensor) else None for a in inputs]
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
-        ctx.options = [a for a in inputs if not isinstance(a, Tensor) and a is not None]
+        ctx.save_for_backward(*inputs[:count])
+        if forward_ad._current_level >= 0:
+            ctx.save_for_forward(*inputs[:count])
+        ctx.options = inputs[count:]
         ctx.set_materialize_grads(False)
 
+    return staticmethod(setup_context)
 
-class _Sample(_Operator):
+
+class _Sample(Function):
     kind = batching.Arguments(False, False)
+    setup_context = _keeping(kind)
     vmap = staticmethod(batching.rule(sample, kind))
 
     @staticmethod
@@ -147,17 +163,18 @@ class _Sample(_Operator):
         if grad_output is None:
             return (None,) * 9
         _, *options = ctx.options
-        grads = sample_backward(grad_output, *ctx.saved_tensors[:4], *options, mask)
+        grads = sample_backward(grad_output, *ctx.saved_tensors, *options, mask)
         return *_wanted(grads, mask), None, None, *_NO_OPTIONS
 
     @staticmethod
     def jvp(ctx, *tangents):
         size, *options = ctx.options
-        return _moved(*ctx.saved_tensors[:4], tangents[:3], size, options)
+        return _moved(*ctx.saved_tensors, tangents[:3], size, options)
 
 
-class _SampleBackward(_Operator):
+class _SampleBackward(Function):
     kind = batching.Arguments(True, False)
+    setup_context = _keeping(kind)
     vmap = staticmethod(batching.rule(sample_backward, kind))
 
     @staticmethod
@@ -168,7 +185,7 @@ class _SampleBackward(_Operator):
     def backward(ctx, *grads):
         *options, mask = ctx.options
         grads = _wanted(grads, mask)
-        grad_output, *tensors = ctx.saved_tensors[:5]
+        grad_output, *tensors = ctx.saved_tensors
         moved = None
         if ctx.needs_input_grad[0]:
             moved = _moved(*tensors, grads, list(grad_output.shape[2:]), options)
@@ -178,7 +195,7 @@ class _SampleBackward(_Operator):
     @staticmethod
     def jvp(ctx, of_grad_output, *tangents):
         *options, mask = ctx.options
-        grad_output, *tensors = ctx.saved_tensors[:5]
+        grad_output, *tensors = ctx.saved_tensors
         results = list(_gradients_moved(grad_output, *tensors, tangents[:3], options, mask))
         if of_grad_output is not None:
             linear = _wanted(sample_backward(of_grad_output, *tensors, *options, mask), mask)
@@ -192,8 +209,9 @@ class _SampleBackward(_Operator):
         )
 
 
-class _Tangent(_Operator):
+class _Tangent(Function):
     kind = batching.Arguments(False, True)
+    setup_context = _keeping(kind)
     vmap = staticmethod(batching.rule(tangent, kind))
 
     @staticmethod
@@ -205,7 +223,7 @@ class _Tangent(_Operator):
         if grad_output is None:
             return (None,) * 12
         _, *options = ctx.options
-        tensors, tangents = ctx.saved_tensors[:4], ctx.saved_tensors[4:7]
+        tensors, tangents = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
         needs = ctx.needs_input_grad
         grads = _gradients_moved(grad_output, *tensors, tangents, options, needs[:3])
         tangent_grads = (None, None, None)
@@ -221,8 +239,9 @@ class _Tangent(_Operator):
         )
 
 
-class _TangentBackward(_Operator):
+class _TangentBackward(Function):
     kind = batching.Arguments(True, True)
+    setup_context = _keeping(kind)
     vmap = staticmethod(batching.rule(tangent_backward, kind))
 
     @staticmethod
@@ -237,6 +256,22 @@ class _TangentBackward(_Operator):
     def jvp(ctx, *tangents):
         raise NotImplementedError("affine_grid_sample has no third derivative")
 
+
+def _without_setup_context(function: type[Function], op: torch._ops.OpOverload) -> type[Function]:
+    """The same for eager mode: ``torch.func`` refuses it, and it costs half as much."""
+
+    def forward(ctx, *arguments):
+        function.setup_context(ctx, arguments, None)
+        return _below_autograd(op, arguments)
+
+    body = {"forward": forward, "backward": function.backward, "jvp": function.jvp}
+    return type(function.__name__, (Function,), {name: staticmethod(f) for name, f in body.items()})
+
+
+_EagerSample = _without_setup_context(_Sample, ops.affine_grid_sample)
+_EagerSampleBackward = _without_setup_context(_SampleBackward, ops.affine_grid_sample_backward)
+_EagerTangent = _without_setup_context(_Tangent, ops.affine_grid_sample_tangent)
+_EagerTangentBackward = _without_setup_context(_TangentBackward, ops.affine_grid_sample_tangent_backward)
 
 for _op, _function in (
     (ops.affine_grid_sample, _Sample),
