@@ -118,6 +118,48 @@ def test_a_training_step_in_a_cuda_graph(monkeypatch):
         torch.testing.assert_close(captured, expected, rtol=0, atol=0)
 
 
+def test_graphed_callables_train():
+    input, theta = data((2, 3, 20, 30))
+    graphed = torch.cuda.make_graphed_callables(stn_triton.affine_grid_sample, (input, theta))
+    grad = torch.randn(2, 3, 20, 30, device=CUDA)
+    with torch.no_grad():
+        theta += 0.01
+    expected = results(stn_triton.affine_grid_sample, input, theta, grad)
+    for actual, e in zip(results(graphed, input, theta, grad), expected, strict=True):
+        torch.testing.assert_close(actual, e, rtol=0, atol=0)
+
+
+def test_reduce_overhead_keeps_values():
+    torch._dynamo.reset()
+    compiled = torch.compile(stn_triton.affine_grid_sample, mode="reduce-overhead", fullgraph=True)
+    input, theta = data((2, 3, 20, 30))
+    grad = torch.randn(2, 3, 20, 30, device=CUDA)
+    expected = results(stn_triton.affine_grid_sample, input, theta, grad)
+    for _ in range(3):  # warm up, record, replay
+        torch.compiler.cudagraph_mark_step_begin()
+        actual = [t.clone() for t in results(compiled, input, theta, grad)]
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=0, atol=0)
+
+
+def test_second_derivatives_and_forward_mode_equal_the_cpu():
+    torch.manual_seed(0)
+    input = torch.randn(2, 3, 9, 11, dtype=torch.float64)
+    theta = torch.eye(2, 3, dtype=torch.float64) + 0.2 * torch.randn(2, 2, 3, dtype=torch.float64)
+    found = []
+    for device in ("cpu", CUDA):
+        here = input.to(device), theta.to(device)
+        function = lambda x, t: stn_triton.affine_grid_sample(x, t, (7, 8))  # noqa: E731
+        tangent = torch.func.jvp(function, here, here)[1]
+        hessian = torch.func.hessian(lambda t, x=here[0]: function(x, t).square().sum())(here[1])  # noqa: B023
+        leaves = tuple(t.requires_grad_() for t in here)
+        first = torch.autograd.grad(function(*leaves).square().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+        found.append([tangent, hessian, *second])
+    for cpu, gpu in zip(*found, strict=True):
+        torch.testing.assert_close(gpu.cpu(), cpu, rtol=1e-9, atol=1e-9)
+
+
 def test_a_side_stream_gives_the_same():
     input, theta = data((2, 3, 20, 30))
     grad = torch.randn(2, 3, 20, 30, device=CUDA)

@@ -1,9 +1,11 @@
 """``python -m perf``: what it writes, what it refuses to time, and its exit codes."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,21 @@ pd = pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
 from matplotlib.image import imread  # noqa: E402
 
-from perf import bench, charts, environment, measure, passes, photograph, providers, results, workloads  # noqa: E402
+from perf import (  # noqa: E402
+    bench,
+    charts,
+    environment,
+    measure,
+    overhead,
+    passes,
+    photograph,
+    providers,
+    results,
+    workloads,
+)
 from perf.__main__ import main  # noqa: E402
 from perf.gate import Gate  # noqa: E402
+from stn_triton import reference  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -388,3 +402,24 @@ def test_quick_run_on_a_gpu(tmp_path):
     assert set(table["device"]) == {torch.cuda.get_device_name()}
     assert set(table["workload"]) == set(workloads.WORKLOADS)
     assert (table["samples"] >= 2).all()
+
+
+def test_overhead_times_every_boundary(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["overhead", "--device", "cpu"])
+    monkeypatch.setattr(overhead, "measure", partial(overhead.measure, rounds=2, calls=3))
+    overhead.main()
+    printed = capsys.readouterr().out
+    for name in overhead.PROVIDERS:
+        (line,) = [line for line in printed.splitlines() if line.startswith(name + "  ")]
+        times = [float(word) for word in re.findall(r"(\d+\.\d) \(", line)]
+        assert len(times) == len(overhead.PASSES)
+        assert all(0 < t < 1e5 for t in times)
+
+
+def test_overhead_computes_nothing():
+    tensors = torch.randn(overhead.SIZE).requires_grad_(), torch.eye(2, 3)[None].requires_grad_()
+    with overhead.nothing_computed():
+        output = overhead.PROVIDERS["affine_grid_sample"](*tensors)
+        grads = torch.autograd.grad(output, tensors, torch.ones_like(output))
+    assert [t.shape for t in (output, *grads)] == [overhead.SIZE, overhead.SIZE, (1, 2, 3)]
+    assert "nothing_computed" not in reference.forward.__qualname__
