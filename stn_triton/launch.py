@@ -193,12 +193,14 @@ def compile_options(bucket: tuning.Bucket) -> dict[str, object]:
 
     Weighted sums may contract (coordinates are fixed by explicit FMAs); Triton's own default is to change.
     ptxas left to itself sometimes aims at fewer registers than a kernel needs and spills a few: the gather,
-    and whatever keeps much per pixel. 128 are four blocks of 128 threads on a multiprocessor.
+    whatever samples more than once per pixel, and fp64. The plain gather fits into 128, which is four blocks
+    of 128 threads on a multiprocessor; for the others a limit that does not bind keeps ptxas from its own.
     """
     result: dict[str, object] = {"enable_fp_fusion": True}
-    is_gather, is_fp64 = bucket.kernel.startswith("backward"), bucket.dtype == "float64"
-    if torch.version.hip is None and (is_gather or is_fp64 or bucket.is_heavy()):
-        result["maxnreg"] = 255 if is_fp64 or (is_gather and bucket.is_heavy()) else 128
+    is_gather, flags = bucket.kernel.startswith("backward"), bucket.variant.split("-")
+    needs_many = bucket.is_heavy() and (is_gather or "antialias" in flags)
+    if torch.version.hip is None and (is_gather or needs_many or bucket.dtype == "float64"):
+        result["maxnreg"] = 255 if needs_many or bucket.dtype == "float64" else 128
     return result
 
 
