@@ -1,5 +1,8 @@
 """What a call costs before anything is computed: the host time of the operator's boundary.
 
+Below affine_grid_sample, the parts and what was not chosen: the call without the checks of its arguments, the
+operator with its derivatives registered, and an autograd.Function as torch.func needs it.
+
 On a CPU the operator's implementations are replaced by ones that only allocate their results, so that
 checks, dispatch and autograd remain. The eager pair runs whole, on an image so small that it is all dispatch.
 On a GPU, where launches return at once, both run whole, Triton's launcher included.
@@ -81,7 +84,8 @@ def main() -> None:
     """Print the host time of a call, in microseconds, and its ratio to the eager pair's."""
     parser = argparse.ArgumentParser(
         prog="python -m perf.overhead",
-        description=main.__doc__,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python -m perf.overhead --device cuda",
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
@@ -92,6 +96,10 @@ def main() -> None:
     with nothing_computed() if device.type == "cpu" else contextlib.nullcontext():
         rows = measure(device)
     print(environment.summary(environment.facts(device)))
+    if device.type == "cpu":
+        print(
+            "the operator's implementation replaced by an allocation; the whole eager pair, on 4 x 4 pixels"
+        )
     print(f"{'us per call (ratio)':32}" + "".join(f"{p:>22}" for p in PASSES))
     for name, row in rows.items():
         ratios = {p: row[p] / rows["eager pair"][p] for p in PASSES}

@@ -75,7 +75,7 @@ def _refuse_forward_mode(arguments: Sequence[object]) -> None:
     """Dynamo follows forward mode into an operator and would give it a tangent of zeros."""
     if forward_ad._current_level < 0:
         return
-    tensors = (a for a in arguments if isinstance(a, Tensor))
+    tensors = [a for a in arguments if isinstance(a, Tensor)]
     if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
         raise NotImplementedError("affine_grid_sample has no forward-mode derivative under torch.compile")
 
@@ -235,7 +235,8 @@ class _Tangent(Function):
     @staticmethod
     def jvp(ctx, *tangents):
         raise NotImplementedError(
-            "affine_grid_sample has no second derivative in forward mode alone; take one in reverse mode"
+            "affine_grid_sample has no forward-mode derivative of a tangent: one of two derivatives must be "
+            "taken in reverse mode, and there is no third derivative"
         )
 
 

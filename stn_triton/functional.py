@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Sequence
 
 import torch
@@ -205,7 +204,7 @@ def _check_device(name: str, tensor: Tensor, input: Tensor) -> None:
 def _check_input(input: Tensor) -> None:
     _check_tensor("input", input)
     if input.dtype not in INPUT_DTYPES:
-        names = ", ".join(str(dtype) for dtype in INPUT_DTYPES)
+        names = ", ".join([str(dtype) for dtype in INPUT_DTYPES])
         raise TypeError(f"input must have one of the dtypes {names}, got {input.dtype}")
     if input.ndim not in (4, 5):
         raise ValueError(
@@ -350,4 +349,7 @@ def _is_int(value: object) -> bool:
 
 
 def _describe(value: object) -> str:
-    return f"{reprlib.repr(value)} of type {type(value).__name__}"
+    text = repr(value)
+    if len(text) > 60:
+        text = text[:57] + "..."
+    return f"{text} of type {type(value).__name__}"

@@ -215,7 +215,7 @@ THIRD = {
 
 @pytest.mark.parametrize("name", THIRD)
 def test_derivatives_that_do_not_exist_raise(name):
-    with pytest.raises(NotImplementedError, match=r"affine_grid_sample has no (third|second) derivative"):
+    with pytest.raises(NotImplementedError, match=r"no third derivative"):
         THIRD[name](lambda t: ours(X, t).square().sum())(T)
 
 
