@@ -1,7 +1,7 @@
 """What a call costs before anything is computed: the host time of the operator's boundary.
 
 Below affine_grid_sample, the parts and what was not chosen: the call without the checks of its arguments, the
-operator with its derivatives registered, and an autograd.Function as torch.func needs it.
+operator called directly, and an autograd.Function as torch.func needs it.
 
 On a CPU the operator's implementations are replaced by ones that only allocate their results, so that
 checks, dispatch and autograd remain. The eager pair runs whole, on an image so small that it is all dispatch.
@@ -36,7 +36,7 @@ PROVIDERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "eager pair": pair,
     "affine_grid_sample": affine_grid_sample,
     "  without its checks": lambda *tensors: derivatives.sample(*tensors, *_ARGUMENTS),
-    "  registered with the operator": lambda *tensors: ops.affine_grid_sample(*tensors, *_ARGUMENTS),
+    "  the operator itself": lambda *tensors: ops.affine_grid_sample(*tensors, *_ARGUMENTS),
     "  Function with setup_context": lambda *tensors: derivatives._Sample.apply(*tensors, *_ARGUMENTS),
 }
 PASSES = ("inference", "training forward", "forward + backward")

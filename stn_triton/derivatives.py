@@ -11,15 +11,14 @@ S has the tangent J and the gradients B. B has the gradients J for g and R for t
 be taken in any order, its tangent is B of g's tangent plus R. J has the gradients B for its tangents and R
 for the rest. R has none here: third derivatives raise.
 
-Each operator has the same formulas in three places. ``torch.func`` does not follow what is registered with an
-operator (pytorch#168393), so it gets an ``autograd.Function`` with ``setup_context``. Eager mode gets one
-without, which costs half as much per call (``python -m perf.overhead``). ``torch.compile`` would be wrong for
-Functions under ``torch.func`` (pytorch#193279): compiled code calls the operator, with formulas registered.
+The formulas are ``autograd.Function``s. ``torch.func`` needs them with ``setup_context``; eager mode, and
+whoever calls the operator itself, gets them without, which costs half as much (``python -m perf.overhead``).
+Compiled code calls the operator: PyTorch would be wrong for Functions under ``torch.func`` (pytorch#193279).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -32,7 +31,9 @@ _NO_OPTIONS = (None,) * 4  # they have no gradients
 
 
 def sample(*arguments: object) -> Tensor:
-    """S: ``ops.affine_grid_sample`` with derivatives."""
+    """S: ``ops.affine_grid_sample`` with derivatives, which a uint8 input must not be asked for."""
+    if arguments[0].dtype == torch.uint8:
+        _check_no_derivatives(theta=arguments[1], fill_value=arguments[2])
     return _call(ops.affine_grid_sample, _Sample, _EagerSample, arguments)
 
 
@@ -51,6 +52,20 @@ def tangent_backward(*arguments: object) -> tuple[Tensor, Tensor, Tensor]:
     return _call(ops.affine_grid_sample_tangent_backward, _TangentBackward, _EagerTangentBackward, arguments)
 
 
+def _check_no_derivatives(**tensors: Tensor | None) -> None:
+    """Of a uint8 result, which is rounded. The rule of ``vmap`` comes back here with what it unwrapped."""
+    hint = "for a uint8 input, whose result is rounded; convert input to a floating dtype"
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if tensor.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"{name} must not require gradients {hint}, or call under torch.no_grad()")
+        if forward_ad._current_level < 0 or torch._C._functorch.is_batchedtensor(tensor):
+            continue
+        if forward_ad.unpack_dual(tensor).tangent is not None:
+            raise ValueError(f"{name} must not have a tangent {hint}")
+
+
 def _call(
     op: torch._ops.OpOverload, function: type[Function], eager: type[Function], arguments: Sequence[object]
 ) -> object:
@@ -58,7 +73,14 @@ def _call(
         _refuse_forward_mode(arguments)
         return op(*arguments)
     if torch._C._are_functorch_transforms_active():
+        transform = torch._C._functorch.peek_interpreter_stack().key()
+        if transform == torch._C._functorch.TransformType.Functionalize:  # it has no rule for Functions
+            return op(*arguments)
         return function.apply(*arguments)
+    return _eager_call(op, eager, arguments)
+
+
+def _eager_call(op: torch._ops.OpOverload, eager: type[Function], arguments: Sequence[object]) -> object:
     is_recorded = forward_ad._current_level >= 0
     if torch.is_grad_enabled() and not is_recorded:
         is_recorded = any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
@@ -103,9 +125,10 @@ def _linear(
     of_input, _, of_fill = tangents
     if of_input is None and of_fill is None:
         return None
-    if fill is not None and of_fill is None:
-        of_fill = torch.zeros_like(fill)
-    return torch.zeros_like(input) if of_input is None else of_input, of_fill
+    of_input = torch.zeros_like(input) if of_input is None else of_input.to(input.dtype)
+    if fill is not None:
+        of_fill = torch.zeros_like(fill) if of_fill is None else of_fill.to(fill.dtype)
+    return of_input, of_fill
 
 
 def _gradients_moved(
@@ -119,6 +142,8 @@ def _gradients_moved(
     mask: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of <grad_output, tangent of S> for input, theta and fill; None if unwanted or zero."""
+    if not any(mask):
+        return None, None, None
     if tangents[1] is not None:
         arguments = (grad_output, input, theta, fill, image_index, *tangents, *options, list(mask))
         return _wanted(tangent_backward(*arguments), mask)
@@ -201,7 +226,7 @@ class _SampleBackward(Function):
             linear = _wanted(sample_backward(of_grad_output, *tensors, *options, mask), mask)
             pairs = zip(results, linear, strict=True)
             results = [a if b is None else b if a is None else a + b for a, b in pairs]
-        likes = (tensors[0], tensors[1], tensors[1])
+        likes = (tensors[0], tensors[1], tensors[2] if mask[2] else tensors[1])
         shapes = [t.shape if w else (0,) for t, w in zip(tensors[:3], mask, strict=True)]
         return tuple(
             like.new_zeros(shape) if result is None else result
@@ -269,18 +294,22 @@ def _without_setup_context(function: type[Function], op: torch._ops.OpOverload) 
     return type(function.__name__, (Function,), {name: staticmethod(f) for name, f in body.items()})
 
 
+def _autograd_kernel(op: torch._ops.OpOverload, eager: type[Function]) -> Callable[..., object]:
+    """For calls of the operator itself: by compiled and exported programs."""
+    return lambda *arguments: _eager_call(op, eager, arguments)
+
+
 _EagerSample = _without_setup_context(_Sample, ops.affine_grid_sample)
 _EagerSampleBackward = _without_setup_context(_SampleBackward, ops.affine_grid_sample_backward)
 _EagerTangent = _without_setup_context(_Tangent, ops.affine_grid_sample_tangent)
 _EagerTangentBackward = _without_setup_context(_TangentBackward, ops.affine_grid_sample_tangent_backward)
 
-for _op, _function in (
-    (ops.affine_grid_sample, _Sample),
-    (ops.affine_grid_sample_backward, _SampleBackward),
-    (ops.affine_grid_sample_tangent, _Tangent),
-    (ops.affine_grid_sample_tangent_backward, _TangentBackward),
+for _op, _function, _eager in (
+    (ops.affine_grid_sample, _Sample, _EagerSample),
+    (ops.affine_grid_sample_backward, _SampleBackward, _EagerSampleBackward),
+    (ops.affine_grid_sample_tangent, _Tangent, _EagerTangent),
+    (ops.affine_grid_sample_tangent_backward, _TangentBackward, _EagerTangentBackward),
 ):
     torch.library.register_vmap(_op, batching.rule(_op, _function.kind), lib=ops.library)
-    torch.library.register_autograd(
-        _op, _function.backward, setup_context=_function.setup_context, lib=ops.library
-    )
+    # Not torch.library.register_autograd: what it makes has no forward mode and drops tangents silently.
+    ops.library.impl(_op.name().removesuffix(".default"), _autograd_kernel(_op, _eager), "Autograd")

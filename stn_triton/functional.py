@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from stn_triton import derivatives, sharding
 from stn_triton.options import INPUT_DTYPES, MODES, PADDING_MODES, THETA_DTYPES
@@ -175,8 +174,6 @@ def _sample(
     if antialias and any(extent >= 2**25 for extent in size):  # times 64 samples it must fit into 31 bits
         raise ValueError(f"size must be less than 2**25 on each axis for antialias, got {tuple(size)}")
     fill = _check_fill(fill_value, padding_mode, input)
-    if input.dtype == torch.uint8:
-        _check_no_derivatives(theta=theta, fill_value=fill)
     arguments = (fill, image_index, size, mode, padding_mode, align_corners, antialias)
     n = input.shape[0]
     if theta.ndim == 4:
@@ -313,19 +310,6 @@ def _check_fill(
         )
     value = torch.full((), fill_value, dtype=dtype, device=input.device)
     return sharding.replicated(value.expand(channels), input)
-
-
-def _check_no_derivatives(**tensors: Tensor | None) -> None:
-    """Of a uint8 result, which is rounded."""
-    is_forward_mode = forward_ad._current_level >= 0
-    for name, tensor in tensors.items():
-        if tensor is None:
-            continue
-        hint = "for a uint8 input, whose result is rounded; convert input to a floating dtype"
-        if tensor.requires_grad and torch.is_grad_enabled():
-            raise ValueError(f"{name} must not require gradients {hint}, or call under torch.no_grad()")
-        if is_forward_mode and forward_ad.unpack_dual(tensor).tangent is not None:
-            raise ValueError(f"{name} must not have a tangent {hint}")
 
 
 def _check_bool(name: str, value: bool) -> None:

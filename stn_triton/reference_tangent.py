@@ -104,12 +104,14 @@ def backward(
         grad_position = grad_velocity = 0
         for tap in _taps(step, input.shape[2:], options):
             share = gradient * tap.change[:, None]
-            grad_input[step.part.images].scatter_add_(2, _expanded(tap.index, share), share)
+            if output_mask[0]:
+                grad_input[step.part.images].scatter_add_(2, _expanded(tap.index, share), share)
             if output_mask[2]:
                 grad_fill -= share.sum((0, 2))
-            dot = (gradient * _pick(step.content, tap)).sum(1)[..., None]
-            grad_velocity = grad_velocity + dot * tap.slopes
-            grad_position = grad_position + dot * tap.bends
+            if output_mask[1]:
+                dot = (gradient * _pick(step.content, tap)).sum(1)[..., None]
+                grad_velocity = grad_velocity + dot * tap.slopes
+                grad_position = grad_position + dot * tap.bends
         if output_mask[1]:
             shape = step.velocity.shape
             grad_velocity = grad_velocity.view(shape) * step.scale
@@ -226,6 +228,9 @@ def _axis_taps(position: Tensor, n: int, options: Options) -> list[tuple[Tensor,
     direction = torch.ones_like(position)
     if options.padding_mode == "reflection":
         position, direction = _reflected(position, n, options)
+    if options.padding_mode == "border" and options.mode == "bicubic":
+        # Else the slopes of taps that are all the edge cancel up to rounding only.
+        direction = torch.where((position >= -1) & (position < n), direction, 0)
     if is_padded and options.mode != "bicubic":
         direction = torch.where((position > 0) & (position < n - 1), direction, 0)
         position = position.clamp(0, n - 1)
@@ -251,7 +256,7 @@ def _axis_taps(position: Tensor, n: int, options: Options) -> list[tuple[Tensor,
             pixel, _ = _reflected(pixel, n, options)
         if is_padded:
             pixel = pixel.clamp(0, n - 1)
-        taps.append((pixel, weight, sign * direction * slope, bend))
+        taps.append((pixel, weight, sign * direction * slope, direction * direction * bend))
     return taps
 
 

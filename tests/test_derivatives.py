@@ -14,9 +14,12 @@ from torch.utils.checkpoint import checkpoint
 from variants import CELLS, EXISTING, Variant, case, tangents_of
 
 from stn_triton import affine_grid_sample, launch, ops, reference_tangent
-from stn_triton.options import Tangents
+from stn_triton.options import Options, Tangents
 
 SMOOTH = [v for v in CELLS if v.mode != "nearest"]
+# A sample of everything, and of projective maps every mode and padding.
+KERNELS = [v for v in EXISTING[::7] if v.mode != "nearest" and v.kind != "projective"]
+KERNELS += [v for v in SMOOTH if v.kind == "projective"]
 SIZES = {2: ((3, 4), (4, 3)), 3: ((2, 3, 2), (2, 2, 3))}
 
 
@@ -49,7 +52,7 @@ def test_every_entry_of_every_second_derivative():
     assert gradgradcheck(function, tensors, check_fwd_over_rev=True, check_batched_grad=True)
 
 
-@pytest.mark.parametrize("variant", [v for v in EXISTING[::7] if v.mode != "nearest"], ids=Variant.name)
+@pytest.mark.parametrize("variant", KERNELS, ids=Variant.name)
 @pytest.mark.parametrize("moving", ["all", "theta"])
 def test_the_kernels_equal_plain_pytorch(device, variant, moving):
     args = case(variant).to(device, torch.float64)
@@ -289,3 +292,92 @@ def test_opcheck(variant):
     arguments = [t.detach() if t is not None else None for t in (args.grad, *tensors, *along)]
     mask = [True, True, fill is not None]
     torch.library.opcheck(ops.affine_grid_sample_tangent_backward, (*arguments, *options, mask))
+
+
+class Fixed(torch.nn.Module):
+    def forward(self, x, t):
+        return ours(x, t)
+
+
+@pytest.mark.parametrize("way", ["exported", "operator"])
+def test_programs_that_call_the_operator_keep_tangents(way):
+    """PyTorch's own registration of derivatives drops them silently."""
+    function = {
+        "exported": lambda: torch.export.export(Fixed(), (X, T)).module(),
+        "operator": lambda: (
+            lambda x, t: ops.affine_grid_sample(x, t, None, None, [3, 4], "bilinear", "zeros", False, False)
+        ),
+    }[way]()
+    with forward_ad.dual_level():
+        dual = forward_ad.unpack_dual(function(*map(forward_ad.make_dual, (X, T), ALONG)))
+    torch.testing.assert_close((dual.primal, dual.tangent), jvp(plain, (X, T), ALONG))
+    with pytest.raises(RuntimeError, match="setup_context"):
+        jvp(function, (X, T), ALONG)
+
+
+def test_a_compiled_call_of_dual_tensors_is_right_or_raises():
+    compiled = torch.compile(ours, backend="aot_eager")
+    with forward_ad.dual_level():
+        try:
+            tangent = forward_ad.unpack_dual(compiled(*map(forward_ad.make_dual, (X, T), ALONG))).tangent
+        except (RuntimeError, NotImplementedError):
+            return
+    torch.testing.assert_close(tangent, jvp(plain, (X, T), ALONG)[1])
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_beyond_the_border_nothing_moves(device, align_corners):
+    """Four bicubic taps are one pixel there; seen from close to the horizon, positions move fast."""
+    theta = torch.tensor([[[1.0, 0.1, 0], [0, 1, 0.2], [0, 0, 1e-3]]], device=device)
+    theta[:, :2, 2] += 0.5
+    input, grad = randn(1, 2, 4, 5).to(device), randn(1, 2, 2, 2).to(device)
+    options = Options("bicubic", "border", align_corners)
+    tangents = Tangents(None, randn(1, 3, 3, seed=4).to(device), None)
+    for module in (launch, reference_tangent):
+        arguments = (options, None, None)
+        assert not module.forward(input, theta, (2, 2), *arguments, tangents).any()
+        mask = (True, True, False)
+        grads = module.backward(grad, input, theta, options, mask, None, None, tangents)
+        assert not grads[0].any()
+        assert not grads[1].any()
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "border"])
+def test_just_before_the_horizon_nothing_is_nan(device, padding_mode):
+    theta = torch.tensor([[[1.0, 0.1, 0], [0, 1, 0.2], [1, 0, 1e-20]]], device=device)
+    input, grad = randn(1, 2, 4, 5).to(device), randn(1, 2, 3, 3).to(device)
+    tangents = Tangents(None, randn(1, 3, 3, seed=4).to(device), None)
+    options = Options("bilinear", padding_mode)
+    results = []
+    for module in (launch, reference_tangent):
+        grads = module.backward(grad, input, theta, options, (True, True, False), None, None, tangents)
+        results.append([module.forward(input, theta, (3, 3), options, None, None, tangents), *grads[:2]])
+    # Where the point before the horizon is seen, its derivative is beyond fp32: infinite, as on a CPU.
+    for actual, expected in zip(*results, strict=True):
+        assert not actual.isnan().any()
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_bytes_refuse_derivatives_through_vmap():
+    images = torch.zeros(2, 1, 4, 5, dtype=torch.uint8)
+    mapped = vmap(lambda t: affine_grid_sample(images, t).float().sum())
+    with pytest.raises(ValueError, match="theta must not require gradients for a uint8 input"):
+        grad(lambda t: mapped(t).sum())(T[None])
+    with pytest.raises(ValueError, match="theta must not have a tangent for a uint8 input"):
+        jvp(mapped, (T[None],), (T[None],))
+
+
+def test_functionalize():
+    assert torch.equal(torch.func.functionalize(ours)(X, T), ours(X, T))
+
+
+def test_tangents_take_the_dtype_of_what_moves():
+    fill = torch.zeros(2)
+    function = grad(
+        lambda x, t, f: affine_grid_sample(x, t, padding_mode="fill", fill_value=f).sum(), (0, 1, 2)
+    )
+    moved = jvp(lambda x: function(x, T, fill), (X.float(),), (X.float(),))[1]
+    assert [t.dtype for t in moved] == [torch.float32, torch.float64, torch.float32]
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(X, X.float())
+        assert forward_ad.unpack_dual(ours(dual, T)).tangent.dtype == torch.float64

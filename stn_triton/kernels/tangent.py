@@ -15,19 +15,24 @@ from stn_triton.kernels.taps import FILL, ZEROS, bounded, padded
 
 
 @triton.jit
+def finite(number):
+    """The number, 0 if it overflowed: just before the horizon velocities do, where taps do not count."""
+    return tl.where(tl.abs(number) < float("inf"), number, 0)
+
+
+@triton.jit
 def velocities_at(b, base, positions, halves, divisor, DIM: tl.constexpr, PROJECTIVE: tl.constexpr):
     """How fast positions move along each axis, and how fast the divisor grows, relative to itself."""
     growth = 0.0
     if PROJECTIVE:
         inverse = 1 / tl.where(is_visible(divisor), divisor, 1)
-        growth = (b[DIM * (DIM + 1)] * base[0] + row_constant(b, base, DIM, DIM)) * inverse
+        growth = finite((b[DIM * (DIM + 1)] * base[0] + row_constant(b, base, DIM, DIM)) * inverse)
     velocities = ()
     for k in tl.static_range(DIM):
         velocity = b[k * (DIM + 1)] * base[0] + row_constant(b, base, k, DIM)
         if PROJECTIVE:
-            velocity = velocity * inverse - growth * tl.where(
-                is_visible(divisor), positions[k] - halves[k], 0
-            )
+            mapped = tl.where(is_visible(divisor), positions[k] - halves[k], 0)
+            velocity = finite(velocity * inverse - growth * mapped)
         velocities = velocities + (velocity,)
     return velocities, growth
 
@@ -94,14 +99,15 @@ def all_curves(
             position = positions[k]
             if PADDING == ZEROS or PADDING == FILL:
                 position = bounded(position, lows[k] - 4, highs[k] + 4)
-            position, _ = padded(position, lows[k], highs[k], TAPS, PADDING, ALIGN_CORNERS)
+            position, direction = padded(position, lows[k], highs[k], TAPS, PADDING, ALIGN_CORNERS)
             fraction = position - tl.floor(position)
-            # Of `cubic_far` and `cubic_near`, at the distances of the four taps.
+            # Of `cubic_far` and `cubic_near`, at the distances of the four taps; a direction is 1, -1 or 0.
+            moves = direction * direction
             curves = curves + (
-                -4.5 * (1 + fraction) + 7.5,
-                7.5 * fraction - 4.5,
-                7.5 * (1 - fraction) - 4.5,
-                -4.5 * (2 - fraction) + 7.5,
+                moves * (-4.5 * (1 + fraction) + 7.5),
+                moves * (7.5 * fraction - 4.5),
+                moves * (7.5 * (1 - fraction) - 4.5),
+                moves * (-4.5 * (2 - fraction) + 7.5),
             )
         else:
             for _i in tl.static_range(TAPS):

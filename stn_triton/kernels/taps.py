@@ -94,6 +94,8 @@ def padded(position, low, high, TAPS: tl.constexpr, PADDING: tl.constexpr, ALIGN
         position, direction = reflected(position, low, high, ALIGN_CORNERS)
     if PADDING == BORDER or PADDING == REFLECTION:
         if TAPS == 4:
+            if PADDING == BORDER:  # else the slopes of taps that are all the edge cancel up to rounding only
+                direction = tl.where((position >= low - 1) & (position < high + 1), direction, 0)
             position = bounded(position, low - 4, high + 4)
         else:
             direction = tl.where((position > low) & (position < high), direction, 0)
