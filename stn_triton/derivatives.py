@@ -26,6 +26,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import Function
 
 from stn_triton import batching, ops
+from stn_triton.reference_tangent import linear_tangents
 
 _NO_OPTIONS = (None,) * 4  # they have no gradients
 
@@ -114,21 +115,8 @@ def _moved(
     """The tangent of S; None if nothing moves."""
     if tangents[1] is not None:
         return tangent(input, theta, fill, image_index, *tangents, size, *options)
-    linear = _linear(input, fill, tangents)
+    linear = linear_tangents(input, fill, tangents)
     return None if linear is None else sample(linear[0], theta, linear[1], image_index, size, *options)
-
-
-def _linear(
-    input: Tensor, fill: Tensor | None, tangents: Sequence[Tensor | None]
-) -> tuple[Tensor, Tensor | None] | None:
-    """Tangents of input and fill as what S can be called with; None if neither moves."""
-    of_input, _, of_fill = tangents
-    if of_input is None and of_fill is None:
-        return None
-    of_input = torch.zeros_like(input) if of_input is None else of_input.to(input.dtype)
-    if fill is not None:
-        of_fill = torch.zeros_like(fill) if of_fill is None else of_fill.to(fill.dtype)
-    return of_input, of_fill
 
 
 def _gradients_moved(
@@ -147,7 +135,7 @@ def _gradients_moved(
     if tangents[1] is not None:
         arguments = (grad_output, input, theta, fill, image_index, *tangents, *options, list(mask))
         return _wanted(tangent_backward(*arguments), mask)
-    linear = _linear(input, fill, tangents)
+    linear = linear_tangents(input, fill, tangents)
     if linear is None or not mask[1]:
         return None, None, None
     mask = [False, True, False]

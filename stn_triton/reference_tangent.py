@@ -63,7 +63,7 @@ def forward(
     """The tangent of the output, (M, C, *size); no tangent is one of zeros."""
     dtype = reference.coordinate_dtype(input.dtype)
     output = torch.zeros(len(theta), input.shape[1], *size, dtype=dtype)
-    linear = _linear_tangents(input, fill, tangents)
+    linear = linear_tangents(input, fill, tangents)
     if linear is not None:
         output += reference.forward(linear[0], theta, size, options, linear[1], image_index)
     for step in _steps(input, theta, tangents.theta, size, options, fill, image_index):
@@ -92,7 +92,7 @@ def backward(
     grad_input = input.new_zeros(*input.shape[:2], math.prod(input.shape[2:]), dtype=dtype)
     grad_theta = theta.new_zeros(theta.shape, dtype=dtype)
     grad_fill = None if fill is None else fill.new_zeros(fill.shape, dtype=dtype)
-    linear = _linear_tangents(input, fill, tangents)
+    linear = linear_tangents(input, fill, tangents)
     if output_mask[1] and linear is not None:
         mask = (False, True, False)
         grads = reference.backward(grad_output, linear[0], theta, options, mask, linear[1], image_index)
@@ -126,14 +126,17 @@ def backward(
     )
 
 
-def _linear_tangents(
+def linear_tangents(
     input: Tensor, fill: Tensor | None, tangents: Tangents
 ) -> tuple[Tensor, Tensor | None] | None:
     """What is sampled as the input and the fill values are; None if neither moves."""
-    if tangents.input is None and tangents.fill is None:
+    of_input, _, of_fill = tangents
+    if of_input is None and of_fill is None:
         return None
-    of_fill = torch.zeros_like(fill) if fill is not None and tangents.fill is None else tangents.fill
-    return torch.zeros_like(input) if tangents.input is None else tangents.input, of_fill
+    of_input = torch.zeros_like(input) if of_input is None else of_input.to(input.dtype)
+    if fill is not None:
+        of_fill = torch.zeros_like(fill) if of_fill is None else of_fill.to(fill.dtype)
+    return of_input, of_fill
 
 
 def _steps(
