@@ -1,38 +1,42 @@
-"""The command line: parse, run, report, and turn what happened into an exit code."""
+"""The command line: which commands there are, what they take, and what their exit codes mean."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+from perf import EXIT_INTERRUPTED, UsageError
 
 DESCRIPTION = """\
 Measure stn_triton's operator on the device at hand: a GPU if there is one, else the CPU.
 
-Times the operator, PyTorch's eager pair (F.affine_grid, then F.grid_sample) and torch.compile of that pair
-on a few named workloads, forward and forward + backward. A provider is checked first against the eager pair
-in fp64; one that is wrong gets no time. Prints a table and writes into the output directory
-  speed.csv        a row per workload, pass and provider: quantiles, error, device, versions, commit
-  speed.png        the speed-up over the eager pair
-  photograph.png   a photograph warped by the operator and by PyTorch, and their difference
+  bench     time the operator and its rivals, each checked first; draw charts and a page of the results
+  tune      find the fastest block sizes for this GPU and write the table that the library uses
+  static    compile every kernel without a GPU: registers, spills, occupancy, instructions per element
+  overhead  host time of a call: what checks and dispatch cost, without the arithmetic
+  plot      draw the charts of a result file again
+  report    make one self-contained HTML page of a result file
+  compare   two result files: what became faster or slower, beyond the noise
 """
 
 EPILOG = """\
 examples:
-  python -m perf                                     everything, on the GPU if there is one
-  python -m perf --quick --providers operator        a first look, without torch.compile
-  python -m perf --device cpu --out results/cpu      on the CPU, results elsewhere
-  python -m perf --workloads images-224 features-56  two of the workloads
+  python -m perf bench                a table, charts and a page in perf-results/
+  python -m perf bench --quick        a first look, in under a minute
+  python -m perf static --arch sm_90  what the compiler makes of the kernels; no GPU needed
+  python -m perf COMMAND --help       what a command takes, with examples
 
-exit codes:
-  0    every provider that could run gave the right result
-  1    a result was wrong (FAILED in the table), or the operator or the eager pair raised an error
-  2    a wrong argument: an unknown device, provider or workload
+exit codes, of every command:
+  0    done
+  1    a result was wrong or slower than asked, or something failed; the output says what
+  2    a wrong argument
   130  interrupted with Ctrl-C
 """
+
+RESULTS = Path("perf-results")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,74 +47,227 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("perf-results"),
-        metavar="DIR",
-        help="where the results go (default: %(default)s)",
-    )
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
-    parser.add_argument(
-        "--providers",
-        nargs="+",
-        metavar="NAME",
-        help="which to time: operator, eager, compile; eager is the yardstick and always runs (default: all)",
-    )
-    parser.add_argument("--workloads", nargs="+", metavar="NAME", help="which workloads (default: all)")
-    parser.add_argument(
-        "--quick", action="store_true", help="small batches and few repetitions: for a first look"
-    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
+    for add in (_bench, _tune, _static, _overhead, _plot, _report, _compare):
+        add(commands)
     return parser
 
 
+def _command(commands, name: str, summary: str, description: str, examples: str) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON to standard output, not text")
+
+
+def _out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=RESULTS,
+        metavar="DIR",
+        help="where the results go (default: %(default)s)",
+    )
+
+
+def _bench(commands) -> None:
+    parser = _command(
+        commands,
+        "bench",
+        "time the operator and its rivals",
+        """\
+Time the operator, PyTorch's eager pair (F.affine_grid, then F.grid_sample), torch.compile of that pair and
+others, over workloads, maps and passes. Each is first checked against the eager pair in fp64; one that is
+wrong gets no time. Writes into the output directory
+  speed.csv       a row per workload, map, pass and provider: quantiles, roofline, memory, error, machine
+  *.png, *.svg    the charts, see `plot`
+  report.html     all of it on one page
+  photograph.png  a photograph warped by the operator and by PyTorch, and their difference
+""",
+        """\
+  python -m perf bench                                      everything, on the GPU if there is one
+  python -m perf bench --quick                              a first look, in under a minute
+  python -m perf bench --workloads images-224 --maps zoom-2 one workload under one map
+  python -m perf bench --providers operator eager --passes forward theta
+  python -m perf bench --device cpu --json > rows.json
+""",
+    )
+    _device(parser)
+    _out(parser)
+    for name, plural in (
+        ("workloads", "workloads"),
+        ("maps", "maps"),
+        ("passes", "passes"),
+        ("providers", "providers; the operator and the eager pair always run"),
+    ):
+        parser.add_argument(f"--{name}", nargs="+", metavar="NAME", help=f"which {plural} (default: all)")
+    parser.add_argument("--list", action="store_true", help="say what can be named, and stop")
+    parser.add_argument("--quick", action="store_true", help="small batches, few maps, few repetitions")
+    parser.add_argument(
+        "--contribute",
+        action="store_true",
+        help="for a GPU that perf/results has no rows of: name the file to send, and how",
+    )
+    _json(parser)
+
+
+def _tune(commands) -> None:
+    parser = _command(
+        commands,
+        "tune",
+        "find the fastest block sizes for this GPU",
+        """\
+Time every configuration of block sizes for every bucket of launches (kernel, layout, dtype, channels, pixels)
+that the workloads of `bench` reach, and write the table that the library uses on this GPU. What is done is
+kept when it is interrupted: run it again to go on.
+""",
+        """\
+  python -m perf tune                        the buckets of the workloads; about an hour
+  python -m perf tune --workloads crops-7    those of one workload
+  python -m perf tune --every-bucket         the whole space; many hours
+  python -m perf tune --fresh                forget what an earlier run found
+""",
+    )
+    _device(parser)
+    _out(parser)
+    parser.add_argument("--workloads", nargs="+", metavar="NAME", help="which workloads (default: all)")
+    parser.add_argument("--every-bucket", action="store_true", help="every bucket there is")
+    parser.add_argument("--fresh", action="store_true", help="forget what an earlier run found")
+    parser.add_argument("--quick", action="store_true", help="few configurations of few buckets: a try")
+    parser.add_argument(
+        "--table",
+        type=Path,
+        metavar="FILE",
+        help="the table to write (default: stn_triton/tuned/<gpu>.json of a checkout, else the user's cache)",
+    )
+    _json(parser)
+
+
+def _static(commands) -> None:
+    parser = _command(
+        commands,
+        "static",
+        "what the compiler makes of the kernels; no GPU needed",
+        """\
+Compile kernels for GPUs that need not be here and read the machine code: registers, spills, shared memory,
+theoretical occupancy, access widths, atomics, and instructions per element of the inner loop, the yardstick
+that `perf/results/instructions.json` keeps.
+""",
+        """\
+  python -m perf static                          the plain operator, every layout and dtype, four GPUs
+  python -m perf static --arch sm_90 --quick     the yardstick kernels alone
+  python -m perf static --variants --every 40    a sample of every mode, padding, dimension and kind of map
+  python -m perf static --check                  exit 1 if instructions grew by over 5 %
+  python -m perf static --record                 write the yardstick anew
+""",
+    )
+    parser.add_argument(
+        "--arch",
+        nargs="+",
+        default=["sm_80", "sm_90", "sm_100", "gfx942"],
+        metavar="NAME",
+        help="which GPUs (default: %(default)s)",
+    )
+    parser.add_argument("--variants", action="store_true", help="every variant once (about an hour)")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="only every N-th case")
+    parser.add_argument("--quick", action="store_true", help="the yardstick kernels alone")
+    parser.add_argument("--record", action="store_true", help="write the instructions per element anew")
+    parser.add_argument("--check", action="store_true", help="compare them with what is recorded")
+    _json(parser)
+
+
+def _overhead(commands) -> None:
+    parser = _command(
+        commands,
+        "overhead",
+        "host time of a call",
+        "Time a call whose arithmetic is left out: checks, dispatch and autograd, beside the eager pair's.",
+        "  python -m perf overhead\n  python -m perf overhead --device cuda   with Triton's launcher\n",
+    )
+    _device(parser)
+    _json(parser)
+
+
+def _plot(commands) -> None:
+    parser = _command(
+        commands,
+        "plot",
+        "draw the charts of a result file",
+        """\
+Draw the charts of a result file of `bench`, or of the timings of `tune`, as PNG and SVG: speed-up per workload
+with losses in another colour, fraction of the roofline, scaling over size, batch and channels, peak memory,
+the landscape of block sizes.
+""",
+        "  python -m perf plot\n  python -m perf plot perf/results/cpu-epyc-2-threads.csv --out charts\n",
+    )
+    parser.add_argument(
+        "results", type=Path, nargs="?", default=RESULTS, help="a CSV, or a directory of them (%(default)s)"
+    )
+    _out(parser)
+
+
+def _report(commands) -> None:
+    parser = _command(
+        commands,
+        "report",
+        "one self-contained HTML page of a result file",
+        "Make one HTML page with the table, the charts, the environment, the targets and the method; no network.",
+        "  python -m perf report\n  python -m perf report perf/results/h100.csv --out h100\n",
+    )
+    parser.add_argument(
+        "results", type=Path, nargs="?", default=RESULTS, help="a CSV, or a directory of them (%(default)s)"
+    )
+    _out(parser)
+
+
+def _compare(commands) -> None:
+    parser = _command(
+        commands,
+        "compare",
+        "two result files: what became faster or slower",
+        """\
+Compare the rows of two result files of one machine, for regressions between commits. A row is slower or faster
+only if its 20 to 80 % intervals do not overlap and the medians differ by more than the threshold.
+Exits with 1 if a row of the operator became slower or wrong.
+""",
+        "  python -m perf compare before/speed.csv after/speed.csv\n"
+        "  python -m perf compare before after --threshold 0.1 --json\n",
+    )
+    parser.add_argument("before", type=Path, help="a CSV, or the directory of one")
+    parser.add_argument("after", type=Path, help="a CSV, or the directory of one")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="relative difference that counts (default: %(default)s)",
+    )
+    _json(parser)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
+    """Run a command and return its exit code."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    command = importlib.import_module(f"perf.{args.command}")
     try:
-        return _run(parser, args)
+        return command.main(args)
+    except UsageError as error:
+        parser.error(str(error))
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-
-
-def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
-    from perf import bench, charts, environment, photograph, providers, results, workloads
-
-    try:
-        device = environment.choose_device(args.device)
-        chosen_providers = providers.choose(args.providers)
-        chosen_workloads = workloads.choose(args.workloads, device)
-    except ValueError as error:
-        parser.error(str(error))
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"--out: cannot make the directory {args.out}: {error.strerror}")
-
-    facts = environment.facts(device)
-    print(environment.summary(facts), file=sys.stderr)
-    steps = bench.count_steps(chosen_workloads, chosen_providers) + 1
-    with tqdm(total=steps, file=sys.stderr, dynamic_ncols=True, leave=False) as progress:
-        rows = bench.run(chosen_workloads, chosen_providers, device, args.quick, progress)
-        progress.set_description_str("charts")
-        table = results.frame(rows, facts, quick=args.quick)
-        results.write_csv(table, args.out / "speed.csv")
-        progress.write(results.report(table, facts))
-        charts.speed_chart(table, facts, args.out / "speed.png")
-        failed = (table["status"] == results.FAILED).any()
-        try:
-            photograph.picture(device, facts, args.out / "photograph.png")
-        except Exception as error:  # the measurements are written and stay worth reading
-            progress.write(f"no photograph.png: {bench.one_line(error)}")
-            failed = True
-        progress.update()
-
-    print(f"results are in {args.out}", file=sys.stderr)
-    return EXIT_FAILED if failed else EXIT_OK
 
 
 if __name__ == "__main__":
