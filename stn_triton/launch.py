@@ -7,7 +7,6 @@ Triton's interpreter (``TRITON_INTERPRET=1``), which is how the kernels are test
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 from collections.abc import Sequence
 
@@ -187,21 +186,27 @@ def _plane_extent(tensor: Tensor) -> int:
     return sum((n + 4) * stride for n, stride in zip(tensor.shape[2:], tensor.stride()[2:], strict=True))
 
 
-@functools.cache
-def compile_options(bucket: tuning.Bucket) -> dict[str, object]:
-    """How to compile a bucket's kernel.
+def compile_options(
+    bucket: tuning.Bucket, config: tuning.Config, is_hip: bool = torch.version.hip is not None
+) -> dict[str, object]:
+    """How to compile a bucket's kernel in a configuration.
 
     Weighted sums may contract (coordinates are fixed by explicit FMAs); Triton's own default is to change.
     ptxas left to itself sometimes aims at fewer registers than a kernel needs and spills a few: the gather,
     whatever samples more than once per pixel, and fp64. The plain gather fits into 128, which is four blocks
-    of 128 threads on a multiprocessor; for the others a limit that does not bind keeps ptxas from its own.
+    of 128 threads on a multiprocessor, the one that lists output pixels into 144; for the others a limit that
+    does not bind keeps ptxas from its own. AMD's warps have 64 lanes.
     """
-    result: dict[str, object] = {"enable_fp_fusion": True}
+    options: dict[str, object] = {"enable_fp_fusion": True, "num_warps": config["num_warps"]}
+    if is_hip:
+        return {**options, "num_warps": max(config["num_warps"] // 2, 1)}
     is_gather, flags = bucket.kernel.startswith("backward"), bucket.variant.split("-")
     needs_many = bucket.is_heavy() and (is_gather or "antialias" in flags)
-    if torch.version.hip is None and (is_gather or needs_many or bucket.dtype == "float64"):
-        result["maxnreg"] = 255 if needs_many or bucket.dtype == "float64" else 128
-    return result
+    if needs_many or bucket.dtype == "float64":
+        options["maxnreg"] = 255
+    elif is_gather:
+        options["maxnreg"] = 144 if config["STEPS_C"] > 1 else 128
+    return options
 
 
 def _launch(
@@ -230,7 +235,7 @@ def _launch(
     def run(config: tuning.Config) -> Tensor | None:
         extents = (height, config["BLOCK_H"]), (width, config["BLOCK_W"])
         tiles = depth * math.prod(-(-size // block) for size, block in extents)
-        blocks_c = -(-c // config["BLOCK_C"])
+        blocks_c = -(-c // (config["BLOCK_C"] * config["STEPS_C"]))
         programs = n * blocks_c * tiles
         if programs > _MAX_PROGRAMS:
             raise ValueError(f"too many tiles for one launch: {programs} over shape {tuple(tiled.shape)}")
@@ -245,9 +250,9 @@ def _launch(
             **leading,
             **arguments,
             **flags,
-            **config,
+            **{key: value for key, value in config.items() if key in kernel.arg_names},
             EVEN_C=c % config["BLOCK_C"] == 0,
-            **compile_options(bucket),
+            **compile_options(bucket, config),
         )
         return partial
 

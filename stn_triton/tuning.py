@@ -28,7 +28,8 @@ import torch
 from stn_triton.options import Options
 
 Config = dict[str, int]
-CONFIG_KEYS = ("BLOCK_C", "RUN_C", "BLOCK_H", "BLOCK_W", "num_warps")
+CONFIG_KEYS = ("BLOCK_C", "STEPS_C", "RUN_C", "BLOCK_H", "BLOCK_W", "num_warps")
+_MANY_PROGRAMS = 4096
 SHIPPED = Path(__file__).parent / "tuned"
 _lock = threading.Lock()
 _tables: dict[str, dict[Bucket, Config]] = {}
@@ -67,6 +68,14 @@ class Bucket(NamedTuple):
         """Whether a thread keeps so much per pixel that it should have fewer channels."""
         return bool({"3d", "bicubic", "reflection", "projective", "tangent"} & set(self.variant.split("-")))
 
+    def has_steps(self) -> bool:
+        """Whether a program may go through several blocks of channels one after the other.
+
+        A gather must list the output pixels of its tile for that, see `kernels/backward.py`.
+        """
+        flags = set(self.variant.split("-"))
+        return self.kernel != "fill" and not (self.is_heavy() or flags & {"antialias", "many"})
+
     def lane(self) -> int:
         """Channels that one lane reads at once."""
         return 16 // getattr(torch, self.dtype).itemsize if self.layout == "channels_last_16" else 1
@@ -101,20 +110,27 @@ def space(bucket: Bucket) -> list[Config]:
     configs = [default(bucket)]
     blocks_c = [c for c in (1, 4, 8, 16, 32, 64, 128) if c <= bucket.channels]
     runs_c = (1,) if bucket.layout == "nchw" or bucket.channels < 16 else (1, 16, 32)
-    tiles = (((2, 8), 2), ((4, 8), 4), ((8, 8), 2), ((8, 8), 4), ((8, 16), 4), ((16, 16), 8), ((4, 32), 4))
-    for block_c, run_c, (tile, num_warps) in itertools.product(blocks_c, runs_c, tiles):
+    tiles = (((2, 8), 2), ((4, 8), 4), ((8, 8), 2), ((8, 8), 4), ((8, 16), 4), ((16, 16), 4), ((16, 16), 8))
+    for block_c, steps_c, run_c, (tile, num_warps) in itertools.product(
+        blocks_c, (1, 2, 4, 8, 16), runs_c, tiles
+    ):
         threads = 32 * num_warps
         elements = block_c * tile[0] * tile[1] // threads
         lanes = run_c * tile[0] * tile[1] // bucket.lane()
         fits = bucket.lane() <= run_c <= block_c and min(bucket.channels, 4) <= elements <= 32
-        config = _config(block_c, run_c, *tile, num_warps)
-        if fits and threads <= lanes <= 2 * threads and config not in configs:
+        loops = steps_c == 1 or (bucket.has_steps() and block_c * steps_c <= bucket.channels and block_c >= 8)
+        config = _config(block_c, steps_c, run_c, *tile, num_warps)
+        if fits and loops and threads <= lanes <= 2 * threads and config not in configs:
             configs.append(config)
     return configs
 
 
 def default(bucket: Bucket) -> Config:
-    """Conservative: 128 threads, each with one pixel and up to 16 channels of it, fewer if it keeps more."""
+    """Conservative: 128 threads, each with one pixel and up to 16 channels of it, fewer if it keeps more.
+
+    Where there is work for many programs, one goes through several blocks of channels, or a thread through
+    two pixels: what a program does once then counts for less.
+    """
     values = 8 if bucket.kernel == "theta" or bucket.is_heavy() else 16
     if bucket.dtype == "float64":
         values //= 4 if bucket.is_heavy() else 2
@@ -122,14 +138,41 @@ def default(bucket: Bucket) -> Config:
         values //= 2
     if bucket.layout == "nchw" or bucket.channels < 16:
         block_h, block_w = (8, 8) if bucket.pixels <= 64 else (8, 16)
-        return _config(min(bucket.channels, values), 1, block_h, block_w, block_h * block_w // 32)
-    run_c = 16
-    if bucket.layout == "channels_last":  # lanes of single channels, whose masks cost registers
-        run_c, values = 4, min(values, 8)
-    lanes = run_c // bucket.lane()
-    block_h, block_w = {1: (8, 16), 2: (8, 8), 4: (4, 8), 8: (2, 8)}[lanes]
-    groups = max(values // bucket.lane(), 1)
-    return _config(min(bucket.channels, groups * run_c), run_c, block_h, block_w, 4)
+        config = _config(min(bucket.channels, values), 1, 1, block_h, block_w, block_h * block_w // 32)
+    else:
+        run_c = 16
+        if bucket.layout == "channels_last":  # lanes of single channels, whose masks cost registers
+            run_c, values = 4, min(values, 8)
+        lanes = run_c // bucket.lane()
+        block_h, block_w = {1: (8, 16), 2: (8, 8), 4: (4, 8), 8: (2, 8)}[lanes]
+        groups = max(values // bucket.lane(), 1)
+        config = _config(min(bucket.channels, groups * run_c), 1, run_c, block_h, block_w, 4)
+    return _larger(bucket, config) if bucket.has_steps() and bucket.dtype != "float64" else config
+
+
+def _larger(bucket: Bucket, config: Config) -> Config:
+    """More work for a program, as long as there remain thousands of them."""
+
+    def programs(config: Config) -> int:  # at most eight times as many as there are
+        tile = config["BLOCK_C"] * config["STEPS_C"] * config["BLOCK_H"] * config["BLOCK_W"]
+        return bucket.planes * bucket.pixels // tile
+
+    if bucket.kernel.startswith("backward"):
+        # A list of output pixels pays from about 32 channels on a thread.
+        if bucket.layout == "nchw":
+            for steps_c in (16, 8, 4):
+                larger = {**config, "BLOCK_C": 8, "STEPS_C": steps_c}
+                if 8 * steps_c <= bucket.channels and programs(larger) >= _MANY_PROGRAMS:
+                    return larger
+        return config
+    while config["BLOCK_C"] * config["STEPS_C"] < min(bucket.channels, 64):
+        larger = {**config, "STEPS_C": 2 * config["STEPS_C"]}
+        if programs(larger) < _MANY_PROGRAMS:
+            break
+        config = larger
+    larger = {**config, "BLOCK_H": 16}
+    is_small = bucket.layout == "nchw" and config["BLOCK_H"] == 8 and config["BLOCK_W"] == 16
+    return larger if is_small and programs(larger) >= _MANY_PROGRAMS else config
 
 
 def _config(*values: int) -> Config:
@@ -221,6 +264,8 @@ def _is_valid(bucket: Bucket, config: object) -> bool:
     if not all(type(v) is int and 0 < v <= 256 and v & (v - 1) == 0 for v in config.values()):
         return False
     if config["RUN_C"] > (1 if bucket.layout == "nchw" else config["BLOCK_C"]):
+        return False
+    if config["STEPS_C"] > 1 and not bucket.has_steps():
         return False
     tile = config["BLOCK_C"] * config["BLOCK_H"] * config["BLOCK_W"]
     return tile <= 2**15 and config["num_warps"] <= 16

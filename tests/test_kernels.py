@@ -404,6 +404,62 @@ def test_every_configuration_gives_the_same(device, bucket, monkeypatch):
             assert error <= 2e-6 * expected.grad_theta.abs().max(), config
 
 
+@pytest.fixture
+def steps(monkeypatch):
+    """Every kernel that can go through several blocks of channels does; the gather lists its pixels."""
+    original = tuning.configuration
+    taken = []
+
+    def configuration(bucket, *rest):
+        config = original(bucket, *rest)
+        if bucket.has_steps():
+            taken.append(bucket.kernel)
+            config = {**config, "BLOCK_C": 2, "STEPS_C": 2}
+        return config
+
+    def switch(is_on):
+        monkeypatch.setattr(tuning, "configuration", configuration if is_on else original)
+        return taken
+
+    return switch
+
+
+@pytest.mark.parametrize(("mode", "padding_mode"), [("bilinear", "zeros"), ("bilinear", "fill")])
+@pytest.mark.parametrize("name", ALL)
+def test_a_program_of_several_steps_gives_the_same(device, steps, name, mode, padding_mode):
+    """Five channels: two programs, the second with one block of two. Whether or not the list is too short."""
+    input, theta, grad = case(device, [ALL[name]], *SIZES[0], channels=5)
+    options = Options(mode, padding_mode)
+    fill = torch.linspace(-1, 1, 5, device=device) if padding_mode == "fill" else None
+    results = []
+    for is_on in (False, True):
+        taken = steps(is_on)
+        output = launch.forward(input, theta, grad.shape[2:], options, fill)
+        both = launch.backward(grad, input, theta, options, (True, True, False), fill)
+        alone = launch.backward(grad, input, theta, options, (True, False, False), fill)
+        theta_alone = launch.backward(grad, input, theta, options, (False, True, False), fill)
+        results.append((output, both[0], alone[0], both[1], theta_alone[1]))
+    assert taken == ["forward", "backward", "backward_input", "theta"]
+    for i, (expected, actual) in enumerate(zip(*results, strict=True)):
+        if i < 3:
+            assert torch.equal(actual, expected)
+        else:
+            assert_close(actual, expected, 2e-6 * max(expected.abs().max().item(), 1), "grad_theta")
+
+
+@pytest.mark.parametrize("options", [Options("nearest"), Options(padding_mode="border")], ids=str)
+def test_steps_of_other_options(device, steps, options):
+    thetas = [ALL["rotate 20"], ALL["shift"], ALL["shrink"]]
+    input, theta, grad = case(device, thetas, *SIZES[0], channels=5)
+    results = []
+    for is_on in (False, True):
+        steps(is_on)
+        results.append(launch.backward(grad, input, theta, options, (True, True, False))[:2])
+    (grad_input, grad_theta), (same, close) = results
+    assert torch.equal(same, grad_input)
+    assert_close(close, grad_theta, 2e-6 * max(grad_theta.abs().max().item(), 1), "grad_theta")
+
+
 NUMBERS = st.one_of(
     st.floats(-3, 3, width=32),
     st.sampled_from([0.0, 1.0, -1.0, 0.5, 2.0, 1e-7, 1e-3, 1 + 2**-23, 1 - 2**-24, 0.2, 1 / 3]),

@@ -26,52 +26,20 @@ from stn_triton.kernels.block import (
     is_inside,
     load_block,
     pixel_offset,
+    steps_of,
     store_block,
     subtract_fill,
     tile_origin,
     tile_pixels,
     zero_block,
 )
-from stn_triton.kernels.coordinates import (
-    centred,
-    fold_theta,
-    is_visible,
-    per_axis_halves,
-    sources,
-    theta_scales,
-)
-from stn_triton.kernels.forward import map_of, product
-from stn_triton.kernels.parameters import (
-    add_along,
-    add_column,
-    add_rows,
-    row_derivatives,
-    store_partial,
-    where_hit,
-    zero_vectors,
-)
-from stn_triton.kernels.search import (
-    affine_range,
-    axis_interval,
-    candidates_per_row,
-    first_index,
-    has_samples,
-    line_end,
-    mirror_images_reached,
-    output_lasts,
-    projective_range,
-    range_count,
-    reaches_of,
-    strip_end,
-    tile_is_reached,
-    touches_edge,
-    wedge_lines,
-)
-from stn_triton.kernels.tangent import change_of, slopes_of, velocities_at
-from stn_triton.kernels.taps import BORDER, FILL, REFLECTION, fold_of, per_axis_limits, weight_on
+from stn_triton.kernels.coordinates import centred, fold_theta, per_axis_halves, row_constant, theta_scales
+from stn_triton.kernels.forward import map_of
+from stn_triton.kernels.parameters import add_column, store_partial, zero_vectors
+from stn_triton.kernels.search import output_lasts, tile_is_reached, touches_edge
+from stn_triton.kernels.taps import FILL, REFLECTION, per_axis_limits
+from stn_triton.kernels.walk import SLOTS, empty_slots, row_shares, visit, walk
 
-# Above this many candidates per row it pays to ask how many the tile really has.
-LONG_ROW = tl.constexpr(8)
 # Matrices whose reach is tested at once.
 CULLED = tl.constexpr(128)
 
@@ -96,6 +64,44 @@ def matrix_at(order_ptr, slot, HAS_INDEX: tl.constexpr):
     else:
         m = slot
     return m
+
+
+@triton.jit
+def load_image(
+    input_ptr,
+    n,
+    c_start,
+    channels,
+    pixels,
+    pixel_mask,
+    outer_strides,
+    strides,
+    fill_ptr,
+    fill_stride,
+    DIM: tl.constexpr,
+    PADDING: tl.constexpr,
+    INDEX: tl.constexpr,
+    GROUPS: tl.constexpr,
+    RUN_C: tl.constexpr,
+    EVEN_C: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """The tile's own pixels, less the fill values that take their place outside."""
+    start = block_start(input_ptr, n, c_start, outer_strides[0], outer_strides[1])
+    offset = pixel_offset(pixels, strides, DIM, INDEX)
+    image = load_block(start, outer_strides[1], offset, pixel_mask, channels, GROUPS, RUN_C, EVEN_C, DTYPE)
+    if PADDING == FILL:
+        image = subtract_fill(image, fill_ptr, fill_stride, c_start, channels, GROUPS, RUN_C, DTYPE)
+    return image
+
+
+@triton.jit
+def add_to(vectors, index: tl.constexpr, more, COUNT: tl.constexpr):
+    """The vectors, with something added to one of them."""
+    result = ()
+    for i in tl.static_range(COUNT):
+        result = result + (vectors[i] + more if i == index else vectors[i],)
+    return result
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -153,6 +159,7 @@ def backward_kernel(
     NEEDS_THETA: tl.constexpr,
     EVEN_C: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    STEPS_C: tl.constexpr,
     RUN_C: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -172,28 +179,24 @@ def backward_kernel(
     PIXELS: tl.constexpr = BLOCK_H * BLOCK_W
     GROUPS: tl.constexpr = BLOCK_C // RUN_C
     ROWS: tl.constexpr = DIM + 1 if PROJECTIVE else DIM
+    LISTED: tl.constexpr = STEPS_C > 1
+    tl.static_assert(
+        not LISTED or (DIM == 2 and TAPS <= 2 and not (MANY or ANTIALIAS or TANGENT or PADDING == REFLECTION))
+    )
 
-    n, c_start, origin = tile_origin(C, D_in, H_in, W_in, DIM, BLOCK_C, BLOCK_H, BLOCK_W)
+    n, c_first, origin = tile_origin(C, D_in, H_in, W_in, DIM, BLOCK_C * STEPS_C, BLOCK_H, BLOCK_W)
     pixels = tile_pixels(origin, element, DIM, BLOCK_H, BLOCK_W)
     pixel_mask = is_inside(pixels, sizes_in, DIM)
-    channels = C - c_start
     halves = per_axis_halves(sizes_in, DIM, DTYPE)
     lows, highs = per_axis_limits(sizes_in, DIM, DTYPE)
     numbers = ()
     for k in tl.static_range(DIM):
         numbers = numbers + (tl.cast(pixels[k] - (sizes_in[k] - 1) // 2, DTYPE),)
     at_edge = touches_edge(origin, sizes_in, DIM, BLOCK_H, BLOCK_W)
-
-    accumulator = zero_block(GROUPS, PIXELS, RUN_C, DTYPE)
-    if NEEDS_THETA:
-        input_start = block_start(input_ptr, n, c_start, input_stride_n, input_stride_c)
-        offset = pixel_offset(pixels, input_strides, DIM, INDEX)
-        image = load_block(
-            input_start, input_stride_c, offset, pixel_mask, channels, GROUPS, RUN_C, EVEN_C, DTYPE
-        )
-        if PADDING == FILL:
-            image = subtract_fill(image, fill_ptr, fill_stride, c_start, channels, GROUPS, RUN_C, DTYPE)
-        sums = zero_vectors(ROWS * (DIM + 1), PIXELS, DTYPE)
+    sums = zero_vectors(ROWS * (DIM + 1) if NEEDS_THETA else 0, PIXELS, DTYPE)
+    found = tl.zeros((PIXELS,), tl.int32)
+    slots = ()
+    b = ()
 
     m = n.to(tl.int64)
     chunks = 1
@@ -213,256 +216,288 @@ def backward_kernel(
     if MANY:
         slot_first, slot_end = slots_of(starts_ptr, n, per_image, HAS_INDEX)
         chunks = tl.cdiv(slot_end - slot_first, CULLED).to(tl.int32)
-    for chunk in range(chunks):
-        hits = 1
-        if MANY:
-            lanes = tl.arange(0, CULLED)
-            slots = slot_first + chunk * CULLED + lanes
-            reached = slots < slot_end
-            if not PROJECTIVE and PADDING != REFLECTION:
-                coarse = theta_scales(sizes_in, sizes_out, ALIGN_CORNERS, DIM, PROJECTIVE, DTYPE)
-                matrices = matrix_at(order_ptr, tl.where(reached, slots, slot_first), HAS_INDEX)
-                maps = fold_theta(theta_ptr, matrices, theta_strides, coarse, DIM, PROJECTIVE, DTYPE)
-                # Antialiasing samples up to half a pixel beyond the middle of the last one.
-                edges = output_lasts(sizes_out, 0 if ANTIALIAS else 1, DIM, DTYPE)
-                reached = tile_is_reached(
-                    reached,
-                    maps,
-                    origin,
-                    sizes_in,
-                    edges,
-                    halves,
+
+    if LISTED:
+        _block, _sums, found, slots = walk(
+            a,
+            b,
+            samples,
+            samples_all,
+            sizes,
+            sizes_in,
+            origin,
+            pixel_mask,
+            numbers,
+            halves,
+            lows,
+            highs,
+            at_edge,
+            grad_output_ptr,
+            grad_output_stride_c,
+            grad_output_strides,
+            0,
+            (),
+            (),
+            (),
+            tl.zeros((PIXELS,), tl.int32),
+            empty_slots(PIXELS, DTYPE),
+            True,
+            DIM,
+            PROJECTIVE,
+            TAPS,
+            PADDING,
+            ALIGN_CORNERS,
+            ANTIALIAS,
+            TANGENT,
+            INDEX,
+            DTYPE,
+            NEEDS_THETA,
+            EVEN_C,
+            GROUPS,
+            RUN_C,
+            BLOCK_H,
+            BLOCK_W,
+        )
+        longest = tl.max(found)
+        is_listed = longest <= SLOTS
+        dots = zero_vectors(SLOTS, PIXELS, DTYPE)
+
+    steps = steps_of(C - c_first, BLOCK_C, STEPS_C)
+    if LISTED:
+        for step in range(tl.where(is_listed, steps, 0)):
+            c_start = c_first + step * BLOCK_C
+            channels = C - c_start
+            accumulator = zero_block(GROUPS, PIXELS, RUN_C, DTYPE)
+            image = ()
+            if NEEDS_THETA:
+                image = load_image(
+                    input_ptr,
+                    n,
+                    c_start,
+                    channels,
+                    pixels,
+                    pixel_mask,
+                    (input_stride_n, input_stride_c),
+                    input_strides,
+                    fill_ptr,
+                    fill_stride,
                     DIM,
-                    TAPS,
                     PADDING,
-                    BLOCK_H,
-                    BLOCK_W,
+                    INDEX,
+                    GROUPS,
+                    RUN_C,
+                    EVEN_C,
                     DTYPE,
                 )
-            hits = tl.sum(reached.to(tl.int32))
-        for _ in range(hits):
-            if MANY:
-                lane = tl.min(tl.where(reached, lanes, CULLED))
-                reached = reached & (lanes != lane)
-                m = matrix_at(order_ptr, slot_first + chunk * CULLED + lane, HAS_INDEX)
-                a, scales, samples, samples_all, sizes = map_of(
-                    theta_ptr,
-                    m,
-                    theta_strides,
-                    sizes_in,
-                    sizes_out,
-                    ANTIALIAS,
-                    ALIGN_CORNERS,
-                    DIM,
-                    PROJECTIVE,
-                    DTYPE,
-                )
-            lasts = output_lasts(sizes, 1, DIM, DTYPE)
-            spans, reaches = reaches_of(a, lasts, sizes_in, DIM, PROJECTIVE, TAPS, DTYPE)
-            column_count = candidates_per_row(a, reaches, sizes, lasts, DIM, PROJECTIVE)
-            if ANTIALIAS:
-                share = 1 / tl.cast(samples_all, DTYPE)
-            if TANGENT:
-                b = fold_theta(theta_tangent_ptr, m, theta_tangent_strides, scales, DIM, PROJECTIVE, DTYPE)
             grad_output_start = block_start(
                 grad_output_ptr, m, c_start, grad_output_stride_n, grad_output_stride_c
             )
-
-            copies = 1
-            if PADDING == REFLECTION:
-                copies, mirror_firsts, mirror_counts, is_everywhere = mirror_images_reached(
-                    a, lasts, spans, sizes_in, lows, highs, halves, DIM, PROJECTIVE, ALIGN_CORNERS, DTYPE
-                )
-                column_count = tl.where(is_everywhere, sizes[0], column_count)
-                if ALIGN_CORNERS:
-                    for k in tl.static_range(DIM):
-                        column_count = tl.where(sizes_in[k] == 1, sizes[0], column_count)
-            if PADDING == BORDER:
-                column_count = tl.where(at_edge, sizes[0], column_count)
-            is_ragged = column_count > LONG_ROW
-            is_sampled = has_samples(a, origin, sizes_in, DIM, PROJECTIVE, PADDING, BLOCK_H, BLOCK_W)
-            for copy in range(tl.where(is_sampled, copies, 0)):
-                targets, los, his, mirrors_here = (), (), (), ()
-                closed = pixel_mask
-                rest = copy
-                for k in tl.static_range(DIM):
-                    mirror = tl.zeros((), DTYPE)
-                    anywhere = False
-                    if PADDING == REFLECTION:
-                        mirror = mirror_firsts[k] + (rest % mirror_counts[k]).to(DTYPE)
-                        rest = rest // mirror_counts[k]
-                        anywhere = is_everywhere
-                        mirrors_here = mirrors_here + (mirror,)
-                    reach = 0.5 * TAPS if PROJECTIVE else reaches[k]
-                    target, lo, hi, is_closed = axis_interval(
-                        numbers[k], mirror, anywhere, reach, lows[k], highs[k], PADDING, ALIGN_CORNERS
-                    )
-                    targets = targets + (target - halves[k],)
-                    los = los + (lo - halves[k],)
-                    his = his + (hi - halves[k],)
-                    closed = closed & is_closed
-                constants = ()
-                for k in tl.static_range(ROWS):
-                    constants = constants + (a[k * (DIM + 1) + DIM],)
-                if PROJECTIVE:
-                    lines = wedge_lines(a, los, his, reaches, lasts, DTYPE)
-
-                slice_count = 1
-                if DIM == 3:
-                    first, last = affine_range(
-                        a,
-                        targets,
-                        los,
-                        his,
-                        closed,
-                        constants,
-                        reaches,
-                        spans,
-                        sizes_in,
-                        lasts,
-                        2,
-                        DIM,
+            for s in tl.static_range(SLOTS - 1, -1, -1):  # in the order in which they were found
+                for _ in range(tl.where(s < longest, 1, 0)):
+                    offset = pixel_offset((slots[3 * s], slots[3 * s + 1]), grad_output_strides, DIM, INDEX)
+                    gradient = load_block(
+                        grad_output_start,
+                        grad_output_stride_c,
+                        offset,
+                        s < found,
+                        channels,
+                        GROUPS,
+                        RUN_C,
+                        EVEN_C,
                         DTYPE,
                     )
-                    slice_first = first_index(first, lasts[2])
-                    slice_count = tl.max(tl.where(pixel_mask, range_count(slice_first, last, lasts[2]), 0))
-                for i in range(slice_count):
-                    slice_mask = pixel_mask
-                    row_base = constants
-                    if DIM == 3:
-                        od = slice_first + i
-                        slice_mask = pixel_mask & (od < sizes[2])
-                        w = centred(od, sizes[2], DTYPE)
-                        row_base = ()
-                        for k in tl.static_range(ROWS):
-                            row_base = row_base + (tl.fma(a[k * 4 + 2], w, constants[k]),)
-                    if PROJECTIVE:
-                        first, last = projective_range(a, lines, closed, lasts, DTYPE)
-                    else:
-                        first, last = affine_range(
-                            a,
-                            targets,
-                            los,
-                            his,
-                            closed,
-                            row_base,
-                            reaches,
-                            spans,
-                            sizes_in,
-                            lasts,
-                            1,
-                            DIM,
-                            DTYPE,
-                        )
-                    row_first = first_index(first, lasts[1])
-                    row_count = tl.max(tl.where(slice_mask, range_count(row_first, last, lasts[1]), 0))
-                    for j in range(row_count):
-                        oh = row_first + j
-                        v = centred(oh, sizes[1], DTYPE)
-                        row_mask = slice_mask & (oh < sizes[1])
-                        row_constants = ()
-                        for k in tl.static_range(ROWS):
-                            row_constants = row_constants + (tl.fma(a[k * (DIM + 1) + 1], v, row_base[k]),)
-                        if PROJECTIVE:
-                            line_constants = ()
-                            for k in tl.static_range(4):
-                                line_constants = line_constants + (lines[3 * k + 1] * v + lines[3 * k + 2],)
-                            first = line_end(lines, line_constants, lasts[0], 0, False)
-                        else:
-                            first = strip_end(los, his, a, row_constants, lasts, 0, DIM, False)
-                        column_first = first_index(first, lasts[0])
-                        count = column_count
-                        if is_ragged:
-                            if PROJECTIVE:
-                                last = line_end(lines, line_constants, lasts[0], 0, True)
-                            else:
-                                last = strip_end(los, his, a, row_constants, lasts, 0, DIM, True)
-                            longest = tl.where(row_mask, range_count(column_first, last, lasts[0]), 0)
-                            count = tl.minimum(tl.max(longest), column_count)
-                        if NEEDS_THETA:
-                            row_sums = zero_vectors(ROWS, PIXELS, DTYPE)
-                        for column in range(count):
-                            ow = column_first + column
-                            u = centred(ow, sizes[0], DTYPE)
-                            positions, divisor = sources(a, u, row_constants, halves, DIM, PROJECTIVE)
-                            hit = row_mask & (ow < sizes[0])
-                            if PROJECTIVE:
-                                hit = hit & is_visible(divisor)
-                            weights, slopes = (), ()
-                            for k in tl.static_range(DIM):
-                                is_tap, weight, slope = weight_on(
-                                    numbers[k], positions[k], lows[k], highs[k], TAPS, PADDING, ALIGN_CORNERS
-                                )
-                                hit = hit & is_tap
-                                weights = weights + (weight,)
-                                slopes = slopes + (slope,)
-                                if PADDING == REFLECTION:
-                                    fold = fold_of(positions[k], lows[k], highs[k], ALIGN_CORNERS)
-                                    hit = tl.where(is_everywhere, hit, hit & (fold == mirrors_here[k]))
-                            weight = product(weights, DIM)
-                            if TANGENT:
-                                base = (u, v, w) if DIM == 3 else (u, v)
-                                velocities, _growth = velocities_at(
-                                    b, base, positions, halves, divisor, DIM, PROJECTIVE
-                                )
-                                weight = change_of(velocities, weights, slopes, DIM)
-                            weight = tl.where(hit, weight, 0)
-                            if not NEEDS_THETA:
-                                hit = hit & (weight != 0)
-                            output_pixel = (ow, oh)
-                            if DIM == 3:
-                                output_pixel = (ow, oh, od)
-                            if ANTIALIAS:
-                                weight *= share
-                                coarse_pixel = ()
-                                for k in tl.static_range(DIM):
-                                    coarse_pixel = coarse_pixel + (output_pixel[k] // samples[k],)
-                                output_pixel = coarse_pixel
-                            offset = pixel_offset(output_pixel, grad_output_strides, DIM, INDEX)
-                            gradient = load_block(
-                                grad_output_start,
-                                grad_output_stride_c,
-                                offset,
-                                hit,
-                                channels,
-                                GROUPS,
-                                RUN_C,
-                                EVEN_C,
-                                DTYPE,
-                            )
-                            accumulator = add_scaled(accumulator, gradient, weight, GROUPS)
-                            if NEEDS_THETA:
-                                dot = dot_channels(image, gradient, GROUPS)
-                                if ANTIALIAS:
-                                    dot *= share
-                                along = add_along(
-                                    zero_vectors(DIM, PIXELS, DTYPE),
-                                    dot,
-                                    slopes_of(weights, slopes, DIM),
-                                    DIM,
-                                )
-                                along = where_hit(hit, along, DIM)
-                                rows = row_derivatives(along, positions, halves, divisor, DIM, PROJECTIVE)
-                                row_sums = add_rows(row_sums, rows, ROWS)
-                                sums = add_column(sums, rows, u, 0, DIM, ROWS)
-                        if NEEDS_THETA:
-                            sums = add_column(sums, row_sums, v, 1, DIM, ROWS)
-                            sums = add_column(sums, row_sums, 1.0, DIM, DIM, ROWS)
-                            if DIM == 3:
-                                sums = add_column(sums, row_sums, w, 2, DIM, ROWS)
+                    accumulator = add_scaled(accumulator, gradient, slots[3 * s + 2], GROUPS)
+                    if NEEDS_THETA:
+                        dots = add_to(dots, s, dot_channels(image, gradient, GROUPS), SLOTS)
+            grad_input_start = block_start(
+                grad_input_ptr, n, c_start, grad_input_stride_n, grad_input_stride_c
+            )
+            offset = pixel_offset(pixels, grad_input_strides, DIM, INDEX)
+            store_block(
+                grad_input_start,
+                grad_input_stride_c,
+                offset,
+                pixel_mask,
+                channels,
+                accumulator,
+                GROUPS,
+                RUN_C,
+                EVEN_C,
+            )
 
-    grad_input_start = block_start(grad_input_ptr, n, c_start, grad_input_stride_n, grad_input_stride_c)
-    offset = pixel_offset(pixels, grad_input_strides, DIM, INDEX)
-    store_block(
-        grad_input_start,
-        grad_input_stride_c,
-        offset,
-        pixel_mask,
-        channels,
-        accumulator,
-        GROUPS,
-        RUN_C,
-        EVEN_C,
-    )
+        steps = tl.where(is_listed, 0, steps)
+
+    for step in range(steps):
+        c_start = c_first + step * BLOCK_C
+        channels = C - c_start
+        accumulator = zero_block(GROUPS, PIXELS, RUN_C, DTYPE)
+        image = ()
+        if NEEDS_THETA:
+            image = load_image(
+                input_ptr,
+                n,
+                c_start,
+                channels,
+                pixels,
+                pixel_mask,
+                (input_stride_n, input_stride_c),
+                input_strides,
+                fill_ptr,
+                fill_stride,
+                DIM,
+                PADDING,
+                INDEX,
+                GROUPS,
+                RUN_C,
+                EVEN_C,
+                DTYPE,
+            )
+
+        for chunk in range(chunks):
+            hits = 1
+            if MANY:
+                lanes = tl.arange(0, CULLED)
+                slots = slot_first + chunk * CULLED + lanes
+                reached = slots < slot_end
+                if not PROJECTIVE and PADDING != REFLECTION:
+                    coarse = theta_scales(sizes_in, sizes_out, ALIGN_CORNERS, DIM, PROJECTIVE, DTYPE)
+                    matrices = matrix_at(order_ptr, tl.where(reached, slots, slot_first), HAS_INDEX)
+                    maps = fold_theta(theta_ptr, matrices, theta_strides, coarse, DIM, PROJECTIVE, DTYPE)
+                    # Antialiasing samples up to half a pixel beyond the middle of the last one.
+                    edges = output_lasts(sizes_out, 0 if ANTIALIAS else 1, DIM, DTYPE)
+                    reached = tile_is_reached(
+                        reached,
+                        maps,
+                        origin,
+                        sizes_in,
+                        edges,
+                        halves,
+                        DIM,
+                        TAPS,
+                        PADDING,
+                        BLOCK_H,
+                        BLOCK_W,
+                        DTYPE,
+                    )
+                hits = tl.sum(reached.to(tl.int32))
+            for _ in range(hits):
+                if MANY:
+                    lane = tl.min(tl.where(reached, lanes, CULLED))
+                    reached = reached & (lanes != lane)
+                    m = matrix_at(order_ptr, slot_first + chunk * CULLED + lane, HAS_INDEX)
+                    a, scales, samples, samples_all, sizes = map_of(
+                        theta_ptr,
+                        m,
+                        theta_strides,
+                        sizes_in,
+                        sizes_out,
+                        ANTIALIAS,
+                        ALIGN_CORNERS,
+                        DIM,
+                        PROJECTIVE,
+                        DTYPE,
+                    )
+                if TANGENT:
+                    b = fold_theta(
+                        theta_tangent_ptr, m, theta_tangent_strides, scales, DIM, PROJECTIVE, DTYPE
+                    )
+                grad_output_start = block_start(
+                    grad_output_ptr, m, c_start, grad_output_stride_n, grad_output_stride_c
+                )
+                accumulator, sums, _found, _slots = walk(
+                    a,
+                    b,
+                    samples,
+                    samples_all,
+                    sizes,
+                    sizes_in,
+                    origin,
+                    pixel_mask,
+                    numbers,
+                    halves,
+                    lows,
+                    highs,
+                    at_edge,
+                    grad_output_start,
+                    grad_output_stride_c,
+                    grad_output_strides,
+                    channels,
+                    image,
+                    accumulator,
+                    sums,
+                    (),
+                    (),
+                    False,
+                    DIM,
+                    PROJECTIVE,
+                    TAPS,
+                    PADDING,
+                    ALIGN_CORNERS,
+                    ANTIALIAS,
+                    TANGENT,
+                    INDEX,
+                    DTYPE,
+                    NEEDS_THETA,
+                    EVEN_C,
+                    GROUPS,
+                    RUN_C,
+                    BLOCK_H,
+                    BLOCK_W,
+                )
+
+        grad_input_start = block_start(grad_input_ptr, n, c_start, grad_input_stride_n, grad_input_stride_c)
+        offset = pixel_offset(pixels, grad_input_strides, DIM, INDEX)
+        store_block(
+            grad_input_start,
+            grad_input_stride_c,
+            offset,
+            pixel_mask,
+            channels,
+            accumulator,
+            GROUPS,
+            RUN_C,
+            EVEN_C,
+        )
+
     if NEEDS_THETA:
+        if LISTED:
+            for s in tl.static_range(SLOTS):
+                for _ in range(tl.where(is_listed & (s < longest), 1, 0)):
+                    v = centred(slots[3 * s + 1], sizes[1], DTYPE)
+                    constants = ()
+                    for k in tl.static_range(ROWS):
+                        constants = constants + (row_constant(a, (v, v), k, DIM),)
+                    u, positions, divisor, _hit, weights, slopes = visit(
+                        a,
+                        slots[3 * s],
+                        constants,
+                        numbers,
+                        halves,
+                        lows,
+                        highs,
+                        sizes,
+                        (),
+                        False,
+                        DIM,
+                        PROJECTIVE,
+                        TAPS,
+                        PADDING,
+                        ALIGN_CORNERS,
+                        DTYPE,
+                    )
+                    rows = row_shares(
+                        dots[s],
+                        s < found,
+                        weights,
+                        slopes,
+                        positions,
+                        halves,
+                        divisor,
+                        DIM,
+                        PROJECTIVE,
+                        DTYPE,
+                    )
+                    sums = add_column(sums, rows, u, 0, DIM, ROWS)
+                    sums = add_column(sums, rows, v, 1, DIM, ROWS)
+                    sums = add_column(sums, rows, 1.0, DIM, DIM, ROWS)
         store_partial(partial_ptr, sums, scales, ROWS * (DIM + 1))

@@ -27,20 +27,35 @@ UNSPECIALIZED = (
 def tile_origin(
     C, D, H, W, DIM: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr
 ):
-    """Image, first channel, and first pixel (x, y, z) of this program; tiles vary fastest."""
-    tiles_w = tl.cdiv(W, BLOCK_W)
-    tiles = tiles_w * tl.cdiv(H, BLOCK_H)
-    blocks_c = tl.cdiv(C, BLOCK_C)
-    block = tl.program_id(0) // tiles
-    tile = tl.program_id(0) % tiles
-    x = tile % tiles_w * BLOCK_W
-    y = tile // tiles_w * BLOCK_H
+    """Image, first channel, and first pixel (x, y, z) of this program; tiles vary fastest.
+
+    Unsigned, because a division of signed numbers takes twice the instructions.
+    """
+    tiles_w = (tl.cast(W, tl.uint32) + (BLOCK_W - 1)) // BLOCK_W
+    tiles = tiles_w * ((tl.cast(H, tl.uint32) + (BLOCK_H - 1)) // BLOCK_H)
+    blocks_c = (tl.cast(C, tl.uint32) + (BLOCK_C - 1)) // BLOCK_C
+    program = tl.program_id(0).to(tl.uint32)
+    block = program // tiles
+    tile = program - block * tiles
+    row = tile // tiles_w
+    x = ((tile - row * tiles_w) * BLOCK_W).to(tl.int32)
+    y = (row * BLOCK_H).to(tl.int32)
+    origin = (x, y)
     if DIM == 3:
-        origin = (x, y, block % D)
-        block = block // D
-    else:
-        origin = (x, y)
-    return block // blocks_c, block % blocks_c * BLOCK_C, origin
+        image = block // tl.cast(D, tl.uint32)
+        origin = (x, y, (block - image * tl.cast(D, tl.uint32)).to(tl.int32))
+        block = image
+    n = block // blocks_c
+    return n.to(tl.int32), ((block - n * blocks_c) * BLOCK_C).to(tl.int32), origin
+
+
+@triton.jit
+def steps_of(channels, BLOCK_C: tl.constexpr, STEPS_C: tl.constexpr):
+    """How many blocks of channels a program goes through, of so many that there are from its first."""
+    steps = 1
+    if STEPS_C > 1:
+        steps = tl.minimum(tl.cdiv(channels, BLOCK_C), STEPS_C)
+    return steps
 
 
 @triton.jit
@@ -101,21 +116,15 @@ def pixel_offset(pixel, strides, DIM: tl.constexpr, INDEX: tl.constexpr):
 
 
 @triton.jit
-def first_pointers(start, offset, RUN_C: tl.constexpr):
-    """Pointers to the first group of a block at the offsets of pixels."""
-    pointers = start + offset[:, None]
-    if RUN_C > 1:
-        pointers += tl.arange(0, RUN_C)[None, :]
-    return pointers
+def group_pointers(start, stride_c, offset, g: tl.constexpr, RUN_C: tl.constexpr):
+    """Pointers to group g of a block at the offsets of pixels. A run longer than 1 has a stride_c of 1.
 
-
-@triton.jit
-def next_pointers(pointers, stride_c, RUN_C: tl.constexpr):
-    """Step to the next group. A run longer than 1 is used only where stride_c is 1."""
+    Offset and step are added before they meet the pointer: then both are one multiply-add on a GPU.
+    """
     if RUN_C > 1:
-        pointers += RUN_C
+        pointers = start + offset[:, None] + (g * RUN_C + tl.arange(0, RUN_C))[None, :]
     else:
-        pointers += tl.cast(stride_c, tl.int64)
+        pointers = (start + tl.cast(stride_c, tl.int64) * g) + offset[:, None]
     return pointers
 
 
@@ -138,6 +147,23 @@ def zero_block(GROUPS: tl.constexpr, PIXELS: tl.constexpr, RUN_C: tl.constexpr, 
 
 
 @triton.jit
+def load_group(
+    start,
+    stride_c,
+    offset,
+    mask,
+    channels,
+    g: tl.constexpr,
+    RUN_C: tl.constexpr,
+    EVEN_C: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """Group g of a block at the offsets of pixels, 0 where masked."""
+    pointers = group_pointers(start, stride_c, offset, g, RUN_C)
+    return tl.load(pointers, mask=group_mask(mask, channels, g, RUN_C, EVEN_C), other=0).to(DTYPE)
+
+
+@triton.jit
 def load_block(
     start,
     stride_c,
@@ -151,11 +177,8 @@ def load_block(
 ):
     """The channels of a block at the offsets of pixels, 0 where masked."""
     block = ()
-    pointers = first_pointers(start, offset, RUN_C)
     for g in tl.static_range(GROUPS):
-        group = tl.load(pointers, mask=group_mask(mask, channels, g, RUN_C, EVEN_C), other=0)
-        block = block + (group.to(DTYPE),)
-        pointers = next_pointers(pointers, stride_c, RUN_C)
+        block = block + (load_group(start, stride_c, offset, mask, channels, g, RUN_C, EVEN_C, DTYPE),)
     return block
 
 
@@ -173,14 +196,13 @@ def store_block(
 ):
     """Write a block at the offsets of pixels, in the dtype of the tensor."""
     element: tl.constexpr = start.dtype.element_ty
-    pointers = first_pointers(start, offset, RUN_C)
     for g in tl.static_range(GROUPS):
         group = block[g]
         if element == tl.uint8:
             group = rounded(group)
         group = group.to(element)
+        pointers = group_pointers(start, stride_c, offset, g, RUN_C)
         tl.store(pointers, group, mask=group_mask(mask, channels, g, RUN_C, EVEN_C))
-        pointers = next_pointers(pointers, stride_c, RUN_C)
 
 
 @triton.jit

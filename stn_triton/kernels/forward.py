@@ -20,8 +20,8 @@ from stn_triton.kernels.block import (
     load_fill,
     only_if,
     pixel_offset,
+    steps_of,
     store_block,
-    subtract_fill,
     tile_origin,
     tile_pixels,
     zero_block,
@@ -37,7 +37,7 @@ from stn_triton.kernels.coordinates import (
     theta_scales,
 )
 from stn_triton.kernels.tangent import change_of, velocities_at
-from stn_triton.kernels.taps import FILL, all_taps, per_axis_limits
+from stn_triton.kernels.taps import FILL, ZEROS, all_taps, per_axis_limits
 
 
 @triton.jit
@@ -137,6 +137,68 @@ def tap_of(numbers, i: tl.constexpr, DIM: tl.constexpr, TAPS: tl.constexpr):
 
 
 @triton.jit
+def tap_addresses(
+    start,
+    strides,
+    indices,
+    DIM: tl.constexpr,
+    TAPS: tl.constexpr,
+    PADDING: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    """Of every tap: where to start from, and the offsets of pixels from there.
+
+    Taps that lie side by side share the offsets of the first: a scalar start costs less than offsets of every
+    tap, and in a contiguous row it is a constant in the load.
+    """
+    starts = ()
+    offsets = ()
+    offset = pixel_offset(tap_of(indices, 0, DIM, TAPS), strides, DIM, INDEX)
+    for i in tl.static_range(TAPS**DIM):
+        tap_start = start
+        if TAPS <= 2 or PADDING == ZEROS or PADDING == FILL:
+            for _ in tl.static_range(i % TAPS):
+                tap_start += strides[0]
+            for _ in tl.static_range(i // TAPS % TAPS):
+                tap_start += strides[1]
+            if DIM == 3:
+                for _ in tl.static_range(i // (TAPS * TAPS)):
+                    tap_start += strides[2]
+        else:
+            offset = pixel_offset(tap_of(indices, i, DIM, TAPS), strides, DIM, INDEX)
+        starts = starts + (tap_start,)
+        offsets = offsets + (offset,)
+    return starts, offsets
+
+
+@triton.jit
+def add_taps(
+    block,
+    start,
+    stride_c,
+    strides,
+    indices,
+    masks,
+    factors,
+    channels,
+    DIM: tl.constexpr,
+    TAPS: tl.constexpr,
+    PADDING: tl.constexpr,
+    INDEX: tl.constexpr,
+    GROUPS: tl.constexpr,
+    RUN_C: tl.constexpr,
+    EVEN_C: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """Block + the taps of an image times their factors."""
+    starts, offsets = tap_addresses(start, strides, indices, DIM, TAPS, PADDING, INDEX)
+    for i in tl.static_range(TAPS**DIM):
+        tap = load_block(starts[i], stride_c, offsets[i], masks[i], channels, GROUPS, RUN_C, EVEN_C, DTYPE)
+        block = add_scaled(block, tap, factors[i], GROUPS)
+    return block
+
+
+@triton.jit
 def product(numbers, DIM: tl.constexpr):
     """The product over axes."""
     result = numbers[0] * numbers[1]
@@ -199,6 +261,7 @@ def forward_kernel(
     DTYPE: tl.constexpr,
     EVEN_C: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    STEPS_C: tl.constexpr,
     RUN_C: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -214,7 +277,7 @@ def forward_kernel(
     element: tl.constexpr = output_ptr.dtype.element_ty
     GROUPS: tl.constexpr = BLOCK_C // RUN_C
 
-    m, c_start, origin = tile_origin(C, D_out, H_out, W_out, DIM, BLOCK_C, BLOCK_H, BLOCK_W)
+    m, c_first, origin = tile_origin(C, D_out, H_out, W_out, DIM, BLOCK_C * STEPS_C, BLOCK_H, BLOCK_W)
     pixels = tile_pixels(origin, element, DIM, BLOCK_H, BLOCK_W)
     pixel_mask = is_inside(pixels, sizes_out, DIM)
     n, exists = image_of(image_index_ptr, m, images, per_image, HAS_INDEX)
@@ -225,82 +288,118 @@ def forward_kernel(
         b = fold_theta(theta_tangent_ptr, m, theta_tangent_strides, scales, DIM, PROJECTIVE, DTYPE)
         halves = per_axis_halves(sizes_in, DIM, DTYPE)
 
-    channels = C - c_start
-    input_start = block_start(input_ptr, n, c_start, input_stride_n, input_stride_c)
-    if input_tangent_ptr is not None:
-        input_tangent_start = block_start(
-            input_tangent_ptr, n, c_start, input_tangent_stride_n, input_tangent_stride_c
-        )
-    accumulator = zero_block(GROUPS, BLOCK_H * BLOCK_W, RUN_C, DTYPE)
-    coverage = tl.zeros((BLOCK_H * BLOCK_W,), DTYPE)
-    is_covered = pixel_mask
-    for sample in range(count):
-        base, positions, divisor, indices, weights, slopes = sample_at(
-            a, pixels, sample, samples, sizes_in, sizes, DIM, PROJECTIVE, TAPS, PADDING, ALIGN_CORNERS, DTYPE
-        )
-        if TANGENT:
-            velocities, _growth = velocities_at(b, base, positions, halves, divisor, DIM, PROJECTIVE)
-        seen = only_if(exists, pixel_mask)
-        if PROJECTIVE:
-            seen = seen & is_visible(divisor)
-        for i in tl.static_range(TAPS**DIM):
-            pixel = tap_of(indices, i, DIM, TAPS)
-            weight = product(tap_of(weights, i, DIM, TAPS), DIM)
-            inside = seen & is_inside(pixel, sizes_in, DIM)
-            mask = inside & (weight != 0)
-            factor = weight
-            if TANGENT:
-                factor = change_of(
-                    velocities, tap_of(weights, i, DIM, TAPS), tap_of(slopes, i, DIM, TAPS), DIM
-                )
-                factor = tl.where(inside, factor, 0)
-            offset = pixel_offset(pixel, input_strides, DIM, INDEX)
-            tap = load_block(
-                input_start,
-                input_stride_c,
-                offset,
-                inside & (factor != 0),
-                channels,
-                GROUPS,
-                RUN_C,
-                EVEN_C,
+    # What does not depend on channels is computed before the loop: the compiler moves it there.
+    for step in range(steps_of(C - c_first, BLOCK_C, STEPS_C)):
+        c_start = c_first + step * BLOCK_C
+        channels = C - c_start
+        input_start = block_start(input_ptr, n, c_start, input_stride_n, input_stride_c)
+        if input_tangent_ptr is not None:
+            input_tangent_start = block_start(
+                input_tangent_ptr, n, c_start, input_tangent_stride_n, input_tangent_stride_c
+            )
+        accumulator = zero_block(GROUPS, BLOCK_H * BLOCK_W, RUN_C, DTYPE)
+        coverage = tl.zeros((BLOCK_H * BLOCK_W,), DTYPE)
+        turnover = tl.zeros((BLOCK_H * BLOCK_W,), DTYPE)
+        is_covered = pixel_mask
+        is_within = pixel_mask
+        for sample in range(count):
+            base, positions, divisor, indices, weights, slopes = sample_at(
+                a,
+                pixels,
+                sample,
+                samples,
+                sizes_in,
+                sizes,
+                DIM,
+                PROJECTIVE,
+                TAPS,
+                PADDING,
+                ALIGN_CORNERS,
                 DTYPE,
             )
-            if TANGENT and PADDING == FILL:
-                tap = subtract_fill(tap, fill_ptr, fill_stride, c_start, channels, GROUPS, RUN_C, DTYPE)
-            accumulator = add_scaled(accumulator, tap, factor, GROUPS)
-            if input_tangent_ptr is not None:
-                offset = pixel_offset(pixel, input_tangent_strides, DIM, INDEX)
-                tap = load_block(
-                    input_tangent_start,
-                    input_tangent_stride_c,
-                    offset,
-                    mask,
+            if TANGENT:
+                velocities, _growth = velocities_at(b, base, positions, halves, divisor, DIM, PROJECTIVE)
+            seen = only_if(exists, pixel_mask)
+            if PROJECTIVE:
+                seen = seen & is_visible(divisor)
+            masks, factors, changing, changes = (), (), (), ()
+            for i in tl.static_range(TAPS**DIM):
+                weights_here = tap_of(weights, i, DIM, TAPS)
+                weight = product(weights_here, DIM)
+                inside = seen & is_inside(tap_of(indices, i, DIM, TAPS), sizes_in, DIM)
+                mask = inside & (weight != 0)
+                masks = masks + (mask,)
+                factors = factors + (weight,)
+                if PADDING == FILL:
+                    coverage += tl.where(mask, weight, 0)
+                    is_covered = is_covered & (inside | (weight == 0))
+                if TANGENT:
+                    change = change_of(velocities, weights_here, tap_of(slopes, i, DIM, TAPS), DIM)
+                    change = tl.where(inside, change, 0)
+                    changing = changing + (change != 0,)
+                    changes = changes + (change,)
+                    if PADDING == FILL:
+                        turnover += change
+                        is_within = is_within & inside
+            if TANGENT:
+                accumulator = add_taps(
+                    accumulator,
+                    input_start,
+                    input_stride_c,
+                    input_strides,
+                    indices,
+                    changing,
+                    changes,
                     channels,
+                    DIM,
+                    TAPS,
+                    PADDING,
+                    INDEX,
                     GROUPS,
                     RUN_C,
                     EVEN_C,
                     DTYPE,
                 )
-                accumulator = add_scaled(accumulator, tap, weight, GROUPS)
-            if PADDING == FILL:
-                coverage += tl.where(mask, weight, 0)
-                is_covered = is_covered & (inside | (weight == 0))
+            if not TANGENT or input_tangent_ptr is not None:
+                accumulator = add_taps(
+                    accumulator,
+                    input_tangent_start if TANGENT else input_start,
+                    input_tangent_stride_c if TANGENT else input_stride_c,
+                    input_tangent_strides if TANGENT else input_strides,
+                    indices,
+                    masks,
+                    factors,
+                    channels,
+                    DIM,
+                    TAPS,
+                    PADDING,
+                    INDEX,
+                    GROUPS,
+                    RUN_C,
+                    EVEN_C,
+                    DTYPE,
+                )
 
-    result = ()
-    for g in tl.static_range(GROUPS):
-        group = accumulator[g]
-        if PADDING == FILL and (not TANGENT or fill_tangent_ptr is not None):
-            if TANGENT:
-                fill = load_fill(fill_tangent_ptr, fill_tangent_stride, c_start, channels, g, RUN_C, DTYPE)
-            else:
+        result = ()
+        for g in tl.static_range(GROUPS):
+            group = accumulator[g]
+            if PADDING == FILL:
                 fill = load_fill(fill_ptr, fill_stride, c_start, channels, g, RUN_C, DTYPE)
-            group += tl.where(is_covered[:, None], 0, (count - coverage)[:, None] * fill)
-        if ANTIALIAS:
-            group = group / tl.cast(count, DTYPE)
-        if HAS_INDEX:
-            group = tl.where(exists, group, float("nan"))
-        result = result + (group,)
-    output_start = block_start(output_ptr, m, c_start, output_stride_n, output_stride_c)
-    offset = pixel_offset(pixels, output_strides, DIM, INDEX)
-    store_block(output_start, output_stride_c, offset, pixel_mask, channels, result, GROUPS, RUN_C, EVEN_C)
+                if TANGENT:
+                    group -= tl.where(is_within[:, None], 0, turnover[:, None] * fill)
+                    if fill_tangent_ptr is not None:
+                        fill = load_fill(
+                            fill_tangent_ptr, fill_tangent_stride, c_start, channels, g, RUN_C, DTYPE
+                        )
+                if not TANGENT or fill_tangent_ptr is not None:
+                    group += tl.where(is_covered[:, None], 0, (count - coverage)[:, None] * fill)
+            if ANTIALIAS:
+                group = group / tl.cast(count, DTYPE)
+            if HAS_INDEX:
+                group = tl.where(exists, group, float("nan"))
+            result = result + (group,)
+        output_start = block_start(output_ptr, m, c_start, output_stride_n, output_stride_c)
+        offset = pixel_offset(pixels, output_strides, DIM, INDEX)
+        store_block(
+            output_start, output_stride_c, offset, pixel_mask, channels, result, GROUPS, RUN_C, EVEN_C
+        )

@@ -16,13 +16,14 @@ from stn_triton.kernels.block import (
     load_block,
     only_if,
     pixel_offset,
+    steps_of,
     subtract_fill,
     tile_origin,
     tile_pixels,
     zero_block,
 )
 from stn_triton.kernels.coordinates import fold_theta, is_visible, per_axis_halves
-from stn_triton.kernels.forward import image_of, map_of, product, sample_at, tap_of
+from stn_triton.kernels.forward import image_of, map_of, product, sample_at, tap_addresses, tap_of
 from stn_triton.kernels.tangent import all_curves, bends_of, change_of, slopes_of, velocities_at
 from stn_triton.kernels.taps import FILL, per_axis_limits
 
@@ -154,6 +155,7 @@ def theta_kernel(
     DTYPE: tl.constexpr,
     EVEN_C: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    STEPS_C: tl.constexpr,
     RUN_C: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -171,7 +173,7 @@ def theta_kernel(
     GROUPS: tl.constexpr = BLOCK_C // RUN_C
     ROWS: tl.constexpr = DIM + 1 if PROJECTIVE else DIM
 
-    m, c_start, origin = tile_origin(C, D_out, H_out, W_out, DIM, BLOCK_C, BLOCK_H, BLOCK_W)
+    m, c_first, origin = tile_origin(C, D_out, H_out, W_out, DIM, BLOCK_C * STEPS_C, BLOCK_H, BLOCK_W)
     pixels = tile_pixels(origin, element, DIM, BLOCK_H, BLOCK_W)
     n, exists = image_of(image_index_ptr, m, images, per_image, HAS_INDEX)
     pixel_mask = only_if(exists, is_inside(pixels, sizes_out, DIM))
@@ -179,95 +181,124 @@ def theta_kernel(
         theta_ptr, m, theta_strides, sizes_in, sizes_out, ANTIALIAS, ALIGN_CORNERS, DIM, PROJECTIVE, DTYPE
     )
 
-    channels = C - c_start
-    grad_output_start = block_start(grad_output_ptr, m, c_start, grad_output_stride_n, grad_output_stride_c)
-    offset = pixel_offset(pixels, grad_output_strides, DIM, INDEX)
-    gradient = load_block(
-        grad_output_start, grad_output_stride_c, offset, pixel_mask, channels, GROUPS, RUN_C, EVEN_C, DTYPE
-    )
-    input_start = block_start(input_ptr, n, c_start, input_stride_n, input_stride_c)
     halves = per_axis_halves(sizes_in, DIM, DTYPE)
     if TANGENT:
         b = fold_theta(theta_tangent_ptr, m, theta_tangent_strides, scales, DIM, PROJECTIVE, DTYPE)
         lows, highs = per_axis_limits(sizes_in, DIM, DTYPE)
-    if input_tangent_ptr is not None:
-        input_tangent_start = block_start(
-            input_tangent_ptr, n, c_start, input_tangent_stride_n, input_tangent_stride_c
-        )
     sums = zero_vectors(ROWS * (DIM + 1), PIXELS, DTYPE)
-    for sample in range(count):
-        base, positions, divisor, indices, weights, slopes = sample_at(
-            a, pixels, sample, samples, sizes_in, sizes, DIM, PROJECTIVE, TAPS, PADDING, ALIGN_CORNERS, DTYPE
+    # What does not depend on channels is computed before the loop: the compiler moves it there.
+    for step in range(steps_of(C - c_first, BLOCK_C, STEPS_C)):
+        c_start = c_first + step * BLOCK_C
+        channels = C - c_start
+        grad_output_start = block_start(
+            grad_output_ptr, m, c_start, grad_output_stride_n, grad_output_stride_c
         )
-        along = zero_vectors(DIM, PIXELS, DTYPE)
-        if TANGENT:
-            velocities, growth = velocities_at(b, base, positions, halves, divisor, DIM, PROJECTIVE)
-            curves = all_curves(positions, lows, highs, DIM, TAPS, PADDING, ALIGN_CORNERS)
-            along_velocity = zero_vectors(DIM, PIXELS, DTYPE)
-        for i in tl.static_range(TAPS**DIM):
-            pixel = tap_of(indices, i, DIM, TAPS)
-            weight = tap_of(weights, i, DIM, TAPS)
-            slope = tap_of(slopes, i, DIM, TAPS)
-            mask = pixel_mask & is_inside(pixel, sizes_in, DIM)
-            if PROJECTIVE:
-                mask = mask & is_visible(divisor)
-            offset = pixel_offset(pixel, input_strides, DIM, INDEX)
-            image = load_block(
-                input_start, input_stride_c, offset, mask, channels, GROUPS, RUN_C, EVEN_C, DTYPE
+        offset = pixel_offset(pixels, grad_output_strides, DIM, INDEX)
+        gradient = load_block(
+            grad_output_start,
+            grad_output_stride_c,
+            offset,
+            pixel_mask,
+            channels,
+            GROUPS,
+            RUN_C,
+            EVEN_C,
+            DTYPE,
+        )
+        input_start = block_start(input_ptr, n, c_start, input_stride_n, input_stride_c)
+        if input_tangent_ptr is not None:
+            input_tangent_start = block_start(
+                input_tangent_ptr, n, c_start, input_tangent_stride_n, input_tangent_stride_c
             )
-            if PADDING == FILL:
-                image = subtract_fill(image, fill_ptr, fill_stride, c_start, channels, GROUPS, RUN_C, DTYPE)
-            dot = tl.where(mask, dot_channels(image, gradient, GROUPS), 0)
-            slopes_here = slopes_of(weight, slope, DIM)
+        for sample in range(count):
+            base, positions, divisor, indices, weights, slopes = sample_at(
+                a,
+                pixels,
+                sample,
+                samples,
+                sizes_in,
+                sizes,
+                DIM,
+                PROJECTIVE,
+                TAPS,
+                PADDING,
+                ALIGN_CORNERS,
+                DTYPE,
+            )
+            starts, offsets = tap_addresses(input_start, input_strides, indices, DIM, TAPS, PADDING, INDEX)
+            if input_tangent_ptr is not None:
+                tangent_starts, tangent_offsets = tap_addresses(
+                    input_tangent_start, input_tangent_strides, indices, DIM, TAPS, PADDING, INDEX
+                )
+            along = zero_vectors(DIM, PIXELS, DTYPE)
             if TANGENT:
-                along_velocity = add_along(along_velocity, dot, slopes_here, DIM)
-                curve = tap_of(curves, i, DIM, TAPS)
-                along = add_along(along, dot, bends_of(velocities, weight, slope, curve, DIM), DIM)
-                if input_tangent_ptr is not None or (PADDING == FILL and fill_tangent_ptr is not None):
-                    image = zero_block(GROUPS, PIXELS, RUN_C, DTYPE)
-                    if input_tangent_ptr is not None:
-                        offset = pixel_offset(pixel, input_tangent_strides, DIM, INDEX)
-                        image = load_block(
-                            input_tangent_start,
-                            input_tangent_stride_c,
-                            offset,
-                            mask,
-                            channels,
-                            GROUPS,
-                            RUN_C,
-                            EVEN_C,
-                            DTYPE,
-                        )
-                    if PADDING == FILL and fill_tangent_ptr is not None:
-                        image = subtract_fill(
-                            image,
-                            fill_tangent_ptr,
-                            fill_tangent_stride,
-                            c_start,
-                            channels,
-                            GROUPS,
-                            RUN_C,
-                            DTYPE,
-                        )
-                    dot = tl.where(mask, dot_channels(image, gradient, GROUPS), 0)
+                velocities, growth = velocities_at(b, base, positions, halves, divisor, DIM, PROJECTIVE)
+                curves = all_curves(positions, lows, highs, DIM, TAPS, PADDING, ALIGN_CORNERS)
+                along_velocity = zero_vectors(DIM, PIXELS, DTYPE)
+            for i in tl.static_range(TAPS**DIM):
+                pixel = tap_of(indices, i, DIM, TAPS)
+                weight = tap_of(weights, i, DIM, TAPS)
+                slope = tap_of(slopes, i, DIM, TAPS)
+                mask = pixel_mask & is_inside(pixel, sizes_in, DIM)
+                if PROJECTIVE:
+                    mask = mask & is_visible(divisor)
+                image = load_block(
+                    starts[i], input_stride_c, offsets[i], mask, channels, GROUPS, RUN_C, EVEN_C, DTYPE
+                )
+                if PADDING == FILL:
+                    image = subtract_fill(
+                        image, fill_ptr, fill_stride, c_start, channels, GROUPS, RUN_C, DTYPE
+                    )
+                dot = tl.where(mask, dot_channels(image, gradient, GROUPS), 0)
+                slopes_here = slopes_of(weight, slope, DIM)
+                if TANGENT:
+                    along_velocity = add_along(along_velocity, dot, slopes_here, DIM)
+                    curve = tap_of(curves, i, DIM, TAPS)
+                    along = add_along(along, dot, bends_of(velocities, weight, slope, curve, DIM), DIM)
+                    if input_tangent_ptr is not None or (PADDING == FILL and fill_tangent_ptr is not None):
+                        image = zero_block(GROUPS, PIXELS, RUN_C, DTYPE)
+                        if input_tangent_ptr is not None:
+                            image = load_block(
+                                tangent_starts[i],
+                                input_tangent_stride_c,
+                                tangent_offsets[i],
+                                mask,
+                                channels,
+                                GROUPS,
+                                RUN_C,
+                                EVEN_C,
+                                DTYPE,
+                            )
+                        if PADDING == FILL and fill_tangent_ptr is not None:
+                            image = subtract_fill(
+                                image,
+                                fill_tangent_ptr,
+                                fill_tangent_stride,
+                                c_start,
+                                channels,
+                                GROUPS,
+                                RUN_C,
+                                DTYPE,
+                            )
+                        dot = tl.where(mask, dot_channels(image, gradient, GROUPS), 0)
+                        along = add_along(along, dot, slopes_here, DIM)
+                else:
                     along = add_along(along, dot, slopes_here, DIM)
-            else:
-                along = add_along(along, dot, slopes_here, DIM)
-        if TANGENT and PROJECTIVE:
-            # Velocities depend on theta too, through positions and the divisor.
-            less = ()
-            last = tl.zeros((PIXELS,), DTYPE)
+            if TANGENT and PROJECTIVE:
+                # Velocities depend on theta too, through positions and the divisor.
+                less = ()
+                last = tl.zeros((PIXELS,), DTYPE)
+                for k in tl.static_range(DIM):
+                    less = less + (along[k] - along_velocity[k] * growth,)
+                    last -= along_velocity[k] * velocities[k]
+                along = less
+            rows = row_derivatives(along, positions, halves, divisor, DIM, PROJECTIVE)
+            if TANGENT and PROJECTIVE:
+                inverse = 1 / tl.where(is_visible(divisor), divisor, 1)
+                rows = (rows[0], rows[1], rows[2] + last * inverse)
             for k in tl.static_range(DIM):
-                less = less + (along[k] - along_velocity[k] * growth,)
-                last -= along_velocity[k] * velocities[k]
-            along = less
-        rows = row_derivatives(along, positions, halves, divisor, DIM, PROJECTIVE)
-        if TANGENT and PROJECTIVE:
-            inverse = 1 / tl.where(is_visible(divisor), divisor, 1)
-            rows = (rows[0], rows[1], rows[2] + last * inverse)
-        for k in tl.static_range(DIM):
-            sums = add_column(sums, rows, base[k], k, DIM, ROWS)
-        sums = add_column(sums, rows, 1.0, DIM, DIM, ROWS)
+                sums = add_column(sums, rows, base[k], k, DIM, ROWS)
+            sums = add_column(sums, rows, 1.0, DIM, DIM, ROWS)
     if ANTIALIAS:
         share = 1 / tl.cast(count, DTYPE)
         less = ()
