@@ -205,9 +205,9 @@ def _plot(commands) -> None:
         "plot",
         "draw the charts of a result file",
         """\
-Draw the charts of a result file of `bench`, or of the timings of `tune`, as PNG and SVG: speed-up per workload
-with losses in another colour, fraction of the roofline, scaling over size, batch and channels, peak memory,
-the landscape of block sizes.
+Draw the charts of a result file of `bench`, or of the timings of `tune`, as PNG and SVG: speed-up per
+workload with losses in another colour, fraction of the roofline, scaling over size, batch and channels, peak
+memory, the landscape of block sizes. A chart whose rows are not there is not drawn; the output says why.
 """,
         "  python -m perf plot\n  python -m perf plot perf/results/cpu-epyc-2-threads.csv --out charts\n",
     )
@@ -222,7 +222,10 @@ def _report(commands) -> None:
         commands,
         "report",
         "one self-contained HTML page of a result file",
-        "Make one HTML page with the table, the charts, the environment, the targets and the method; no network.",
+        """\
+Make one HTML page with headline numbers, targets, charts, the whole table, the environment and the method. It
+needs no other file and no network.
+""",
         "  python -m perf report\n  python -m perf report perf/results/h100.csv --out h100\n",
     )
     parser.add_argument(
@@ -237,8 +240,8 @@ def _compare(commands) -> None:
         "compare",
         "two result files: what became faster or slower",
         """\
-Compare the rows of two result files of one machine, for regressions between commits. A row is slower or faster
-only if its 20 to 80 % intervals do not overlap and the medians differ by more than the threshold.
+Compare the rows of two result files of one machine, for regressions between commits. A row is slower or
+faster only if its 20 to 80 % intervals do not overlap and the medians differ by more than the threshold.
 Exits with 1 if a row of the operator became slower or wrong.
 """,
         "  python -m perf compare before/speed.csv after/speed.csv\n"
