@@ -242,6 +242,8 @@ def _compare(commands) -> None:
         """\
 Compare the rows of two result files of one machine, for regressions between commits. A row is slower or
 faster only if its 20 to 80 % intervals do not overlap and the medians differ by more than the threshold.
+Where the eager pair of the same workload, map and pass changed beyond its own noise, the machine drifted:
+that change is taken out of the others first. With another PyTorch the eager pair is no such yardstick.
 Exits with 1 if a row of the operator became slower or wrong.
 """,
         "  python -m perf compare before/speed.csv after/speed.csv\n"
