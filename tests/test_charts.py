@@ -85,7 +85,7 @@ class TestFiles:
             (b'a,b\n"c,d\n', "cannot be read"),
         ],
     )
-    @pytest.mark.parametrize("command", ["plot", "compare"])
+    @pytest.mark.parametrize("command", ["plot", "report", "compare"])
     def test_what_is_no_result_file_exits_2(self, tmp_path, capsys, command, content, said):
         path = tmp_path / "table.csv"
         if content is not None:
