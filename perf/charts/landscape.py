@@ -44,18 +44,22 @@ def draw(run: Run) -> Figure:
     notes = [
         "Time relative to the bucket's best, by pixels of the tile and channels per program; the best over "
         "warps and runs of channels.",
-        f"{len(chosen)} of {count} buckets: of each kernel the one that gained most over the default, then "
-        "those that gained next.",
     ]
+    if len(chosen) < count:
+        notes.append(
+            f"{len(chosen)} of {count} buckets: of each kernel the one that gained most over the default, "
+            "then those that gained next."
+        )
     lines = [_machine(run), *notes]
     legend = [
         Patch(facecolor="none", label="default", **_DEFAULT),
-        Patch(facecolor="none", label="fastest", **_BEST),
+        Patch(facecolor="none", label="winner", **_BEST),
         Patch(facecolor="white", edgecolor=style.MUTED, hatch="////", label="did not run"),
     ]
-    height = -(-len(chosen) // _COLUMNS)
+    columns = min(_COLUMNS, len(chosen))
+    height = -(-len(chosen) // columns)
     made, _ = style.figure("Tuning: the landscape of block sizes", lines, _PANEL * height, legend)
-    grid = made.subplots(height, _COLUMNS, squeeze=False)
+    grid = made.subplots(height, columns, squeeze=False)
     shown = run.rows[timed(run.rows) & run.rows["bucket"].isin(chosen)].groupby("bucket")["median_ms"]
     worst = float((shown.max() / shown.min()).clip(*_SCALE).max())
     scale = ScalarMappable(LogNorm(1, worst), _MAP)
@@ -64,7 +68,7 @@ def draw(run: Run) -> Figure:
     for ax, name in zip(grid.flat, chosen, strict=False):
         _panel(ax, run.rows[run.rows["bucket"] == name], scale)
     bar = made.colorbar(scale, ax=grid, extend="max", shrink=min(1, 1.6 / height), aspect=25, pad=0.02)
-    bar.ax.yaxis.set_major_locator(FixedLocator([t for t in (1, 1.1, 1.25, 1.5, 2, 3, 4) if t <= worst]))
+    bar.ax.yaxis.set_major_locator(FixedLocator([t for t in (1, 1.25, 1.5, 2, 3, 4) if t <= worst]))
     bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
     bar.set_label("time, relative to the best", fontsize=style.FONT - 1)

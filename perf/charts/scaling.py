@@ -39,7 +39,9 @@ def draw(run: Run, passes: Sequence[str]) -> Figure:
     providers = style.in_order(rows["provider"])
     absent = [name for name in providers if (rows.loc[rows["provider"] == name, "status"] != OK).all()]
     drawn = [name for name in providers if name not in absent]
-    notes = ["Median, band: 20 to 80 % of the runs. Dotted: the byte model at the measured copy bandwidth."]
+    notes = ["Median, band: 20 to 80 % of the runs."]
+    if len(_ideal(rows)):
+        notes[0] += " Dotted: the byte model at the measured copy bandwidth."
     for name in absent:
         first = rows[rows["provider"] == name].iloc[0]
         why = f" ({first['reason']})" if first["reason"] else ""
