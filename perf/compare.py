@@ -102,15 +102,15 @@ def main(args: argparse.Namespace) -> int:
     if not (math.isfinite(args.threshold) and args.threshold >= 0):
         raise UsageError(f"--threshold: {args.threshold}; expected a share of 0 or more, such as 0.05")
     before, after = _only_run(args.before), _only_run(args.after)
+    warned = list(warnings(before, after))
+    for line in warned:
+        print(f"warning: {line}", file=sys.stderr)
     found = compare(before, after, args.threshold)
     if not any(change.before_ms and change.after_ms for change in found.changes):
         raise UsageError(
             f"{args.before} and {args.after}: no row has a time in both; expected the same workloads, all of "
             "them --quick or none"
         )
-    warned = list(warnings(before, after))
-    for line in warned:
-        print(f"warning: {line}", file=sys.stderr)
     if args.json:
         print(json.dumps(_document(args, before, after, found, warned), indent=1, allow_nan=False))
     else:

@@ -211,7 +211,7 @@ def _join(tables: Iterable[pd.DataFrame]) -> pd.DataFrame | None:
 
 
 def _is_missing(value: object) -> bool:
-    return value == "" or bool(pd.isna(value))
+    return bool(pd.isna(value)) or value == ""
 
 
 def _numbers(values: pd.Series, source: str) -> pd.Series:

@@ -70,6 +70,14 @@ class TestFiles:
         assert read.loc[0, "commit"] == "12345e1099"
         pd.testing.assert_frame_equal(read, files.normal(table), check_like=True)
 
+    def test_a_table_that_never_was_a_file_may_have_missing_values_of_any_kind(self):
+        table = small().astype({"samples": "Int64", "reason": "string", "peak_mib": "Float64"})
+        table.loc[:3, ["samples", "reason", "peak_mib", "graph_ms"]] = [pd.NA, pd.NA, pd.NA, None]
+        normal = files.normal(table)
+        assert normal.loc[:3, ["samples", "peak_mib", "graph_ms"]].isna().all(axis=None)
+        assert (normal.loc[:3, "reason"] == "").all()
+        assert normal["samples"].dtype == float
+
     @pytest.mark.parametrize(
         ("content", "said"),
         [
