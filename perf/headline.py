@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from perf.charts.measures import percent
 from perf.files import EAGER, FAILED, KEY, OK, OPERATOR, Run, geometric_mean, sweep_of, timed
 
 _CELL = [name for name in KEY if name != "provider"]
@@ -34,7 +35,7 @@ def numbers(run: Run) -> list[Number]:
     memory = against(rows[rows["pass"].isin(_PASSES)], EAGER, "peak_mib")
     if len(memory):
         text = "of the eager pair's peak memory: geometric mean of"
-        found.append(Number(f"{1 / geometric_mean(memory):.0%}", f"{text} {_rows(len(memory))}"))
+        found.append(Number(percent(1 / geometric_mean(memory)), f"{text} {_rows(len(memory))}"))
     copy = rows["copy_gb_per_s"].dropna()
     if len(copy):
         found.append(Number(f"{copy.median():.4g} GB/s", "copy bandwidth of the device, measured in the run"))
@@ -74,7 +75,7 @@ def _roofline(rows: pd.DataFrame, pass_name: str) -> Number | None:
     if values.empty:
         return None
     text = f"of the copy bandwidth, {pass_name.replace('+', ' + ')}: median of {_rows(len(values))}"
-    return Number(f"{values.median():.0%}", f"{text}, {values.min():.0%} to {values.max():.0%}")
+    return Number(percent(values.median()), f"{text}, {percent(values.min())} to {percent(values.max())}")
 
 
 def _rows(count: int) -> str:

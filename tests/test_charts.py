@@ -297,6 +297,20 @@ class TestRoofline:
         assert (bar.get_x(), bar.get_width()) == pytest.approx((0, 0.83))
         assert {"83 %", "83 GB/s"} <= set(texts(figure))
 
+    def test_small_shares_are_drawn_on_a_logarithmic_axis_that_still_has_100_percent(self):
+        rows = [
+            tables.row(name, roofline=r, speedup=1.0)
+            for name, r in (("digits-28", 0.002), ("planes-7", 0.05))
+        ]
+        ax = drawn(pd.DataFrame(rows))["roofline"].axes[0]
+        assert ax.get_xscale() == "log"
+        assert ax.get_xlim()[0] < 0.002
+        assert ax.get_xlim()[1] > 1
+        assert "log scale" in ax.get_xlabel()
+        first, second = ax.patches
+        assert first.get_x() == second.get_x() == pytest.approx(ax.get_xlim()[0])
+        assert first.get_x() + first.get_width() == pytest.approx(0.002)
+
 
 @pytest.fixture(scope="module")
 def scaling_figure():

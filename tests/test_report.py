@@ -288,8 +288,8 @@ class TestHeadline:
         rows = [tables.row(roofline=r, peak_mib=10.0, map=m) for m, r in (("a", 0.5), ("b", 0.7), ("c", 0.9))]
         rows += [tables.row(provider="eager", peak_mib=40.0, map=m) for m in "abc"]
         found = self.numbers(rows)
-        assert found["of the copy bandwidth, forward: median of 3 rows, 50% to 90%"] == "70%"
-        assert found["of the eager pair's peak memory: geometric mean of 3 rows"] == "25%"
+        assert found["of the copy bandwidth, forward: median of 3 rows, 50 % to 90 %"] == "70 %"
+        assert found["of the eager pair's peak memory: geometric mean of 3 rows"] == "25 %"
 
     def test_failures_of_the_operator_are_a_number_of_their_own(self):
         rows = [*self.pair(1.0, 2.0), tables.row(map="zoom-2", status="FAILED", median_ms=None)]

@@ -24,7 +24,7 @@ class Measure:
     """The column of the amount itself, and how it is written."""
     detail_text: Callable[[float], str]
     base: float
-    """Where bars start; at 1 on a logarithmic scale, at 0 on a linear one."""
+    """Where bars start: 1 for ratios, whose scale is logarithmic; 0 for shares."""
     mark_text: str
     """At the line that stands for 1."""
     is_of_time: bool
@@ -110,7 +110,7 @@ def _copy_bandwidth(rows: pd.DataFrame) -> str:
 SPEED = Measure(
     title="Affine sampling: speed-up over F.affine_grid + F.grid_sample",
     values=lambda rows: rows["speedup"],
-    xlabel="speed-up (log scale)",
+    xlabel="speed-up",
     text=_times,
     detail="median_ms",
     detail_text=style.duration,

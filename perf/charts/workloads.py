@@ -28,6 +28,8 @@ _TEXTS = (-0.27, -0.04, 0.18, 0.38)  # the same for the numbers on the right and
 # Inches: a workload's line, above and below all of them; the names, the numbers of a panel, between panels.
 _LINE, _ABOVE, _BELOW = 0.58, 0.55, 0.55
 _NAMES, _NUMBERS, _GAP = 2.65, 1.75, 0.15
+_SMALL_SHARE = 0.25
+"""If no share is more, as on CPUs, a linear axis with 100 % on it would show nothing."""
 _MOST = 60
 """Workloads of a chart; a foreign file may have any number."""
 _LETTERS = 27
@@ -60,15 +62,15 @@ def draw(run: Run, measure: Measure, passes: Sequence[str]) -> Figure:
     body = _ABOVE + height + _BELOW
     made, foot = style.figure(measure.title, lines, body, _legend(measure, shown, cells))
     axes = _panels(made, len(passes), foot + _BELOW, height)
+    start, xlabel = _scale(axes[0], measure, cells)
     for ax, pass_name in zip(axes, passes, strict=True):
         ax.set_title(pass_name.replace("+", " + "), fontsize=style.FONT + 1, loc="left", pad=16)
-        ax.set_xlabel(measure.xlabel, fontsize=style.FONT - 1)
+        ax.set_xlabel(xlabel, fontsize=style.FONT - 1)
         for y, workload in enumerate(workloads):
             own = {name: cells.get((workload, pass_name, name)) for name in shown}
-            _line(ax, y, {name: cell for name, cell in own.items() if cell}, measure)
+            _line(ax, y, {name: cell for name, cell in own.items() if cell}, measure, start)
             ax.axhline(y - 0.5, color=style.GRID, linewidth=0.5, zorder=0)
         _decorate(ax, measure)
-    _scale(axes[0], measure, cells)
     labels = [_workload_label(rows[rows["workload"] == name].iloc[0]) for name in workloads]
     axes[0].set_yticks(range(len(workloads)), labels, fontsize=style.FONT - 1)
     axes[0].set_ylim(len(workloads) - 0.45, -0.55)
@@ -109,11 +111,11 @@ def _absent(rows: pd.DataFrame, providers: Sequence[str]) -> dict[str, str]:
     return lines
 
 
-def _line(ax: Axes, y: float, cells: dict[str, Cell], measure: Measure) -> None:
-    """One workload in one panel."""
+def _line(ax: Axes, y: float, cells: dict[str, Cell], measure: Measure, start: float) -> None:
+    """One workload in one panel; the bar begins at ``start``."""
     own = cells.get(OPERATOR)
     if own and own.by_map:
-        _operator(ax, y, own, measure)
+        _operator(ax, y, own, measure, start)
     beside = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "va": "center"}
     if own and own.by_map:
         options = beside | {"xytext": (8, 0), "fontweight": "bold", "annotation_clip": False}
@@ -161,11 +163,11 @@ def _remarks(cells: dict[str, Cell], measure: Measure) -> list[tuple[str, str]]:
 _SMALL = {"fontsize": style.FONT - 2, "color": style.MUTED}
 
 
-def _operator(ax: Axes, y: float, cell: Cell, measure: Measure) -> None:
+def _operator(ax: Axes, y: float, cell: Cell, measure: Measure, start: float) -> None:
     lost = measure.is_loss(cell.mean)
     color = style.LOSS if lost else style.WIN
     options = {"color": color, "hatch": style.HATCH if lost else None, "edgecolor": "white"}
-    ax.barh(y + _BAR, cell.mean - measure.base, left=measure.base, height=0.38, linewidth=0, **options)
+    ax.barh(y + _BAR, cell.mean - start, left=start, height=0.38, linewidth=0, **options)
     low, high = cell.noise
     if low < high:
         for color, more in (("white", 1.8), ("black", 0)):  # black on white shows on any bar
@@ -188,24 +190,33 @@ def _decorate(ax: Axes, measure: Measure) -> None:
     ax.tick_params(axis="x", labelsize=style.FONT - 1)
 
 
-def _scale(ax: Axes, measure: Measure, cells: dict[tuple[str, str, str], Cell]) -> None:
+def _scale(ax: Axes, measure: Measure, cells: dict[tuple[str, str, str], Cell]) -> tuple[float, str]:
+    """Fit the axis to the values and 1; return where bars start, and the axis' label."""
     shown = [v for cell in cells.values() for v in (cell.mean, *cell.noise)]
     shown += [v for key, cell in cells.items() if key[2] == OPERATOR for v in cell.by_map]
-    low, high = (f([1.0, *(v for v in shown if np.isfinite(v))]) for f in (min, max))
+    shown = [v for v in shown if np.isfinite(v)] or [1.0]
+    low, high = min([*shown, 1]), max([*shown, 1])
     inches = ax.get_position().width * style.WIDTH
     if measure.base == 0:
-        ax.set_xlim(0, 1.06 * high)
-        ax.xaxis.set_major_locator(MaxNLocator(max(2, int(inches / 0.55)), steps=[1, 2, 2.5, 5, 10]))
+        is_linear = max(shown) > _SMALL_SHARE
+        ax.set_xscale("linear" if is_linear else "log")
+        ticks = max(2, int(inches / 0.55))
+        locator = MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]) if is_linear else LogLocator(numticks=ticks)
+        ax.xaxis.set_major_locator(locator)
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
-        return
-    low, high = (low / 1.25, high * 1.25) if high / low < 2 else (low, high)
-    pad = (high / low) ** 0.04
-    ax.set_xscale("log", base=2)
-    ax.set_xlim(low / pad, high * pad)
-    subs = (1, 1.5) if high / low < 5 else (1,)
-    ax.xaxis.set_major_locator(LogLocator(base=2, subs=subs, numticks=max(3, int(inches / 0.42))))
+        if is_linear:
+            ax.set_xlim(0, 1.06 * high)
+            return 0, measure.xlabel
+    else:
+        low, high = (low / 1.25, high * 1.25) if high / low < 2 else (low, high)
+        ax.set_xscale("log", base=2)
+        subs = (1, 1.5) if high / low < 5 else (1,)
+        ax.xaxis.set_major_locator(LogLocator(base=2, subs=subs, numticks=max(3, int(inches / 0.42))))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+    pad = (high / low) ** 0.04
+    ax.set_xlim(low / pad, high * pad)
+    return measure.base or low / pad, f"{measure.xlabel} (log scale)"
 
 
 def _legend(measure: Measure, shown: Sequence[str], cells: dict[tuple[str, str, str], Cell]) -> list[Artist]:
