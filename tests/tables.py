@@ -173,3 +173,20 @@ def tuning(buckets=8, facts=CUDA, seed=2):
         rows += own
     kept = ("device", "torch", "triton", "commit", "date")
     return pd.DataFrame(rows).assign(**{key: facts[key] for key in kept})
+
+
+def small(**changes):
+    """Two workloads, two maps, three providers, every pass."""
+    options = {
+        "workloads": ("digits-28", "features-56-channels-last"),
+        "maps": ("identity", "zoom-2"),
+        "providers": ("operator", "eager", "compile"),
+    }
+    return speed(**(options | changes))
+
+
+def without_time(table, mask, status, reason):
+    table.loc[mask, ["status", "reason"]] = [status, reason]
+    numbers = ["median_ms", "q20_ms", "q80_ms", "speedup", "roofline", "gb_per_s", "peak_mib", "graph_ms"]
+    table.loc[mask, [name for name in numbers if name in table]] = None
+    return table

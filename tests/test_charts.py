@@ -1,4 +1,4 @@
-"""Reading result files, and the charts of them: what is drawn, what is said instead, what is told apart."""
+"""The charts of result files: what is drawn, what is said instead, what is told apart."""
 
 import itertools
 import xml.etree.ElementTree as ET
@@ -16,31 +16,15 @@ from matplotlib.colors import to_rgb  # noqa: E402
 from matplotlib.image import imread  # noqa: E402
 from matplotlib.patches import Rectangle  # noqa: E402
 from matplotlib.text import Text  # noqa: E402
+from tables import small, without_time  # noqa: E402
 
-from perf import UsageError, charts, files, plot  # noqa: E402
+from perf import charts, files, plot  # noqa: E402
 from perf.__main__ import main  # noqa: E402
 from perf.charts import landscape, style  # noqa: E402
 
 OLD = Path(__file__).resolve().parents[1] / "perf" / "results" / "cpu-epyc-2-threads.csv"
 FEW = ("digits-28", "features-56-channels-last")
 HOSTILE = "<script>alert(1)</script> $\\frac{ $x^ & \"'\x00\x1b[31m\u202e {} %s\n../../etc"
-
-
-def small(**changes):
-    """Two workloads, two maps, three providers, every pass."""
-    options = {
-        "workloads": FEW,
-        "maps": ("identity", "zoom-2"),
-        "providers": ("operator", "eager", "compile"),
-    }
-    return tables.speed(**(options | changes))
-
-
-def without_time(table, mask, status, reason):
-    table.loc[mask, ["status", "reason"]] = [status, reason]
-    numbers = ["median_ms", "q20_ms", "q80_ms", "speedup", "roofline", "gb_per_s", "peak_mib", "graph_ms"]
-    table.loc[mask, [name for name in numbers if name in table]] = None
-    return table
 
 
 def drawn(table):
@@ -50,92 +34,6 @@ def drawn(table):
 
 def texts(figure):
     return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
-
-
-class TestFiles:
-    def test_an_old_file_gets_the_columns_it_lacks(self):
-        table = files.read(OLD).speed
-        assert len(table) == 24
-        assert set(table["map"]) == {"random"}
-        assert set(table["commit"]) == {"4d55deb0d6"}
-        assert table[["roofline", "model_mib", "copy_gb_per_s", "graph_ms"]].isna().all(axis=None)
-        assert files.timed(table).all()
-
-    def test_rows_survive_the_way_through_a_file(self, tmp_path):
-        table = without_time(small(), slice(3, 3), "FAILED", "None")
-        table.loc[0, "commit"] = "12345e1099"
-        table.to_csv(tmp_path / "speed.csv", index=False)
-        read = files.read(tmp_path).speed
-        assert read.loc[3, "reason"] == "None"
-        assert read.loc[0, "commit"] == "12345e1099"
-        pd.testing.assert_frame_equal(read, files.normal(table), check_like=True)
-
-    def test_a_table_that_never_was_a_file_may_have_missing_values_of_any_kind(self):
-        table = small().astype({"samples": "Int64", "reason": "string", "peak_mib": "Float64"})
-        table.loc[:3, ["samples", "reason", "peak_mib", "graph_ms"]] = [pd.NA, pd.NA, pd.NA, None]
-        normal = files.normal(table)
-        assert normal.loc[:3, ["samples", "peak_mib", "graph_ms"]].isna().all(axis=None)
-        assert (normal.loc[:3, "reason"] == "").all()
-        assert normal["samples"].dtype == float
-
-    @pytest.mark.parametrize(
-        ("content", "said"),
-        [
-            (None, "no such file"),
-            (b"", "is empty"),
-            (b"name,value\na,1\n", "is no result file"),
-            (b"workload,pass,provider,status,median_ms\n", "no rows"),
-            (
-                b"workload,pass,provider,status,median_ms\na,forward,operator,ok,fast\n",
-                "median_ms, row 2 is 'fast'",
-            ),
-            (b"\x89PNG\r\n\x1a\n\xff\xfe\x00", "cannot be read"),
-            (b'a,b\n"c,d\n', "cannot be read"),
-        ],
-    )
-    @pytest.mark.parametrize("command", ["plot", "report", "compare"])
-    def test_what_is_no_result_file_exits_2(self, tmp_path, capsys, command, content, said):
-        path = tmp_path / "table.csv"
-        if content is not None:
-            path.write_bytes(content)
-        more = [str(OLD)] if command == "compare" else ["--out", str(tmp_path / "out")]
-        with pytest.raises(SystemExit) as stop:
-            main([command, str(path), *more])
-        assert stop.value.code == 2
-        message = capsys.readouterr().err
-        assert said in message
-        assert "expected" in message
-        assert str(path) in message
-
-    def test_a_directory_gives_its_result_files_and_no_others(self, tmp_path):
-        (tmp_path / "notes.csv").write_text("name,value\na,1\n")
-        with pytest.raises(UsageError, match=r"only notes\.csv"):
-            files.read(tmp_path)
-        small().to_csv(tmp_path / "speed.csv", index=False)
-        tables.tuning(2).to_csv(tmp_path / "tuning.csv", index=False)
-        found = files.read(tmp_path)
-        assert len(found.speed) == len(small())
-        assert set(found.tuning["bucket"]) == set(tables.tuning(2)["bucket"])
-
-    def test_runs_are_told_apart(self):
-        other = small(facts=tables.CUDA | {"commit": "0123456789"})
-        again = small(facts=tables.CUDA | {"date": "2026-12-01T00:00:00+00:00"})
-        found = files.runs(files.normal(pd.concat([small(), small(facts=tables.CPU), other, again])))
-        assert [len(run.rows) for run in found] == [len(small())] * 4
-        assert len({run.name for run in found}) == 4
-        assert {(run.facts["device"], run.facts["commit"], run.facts["date"]) for run in found} == {
-            (facts["device"], facts["commit"], facts["date"])
-            for facts in (tables.CUDA, tables.CPU, other.iloc[0], again.iloc[0])
-        }
-
-    def test_dates_alone_do_not_part_rows_and_the_last_measurement_of_a_date_counts(self):
-        later = small(workloads=("planes-7",), facts=tables.CUDA | {"date": "2026-12-01"})
-        (run,) = files.runs(files.normal(pd.concat([small(), later])))
-        assert len(run.rows) == len(small()) + len(later)
-        twice = pd.concat([small(), small().assign(median_ms=7.0)])
-        (run,) = files.runs(files.normal(twice))
-        assert run.repeated == len(small())
-        assert (run.rows["median_ms"] == 7).all()
 
 
 @pytest.fixture(scope="module")
