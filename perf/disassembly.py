@@ -33,9 +33,9 @@ class Code:
     def executed(self, trips: Trips, share: float = 1.0) -> float:
         """How many instructions a thread executes if loops run as often as ``trips`` says.
 
-        Code that a jump may skip counts as follows: calls of subroutines for rare numbers not at all; loops as
-        their trips say; what loads or stands outside of loops with ``share``; the rest, which widens a search
-        in rare cases, not at all.
+        Code that a jump may skip counts as follows: calls of subroutines for rare numbers not at all; loops
+        as their trips say; what loads or stands outside of loops with ``share``; the rest, which widens a
+        search in rare cases, not at all.
 
         Raises:
             ValueError: the code has not the loops that ``trips`` tells of.

@@ -1,6 +1,6 @@
-"""What a call costs before anything is computed: the host time of the operator's boundary.
+"""``python -m perf overhead``: what a call costs before anything is computed.
 
-Below affine_grid_sample, the parts and what was not chosen: the call without the checks of its arguments, the
+That is the host time of the operator's boundary. Below affine_grid_sample, the parts and what was not chosen: the call without the checks of its arguments, the
 operator called directly, and an autograd.Function as torch.func needs it.
 
 On a CPU the operator's implementations are replaced by ones that only allocate their results, so that
@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from unittest import mock
@@ -20,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from perf import environment
+from perf import EXIT_OK, environment
 from stn_triton import affine_grid_sample, derivatives, ops, reference
 
 SIZE = (1, 1, 4, 4)
@@ -80,22 +82,17 @@ def measure(device: torch.device, rounds: int = 30, calls: int = 100) -> dict[st
     return {name: {p: min(values) for p, values in row.items()} for name, row in times.items()}
 
 
-def main() -> None:
+def main(args: argparse.Namespace) -> int:
     """Print the host time of a call, in microseconds, and its ratio to the eager pair's."""
-    parser = argparse.ArgumentParser(
-        prog="python -m perf.overhead",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: python -m perf.overhead --device cuda",
-    )
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
-    try:
-        device = environment.choose_device(parser.parse_args().device)
-    except ValueError as error:
-        parser.error(str(error))
+    device = environment.choose_device(args.device)
+    print("about five seconds ...", file=sys.stderr)
     with nothing_computed() if device.type == "cpu" else contextlib.nullcontext():
         rows = measure(device)
-    print(environment.summary(environment.facts(device)))
+    facts = environment.facts(device)
+    if args.json:
+        print(json.dumps({"microseconds": rows, **facts}))
+        return EXIT_OK
+    print(environment.summary(facts))
     if device.type == "cpu":
         print(
             "the operator's implementation replaced by an allocation; the whole eager pair, on 4 x 4 pixels"
@@ -104,7 +101,4 @@ def main() -> None:
     for name, row in rows.items():
         ratios = {p: row[p] / rows["eager pair"][p] for p in PASSES}
         print(f"{name:32}" + "".join(f"{row[p]:14.1f} ({ratios[p]:4.2f}x)" for p in PASSES))
-
-
-if __name__ == "__main__":
-    main()
+    return EXIT_OK

@@ -1,9 +1,9 @@
 """Instructions per element: what a change of the kernels is held against where there is no GPU.
 
 An element is a (tap, channel) of an output pixel in the forward and for theta, and in the gather a (pair,
-channel): an output pixel that is tried for an input pixel. For a rotation at scale 1 these are 9, of which at
-most 5 are hits. Everything that a thread executes counts, averaged over the channels of its program; the inner
-loop alone is told beside it.
+channel): an output pixel that is tried for an input pixel. For a rotation at scale 1 these are 9, of which
+at most 5 are hits. Everything that a thread executes counts, averaged over the channels of its program; the
+inner loop alone is told beside it.
 """
 
 from __future__ import annotations
