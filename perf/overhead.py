@@ -1,7 +1,8 @@
 """``python -m perf overhead``: what a call costs before anything is computed.
 
-That is the host time of the operator's boundary. Below affine_grid_sample, the parts and what was not chosen: the call without the checks of its arguments, the
-operator called directly, and an autograd.Function as torch.func needs it.
+That is the host time of the operator's boundary. Below affine_grid_sample, the parts and what was not chosen:
+the call without the checks of its arguments, the operator called directly, and an autograd.Function as
+torch.func needs it.
 
 On a CPU the operator's implementations are replaced by ones that only allocate their results, so that
 checks, dispatch and autograd remain. The eager pair runs whole, on an image so small that it is all dispatch.

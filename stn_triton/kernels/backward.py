@@ -194,9 +194,8 @@ def backward_kernel(
         numbers = numbers + (tl.cast(pixels[k] - (sizes_in[k] - 1) // 2, DTYPE),)
     at_edge = touches_edge(origin, sizes_in, DIM, BLOCK_H, BLOCK_W)
     sums = zero_vectors(ROWS * (DIM + 1) if NEEDS_THETA else 0, PIXELS, DTYPE)
-    found = tl.zeros((PIXELS,), tl.int32)
-    slots = ()
-    b = ()
+    if not TANGENT:
+        b = ()
 
     m = n.to(tl.int64)
     chunks = 1
@@ -218,7 +217,7 @@ def backward_kernel(
         chunks = tl.cdiv(slot_end - slot_first, CULLED).to(tl.int32)
 
     if LISTED:
-        _block, _sums, found, slots = walk(
+        _block, _sums, found, kept = walk(
             a,
             b,
             samples,
@@ -294,7 +293,7 @@ def backward_kernel(
             )
             for s in tl.static_range(SLOTS - 1, -1, -1):  # in the order in which they were found
                 for _ in range(tl.where(s < longest, 1, 0)):
-                    offset = pixel_offset((slots[3 * s], slots[3 * s + 1]), grad_output_strides, DIM, INDEX)
+                    offset = pixel_offset((kept[3 * s], kept[3 * s + 1]), grad_output_strides, DIM, INDEX)
                     gradient = load_block(
                         grad_output_start,
                         grad_output_stride_c,
@@ -306,7 +305,7 @@ def backward_kernel(
                         EVEN_C,
                         DTYPE,
                     )
-                    accumulator = add_scaled(accumulator, gradient, slots[3 * s + 2], GROUPS)
+                    accumulator = add_scaled(accumulator, gradient, kept[3 * s + 2], GROUPS)
                     if NEEDS_THETA:
                         dots = add_to(dots, s, dot_channels(image, gradient, GROUPS), SLOTS)
             grad_input_start = block_start(
@@ -463,13 +462,13 @@ def backward_kernel(
         if LISTED:
             for s in tl.static_range(SLOTS):
                 for _ in range(tl.where(is_listed & (s < longest), 1, 0)):
-                    v = centred(slots[3 * s + 1], sizes[1], DTYPE)
+                    v = centred(kept[3 * s + 1], sizes[1], DTYPE)
                     constants = ()
                     for k in tl.static_range(ROWS):
                         constants = constants + (row_constant(a, (v, v), k, DIM),)
                     u, positions, divisor, _hit, weights, slopes = visit(
                         a,
-                        slots[3 * s],
+                        kept[3 * s],
                         constants,
                         numbers,
                         halves,
