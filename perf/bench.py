@@ -1,116 +1,146 @@
-"""The measurement itself: every workload, pass and provider, checked first and then timed."""
+"""``python -m perf bench``: the command line of the measurement, its files and what it prints."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any
+import argparse
+import importlib
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
-import torch
+import pandas as pd
 from tqdm import tqdm
 
-from perf import measure, workloads
-from perf.gate import Gate
-from perf.passes import PASSES, Run
-from perf.providers import EAGER, Provider
-from perf.results import FAILED, OK, UNAVAILABLE
-from perf.workloads import Workload
+from perf import (
+    EXIT_FAILED,
+    EXIT_OK,
+    chosen,
+    environment,
+    providers,
+    results,
+    roofline,
+    suite,
+    summary,
+    workloads,
+)
+from perf.listing import listing
+from perf.maps import CPU_MAPS, MAPS, QUICK_MAPS
+from perf.passes import PASSES
+from perf.suite import one_line
+from perf.targets import targets
 
-Row = dict[str, Any]
-
-
-def count_steps(chosen_workloads: Sequence[Workload], providers: Sequence[Provider]) -> int:
-    """How often ``run`` moves the progress bar: for a check of each provider, then for the timing."""
-    return len(chosen_workloads) * len(PASSES) * (len(providers) + 1)
-
-
-def run(
-    chosen_workloads: Sequence[Workload],
-    providers: Sequence[Provider],
-    device: torch.device,
-    quick: bool,
-    progress: tqdm,
-) -> list[Row]:
-    """Measure, and return a row per workload, pass and provider, with or without a time."""
-    with warnings.catch_warnings():
-        # The compiler's advice to its developers; errors still arrive as exceptions.
-        warnings.simplefilter("ignore")
-        return [
-            row
-            for workload in chosen_workloads
-            for row in _run_workload(workload, providers, device, quick, progress)
-        ]
+_NO_COMPILE = "a quick run has no time to compile; name it with --providers"
 
 
-def _run_workload(
-    workload: Workload, providers: Sequence[Provider], device: torch.device, quick: bool, progress: tqdm
-) -> Iterator[Row]:
-    progress.set_description_str(f"{workload.name}: reference in fp64")
-    data = workloads.make(workload, device, quick)
-    gate = Gate(data)
-    for pass_name in PASSES:
-        title = f"{workload.name} {pass_name}"
-        rows: list[Row] = []
-        runs: dict[str, Run] = {}
-        for provider in providers:
-            progress.set_description_str(f"{title}: {provider.preparing} {provider.label}")
-            row = {
-                "workload": workload.name,
-                "shape": "x".join(map(str, data.input.shape)),
-                "dtype": str(workload.dtype).removeprefix("torch."),
-                "layout": workload.layout,
-                "pass": pass_name,
-                "provider": provider.name,
-            }
-            try:
-                runs[provider.name] = PASSES[pass_name](provider.make(), data)
-                row |= _judge(gate, runs[provider.name])
-            except Exception as error:  # whatever it is, it belongs in the report
-                status = UNAVAILABLE if provider.may_be_unavailable else FAILED
-                row |= {"status": status, "reason": one_line(error)}
-            rows.append(row)
-            progress.update()
-        progress.set_description_str(f"{title}: timing")
-        _time(rows, runs, device, measure.QUICK if quick else measure.FULL)
-        progress.update()
-        yield from rows
+def main(args: argparse.Namespace) -> int:
+    """Measure, and write the rows as they come; then print the table and draw charts, page and photograph."""
+    if args.list:
+        print(listing())
+        return EXIT_OK
+    plan = make_plan(args)
+    facts = {"quick": args.quick, "copy_gb_per_s": plan.copy_gb_per_s} | environment.facts(plan.device)
+    # What says where the files are must not mix with rows that another program reads.
+    say = _to_stderr if args.json else print
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "speed.csv"
+    path.unlink(missing_ok=True)
+    tables = []
+    try:
+        with tqdm(total=plan.count_rows(), unit="row", disable=None, dynamic_ncols=True) as progress:
+            for rows in suite.run(plan, progress):
+                tables.append(results.frame(rows, facts))
+                results.append(tables[-1], path)
+    except KeyboardInterrupt:
+        _to_stderr(f"\n{sum(map(len, tables))} rows of {plan.count_rows()} are in {path}")
+        raise
+    table = pd.concat(tables, ignore_index=True)
+    print(table.to_json(orient="records", indent=1) if args.json else summary.text(table, targets(table)))
+    say(f"\nwrote {path}")
+    drawn = [
+        _attempt(name, step, say)
+        for name, step in (
+            ("charts", lambda: _draw(table, args.out, say)),
+            ("report.html", lambda: say(f"wrote {_module('report').write(table, args.out)}")),
+            ("photograph.png", lambda: _photograph(plan, facts, args.out, say)),
+        )
+    ]
+    if args.contribute:
+        contribute(table, path, args.out, say)
+    return EXIT_OK if all(drawn) and not (table["status"] == results.FAILED).any() else EXIT_FAILED
 
 
-def one_line(error: BaseException, limit: int = 300) -> str:
-    """What went wrong, in one line."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    text = text.partition(" Set TORCHDYNAMO_VERBOSE")[0]  # advice to the compiler's developers
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+def make_plan(args: argparse.Namespace) -> suite.Plan:
+    """What the arguments ask for, with the defaults of the device.
 
-
-def _judge(gate: Gate, run: Run) -> Row:
-    verdict = gate.check(run())
-    return {
-        "status": OK if verdict.passed else FAILED,
-        "reason": verdict.reason,
-        "checked": verdict.tensor,
-        "error": verdict.error,
-        "tolerance": verdict.tolerance,
+    Raises:
+        UsageError: a name is unknown, or the device is not here.
+    """
+    device = environment.choose_device(args.device)
+    some_maps = QUICK_MAPS if args.quick else CPU_MAPS if device.type == "cpu" else tuple(MAPS)
+    skips_compiling = args.quick and args.providers is None
+    names = {
+        "workloads": workloads.choose(args.workloads, device, args.quick),
+        "maps": chosen("--maps", args.maps or some_maps, MAPS),
+        "passes": chosen("--passes", args.passes, PASSES),
+        "providers": providers.choose(args.providers),
     }
+    if args.quick:
+        # On a GPU that the library has no table of, it would time block sizes for minutes.
+        os.environ.setdefault("STN_TRITON_AUTOTUNE", "0")
+    return suite.Plan(
+        device,
+        **names,
+        quick=args.quick,
+        copy_gb_per_s=roofline.copy_gb_per_s(device),
+        skipped={providers.COMPILE: _NO_COMPILE} if skips_compiling else {},
+    )
 
 
-def _time(rows: Sequence[Row], runs: dict[str, Run], device: torch.device, effort: measure.Effort) -> None:
-    """Add quantiles to the rows that passed, and their speed-up over the eager pair where it has a time."""
-    passed = {row["provider"]: row for row in rows if row["status"] == OK}
-    samples = measure.sample({name: runs[name] for name in passed}, device, effort)
-    for name, row in passed.items():
-        row["q20_ms"], row["median_ms"], row["q80_ms"] = measure.quantiles(samples[name])
-        row["samples"] = len(samples[name])
-        if device.type == "cuda":
-            row["peak_mib"] = _peak_memory(runs[name]) / 2**20
-    if EAGER in passed:
-        for row in passed.values():
-            row["speedup"] = passed[EAGER]["median_ms"] / row["median_ms"]
+def contribute(table: pd.DataFrame, path: Path, out: Path, say: Callable[[str], None]) -> None:
+    """Copy the rows to a file named by their device, and say what is in it and where to send it."""
+    copy = out / f"{environment.slug(table['device'].iloc[0])}.csv"
+    shutil.copyfile(path, copy)
+    facts = ", ".join(name for name in table.columns if name not in results.MEASURED)
+    say(
+        f"""
+To contribute these rows, send {copy}
+as perf/results/{copy.name}, in a pull request to the repository that this checkout comes from
+(`git remote -v` names it), or attached to an issue there. Nothing is sent by this command.
+Beside what was measured it has these facts of the machine, and nothing of you:
+{facts}.
+A message of an error may stand in the column `reason`; your home directory is written as ~ in it."""
+    )
+    if table["quick"].any():
+        say("These are rows of a quick run: please send those of a full one, without --quick.")
 
 
-def _peak_memory(run: Run) -> int:
-    """Bytes that a call allocates at most, besides its arguments."""
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    run()
-    return torch.cuda.max_memory_allocated() - before
+def _draw(table: pd.DataFrame, out: Path, say: Callable[[str], None]) -> None:
+    for path in _module("plot").draw(table, out):
+        say(f"wrote {path}")
+
+
+def _photograph(plan: suite.Plan, facts: dict, out: Path, say: Callable[[str], None]) -> None:
+    path = out / "photograph.png"
+    largest = _module("photograph").picture(plan.device, facts, path)
+    say(f"wrote {path}: operator and PyTorch differ by at most {largest:.1e} of full scale")
+
+
+def _module(name: str):
+    """A module that draws, imported when it is needed: the rows must not be lost if it cannot be."""
+    return importlib.import_module(f"perf.{name}")
+
+
+def _attempt(name: str, step: Callable[[], None], say: Callable[[str], None]) -> bool:
+    """Run a step that comes after the measurement; if it fails say why, and go on."""
+    try:
+        step()
+    except Exception as error:  # whatever it is, the rows are written
+        say(f"no {name}: {one_line(error)}")
+        return False
+    return True
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr)

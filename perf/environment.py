@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import platform
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 
 import stn_triton
+from perf import UsageError
 
 UNKNOWN = "unknown"
 _ROOT = Path(__file__).resolve().parents[1]
@@ -20,7 +22,7 @@ def choose_device(name: str | None) -> torch.device:
     """The device by name, made current; None stands for a GPU if there is one, else the CPU.
 
     Raises:
-        ValueError: this machine has no such device.
+        UsageError: this machine has no such device.
     """
     devices = available_devices()
     if name is None:
@@ -28,7 +30,7 @@ def choose_device(name: str | None) -> torch.device:
     full_name = "cuda:0" if name == "cuda" else name
     if full_name not in devices:
         listing = ", ".join(f"{device} ({label})" for device, label in devices.items())
-        raise ValueError(f"--device: no device {name!r} here; available: {listing}")
+        raise UsageError(f"--device: no device {name!r} here; available: {listing}")
     device = torch.device(full_name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -59,6 +61,11 @@ def facts(device: torch.device) -> dict[str, str | int]:
         "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def slug(device: str) -> str:
+    """A device's name as a part of a file's."""
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
 def summary(facts: dict[str, str | int]) -> str:

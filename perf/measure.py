@@ -1,34 +1,60 @@
-"""Timing: samples of several functions, taken in turns so that a drift of the machine meets all of them."""
+"""Timing: samples of several functions, taken in turns so that a drift of the machine meets all of them.
+
+Each function is a list of runs that differ only in where their arguments lie in memory. They are called one
+after the other, so that what a run reads has left the cache since its last turn.
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
 Samples = dict[str, list[float]]
+Runs = Sequence[Callable[[], object]]
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure one pass of one workload."""
+    """How long to measure one pass of one workload under one map."""
 
-    seconds: float
-    min_rounds: int
+    cpu_seconds: float
+    """For all providers together."""
+    cpu_rounds: int
+    """At least, however long they take."""
     gpu_rounds: int
-    gpu_ms_per_round: int
+    gpu_ms_per_round: float
+    """Of each provider."""
+    most_copies: int
+    """Of arguments in memory; tiny ones stay in the cache, where what made them would have left them too."""
 
 
-FULL = Effort(seconds=2.0, min_rounds=10, gpu_rounds=5, gpu_ms_per_round=40)
-QUICK = Effort(seconds=0.1, min_rounds=5, gpu_rounds=2, gpu_ms_per_round=10)
+FULL = Effort(cpu_seconds=1.0, cpu_rounds=5, gpu_rounds=5, gpu_ms_per_round=12, most_copies=256)
+QUICK = Effort(cpu_seconds=0.1, cpu_rounds=3, gpu_rounds=3, gpu_ms_per_round=4, most_copies=4)
 
 
-def sample(functions: Mapping[str, Callable[[], object]], device: torch.device, effort: Effort) -> Samples:
-    """Milliseconds of each call of each function, which must have been called once before."""
+def cache_bytes(device: torch.device) -> int:
+    """The size of the last cache before the memory; 32 MiB where a CPU does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).L2_cache_size
+    sizes = [p.read_text() for p in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    return max((int(size.strip().removesuffix("K")) * 1024 for size in sizes), default=32 * 2**20)
+
+
+def copies_beyond_cache(least_bytes: int, device: torch.device, effort: Effort) -> int:
+    """How many copies of arguments, of which a call reads ``least_bytes``, exceed the cache twice."""
+    return min(max(math.ceil(2 * cache_bytes(device) / max(least_bytes, 1)), 1), effort.most_copies)
+
+
+def sample(functions: Mapping[str, Runs], device: torch.device, effort: Effort) -> Samples:
+    """Milliseconds of each call of each function, whose runs must have been called once before."""
     if device.type == "cpu":
         return _sample_cpu(functions, effort)
     return _sample_gpu(functions, effort)
@@ -40,33 +66,90 @@ def quantiles(samples: list[float]) -> tuple[float, float, float]:
     return float(low), float(median), float(high)
 
 
-def _sample_cpu(functions: Mapping[str, Callable[[], object]], effort: Effort) -> Samples:
+def _sample_cpu(functions: Mapping[str, Runs], effort: Effort) -> Samples:
     samples: Samples = {name: [] for name in functions}
     # A new order each round: what one function leaves in the caches then meets all the others.
     shuffled = random.Random(0)
     order = list(functions)
-    end = time.perf_counter() + effort.seconds
+    turns = {name: itertools.cycle(runs) for name, runs in functions.items()}
+    end = time.perf_counter() + effort.cpu_seconds
     rounds = 0
-    while order and (rounds < effort.min_rounds or time.perf_counter() < end):
+    while order and (rounds < effort.cpu_rounds or time.perf_counter() < end):
         shuffled.shuffle(order)
         for name in order:
+            run = next(turns[name])
             start = time.perf_counter()
-            functions[name]()
+            run()
             samples[name].append((time.perf_counter() - start) * 1e3)
         rounds += 1
     return samples
 
 
-def _sample_gpu(functions: Mapping[str, Callable[[], object]], effort: Effort) -> Samples:
-    """CUDA events around each call, with the L2 cache flushed before it.
+def _sample_gpu(functions: Mapping[str, Runs], effort: Effort) -> Samples:
+    """CUDA events around each call; the host waits only between the turns of functions.
 
-    The flush also lets the host run ahead: its time counts only where it is longer than flush and kernels.
+    So a call that takes the host longer to launch than the GPU to do counts with the host's time.
     """
-    from triton.testing import do_bench
-
+    turns = {name: itertools.cycle(runs) for name, runs in functions.items()}
+    calls = {}
+    for name, turn in turns.items():
+        estimate = sorted(_timed_calls(turn, 3))[1]
+        calls[name] = min(max(round(effort.gpu_ms_per_round / max(estimate, 1e-3)), 3), 100)
     samples: Samples = {name: [] for name in functions}
     for _ in range(effort.gpu_rounds):
-        for name, function in functions.items():
-            warmup = effort.gpu_ms_per_round // 2
-            samples[name] += do_bench(function, warmup=warmup, rep=effort.gpu_ms_per_round, return_mode="all")
+        for name, turn in turns.items():
+            samples[name] += _timed_calls(turn, calls[name])
     return samples
+
+
+def _timed_calls(turn, count: int) -> list[float]:
+    """Milliseconds of each of the next calls, by events of the GPU."""
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
+    for start, end in events:
+        run = next(turn)
+        start.record()
+        run()
+        end.record()
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) for start, end in events]
+
+
+def replayed(functions: Mapping[str, Runs], effort: Effort) -> tuple[dict[str, float], dict[str, Exception]]:
+    """Medians, in milliseconds per call, of CUDA graphs of each function's runs; and why others have none.
+
+    A replay launches all of a graph at once, so the host's time does not count.
+    """
+    graphs, errors = {}, {}
+    for name, runs in functions.items():
+        try:
+            graphs[name] = [_captured(runs).replay]
+        except Exception as error:  # whatever it is, it belongs in the report
+            errors[name] = error
+            torch.cuda.synchronize()
+    samples = _sample_gpu(graphs, effort)
+    medians = {name: quantiles(values)[1] / len(functions[name]) for name, values in samples.items()}
+    return medians, errors
+
+
+def _captured(runs: Runs) -> torch.cuda.CUDAGraph:
+    # PyTorch asks for a call on a side stream before the capture; the results of each run are dropped, so
+    # that the next one may have their memory.
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        runs[0]()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for run in runs:
+            run()
+    return graph
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """Bytes that a call on the current GPU allocates at most, besides its arguments."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    return torch.cuda.max_memory_allocated() - before

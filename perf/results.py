@@ -1,61 +1,61 @@
-"""Rows as a table: the CSV, and what is printed."""
+"""Rows as a table: their columns, the CSV, and how the operator does against its rivals."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from perf.workloads import WORKLOADS
+from perf.providers import OPERATOR
 
-OK, FAILED, UNAVAILABLE = "ok", "FAILED", "unavailable"
-
-_MEASURED = [
-    *("workload", "shape", "dtype", "layout", "pass", "provider", "status", "reason"),
-    *("q20_ms", "median_ms", "q80_ms", "samples", "speedup", "peak_mib"),
+Row = dict[str, Any]
+OK, FAILED, UNAVAILABLE, SKIPPED = "ok", "FAILED", "unavailable", "skipped"
+CELL = ["workload", "map", "pass"]
+"""What providers are compared within."""
+MEASURED = [
+    *("workload", "shape", "size", "dtype", "layout", "map", "pass", "provider", "status", "reason"),
+    *("q20_ms", "median_ms", "q80_ms", "samples", "graph_ms", "speedup"),
+    *("peak_mib", "model_mib", "gb_per_s", "roofline"),
     *("checked", "error", "tolerance"),
 ]
 
 
-def frame(rows: Sequence[dict[str, Any]], facts: dict[str, str | int], *, quick: bool) -> pd.DataFrame:
-    """The rows of ``bench.run``, each with the facts of the machine; a row without a time has none."""
-    table = pd.DataFrame(rows).reindex(columns=_MEASURED)
+def frame(rows: Sequence[Row], facts: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows of ``suite.run``, each with the facts of the run; a row without a time has none."""
+    table = pd.DataFrame(rows).reindex(columns=MEASURED)
     table["samples"] = table["samples"].astype("Int64")
-    return table.assign(quick=quick, **facts)
+    return table.assign(**facts)
 
 
-def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """Write the table; seven digits are more than any timer gives."""
-    table.to_csv(path, index=False, float_format="%.7g")
+def append(table: pd.DataFrame, path: Path) -> None:
+    """Add rows to a CSV, which is made if need be; seven digits are more than any timer gives."""
+    table.to_csv(path, mode="a", header=not path.exists(), index=False, float_format="%.7g")
 
 
-def report(table: pd.DataFrame, facts: dict[str, str | int]) -> str:
-    """The table as text, then what its reader must know: rows without a time, the workloads, the device."""
-    text = pd.DataFrame([_printed(row) for row in table.to_dict("records")])
-    # A name once per group reads better than on every line.
-    same_workload = text["workload"].eq(text["workload"].shift())
-    text.loc[same_workload & text["pass"].eq(text["pass"].shift()), "pass"] = ""
-    text.loc[same_workload, ["workload", "shape"]] = ""
-    parts = [text.to_string(index=False), ""]
-    without_time = table[table["status"] != OK]
-    for (status, provider, reason), rows in without_time.groupby(
-        ["status", "provider", "reason"], sort=False
-    ):
-        where = ", ".join(rows["workload"] + " " + rows["pass"])
-        parts.append(f"{status}: {provider} on {where}: {reason}")
-    parts += [f"{name}: {WORKLOADS[name].who}" for name in table["workload"].unique()]
-    if facts["device_type"] == "cpu":
-        parts.append("On a CPU the operator runs its plain PyTorch path; its GPU kernels are not measured.")
-    return "\n".join(parts)
+def timed(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that have a time."""
+    return table[(table["status"] == OK) & table["median_ms"].notna()]
 
 
-def _printed(row: dict[str, Any]) -> dict[str, str]:
-    timed = row["status"] == OK
-    return {
-        **{name: row[name] for name in ("workload", "shape", "pass", "provider")},
-        "median ms": f"{row['median_ms']:.3f}" if timed else row["status"],
-        "20-80 % ms": f"{row['q20_ms']:.3f} - {row['q80_ms']:.3f}" if timed else "",
-        "vs eager": "" if pd.isna(row["speedup"]) else f"{row['speedup']:.2f}x",
-    }
+def against(table: pd.DataFrame, rival: str) -> pd.DataFrame:
+    """The operator's rows where a rival has a time too, with ``ratio`` (more than 1: the operator is faster).
+
+    ``in_noise`` says whether the 20 to 80 % intervals of the two overlap: then the ratio decides nothing.
+    """
+    times = timed(table)
+    columns = ["q20_ms", "median_ms", "q80_ms"]
+    ours = times[times["provider"] == OPERATOR]
+    theirs = times.loc[times["provider"] == rival, CELL + columns]
+    both = ours.merge(theirs, on=CELL, suffixes=("", "_rival"))
+    return both.assign(
+        ratio=both["median_ms_rival"] / both["median_ms"],
+        in_noise=(both["q20_ms"] <= both["q80_ms_rival"]) & (both["q20_ms_rival"] <= both["q80_ms"]),
+    )
+
+
+def geometric_mean(values: pd.Series) -> float:
+    """The mean of ratios; NaN for none."""
+    return float(np.exp(np.log(values.astype(float)).mean()))

@@ -1,5 +1,6 @@
-"""``python -m perf``: what it writes, what it refuses to time, and its exit codes."""
+"""``python -m perf bench``: what it writes, what it refuses to time, and its exit codes."""
 
+import json
 import os
 import re
 import subprocess
@@ -7,10 +8,10 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 pd = pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
@@ -18,24 +19,30 @@ from matplotlib.image import imread  # noqa: E402
 
 from perf import (  # noqa: E402
     bench,
-    charts,
     environment,
     measure,
     overhead,
     passes,
     photograph,
     providers,
-    results,
     workloads,
 )
 from perf.__main__ import main  # noqa: E402
-from perf.gate import Gate  # noqa: E402
+from perf.maps import MAPS  # noqa: E402
 from stn_triton import reference  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
-QUICK_RUN = ["digits-28", "features-56-channels-last"]
-DIGITS = ["--device", "cpu", "--quick", "--workloads", "digits-28"]
+QUICK_RUN = ["digits-28", "features-64-channels-last"]
+RIVALS = ["operator", "eager", "eager-corners", "eager-broadcast"]
+DIGITS = ["bench", "--device", "cpu", "--quick", "--workloads", "digits-28", "--maps", "random"]
+COLUMNS = [
+    *("workload", "shape", "size", "dtype", "layout", "map", "pass", "provider", "status", "reason"),
+    *("q20_ms", "median_ms", "q80_ms", "samples", "graph_ms", "speedup", "peak_mib", "model_mib"),
+    *("gb_per_s", "roofline", "checked", "error", "tolerance", "quick", "copy_gb_per_s"),
+    *("device", "device_type", "driver", "toolkit", "cpu", "threads", "platform", "python", "torch"),
+    *("triton", "stn_triton", "commit", "date"),
+]
 
 
 def with_sampler(monkeypatch, sampler, name="operator"):
@@ -44,8 +51,7 @@ def with_sampler(monkeypatch, sampler, name="operator"):
 
 
 def other_corners(input, theta, size):
-    grid = F.affine_grid(theta, [*input.shape[:2], *size], align_corners=True)
-    return F.grid_sample(input, grid, align_corners=True)
+    return providers.eager_pair(input, theta, size, align_corners=True)
 
 
 def right_output_wrong_gradient(input, theta, size):
@@ -54,12 +60,39 @@ def right_output_wrong_gradient(input, theta, size):
     return output + 0.01 * (output - output.detach())
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """Stand-ins for what draws, and for the copy's speed; the names of what was called."""
+    calls = []
+    monkeypatch.setattr("perf.roofline.copy_gb_per_s", lambda device: 10.0)
+
+    def draw(table, out):
+        calls.append(("plot", len(table)))
+        return [out / "speed.png"]
+
+    def write(table, out):
+        calls.append(("report", len(table)))
+        return out / "report.html"
+
+    def picture(device, facts, path):
+        calls.append(("photograph", 0))
+        return 1e-5
+
+    modules = {
+        "plot": SimpleNamespace(draw=draw),
+        "report": SimpleNamespace(write=write),
+        "photograph": SimpleNamespace(picture=picture),
+    }
+    monkeypatch.setattr(bench, "_module", modules.__getitem__)
+    return calls
+
+
 @pytest.fixture(scope="module")
 def quick_run(tmp_path_factory):
     """The command as a user runs it, in a directory of its own."""
     directory = tmp_path_factory.mktemp("perf")
-    options = ["--device", "cpu", "--quick", "--providers", "operator", "eager", "--workloads", *QUICK_RUN]
-    command = [sys.executable, "-m", "perf", *options]
+    options = ["--device", "cpu", "--quick", "--maps", "random", "--providers", *RIVALS]
+    command = [sys.executable, "-m", "perf", "bench", *options, "--workloads", *QUICK_RUN]
     environ = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=directory, env=environ, capture_output=True, text=True, timeout=120)
     return done, directory / "perf-results"
@@ -68,19 +101,31 @@ def quick_run(tmp_path_factory):
 class TestQuickRun:
     def test_succeeds_with_a_table_and_progress(self, quick_run):
         done, _ = quick_run
-        assert done.returncode == 0, done.stderr
         assert "vs eager" in done.stdout
-        assert "operator" in done.stdout
-        assert "digits-28 forward+backward: timing" in done.stderr
+        assert "digits-28: workload 1 of 2" in done.stderr
+        assert "\r" not in done.stderr
         assert "arning" not in done.stdout + done.stderr
+
+    def test_ends_well_with_charts_and_page(self, quick_run):
+        pytest.importorskip("perf.plot")
+        pytest.importorskip("perf.report")
+        done, directory = quick_run
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert len(list(directory.glob("*.png"))) > 1
+        assert (directory / "report.html").stat().st_size > 1000
+
+    def test_csv_has_the_columns_of_the_contract(self, quick_run):
+        assert list(pd.read_csv(quick_run[1] / "speed.csv").columns) == COLUMNS
 
     def test_csv_has_a_row_for_each_workload_pass_and_provider(self, quick_run):
         table = pd.read_csv(quick_run[1] / "speed.csv")
-        expected = {(w, p, who) for w in QUICK_RUN for p in passes.PASSES for who in ("operator", "eager")}
+        expected = {(w, p, who) for w in QUICK_RUN for p in passes.PASSES for who in RIVALS}
         assert len(table) == len(expected)
         assert set(table[["workload", "pass", "provider"]].itertuples(index=False, name=None)) == expected
         assert (table["status"] == "ok").all()
         assert table["quick"].all()
+        assert set(table["map"]) == {"random"}
+        assert table.loc[0, ["shape", "size"]].tolist() == ["16x1x28x28", "28x28"]
 
     def test_csv_rows_carry_their_machine(self, quick_run):
         table = pd.read_csv(quick_run[1] / "speed.csv")
@@ -89,7 +134,7 @@ class TestQuickRun:
         for column in ("triton", "python", "commit", "date", "threads", "platform"):
             assert table[column].notna().all(), column
 
-    def test_quantiles_are_ordered_and_speedups_follow_from_them(self, quick_run):
+    def test_figures_follow_from_each_other(self, quick_run):
         table = pd.read_csv(quick_run[1] / "speed.csv")
         assert (table["q20_ms"] > 0).all()
         assert (table["q20_ms"] <= table["median_ms"]).all()
@@ -97,124 +142,75 @@ class TestQuickRun:
         for _, rows in table.groupby(["workload", "pass"]):
             eager = rows.loc[rows["provider"] == "eager", "median_ms"].item()
             assert rows["speedup"].tolist() == pytest.approx((eager / rows["median_ms"]).tolist(), rel=1e-5)
+        moved = table["model_mib"] * 2**20 / table["median_ms"] / 1e6
+        assert table["gb_per_s"].tolist() == pytest.approx(moved.tolist(), rel=1e-5)
+        share = table["gb_per_s"] / table["copy_gb_per_s"]
+        assert table["roofline"].tolist() == pytest.approx(share.tolist(), rel=1e-5)
+        assert table["copy_gb_per_s"].nunique() == 1
+        features = table[(table["workload"] == "features-64-channels-last") & (table["pass"] == "input")]
+        assert set(features["model_mib"]) == {2 * 16 * 64 * 56 * 56 * 4 / 2**20}
 
-    @pytest.mark.parametrize("name", ["speed.png", "photograph.png"])
-    def test_pictures_show_something(self, quick_run, name):
-        image = imread(quick_run[1] / name)[..., :3]
+    def test_the_photograph_shows_something(self, quick_run):
+        image = imread(quick_run[1] / "photograph.png")[..., :3]
         assert min(image.shape[:2]) > 300
         assert image.std() > 0.05
 
 
-@pytest.fixture(scope="module")
-def data():
-    return workloads.make(workloads.WORKLOADS["digits-28"], CPU, quick=True)
-
-
-@pytest.fixture(scope="module")
-def gate(data):
-    return Gate(data)
-
-
-class TestGate:
-    @pytest.mark.parametrize("sampler", [providers.operator, providers.eager_pair])
-    def test_accepts_right_results(self, gate, data, sampler):
-        for make_pass in passes.PASSES.values():
-            verdict = gate.check(make_pass(sampler, data)())
-            assert verdict.passed, verdict
-
-    @pytest.mark.parametrize("index", range(3))
-    @pytest.mark.parametrize("spoil", [lambda t: t * 1.001, lambda t: t.clone().fill_(float("nan"))])
-    def test_rejects_each_tensor_when_wrong(self, gate, data, index, spoil):
-        tensors = list(passes.forward_backward(providers.eager_pair, data)())
-        tensors[index] = spoil(tensors[index])
-        verdict = gate.check(tensors)
-        assert not verdict.passed
-        assert verdict.tensor == ("output", "grad_input", "grad_theta")[index]
-
-    def test_rejects_a_single_wrong_pixel(self, gate, data):
-        (output,) = passes.forward(providers.eager_pair, data)()
-        output[3, 0, 14, 14] += 1e-3
-        assert not gate.check([output]).passed
-
-    @pytest.mark.parametrize("spoil", [torch.Tensor.double, lambda t: t[:, :, :-1]])
-    def test_rejects_another_dtype_or_shape(self, gate, data, spoil):
-        (output,) = passes.forward(providers.eager_pair, data)()
-        verdict = gate.check([spoil(output)])
-        assert not verdict.passed
-        assert "expected (16, 1, 28, 28) torch.float32" in verdict.reason
-
-    def test_bf16_may_round_its_output_and_no_more(self):
-        workload = replace(workloads.WORKLOADS["digits-28"], dtype=torch.bfloat16)
-        data = workloads.make(workload, CPU, quick=True)
-        gate = Gate(data)
-        tensors = passes.forward_backward(providers.eager_pair, data)()
-        assert gate.check(tensors).passed
-        assert not gate.check([tensors[0] * 1.02]).passed
-
-
-@pytest.mark.parametrize(
-    "name", [n for n, w in workloads.WORKLOADS.items() if w.options or w.size or w.crops]
-)
-def test_every_special_workload_passes_the_gate(name):
-    """In small: the same maps and options on few pixels."""
-    special = workloads.WORKLOADS[name]
-    factor = special.options.get("antialias", 1)
-    data = workloads.make(
-        replace(
-            special,
-            shape=(2, 3, 24, 28),
-            size=special.size and (24 // factor, 28 // factor),
-            crops=special.crops // 200,
-        ),
-        CPU,
-    )
-    gate = Gate(data)
-    verdict = gate.check(passes.forward_backward(providers.operator, data)())
-    assert verdict.passed, verdict
-    assert data.grad_output.any()
-
-
-def test_a_wrong_provider_fails_without_a_time(monkeypatch, tmp_path, capsys):
+def test_a_wrong_provider_fails_without_a_time(monkeypatch, tmp_path, capsys, drawn):
     with_sampler(monkeypatch, other_corners)
     assert main([*DIGITS, "--providers", "operator", "--out", str(tmp_path)]) == 1
     table = pd.read_csv(tmp_path / "speed.csv").set_index(["provider", "pass"])
     wrong = table.loc["operator"]
     assert (wrong["status"] == "FAILED").all()
     assert (wrong["error"] > wrong["tolerance"]).all()
-    assert wrong[["q20_ms", "median_ms", "q80_ms", "speedup", "samples"]].isna().all(axis=None)
+    assert wrong[["q20_ms", "median_ms", "q80_ms", "speedup", "samples", "roofline"]].isna().all(axis=None)
     assert table.loc["eager", "median_ms"].notna().all()
-    assert "FAILED: operator on digits-28 forward, " in capsys.readouterr().out
-    assert (tmp_path / "speed.png").exists()
+    printed = capsys.readouterr().out
+    assert "FAILED: operator on digits-28 (forward, forward+backward): output is off by" in printed
+    assert drawn == [("plot", 10), ("report", 10), ("photograph", 0)]
 
 
-def test_a_wrong_gradient_fails_the_backward_alone(monkeypatch, tmp_path):
+def test_a_wrong_gradient_fails_the_backward_passes_alone(monkeypatch, tmp_path, drawn):
     with_sampler(monkeypatch, right_output_wrong_gradient)
     assert main([*DIGITS, "--providers", "operator", "--out", str(tmp_path)]) == 1
     table = pd.read_csv(tmp_path / "speed.csv").set_index(["provider", "pass"])
-    assert table.loc[("operator", "forward"), "status"] == "ok"
-    assert table.loc[("operator", "forward+backward"), "status"] == "FAILED"
+    status = table.loc["operator", "status"]
+    assert status.pop("forward") == "ok"
+    assert set(status) == {"FAILED"}
 
 
 @pytest.mark.parametrize(
     ("name", "status", "code"), [("operator", "FAILED", 1), ("compile", "unavailable", 0)]
 )
 def test_a_provider_that_raises_is_reported_with_its_reason(
-    monkeypatch, tmp_path, capsys, name, status, code
+    monkeypatch, tmp_path, capsys, drawn, name, status, code
 ):
     def broken(input, theta, size):
-        raise RuntimeError("no such\ncompiler")
+        raise RuntimeError(f"no such\ncompiler in {Path.home()}/bin")
 
     with_sampler(monkeypatch, broken, name)
     assert main([*DIGITS, "--providers", name, "--out", str(tmp_path)]) == code
     table = pd.read_csv(tmp_path / "speed.csv")
     assert set(table.loc[table["provider"] == name, "status"]) == {status}
-    assert (
-        f"{status}: {name} on digits-28 forward, digits-28 forward+backward: RuntimeError: no such compiler"
-        in (capsys.readouterr().out)
-    )
+    printed = capsys.readouterr().out
+    assert f"{status}: {name} on all rows: RuntimeError: no such compiler in ~/bin" in printed
 
 
-def test_an_operator_that_cannot_run_still_leaves_a_report(monkeypatch, tmp_path, capsys):
+def test_memory_that_does_not_suffice_is_no_failure_of_a_rival(monkeypatch, tmp_path, drawn):
+    def hungry(input, theta, size):
+        raise torch.OutOfMemoryError("tried to allocate 15.6 GiB")
+
+    with_sampler(monkeypatch, hungry, "eager")
+    assert main([*DIGITS, "--providers", "operator", "--passes", "forward", "--out", str(tmp_path)]) == 0
+    table = pd.read_csv(tmp_path / "speed.csv").set_index("provider")
+    assert table["status"].to_dict() == {"operator": "ok", "eager": "unavailable"}
+    assert pd.isna(table.loc["operator", "speedup"])
+
+
+def test_an_operator_that_cannot_run_still_leaves_a_report(monkeypatch, tmp_path, capsys, drawn):
+    modules = bench._module
+    monkeypatch.setattr(bench, "_module", lambda name: photograph if name == "photograph" else modules(name))
+
     def broken(*_, **__):
         raise NotImplementedError("no kernel for this device")
 
@@ -223,92 +219,143 @@ def test_an_operator_that_cannot_run_still_leaves_a_report(monkeypatch, tmp_path
     assert "no photograph.png: NotImplementedError: no kernel" in capsys.readouterr().out
     assert not (tmp_path / "photograph.png").exists()
     table = pd.read_csv(tmp_path / "speed.csv")
-    assert table["status"].tolist() == ["FAILED", "ok"] * 2
+    assert table["status"].tolist() == ["FAILED", "ok"] * 5
 
 
-def test_a_report_without_any_time_can_be_written(tmp_path):
-    row = {"workload": "digits-28", "shape": "1x1x2x2", "pass": "forward", "provider": "operator"}
-    facts = environment.facts(CPU)
-    table = results.frame([row | {"status": "FAILED", "reason": "broken"}], facts, quick=False)
-    results.write_csv(table, tmp_path / "speed.csv")
-    charts.speed_chart(table, facts, tmp_path / "speed.png")
-    assert "FAILED: operator on digits-28 forward: broken" in results.report(table, facts)
+@pytest.mark.parametrize("broken", ["plot", "report", "photograph"])
+def test_what_cannot_be_drawn_is_said_and_the_rows_stay(monkeypatch, tmp_path, capsys, drawn, broken):
+    module = bench._module
+
+    def without(name):
+        if name == broken:
+            raise ImportError(f"no module to draw the {name}")
+        return module(name)
+
+    monkeypatch.setattr(bench, "_module", without)
+    arguments = [*DIGITS, "--passes", "forward", "--providers", "operator", "--out", str(tmp_path)]
+    assert main(arguments) == 1
+    assert f"ImportError: no module to draw the {broken}" in capsys.readouterr().out
+    assert (pd.read_csv(tmp_path / "speed.csv")["status"] == "ok").all()
+    assert {name for name, _ in drawn} == {"plot", "report", "photograph"} - {broken}
 
 
-def test_losses_are_drawn_in_their_own_colour(tmp_path):
-    def loss_pixels(speedup):
-        row = {"workload": "digits-28", "shape": "1x1x2x2", "pass": "forward", "provider": "operator"}
-        times = {"q20_ms": 1.0, "median_ms": 1.0, "q80_ms": 1.0, "samples": 5, "speedup": speedup}
-        facts = environment.facts(CPU)
-        table = results.frame([row | times | {"status": "ok"}], facts, quick=False)
-        charts.speed_chart(table, facts, tmp_path / "speed.png")
-        image = imread(tmp_path / "speed.png")
-        return int(((image[..., 0] > 0.65) & (image[..., 1] < 0.35) & (image[..., 2] < 0.25)).sum())
-
-    assert loss_pixels(0.5) > 2 * loss_pixels(2.0) > 0
+def test_a_quick_run_skips_compiling_and_says_so(monkeypatch, tmp_path, drawn):
+    assert main([*DIGITS, "--passes", "forward", "--out", str(tmp_path)]) == 0
+    table = pd.read_csv(tmp_path / "speed.csv").set_index("provider")
+    assert list(table.index) == list(providers.PROVIDERS)
+    assert table.loc["compile", "status"] == "skipped"
+    assert "--providers" in table.loc["compile", "reason"]
 
 
-class TestMeasure:
-    def test_quantiles(self):
-        assert measure.quantiles([5.0, 1.0, 3.0, 2.0, 4.0, 6.0]) == (2.0, 3.5, 5.0)
+def test_compiling_is_done_once_for_all_maps(monkeypatch, tmp_path, drawn):
+    made = []
 
-    def test_functions_take_turns(self):
-        calls = []
-        functions = {name: lambda name=name: calls.append(name) for name in "abc"}
-        effort = replace(measure.QUICK, seconds=0.0, min_rounds=7)
-        samples = measure.sample(functions, CPU, effort)
-        assert [len(samples[name]) for name in "abc"] == [7, 7, 7]
-        rounds = [calls[i : i + 3] for i in range(0, 21, 3)]
-        assert all(sorted(one) == ["a", "b", "c"] for one in rounds)
-        assert len({tuple(one) for one in rounds}) > 1
+    def make():
+        made.append(None)
+        return providers.eager_pair
 
-    def test_on_a_gpu_functions_take_turns_too(self, monkeypatch):
-        testing = pytest.importorskip("triton.testing")
-        calls = []
-
-        def do_bench(fn, warmup=25, rep=100, grad_to_none=None, quantiles=None, return_mode="mean"):
-            assert return_mode == "all"
-            calls.append(fn())
-            return [float(rep)] * 3
-
-        monkeypatch.setattr(testing, "do_bench", do_bench)
-        effort = replace(measure.QUICK, gpu_rounds=2, gpu_ms_per_round=10)
-        functions = {"a": lambda: "a", "b": lambda: "b"}
-        samples = measure.sample(functions, torch.device("cuda"), effort)
-        assert calls == ["a", "b", "a", "b"]
-        assert samples == {"a": [10.0] * 6, "b": [10.0] * 6}
-
-    def test_a_slow_function_takes_longer(self):
-        import time
-
-        functions = {"slow": lambda: time.sleep(0.005), "fast": lambda: None}
-        samples = measure.sample(functions, CPU, measure.QUICK)
-        assert measure.quantiles(samples["slow"])[1] >= 5.0
-        assert measure.quantiles(samples["fast"])[1] < 1.0
+    changed = replace(providers.PROVIDERS["compile"], make=make)
+    monkeypatch.setitem(providers.PROVIDERS, "compile", changed)
+    arguments = [*DIGITS, "--maps", "identity", "zoom-2", "--providers", "compile", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    assert len(made) == 1
 
 
-class TestWorkloads:
-    def test_every_one_says_who_has_it(self):
-        assert all(len(workload.who.split()) > 4 for workload in workloads.WORKLOADS.values())
-        assert (64, 3, 224, 224) in {workload.shape for workload in workloads.WORKLOADS.values()}
+def test_what_failed_to_compile_is_not_tried_under_the_next_map(monkeypatch, tmp_path, drawn):
+    tried = []
 
-    def test_channels_last_data_is_channels_last(self):
-        data = workloads.make(workloads.WORKLOADS["features-56-channels-last"], CPU, quick=True)
-        assert data.input.stride()[1] == data.grad_output.stride()[1] == 1
+    def broken(input, theta, size):
+        tried.append(None)
+        raise RuntimeError("no compiler")
 
-    def test_data_is_the_same_each_time(self):
-        one, two = (workloads.make(workloads.WORKLOADS["digits-28"], CPU) for _ in range(2))
-        assert torch.equal(one.input, two.input)
-        assert torch.equal(one.theta, two.theta)
+    with_sampler(monkeypatch, broken, "compile")
+    arguments = [*DIGITS, "--maps", *MAPS, "--providers", "compile", "--passes", "forward"]
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+    assert len(tried) == 1
+    table = pd.read_csv(tmp_path / "speed.csv")
+    rows = table[table["provider"] == "compile"]
+    assert rows["reason"].tolist() == ["RuntimeError: no compiler"] * len(MAPS)
 
-    def test_no_gradient_comes_from_where_rounding_decides(self):
-        data = workloads.make(workloads.WORKLOADS["digits-28"], CPU)
-        grid = F.affine_grid(data.theta.double(), list(data.input.shape), align_corners=False)
-        pixels = ((grid + 1) * 28 - 1) / 2
-        near = ((pixels - pixels.round()).abs() < 5e-4).any(-1)
-        assert near.any()
-        assert (data.grad_output[:, 0][near] == 0).all()
-        assert (data.grad_output != 0).double().mean() > 0.98
+
+def test_bytes_have_no_gradients_and_rows_that_say_so(monkeypatch, tmp_path, drawn):
+    small = replace(workloads.WORKLOADS["images-224-uint8"], shape=(2, 3, 32, 32))
+    monkeypatch.setitem(workloads.WORKLOADS, small.name, small)
+    arguments = ["bench", "--device", "cpu", "--quick", "--workloads", small.name, "--maps", "rotate-15"]
+    assert main([*arguments, "--providers", *RIVALS, "--out", str(tmp_path)]) == 0
+    table = pd.read_csv(tmp_path / "speed.csv").set_index("pass")
+    assert (table.loc["forward", "status"] == "ok").all()
+    others = table.drop("forward")
+    assert len(others) == 4 * len(RIVALS)
+    assert set(others["status"]) == {"unavailable"}
+    assert set(others["reason"]) == {"uint8 images have no gradients"}
+
+
+def test_a_map_that_a_workload_cannot_have_is_skipped_with_the_reason(monkeypatch, tmp_path, drawn):
+    small = replace(workloads.WORKLOADS["antialias-2"], shape=(2, 3, 32, 32), size=(16, 16))
+    monkeypatch.setitem(workloads.WORKLOADS, small.name, small)
+    arguments = ["bench", "--device", "cpu", "--quick", "--workloads", small.name]
+    arguments += ["--maps", "zoom-2", "random", "--passes", "forward", "--providers", "operator"]
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+    table = pd.read_csv(tmp_path / "speed.csv")
+    assert table["status"].tolist() == ["ok", "ok", "skipped", "skipped"]
+    assert "different factors" in table["reason"].iloc[-1]
+
+
+def test_an_interrupt_keeps_the_rows_so_far(monkeypatch, tmp_path, capsys, drawn):
+    calls = []
+
+    def sample(*arguments):
+        calls.append(None)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return measure_sample(*arguments)
+
+    measure_sample = measure.sample
+    monkeypatch.setattr(measure, "sample", sample)
+    assert main([*DIGITS, "--providers", "operator", "--out", str(tmp_path)]) == 130
+    table = pd.read_csv(tmp_path / "speed.csv")
+    assert table["pass"].tolist() == ["forward"] * 2 + ["backward"] * 2
+    assert (table["status"] == "ok").all()
+    message = capsys.readouterr().err
+    assert f"4 rows of 10 are in {tmp_path / 'speed.csv'}" in message
+    assert "interrupted" in message
+    assert not drawn
+
+
+def test_json_is_all_that_standard_output_has(tmp_path, capsys, drawn):
+    arguments = [*DIGITS, "--passes", "forward", "theta", "--providers", "operator", "--json"]
+    assert main([*arguments, "--contribute", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    rows = json.loads(printed.out)
+    assert [(row["pass"], row["provider"]) for row in rows] == [
+        (p, who) for p in ("forward", "theta") for who in ("operator", "eager")
+    ]
+    assert list(rows[0]) == COLUMNS
+    assert rows[0]["graph_ms"] is None
+    assert "wrote" in printed.err
+
+
+def test_contribute_names_a_file_and_what_is_in_it(monkeypatch, tmp_path, capsys, drawn):
+    monkeypatch.setattr(environment, "cpu_model", lambda: "Ada (R) 9/3 Ti")
+    arguments = [*DIGITS, "--passes", "forward", "--providers", "operator", "--contribute"]
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert (tmp_path / "ada-r-9-3-ti.csv").read_text() == (tmp_path / "speed.csv").read_text()
+    assert "perf/results/ada-r-9-3-ti.csv" in printed
+    for fact in environment.facts(CPU):
+        assert fact in printed
+    assert "quick run" in printed
+
+
+def test_list_names_everything(capsys):
+    assert main(["bench", "--list"]) == 0
+    printed = capsys.readouterr().out
+    for workload in workloads.WORKLOADS.values():
+        assert workload.name in printed
+        assert workload.who in printed
+    for name in (*MAPS, *passes.PASSES, *providers.PROVIDERS):
+        assert f"\n  {name} " in printed
+    assert max(map(len, printed.splitlines())) <= 120
 
 
 class TestEnvironment:
@@ -346,12 +393,11 @@ class TestEnvironment:
 
 class TestCommandLine:
     def test_help_has_examples_and_exit_codes(self, capsys):
-        with pytest.raises(SystemExit) as stop:
-            main(["--help"])
-        assert stop.value.code == 0
-        text = capsys.readouterr().out
-        assert "examples:\n  python -m perf" in text
-        assert "exit codes:" in text
+        for arguments in (["--help"], ["bench", "--help"]):
+            with pytest.raises(SystemExit) as stop:
+                main(arguments)
+            assert stop.value.code == 0
+            assert "examples:\n  python -m perf" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
         ("arguments", "named"),
@@ -359,24 +405,27 @@ class TestCommandLine:
             (["--device", "abacus"], "cpu ("),
             (["--device", "cuda:99"], "cpu ("),
             (["--workloads", "nothing"], "digits-28"),
-            (["--providers", "nobody"], "operator, eager, compile"),
+            (["--maps", "mercator"], "identity, rotate-15"),
+            (["--passes", "sideways"], "forward, backward"),
+            (["--providers", "nobody"], "operator, eager, eager-corners"),
         ],
     )
     def test_an_unknown_name_exits_2_and_says_what_there_is(self, capsys, arguments, named):
         with pytest.raises(SystemExit) as stop:
-            main(arguments)
+            main(["bench", *arguments])
         assert stop.value.code == 2
         message = capsys.readouterr().err
         assert arguments[1] in message
         assert named in message.split("available:")[1]
 
-    def test_interrupt_exits_130(self, monkeypatch, tmp_path, capsys):
-        def interrupted(*_):
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(bench, "run", interrupted)
-        assert main([*DIGITS, "--out", str(tmp_path)]) == 130
-        assert "interrupted" in capsys.readouterr().err
+    def test_a_first_look_does_not_tune(self, monkeypatch):
+        monkeypatch.delenv("STN_TRITON_AUTOTUNE", raising=False)
+        monkeypatch.setattr("perf.roofline.copy_gb_per_s", lambda device: 10.0)
+        arguments = dict.fromkeys(("workloads", "maps", "passes", "providers"))
+        bench.make_plan(SimpleNamespace(device="cpu", quick=False, **arguments))
+        assert "STN_TRITON_AUTOTUNE" not in os.environ
+        bench.make_plan(SimpleNamespace(device="cpu", quick=True, **arguments))
+        assert os.environ["STN_TRITON_AUTOTUNE"] == "0"
 
 
 def test_photograph_warps_agree(tmp_path):
@@ -395,13 +444,20 @@ def test_photograph_reports_the_largest_difference(monkeypatch, tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_quick_run_on_a_gpu(tmp_path):
-    code = main(["--device", "cuda", "--quick", "--providers", "operator", "--out", str(tmp_path)])
+def test_quick_run_on_a_gpu(tmp_path, drawn):
+    names = [w.name for w in workloads.WORKLOADS.values() if w.quick]
+    code = main(["bench", "--device", "cuda", "--quick", "--out", str(tmp_path)])
     table = pd.read_csv(tmp_path / "speed.csv")
+    timed = table[table["status"] == "ok"]
+    ours = table[table["provider"] == "operator"]
     assert code == 0, table[table["status"] != "ok"].to_string()
+    assert (ours["status"] == "ok").all()
     assert set(table["device"]) == {torch.cuda.get_device_name()}
-    assert set(table["workload"]) == set(workloads.WORKLOADS)
-    assert (table["samples"] >= 2).all()
+    assert set(table["workload"]) == set(names)
+    assert (timed["samples"] >= 9).all()
+    assert timed["peak_mib"].notna().all()
+    graphs = ours[(ours["workload"] == "digits-28") & ours["pass"].isin(["forward", "forward+backward"])]
+    assert (graphs["graph_ms"] > 0).all(), graphs["reason"].tolist()
 
 
 def test_overhead_times_every_boundary(monkeypatch, capsys):
