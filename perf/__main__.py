@@ -99,20 +99,21 @@ wrong gets no time. Writes into the output directory
   python -m perf bench                                      everything, on the GPU if there is one
   python -m perf bench --quick                              a first look, in under a minute
   python -m perf bench --workloads images-224 --maps zoom-2 one workload under one map
+  python -m perf bench --list                               what can be named, and how long it takes
   python -m perf bench --providers operator eager --passes forward theta
   python -m perf bench --device cpu --json > rows.json
 """,
     )
     _device(parser)
     _out(parser)
-    for name, plural in (
-        ("workloads", "workloads"),
-        ("maps", "maps"),
-        ("passes", "passes"),
-        ("providers", "providers; the operator and the eager pair always run"),
+    for name, which in (
+        ("workloads", "which workloads (default: all on a GPU, few on a CPU)"),
+        ("maps", "under which maps (default: all on a GPU, few on a CPU)"),
+        ("passes", "which passes (default: all)"),
+        ("providers", "which providers; the operator and the eager pair always run (default: all)"),
     ):
-        parser.add_argument(f"--{name}", nargs="+", metavar="NAME", help=f"which {plural} (default: all)")
-    parser.add_argument("--list", action="store_true", help="say what can be named, and stop")
+        parser.add_argument(f"--{name}", nargs="+", metavar="NAME", help=which)
+    parser.add_argument("--list", action="store_true", help="say what can be named and what it is, and stop")
     parser.add_argument("--quick", action="store_true", help="small batches, few maps, few repetitions")
     parser.add_argument(
         "--contribute",

@@ -26,7 +26,7 @@ from perf import (
     workloads,
 )
 from perf.listing import listing
-from perf.maps import CPU_MAPS, MAPS, QUICK_MAPS
+from perf.maps import FEW_MAPS, MAPS
 from perf.passes import PASSES
 from perf.suite import one_line
 from perf.targets import targets
@@ -78,7 +78,7 @@ def make_plan(args: argparse.Namespace) -> suite.Plan:
         UsageError: a name is unknown, or the device is not here.
     """
     device = environment.choose_device(args.device)
-    some_maps = QUICK_MAPS if args.quick else CPU_MAPS if device.type == "cpu" else tuple(MAPS)
+    some_maps = FEW_MAPS if args.quick or device.type == "cpu" else tuple(MAPS)
     skips_compiling = args.quick and args.providers is None
     names = {
         "workloads": workloads.choose(args.workloads, device, args.quick),

@@ -54,7 +54,7 @@ def copies_beyond_cache(least_bytes: int, device: torch.device, effort: Effort) 
 
 
 def sample(functions: Mapping[str, Runs], device: torch.device, effort: Effort) -> Samples:
-    """Milliseconds of each call of each function, whose runs must have been called once before."""
+    """Milliseconds of each call of each function, the first run of which must have been called."""
     if device.type == "cpu":
         return _sample_cpu(functions, effort)
     return _sample_gpu(functions, effort)

@@ -200,8 +200,9 @@ PROVIDERS = {
             align_corners=True,
             may_be_unavailable=True,
             matrix=pixel_matrix,
-            # It inverts a matrix of pixels, which costs digits (measured: errors up to 2.3 times the pair's).
-            slack=8.0,
+            # It inverts a matrix of pixels, which costs digits: on a CPU its errors were up to 1.9 times what
+            # is allowed to the others.
+            slack=4.0,
         ),
     )
 }

@@ -54,9 +54,9 @@ def _speeds(table: pd.DataFrame) -> str:
         (
             pd.DataFrame(lines).to_string(index=False),
             f"Geometric means over the maps: {maps}.",
-            f"ms: the operator. x: how many times faster it is than each rival ({NOISE}: within noise, the 20 to",
-            "80 % intervals overlap under every map). roofline: the least bytes of the pass, by this time, as a",
-            "share of the copy bandwidth.",
+            f"ms: the operator. x: how many times faster it is than each rival ({NOISE}: within noise, the",
+            "20 to 80 % intervals overlap under every map). roofline: the least bytes of the pass, by this",
+            "time, as a share of the copy bandwidth.",
         )
     )
 

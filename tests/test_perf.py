@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tqdm import tqdm
 
 pd = pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
@@ -25,6 +27,7 @@ from perf import (  # noqa: E402
     passes,
     photograph,
     providers,
+    suite,
     workloads,
 )
 from perf.__main__ import main  # noqa: E402
@@ -345,6 +348,63 @@ def test_contribute_names_a_file_and_what_is_in_it(monkeypatch, tmp_path, capsys
     for fact in environment.facts(CPU):
         assert fact in printed
     assert "quick run" in printed
+
+
+def test_on_a_gpu_rows_have_memory_and_replays(monkeypatch):
+    """The GPU's branch of a case, on a CPU that plays one."""
+    graphs = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.time = time.perf_counter()
+
+        def elapsed_time(self, end):
+            return (end.time - self.time) * 1e3
+
+    def captured(runs):
+        graphs.append(len(runs))
+        if len(graphs) == 3:
+            raise RuntimeError("cudaErrorStreamCaptureUnsupported")
+        return SimpleNamespace(replay=lambda: [run() for run in runs])
+
+    def make(*arguments):
+        return make_on_cpu(arguments[0], CPU, *arguments[2:])
+
+    make_on_cpu = workloads.make
+    monkeypatch.setattr(workloads, "make", make)
+    monkeypatch.setattr(measure, "cache_bytes", lambda device: 2**13)
+    monkeypatch.setattr(measure, "peak_bytes", lambda run: 3 * 2**20)
+    monkeypatch.setattr(measure, "_captured", captured)
+    monkeypatch.setattr(suite, "_SMALL_MS", 1e4)
+    monkeypatch.setattr(suite, "_GRAPH_MS", 1e4)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    small = replace(workloads.WORKLOADS["digits-28"], shape=(2, 1, 28, 28))
+    plan = suite.Plan(
+        torch.device("cuda"),
+        [small],
+        ["zoom-2"],
+        ["forward", "backward", "forward+backward"],
+        providers.choose(["eager-corners"]),
+        quick=True,
+        copy_gb_per_s=1.0,
+    )
+    with tqdm(total=plan.count_rows(), disable=True) as progress:
+        rows = {(row["pass"], row["provider"]): row for rows in suite.run(plan, progress) for row in rows}
+    assert len(rows) == 9
+    assert {row["status"] for row in rows.values()} == {"ok"}
+    assert {row["peak_mib"] for row in rows.values()} == {3.0}
+    # Zoomed in, 15 x 15 pixels of each of 2 images are touched.
+    assert rows["forward", "operator"]["model_mib"] == 2 * (15 * 15 + 28 * 28) * 4 / 2**20
+    assert graphs == [measure.QUICK.most_copies] * 6
+    assert 0 < rows["forward", "operator"]["graph_ms"] < 1e3
+    failed = rows["forward", "eager-corners"]
+    assert failed["graph_ms"] is None
+    assert failed["reason"] == "no CUDA graph: RuntimeError: cudaErrorStreamCaptureUnsupported"
+    assert "graph_ms" not in rows["backward", "operator"]
 
 
 def test_list_names_everything(capsys):
