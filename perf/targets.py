@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 
 from perf.maps import MAPS
 from perf.passes import PASSES
@@ -64,8 +63,9 @@ def _bandwidth(table: pd.DataFrame, pass_name: str, layout: str, least: float) -
 
     rows, why_not = _operator_rows(table, concerns)
     asked = f"at least {least:.0%}"
+    rows = rows[rows["roofline"].notna()]
     if rows.empty:
-        return Target(name, asked, "", f"not measured ({why_not})")
+        return Target(name, asked, "", f"not measured ({why_not or 'no bandwidth in the rows'})")
     worst = rows.loc[rows["roofline"].idxmin()]
     reached = int((rows["roofline"] >= least).sum())
     measured = f"{reached} of {len(rows)} rows; least {worst['roofline']:.0%} ({_where(worst)})"
@@ -99,7 +99,8 @@ def _mean(table: pd.DataFrame, rival: str, few: bool, least: float) -> Target:
 
     _, why_not = _operator_rows(table, concerns)
     rows = _of_suite(against(table, rival))
-    rows = rows[np.array([(_channels(s) <= _FEW_CHANNELS) == few for s in rows["shape"]], dtype=bool)]
+    channels = rows["workload"].map(lambda workload: WORKLOADS[workload].shape[1])
+    rows = rows[(channels <= _FEW_CHANNELS) == few]
     asked = f"at least {least:g}x"
     if rows.empty:
         return Target(name, asked, "", f"not measured ({why_not or _no_time(rival)})")
@@ -115,7 +116,7 @@ def _no_grid(table: pd.DataFrame) -> Target:
     """
     name, asked = "no grid in peak memory", "less than half a grid, or 1 %, beyond the results"
     rows, why_not = _operator_rows(table, lambda _, pass_name: pass_name in ("forward", "forward+backward"))
-    rows = rows[rows["peak_mib"].notna() & rows["workload"].isin(list(WORKLOADS))]
+    rows = rows[rows["peak_mib"].notna()]
     if rows.empty:
         return Target(name, asked, "", f"not measured ({why_not or 'no peak memory in the rows'})")
     shares = [_beyond_results(row) for _, row in rows.iterrows()]
@@ -126,12 +127,13 @@ def _no_grid(table: pd.DataFrame) -> Target:
 
 def _beyond_results(row: pd.Series) -> float:
     """Bytes allocated beyond the results, as a share of what is allowed."""
-    shape, size = (tuple(map(int, row[name].split("x"))) for name in ("shape", "size"))
-    outputs = shape[0] * max(WORKLOADS[row["workload"]].crops, 1)
-    itemsize = getattr(torch, row["dtype"]).itemsize
-    results = outputs * shape[1] * math.prod(size) * itemsize
+    workload = WORKLOADS[row["workload"]]
+    size = workload.size or workload.shape[2:]
+    outputs = workload.shape[0] * max(workload.crops, 1)
+    results = outputs * workload.shape[1] * math.prod(size) * workload.dtype.itemsize
     if row["pass"] != "forward":
-        results += math.prod(shape) * itemsize + outputs * len(size) * (len(size) + 1) * 4
+        results += math.prod(workload.shape) * workload.dtype.itemsize
+        results += outputs * len(size) * (len(size) + 1) * 4
     grid = outputs * math.prod(size) * len(size) * 4
     return (row["peak_mib"] * 2**20 - results) / max(grid / 2, results / 100)
 
@@ -162,8 +164,9 @@ def _operator_rows(
 
 
 def _of_suite(table: pd.DataFrame) -> pd.DataFrame:
-    sweeps = [name for name, workload in WORKLOADS.items() if workload.sweep]
-    return table[~table["workload"].isin(sweeps)]
+    """The rows of workloads that are named and shaped as today; a file may come from another version."""
+    shapes = {name: "x".join(map(str, w.shape)) for name, w in WORKLOADS.items() if not w.sweep}
+    return table[table["workload"].map(shapes) == table["shape"]]
 
 
 def _verdict(reached: bool, why_not: str, decided: bool = False) -> str:
@@ -178,7 +181,3 @@ def _where(row: pd.Series) -> str:
 
 def _no_time(rival: str) -> str:
     return f"{PROVIDERS[rival].label} has no times"
-
-
-def _channels(shape: str) -> int:
-    return int(shape.split("x")[1])

@@ -194,6 +194,18 @@ class TestTargets:
         assert set(found.values()) == {"not measured (torch.compile has no times)"}
         assert len(found) == 3
 
+    def test_rows_of_another_version_do_not_count(self, table):
+        other = table[table["workload"] == "features-256"]
+        other = other.assign(shape="", roofline=float("nan"), peak_mib=float("nan"), median_ms=9.0)
+        assert not not_met(pd.concat([table, other]))
+        assert not not_met(pd.concat([table, other.assign(workload="features-56")]))
+        assert {v[:12] for v in verdicts(other).values()} == {"not measured"}
+
+    def test_rows_without_the_floor(self, table):
+        found = not_met(table.assign(roofline=float("nan"), peak_mib=float("nan")))
+        assert len(found) == 5
+        assert {verdict[:12] for verdict in found.values()} == {"not measured"}
+
     @pytest.mark.parametrize(
         ("facts", "why"), [({"device_type": "cpu"}, "a CPU"), ({"quick": True}, "a quick run")]
     )
