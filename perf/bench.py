@@ -7,6 +7,7 @@ import importlib
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from perf import (
     EXIT_FAILED,
     EXIT_OK,
+    UsageError,
     chosen,
     environment,
     providers,
@@ -26,7 +28,7 @@ from perf import (
     workloads,
 )
 from perf.listing import listing
-from perf.maps import FEW_MAPS, MAPS
+from perf.maps import CPU_MAPS, MAPS, QUICK_MAPS
 from perf.passes import PASSES
 from perf.suite import one_line
 from perf.targets import targets
@@ -39,23 +41,26 @@ def main(args: argparse.Namespace) -> int:
     if args.list:
         print(listing())
         return EXIT_OK
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out: cannot make the directory {args.out}: {error.strerror}") from None
     plan = make_plan(args)
     facts = {"quick": args.quick, "copy_gb_per_s": plan.copy_gb_per_s} | environment.facts(plan.device)
     # What says where the files are must not mix with rows that another program reads.
     say = _to_stderr if args.json else print
-    args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "speed.csv"
     path.unlink(missing_ok=True)
-    tables = []
+    rows: list[results.Row] = []
     try:
         with tqdm(total=plan.count_rows(), unit="row", disable=None, dynamic_ncols=True) as progress:
-            for rows in suite.run(plan, progress):
-                tables.append(results.frame(rows, facts))
-                results.append(tables[-1], path)
+            for some in suite.run(plan, progress):
+                rows += some
+                results.append(results.frame(some, facts), path)
     except KeyboardInterrupt:
-        _to_stderr(f"\n{sum(map(len, tables))} rows of {plan.count_rows()} are in {path}")
+        _to_stderr(f"\n{len(rows)} rows of {plan.count_rows()} are in {path}")
         raise
-    table = pd.concat(tables, ignore_index=True)
+    table = results.frame(rows, facts)
     print(table.to_json(orient="records", indent=1) if args.json else summary.text(table, targets(table)))
     say(f"\nwrote {path}")
     drawn = [
@@ -78,7 +83,7 @@ def make_plan(args: argparse.Namespace) -> suite.Plan:
         UsageError: a name is unknown, or the device is not here.
     """
     device = environment.choose_device(args.device)
-    some_maps = FEW_MAPS if args.quick or device.type == "cpu" else tuple(MAPS)
+    some_maps = QUICK_MAPS if args.quick else CPU_MAPS if device.type == "cpu" else tuple(MAPS)
     skips_compiling = args.quick and args.providers is None
     names = {
         "workloads": workloads.choose(args.workloads, device, args.quick),
@@ -109,7 +114,7 @@ To contribute these rows, send {copy}
 as perf/results/{copy.name}, in a pull request to the repository that this checkout comes from
 (`git remote -v` names it), or attached to an issue there. Nothing is sent by this command.
 Beside what was measured it has these facts of the machine, and nothing of you:
-{facts}.
+{textwrap.fill(facts, 100)}.
 A message of an error may stand in the column `reason`; your home directory is written as ~ in it."""
     )
     if table["quick"].any():

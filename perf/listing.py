@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from perf import workloads
-from perf.maps import FEW_MAPS, MAPS, SHIFT
+from perf.maps import CPU_MAPS, MAPS, QUICK_MAPS, SHIFT
 from perf.passes import PASSES
 from perf.providers import COMPILE, PROVIDERS
 from perf.workloads import WORKLOADS, Workload
@@ -30,7 +30,7 @@ def listing() -> str:
             *(f"  {w.name}: not {m}: {w.why_not(m)}" for w in whole for m in MAPS if w.why_not(m)),
             "\nmaps",
             *(f"  {m.name:28}{m.what}" for m in MAPS.values()),
-            f"  without --maps on a CPU, or with --quick: {_names(FEW_MAPS)}",
+            f"  without --maps on a CPU: {_names(CPU_MAPS)}; with --quick: {_names(QUICK_MAPS)}",
             f"  All but the random ones are shifted by {shift} of a pixel along x, y, z: at whole pixels the",
             "  derivative for theta jumps, and there would be nothing to check it by.",
             "\npasses",

@@ -68,8 +68,8 @@ def _in_plane(linear: Tensor, dim: int) -> Tensor:
 
 
 RANDOM = "random"
-# All that a CPU, or a first look, has the time for.
-FEW_MAPS = ("identity", RANDOM)
+# What a CPU and what a first look has the time for.
+CPU_MAPS, QUICK_MAPS = ("identity", RANDOM), (RANDOM,)
 MAPS = {
     one.name: one
     for one in (
