@@ -385,6 +385,22 @@ class TestRoofline:
         assert roofline.copy_gb_per_s(CPU) == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("provider", NOT_COMPILED, ids=lambda p: p.name)
+def test_what_is_timed_is_what_was_checked(provider):
+    """Each copy of the arguments gives the result that passed the gate."""
+    if provider.name == "kornia":
+        pytest.importorskip("kornia")
+    plan = suite.Plan(CPU, [], [], [], [], quick=True, copy_gb_per_s=1.0)
+    case = suite._Case(plan, small("digits-28"), "random")
+    for pass_name in PASSES:
+        verdict, runs = case.prepare(provider, pass_name, suite._Samplers())
+        assert verdict["status"] == "ok"
+        assert len(runs) == measure.QUICK.most_copies
+        first, *others = [run() for run in runs]
+        for tensors in others:
+            torch.testing.assert_close(tensors, first)
+
+
 class FakeEvent:
     """A GPU on which time passes only in calls."""
 
