@@ -13,26 +13,28 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import itertools
-import json
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from stn_triton import tables
 from stn_triton.options import Options
 
 Config = dict[str, int]
 CONFIG_KEYS = ("BLOCK_C", "STEPS_C", "RUN_C", "BLOCK_H", "BLOCK_W", "num_warps")
 _MANY_PROGRAMS = 4096
 SHIPPED = Path(__file__).parent / "tuned"
+_NOISE = 0.02
 _lock = threading.Lock()
+_loading = threading.Lock()
 _tables: dict[str, dict[Bucket, Config]] = {}
+_chooser: Chooser | None = None
 
 
 class Bucket(NamedTuple):
@@ -179,12 +181,30 @@ def _config(*values: int) -> Config:
     return dict(zip(CONFIG_KEYS, values, strict=True))
 
 
-def configuration(bucket: Bucket, device: torch.device, run: Callable[[Config], object]) -> Config:
+Launch = Callable[[Config], object]
+"""Runs a kernel with a configuration, on the arguments of the call at hand."""
+Chooser = Callable[[Bucket, Launch], Config]
+
+
+@contextlib.contextmanager
+def choosing(chooser: Chooser) -> Iterator[None]:
+    """Leave the choice to a function, on every device and in every thread: PyTorch has one for backwards."""
+    global _chooser
+    before, _chooser = _chooser, chooser
+    try:
+        yield
+    finally:
+        _chooser = before
+
+
+def configuration(bucket: Bucket, device: torch.device, run: Launch) -> Config:
     """The configuration for a bucket on a device; ``run`` launches the kernel with one, for tuning."""
+    if _chooser is not None:
+        return _chooser(bucket, run)
     if device.type != "cuda":
         return default(bucket)
-    slug = _slug(device.index)
-    table = _table(slug)
+    name = _device_name(device.index)
+    table = _table(name)
     found = table.get(bucket)
     if found is not None:
         return found
@@ -193,68 +213,89 @@ def configuration(bucket: Bucket, device: torch.device, run: Callable[[Config], 
     with _lock:
         if bucket not in table:
             table[bucket] = tune(bucket, run)
-            _save(cache_path(slug), {bucket: table[bucket]})
+            _keep(name, bucket, table[bucket])
     return table[bucket]
 
 
-def tune(bucket: Bucket, run: Callable[[Config], object]) -> Config:
-    """The fastest configuration of the bucket's space, by the median of repeated launches.
+def tune(bucket: Bucket, run: Launch) -> Config:
+    """The fastest configuration of the bucket's space, or the default if none is clearly faster.
 
     Timed with the arguments of the call at hand, its theta included.
     """
     from triton.testing import do_bench
 
-    times = []
+    timed = []
     for config in space(bucket):
         # One that does not compile or fit is no loss; an error of the call itself returns with the winner.
         with contextlib.suppress(Exception):
-            median = do_bench(functools.partial(run, config), warmup=5, rep=20, return_mode="median")
-            times.append((median, config))
-    return min(times, key=lambda entry: entry[0])[1] if times else default(bucket)
+            launch = functools.partial(run, config)
+            timed.append((config, do_bench(launch, warmup=5, rep=20, quantiles=(0.2, 0.5, 0.8))))
+    return fastest(default(bucket), timed)
 
 
-def cache_path(slug: str) -> Path:
-    """The user's table for a GPU: in STN_TRITON_CACHE_DIR, or the user's cache directory."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("STN_TRITON_CACHE_DIR") or Path(home) / "stn_triton") / f"{slug}.json"
+def fastest(default: Config, timed: Sequence[tuple[Config, Sequence[float]]]) -> Config:
+    """The configuration of the least median among those timed, each with its 20, 50 and 80 % quantiles.
 
-
-@functools.cache
-def _slug(index: int) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(index).lower()).strip("-")
-
-
-def _table(slug: str) -> dict[Bucket, Config]:
-    """What is known of a GPU; one dict for all threads, also for those that load it at the same time."""
-    if slug not in _tables:
-        _tables.setdefault(slug, {**_load(cache_path(slug), _kernels()), **_load(SHIPPED / f"{slug}.json")})
-    return _tables[slug]
+    The default wins ties within noise: another must be faster by over 2 % in the median, and in most of its
+    samples than in most of the default's.
+    """
+    quantiles = next((times for config, times in timed if config == default), None)
+    if quantiles is not None:
+        low, median, _ = quantiles
+        most = (1 - _NOISE) * median
+        timed = [entry for entry in timed if entry[1][1] < most and entry[1][2] < low]
+    return min(timed, key=lambda entry: entry[1][1])[0] if timed else default
 
 
 @functools.cache
-def _kernels() -> str:
-    """A digest of the kernels: what the user's table was tuned for."""
-    digest = hashlib.sha256()
-    for path in sorted((Path(__file__).parent / "kernels").glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+def _device_name(index: int) -> str:
+    return torch.cuda.get_device_name(index)
+
+
+def _table(device: str) -> dict[Bucket, Config]:
+    """What is known of a GPU; one dict for all threads, also for those that ask at the same time."""
+    if device not in _tables:
+        with _loading:
+            if device not in _tables:
+                _tables[device] = tables.known(device, SHIPPED, checked)
+    return _tables[device]
+
+
+def checked(name: str, config: object) -> tuple[Bucket, Config] | None:
+    """An entry of a table; None if it is none, or one that a kernel could not run."""
+    try:
+        bucket = Bucket.parse(name)
+    except ValueError:  # a number of thousands of digits
+        return None
+    is_entry = bucket is not None and bucket.name() == name and _is_valid(bucket, config)
+    return (bucket, config) if is_entry else None
+
+
+def write_table(path: Path, device: str, found: Mapping[Bucket, Config]) -> None:
+    """Add to a table what was found for these kernels; what it has for others is dropped.
+
+    Raises:
+        OSError: it cannot be written; the table is as it was.
+    """
+    configs = {bucket.name(): config for bucket, config in found.items()}
+    table = tables.Table(device, tables.kernels(), configs)
+    tables.merge(path, table, checked)
+
+
+def _keep(device: str, bucket: Bucket, config: Config) -> None:
+    """Add to the user's table; a disk that refuses costs only that."""
+    path = tables.cache_path(device)
+    try:
+        write_table(path, device, {bucket: config})
+    except OSError as error:
+        tables.tell_once(f"{path} cannot be written ({error.strerror}): every process tunes anew")
 
 
 def shipped_configurations() -> list[tuple[Bucket, Config]]:
     """All buckets and configurations of all shipped tables."""
-    return [entry for path in sorted(SHIPPED.glob("*.json")) for entry in _load(path).items()]
-
-
-def _load(path: Path, kernels: str | None = None) -> dict[Bucket, Config]:
-    """The valid entries of a table; a file that is missing, unreadable or for other kernels gives none."""
-    try:
-        content = json.loads(path.read_text())
-        if kernels is not None and content["kernels"] != kernels:
-            return {}
-        parsed = ((Bucket.parse(name), config) for name, config in content["configs"].items())
-        return {bucket: config for bucket, config in parsed if bucket and _is_valid(bucket, config)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
+    return [
+        entry for path in sorted(SHIPPED.glob("*.json")) for entry in tables.load(path, checked)[0].items()
+    ]
 
 
 def _is_valid(bucket: Bucket, config: object) -> bool:
@@ -269,17 +310,3 @@ def _is_valid(bucket: Bucket, config: object) -> bool:
         return False
     tile = config["BLOCK_C"] * config["BLOCK_H"] * config["BLOCK_W"]
     return tile <= 2**15 and config["num_warps"] <= 16
-
-
-def _save(path: Path, found: dict[Bucket, Config]) -> None:
-    """Add to the user's table, written whole and renamed; a disk that refuses costs only the cache."""
-    merged = {bucket.name(): config for bucket, config in {**_load(path, _kernels()), **found}.items()}
-    content = json.dumps({"kernels": _kernels(), "configs": dict(sorted(merged.items()))}, indent=1)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(content)
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from test_tuning import BUCKET, CONFIG, GPU, OTHER, gpu  # noqa: F401, a fixture
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
-from stn_triton import affine_grid_sample, options, perspective_grid_sample, tuning
+from stn_triton import affine_grid_sample, options, perspective_grid_sample, tables, tuning
 
 THREADS = 8
 PATIENCE = 300 if torch.cuda.is_available() else 30  # seconds; on a GPU threads compile and tune
@@ -106,15 +106,15 @@ assert len(results) == {THREADS} and all(result == results[0] for result in resu
             time.sleep(0.05)
             return {**CONFIG, "BLOCK_C": 2 ** len(tuned)}
 
-        load = tuning._load
+        load = tables.load
         monkeypatch.setattr(tuning, "tune", tune)
-        monkeypatch.setattr(tuning, "_load", lambda *args: time.sleep(0.02) or load(*args))  # all at once
+        monkeypatch.setattr(tables, "load", lambda *args: time.sleep(0.02) or load(*args))  # all at once
         buckets = [BUCKET, OTHER] * (THREADS // 2)
         found = in_threads(lambda i: tuning.configuration(buckets[i], GPU, None))
         assert sorted(tuned) == sorted([BUCKET, OTHER])
         for bucket, config in zip(buckets, found, strict=True):
             assert config == tuning.configuration(bucket, GPU, None)
-        assert set(tuning._load(gpu, tuning._kernels())) == {BUCKET, OTHER}
+        assert set(tables.load(gpu, tuning.checked)[0]) == {BUCKET, OTHER}
 
     def test_an_error_while_tuning_leaves_no_lock(self, gpu, monkeypatch):  # noqa: F811
         monkeypatch.setattr(tuning, "tune", lambda bucket, run: 1 / 0)

@@ -1,19 +1,26 @@
 """Buckets, tables on disk and the choice among them; no GPU needed, none is used."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
-from stn_triton import tuning
+from stn_triton import tables, tuning
 from stn_triton.options import DEFAULT
 
-CONFIG = {"BLOCK_C": 4, "RUN_C": 1, "BLOCK_H": 8, "BLOCK_W": 8, "num_warps": 2}
+CONFIG = {**dict.fromkeys(tuning.CONFIG_KEYS, 1), "BLOCK_C": 4, "BLOCK_H": 8, "BLOCK_W": 8, "num_warps": 2}
 PLAIN = tuning.variant_of(2, False, False, False, DEFAULT)
 BUCKET = tuning.bucket_of("forward", PLAIN, False, torch.float32, 8, 3, 224 * 224)
 OTHER = BUCKET._replace(kernel="theta")
 GPU = torch.device("cuda", 0)
+NAME = "Imaginary GPU (80 GB)"
 
 
 @pytest.fixture
@@ -21,17 +28,38 @@ def gpu(monkeypatch, tmp_path):
     """A GPU of a name that no table has; returns where its table would lie."""
     monkeypatch.setenv("STN_TRITON_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("STN_TRITON_AUTOTUNE", "1")
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Imaginary GPU (80 GB)")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: NAME)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(tuning, "SHIPPED", tmp_path / "tuned")
     monkeypatch.setattr(tuning, "tune", lambda bucket, run: pytest.fail("tuned"))
-    tuning._tables.clear(), tuning._slug.cache_clear()
+    monkeypatch.setattr(tables, "_told", set())
+    tuning._tables.clear(), tuning._device_name.cache_clear()
     yield tmp_path / "cache" / "imaginary-gpu-80-gb.json"
-    tuning._tables.clear(), tuning._slug.cache_clear()
+    tuning._tables.clear(), tuning._device_name.cache_clear()
 
 
-def write(path, configs):
+def head(**changes):
+    """A right table, changed."""
+    table = {"version": 1, "device": NAME, "kernels": tables.kernels(), "configs": {BUCKET.name(): CONFIG}}
+    return {**table, **changes}
+
+
+def write(path, configs, **changes):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"kernels": tuning._kernels(), "configs": configs}))
+    path.write_text(json.dumps(head(configs=configs, **changes)))
+
+
+def messages(caplog):
+    """What was told since the last time."""
+    told = [(record.name, record.levelname, record.getMessage()) for record in caplog.records]
+    caplog.clear()
+    assert {(name, level) for name, level, _ in told} <= {("stn_triton", "WARNING")}
+    assert not [message for *_, message in told if "\n" in message]
+    return [message for *_, message in told]
+
+
+def new_process():
+    tuning._tables.clear(), tables._told.clear()
 
 
 @pytest.mark.parametrize(
@@ -83,12 +111,21 @@ def test_a_bucket_is_tuned_once_and_kept_on_disk(gpu, monkeypatch):
     assert json.loads(gpu.read_text())["configs"] == {BUCKET.name(): CONFIG}
 
 
-def test_a_shipped_table_is_used_untuned_and_comes_before_the_user_s(gpu, monkeypatch, tmp_path):
-    monkeypatch.setattr(tuning, "SHIPPED", tmp_path / "tuned")
-    write(tmp_path / "tuned" / gpu.name, {BUCKET.name(): CONFIG})
+def test_a_shipped_table_is_used_untuned_and_comes_before_the_user_s(gpu, caplog):
+    write(tuning.SHIPPED / gpu.name, {BUCKET.name(): CONFIG})
     write(gpu, {BUCKET.name(): {**CONFIG, "num_warps": 4}})
     assert tuning.configuration(BUCKET, GPU, None) == CONFIG
     assert tuning.shipped_configurations() == [(BUCKET, CONFIG)]
+    assert messages(caplog) == []
+
+
+def test_a_shipped_table_for_older_kernels_is_used_but_after_what_the_user_tuned_for_these(gpu, caplog):
+    theirs = {**CONFIG, "num_warps": 4}
+    write(tuning.SHIPPED / gpu.name, {BUCKET.name(): CONFIG, OTHER.name(): CONFIG}, kernels="older")
+    write(gpu, {BUCKET.name(): theirs})
+    assert tuning.configuration(BUCKET, GPU, None) == theirs
+    assert tuning.configuration(OTHER, GPU, None) == CONFIG
+    assert messages(caplog) == []
 
 
 def test_the_default_is_used_inside_a_capture_when_switched_off_and_without_a_gpu(gpu, monkeypatch):
@@ -102,38 +139,232 @@ def test_the_default_is_used_inside_a_capture_when_switched_off_and_without_a_gp
     assert not gpu.exists()
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        "",
-        "{",
-        "[]",
-        '{"configs": 3}',
-        '{"other": {}}',
-        json.dumps({"configs": {BUCKET.name(): {**CONFIG, "BLOCK_C": 2**20}}}),
-        json.dumps({"configs": {BUCKET.name(): {**CONFIG, "BLOCK_C": 3}}}),
-        json.dumps({"configs": {BUCKET.name(): {**CONFIG, "BLOCK_C": "4"}}}),
-        json.dumps({"configs": {BUCKET.name(): {**CONFIG, "num_warps": 32}}}),
-        json.dumps({"configs": {BUCKET.name(): {**CONFIG, "RUN_C": 4}}}),  # would address wrong memory
-        json.dumps({"configs": {"../../" + BUCKET.name(): CONFIG}}),
-        json.dumps({"configs": {BUCKET.name(): {"BLOCK_C": 4}}}),
-        json.dumps({"configs": {BUCKET.name(): {**CONFIG, "extra": 1}}}),
-        b"\xff\xfe\x00",
-    ],
-)
-def test_a_corrupt_table_costs_only_the_cache(gpu, monkeypatch, content):
-    gpu.parent.mkdir()
-    content = content if isinstance(content, bytes) else content.encode()
-    gpu.write_bytes(content.replace(b'{"configs"', f'{{"kernels": "{tuning._kernels()}", "configs"'.encode()))
-    monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
-    assert tuning.configuration(BUCKET, GPU, None) == CONFIG
-    assert json.loads(gpu.read_text())["configs"] == {BUCKET.name(): CONFIG}
+class TestTelling:
+    def test_no_table_is_told_once_in_a_line_that_says_how_to_make_one(self, gpu, monkeypatch, caplog):
+        monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
+        for bucket in (BUCKET, OTHER):
+            tuning.configuration(bucket, GPU, None)
+        (message,) = messages(caplog)
+        assert NAME in message
+        assert "`python -m perf tune`" in message
+        new_process()
+        tuning.configuration(BUCKET, GPU, None)  # its own table has what was tuned
+        assert messages(caplog) == []
+
+    def test_in_a_capture_once_too(self, gpu, monkeypatch, caplog):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        for bucket in (BUCKET, OTHER, BUCKET):
+            tuning.configuration(bucket, GPU, None)
+        assert len(messages(caplog)) == 1
+
+    def test_by_many_threads_once_too(self, gpu, monkeypatch, caplog):
+        monkeypatch.setenv("STN_TRITON_AUTOTUNE", "0")
+        read = tables.read
+        monkeypatch.setattr(tables, "read", lambda *args: time.sleep(0.02) or read(*args))
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda _: tuning.configuration(BUCKET, GPU, None), range(8)))
+        assert len(messages(caplog)) == 1
+
+    def test_for_each_gpu(self, gpu, monkeypatch, caplog):
+        monkeypatch.setenv("STN_TRITON_AUTOTUNE", "0")
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+        for index in (0, 1, 0):
+            tuning.configuration(BUCKET, torch.device("cuda", index), None)
+        first, second = messages(caplog)
+        assert "GPU 0" in first
+        assert "GPU 1" in second
+
+    def test_nothing_on_a_cpu(self, gpu, caplog):
+        tuning.configuration(BUCKET, torch.device("cpu"), None)
+        assert messages(caplog) == []
+
+    def test_on_stderr_of_a_program_that_configures_no_logging_and_nothing_on_import(self):
+        script = """
+import sys
+import stn_triton.launch
+from stn_triton import tables, tuning
+print("imported", file=sys.stderr)
+tables.tell_once("what is wrong"), tables.tell_once("what is wrong")
+import logging
+logging.getLogger("stn_triton").setLevel(logging.ERROR)
+tables.tell_once("silenced")
+"""
+        run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+        assert (run.stdout, run.stderr) == ("", "imported\nstn_triton: what is wrong\n")
 
 
-def test_a_cache_that_cannot_be_written_costs_only_the_cache(gpu, monkeypatch):
+GOOD = BUCKET._replace(planes=8)
+CORRUPT = [
+    (b"", "not JSON"),
+    (b"{", "not JSON"),
+    (b"\xff\xfe\x00", "not JSON"),
+    (b"[" * 100_000, "not JSON"),
+    (b'{"version": ' + b"1" * 5000 + b"}", "not JSON"),
+    (b"[]", "a JSON list, expected an object"),
+    (b'"version"', "a JSON str, expected an object"),
+    (b"{}", "version None, expected 1"),
+    (head(version=2), "version 2, expected 1"),
+    (head(version=True), "version True, expected 1"),
+    (head(version="1" * 1000), "version '111"),
+    (head(device=3), "'device' is 3, expected a string"),
+    (head(device="Other GPU"), "a table of 'Other GPU', expected 'Imaginary GPU (80 GB)'"),
+    (head(device="Other\nGPU" + "x" * 1000), r"a table of 'Other\nGPUxxx"),
+    (head(kernels=None), "'kernels' is None, expected a string"),
+    (head(configs=3), "'configs' is 3, expected an object"),
+    (head(configs=[[]]), "'configs' is a list, expected an object"),
+]
+BAD_ENTRIES = [
+    (BUCKET.name(), {**CONFIG, "BLOCK_C": 2**20}),
+    (BUCKET.name(), {**CONFIG, "BLOCK_C": 256, "BLOCK_H": 256}),
+    (BUCKET.name(), {**CONFIG, "BLOCK_C": 3}),
+    (BUCKET.name(), {**CONFIG, "BLOCK_C": 0}),
+    (BUCKET.name(), {**CONFIG, "BLOCK_C": -4}),
+    (BUCKET.name(), {**CONFIG, "BLOCK_C": 4.0}),
+    (BUCKET.name(), {**CONFIG, "BLOCK_C": True}),
+    (BUCKET.name(), {**CONFIG, "BLOCK_C": "4"}),
+    (BUCKET.name(), {**CONFIG, "BLOCK_C": [4]}),
+    (BUCKET.name(), {**CONFIG, "num_warps": 32}),
+    (BUCKET.name(), {**CONFIG, "RUN_C": 4}),  # would address wrong memory
+    (BUCKET.name(), {"BLOCK_C": 4}),
+    (BUCKET.name(), {**CONFIG, "extra": 1}),
+    (BUCKET.name(), None),
+    (BUCKET.name(), [CONFIG]),
+    ("../../" + BUCKET.name(), CONFIG),
+    (BUCKET.name() + "\n", CONFIG),
+    (BUCKET.name().replace("c4", "c04"), CONFIG),
+    (BUCKET.name().replace("c4", "c" + "4" * 5000), CONFIG),
+    (BUCKET.name().replace("nchw", "nhwc"), CONFIG),
+    ("", CONFIG),
+]
+
+
+@pytest.fixture(params=["user's", "shipped"])
+def place(request, gpu):
+    """Where a table lies."""
+    path = gpu if request.param == "user's" else tuning.SHIPPED / gpu.name
+    path.parent.mkdir(parents=True)
+    return path
+
+
+class TestCorruptTables:
+    def used(self, monkeypatch):
+        """The configurations of a bucket and of another, if tables have none for them."""
+        monkeypatch.setattr(tuning, "tune", lambda bucket, run: {**CONFIG, "num_warps": 4})
+        return [tuning.configuration(bucket, GPU, None)["num_warps"] for bucket in (BUCKET, GOOD, BUCKET)]
+
+    @pytest.mark.parametrize(("content", "reason"), CORRUPT, ids=[reason for _, reason in CORRUPT])
+    def test_is_told_once_by_its_path_and_ignored(self, place, monkeypatch, caplog, content, reason):
+        place.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+        assert self.used(monkeypatch) == [4, 4, 4]
+        message, none_left = messages(caplog)
+        assert message.startswith(f"stn_triton: {place} is ignored: {reason}")
+        assert len(message) < 400
+        assert "no table" in none_left
+
+    @pytest.mark.parametrize(("name", "config"), BAD_ENTRIES)
+    def test_bad_entries_are_told_of_and_good_ones_used(self, place, monkeypatch, caplog, name, config):
+        write(place, {name: config, GOOD.name(): CONFIG})
+        assert self.used(monkeypatch) == [4, 2, 4]
+        (message,) = messages(caplog)
+        assert message.startswith(
+            f"stn_triton: {place}: 1 of 2 entries are ignored, such as {name[:20]!r}"[:-1]
+        )
+        assert len(message) < 400
+
+    def test_a_directory(self, place, monkeypatch, caplog):
+        place.mkdir()
+        assert self.used(monkeypatch) == [4, 4, 4]
+        assert messages(caplog)[0] == f"stn_triton: {place} is ignored: not a file"
+
+    def test_something_that_never_ends(self, place, monkeypatch, caplog):
+        place.symlink_to("/dev/zero")
+        assert self.used(monkeypatch) == [4, 4, 4]
+        assert messages(caplog)[0] == f"stn_triton: {place} is ignored: not a file"
+
+    def test_a_pipe_that_nobody_writes_to(self, place, monkeypatch, caplog):
+        os.mkfifo(place)
+        assert self.used(monkeypatch) == [4, 4, 4]
+        assert messages(caplog)[0] == f"stn_triton: {place} is ignored: not a file"
+
+    def test_an_enormous_file(self, place, monkeypatch, caplog):
+        with place.open("wb") as file:
+            file.truncate(10 * 2**40)
+        assert self.used(monkeypatch) == [4, 4, 4]
+        assert "10995116277760 bytes, expected at most 67108864" in messages(caplog)[0]
+
+    def test_one_that_may_not_be_read(self, place, monkeypatch, caplog):
+        write(place, {BUCKET.name(): CONFIG})
+
+        def refuse(path):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "read_bytes", refuse)
+        assert self.used(monkeypatch) == [4, 4, 4]
+        assert messages(caplog)[0] == f"stn_triton: {place} is ignored: cannot be read: Permission denied"
+
+    def test_a_link_to_itself(self, place, monkeypatch, caplog):
+        place.symlink_to(place)
+        assert self.used(monkeypatch) == [4, 4, 4]
+        assert "cannot be read" in messages(caplog)[0]
+
+    def test_the_user_s_is_replaced_by_what_is_tuned(self, gpu, monkeypatch):
+        gpu.parent.mkdir()
+        gpu.write_text("{")
+        monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
+        tuning.configuration(BUCKET, GPU, None)
+        assert json.loads(gpu.read_text()) == head()
+
+    def test_bad_entries_are_not_kept(self, gpu, monkeypatch):
+        write(gpu, {**dict(BAD_ENTRIES[-3:]), GOOD.name(): CONFIG})
+        monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
+        tuning.configuration(BUCKET, GPU, None)
+        assert json.loads(gpu.read_text())["configs"] == {BUCKET.name(): CONFIG, GOOD.name(): CONFIG}
+
+
+def test_a_table_reads_as_it_was_written_an_entry_a_line(tmp_path):
+    table = tables.Table(NAME, "kernels", {"a": CONFIG, "b": {}})
+    for written in (table, table._replace(configs={})):
+        (tmp_path / "table.json").write_text(tables.dumps(written))
+        assert tables.read(tmp_path / "table.json", NAME) == written
+    assert (
+        len(tables.dumps(table).splitlines())
+        == len(tables.dumps(table._replace(configs={})).splitlines()) + 3
+    )
+
+
+def test_shipped_tables_are_part_of_the_package(tmp_path):
+    """What setuptools puts into a wheel, built from a copy with a table in it."""
+    pytest.importorskip("setuptools", minversion="77")
+    root = Path(__file__).parents[1]
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, tmp_path)
+    shutil.copytree(
+        root / "stn_triton", tmp_path / "stn_triton", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    (tmp_path / "stn_triton" / "tuned").mkdir(exist_ok=True)
+    (tmp_path / "stn_triton" / "tuned" / "imaginary.json").write_text("{}")
+    script = "from setuptools import setup; setup()"
+    command = [sys.executable, "-c", script, "build_py", "--build-lib", "built"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    built = {path.relative_to(tmp_path / "built") for path in (tmp_path / "built").rglob("*")}
+    assert {Path("stn_triton/tuned/imaginary.json"), Path("stn_triton/tables.py")} <= built
+
+
+@pytest.mark.parametrize("path", sorted(tuning.SHIPPED.glob("*.json")), ids=lambda path: path.stem)
+def test_every_entry_of_a_shipped_table_is_used(path, caplog):
+    table = tables.read(path)
+    assert path.stem == tables.slug(table.device)
+    assert len(tables.load(path, tuning.checked)[0]) == len(table.configs) > 0
+    assert messages(caplog) == []
+
+
+def test_a_cache_that_cannot_be_written_costs_only_the_cache_and_is_told_once(gpu, monkeypatch, caplog):
     gpu.parent.write_text("a file where the directory should be")
     monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
-    assert tuning.configuration(BUCKET, GPU, None) == CONFIG
+    for bucket in (BUCKET, OTHER):
+        assert tuning.configuration(bucket, GPU, None) == CONFIG
+    assert len([m for m in messages(caplog) if f"{gpu} cannot be written" in m]) == 1
 
 
 def test_a_failed_write_leaves_the_old_table_and_no_litter(gpu, monkeypatch):
@@ -151,18 +382,19 @@ def test_a_failed_write_leaves_the_old_table_and_no_litter(gpu, monkeypatch):
 
 def test_tables_of_two_processes_are_merged(gpu, monkeypatch):
     monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
-    tuning._table(gpu.stem)  # this process reads the table before the other writes
+    tuning._table(NAME)  # this process reads the table before the other writes
     write(gpu, {OTHER.name(): CONFIG})
     tuning.configuration(BUCKET, GPU, None)
     assert json.loads(gpu.read_text())["configs"] == {BUCKET.name(): CONFIG, OTHER.name(): CONFIG}
 
 
-def test_a_tuning_of_other_kernels_is_forgotten(gpu, monkeypatch):
-    write(gpu, {BUCKET.name(): {**CONFIG, "num_warps": 4}})
-    monkeypatch.setattr(tuning, "_kernels", lambda: "newer")
+def test_a_tuning_of_other_kernels_is_told_of_and_forgotten(gpu, monkeypatch, caplog):
+    write(gpu, {BUCKET.name(): {**CONFIG, "num_warps": 4}, OTHER.name(): CONFIG})
+    monkeypatch.setattr(tables, "kernels", lambda: "newer")
     monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
     assert tuning.configuration(BUCKET, GPU, None) == CONFIG
-    assert json.loads(gpu.read_text()) == {"kernels": "newer", "configs": {BUCKET.name(): CONFIG}}
+    assert json.loads(gpu.read_text()) == head(kernels="newer")
+    assert messages(caplog)[0] == f"stn_triton: {gpu} was tuned for other kernels and is ignored"
 
 
 def test_a_configuration_that_does_not_compile_loses(monkeypatch):
@@ -175,8 +407,27 @@ def test_a_configuration_that_does_not_compile_loses(monkeypatch):
             return 1.0
         raise RuntimeError("ptxas died")
 
-    monkeypatch.setattr(triton.testing, "do_bench", lambda function, **options: function())
+    monkeypatch.setattr(triton.testing, "do_bench", lambda function, **options: (function(),) * 3)
     assert len(tuning.space(BUCKET)) > 3
     assert tuning.tune(BUCKET, run) == best
     monkeypatch.setattr(triton.testing, "do_bench", lambda function, **options: 1 / 0)
     assert tuning.tune(BUCKET, run) == tuning.default(BUCKET)
+
+
+def test_whoever_chooses_is_asked_on_every_device_and_thread_until_the_end(gpu, caplog):
+    asked = []
+
+    def choose(bucket, launch):
+        asked.append((bucket, launch(3)))
+        return CONFIG
+
+    with ThreadPoolExecutor(1) as pool, tuning.choosing(choose):
+        for device in (GPU, torch.device("cpu")):
+            run = pool.submit(tuning.configuration, BUCKET, device, lambda config: config + 1)
+            assert run.result() == CONFIG
+    assert asked == [(BUCKET, 4)] * 2
+    assert tuning.configuration(BUCKET, torch.device("cpu"), None) == tuning.default(BUCKET)
+    with pytest.raises(ZeroDivisionError), tuning.choosing(lambda *_: 1 / 0):
+        tuning.configuration(BUCKET, GPU, None)
+    assert tuning._chooser is None
+    assert messages(caplog) == []

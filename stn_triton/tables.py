@@ -1,0 +1,211 @@
+"""Tables of configurations on disk: one JSON file per GPU, read with distrust and written whole.
+
+    {"version": 1, "device": "NVIDIA H100 80GB HBM3", "kernels": "0123456789abcdef",
+     "configs": {"forward/2d-bilinear-zeros/nchw/float32/c4/p32768/n512": {"BLOCK_C": 4, ...}, ...}}
+
+``device`` is the GPU that was tuned, ``kernels`` a digest of the kernels that were timed. What an entry means
+is for who parses it; here it is a name and something.
+
+A table that is corrupt, another GPU's or, in the cache directory, for other kernels is ignored as a whole; in
+any other, entries that no kernel could run are ignored, and the good ones used. A shipped table for older
+kernels is used too, for its configurations are right if perhaps not the fastest, but what the user tuned for
+these kernels comes before it. Each fault is told once, and so is that there is no table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import json
+import logging
+import os
+import re
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+VERSION = 1
+MAX_BYTES = 64 * 2**20
+"""What is larger is no table: every bucket of the plain operator takes half a megabyte."""
+Parsed = dict[Any, dict[str, int]]
+Parse = Callable[[str, object], tuple[Any, dict[str, int]] | None]
+"""An entry by its name and what the file has for it; None if it is not good."""
+_log = logging.getLogger("stn_triton")
+_told: set[str] = set()
+_telling = threading.Lock()
+
+
+class TableError(ValueError):
+    """A file is no table: the message says what is wrong with it, in a few words without its path."""
+
+
+class Table(NamedTuple):
+    """A table whose head is right and whose entries nobody has looked at."""
+
+    device: str
+    kernels: str
+    configs: dict[str, object]
+
+
+def slug(device: str) -> str:
+    """A GPU's name as the name of a file."""
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") or "gpu"
+
+
+def cache_path(device: str) -> Path:
+    """The user's table for a GPU: in STN_TRITON_CACHE_DIR, or the user's cache directory."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(os.environ.get("STN_TRITON_CACHE_DIR") or Path(home) / "stn_triton")
+    return folder / f"{slug(device)}.json"
+
+
+@functools.cache
+def kernels() -> str:
+    """A digest of the kernels as they are."""
+    digest = hashlib.sha256()
+    for path in sorted((Path(__file__).parent / "kernels").glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def read(path: Path, device: str | None = None) -> Table | None:
+    """The table at a path, of any device or of the one named; None if there is no file.
+
+    Raises:
+        TableError: what is there is no table, or another GPU's.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise TableError("not a file")
+        if status.st_size > MAX_BYTES:
+            raise TableError(f"{status.st_size} bytes, expected at most {MAX_BYTES}")
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except TableError:
+        raise
+    except OSError as error:
+        raise TableError(f"cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise TableError("not JSON") from error
+    if not isinstance(content, dict):
+        raise TableError(f"a JSON {type(content).__name__}, expected an object")
+    if type(content.get("version")) is not int or content["version"] != VERSION:
+        raise TableError(f"version {shortened(content.get('version'))}, expected {VERSION}")
+    for name, kind in (("device", str), ("kernels", str), ("configs", dict)):
+        if not isinstance(content.get(name), kind):
+            expected = "an object" if kind is dict else "a string"
+            raise TableError(f"{name!r} is {shortened(content.get(name))}, expected {expected}")
+    if device is not None and content["device"] != device:
+        raise TableError(f"a table of {shortened(content['device'])}, expected {device!r}")
+    return Table(content["device"], content["kernels"], content["configs"])
+
+
+def load(path: Path, parse: Parse, device: str | None = None) -> tuple[Parsed, str]:
+    """The good entries of the table at a path, and the kernels it is for; tells what is wrong with it."""
+    try:
+        table = read(path, device)
+    except TableError as error:
+        tell_once(f"{path} is ignored: {error}")
+        return {}, ""
+    if table is None:
+        return {}, ""
+    found = {name: parse(name, config) for name, config in table.configs.items()}
+    bad = [name for name, entry in found.items() if entry is None]
+    if bad:
+        tell_once(f"{path}: {len(bad)} of {len(found)} entries are ignored, such as {shortened(bad[0], 100)}")
+    return dict(entry for entry in found.values() if entry is not None), table.kernels
+
+
+def known(device: str, shipped_folder: Path, parse: Parse) -> Parsed:
+    """What the shipped and the user's table of a GPU have; tells if it is nothing, or wrong."""
+    own_path = cache_path(device)
+    shipped, shipped_kernels = load(shipped_folder / own_path.name, parse, device)
+    own, own_kernels = load(own_path, parse, device)
+    if own_kernels != kernels():
+        if own:
+            tell_once(f"{own_path} was tuned for other kernels and is ignored")
+        own = {}
+    if not shipped and not own:
+        tell_once(
+            f"no table of block sizes for {device}: calls are tuned when they first run, or take defaults; "
+            "`python -m perf tune` in a checkout makes a table"
+        )
+    return {**own, **shipped} if shipped_kernels == kernels() else {**shipped, **own}
+
+
+def merge(path: Path, table: Table, parse: Parse) -> None:
+    """Write a table, with those good entries that the file at the path has for the same GPU and kernels.
+
+    Raises:
+        OSError: the file cannot be written; what was there is still there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.parent):
+        try:
+            old = read(path, table.device)
+        except TableError:
+            old = None
+        kept = {}
+        if old is not None and old.kernels == table.kernels:
+            kept = {name: config for name, config in old.configs.items() if parse(name, config)}
+        replace(path, dumps(table._replace(configs={**kept, **table.configs})))
+
+
+def dumps(table: Table) -> str:
+    """The text of a table, an entry a line."""
+    head = {"version": VERSION, "device": table.device, "kernels": table.kernels}
+    lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
+    entries = [f"  {json.dumps(name)}: {json.dumps(c)}" for name, c in sorted(table.configs.items())]
+    body = "\n" + ",\n".join(entries) + "\n " if entries else ""
+    return "{\n" + ",\n".join([*lines, f' "configs": {{{body}}}']) + "\n}\n"
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file whole beside its place and rename it, so that nobody ever reads half of it.
+
+    Raises:
+        OSError: it cannot be written; what was there is still there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes that change files of a folder out; where that cannot be, the last one wins."""
+    descriptor = None
+    try:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def tell_once(message: str) -> None:
+    """Warn through the logger ``stn_triton``, once per process; Python prints that to stderr by itself."""
+    with _telling:
+        if message in _told:
+            return
+        _told.add(message)
+    _log.warning("stn_triton: %s", message)
+
+
+def shortened(value: object, limit: int = 60) -> str:
+    """Something read from a file, in one short line."""
+    text = f"a {type(value).__name__}" if isinstance(value, list | dict) else repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
