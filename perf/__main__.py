@@ -129,22 +129,30 @@ def _tune(commands) -> None:
         "tune",
         "find the fastest block sizes for this GPU",
         """\
-Time every configuration of block sizes for every bucket of launches (kernel, layout, dtype, channels, pixels)
-that the workloads of `bench` reach, and write the table that the library uses on this GPU. What is done is
-kept when it is interrupted: run it again to go on.
+Time every configuration of block sizes for every bucket of launches (kernel, variant, layout, dtype,
+channels, pixels, planes) that the workloads of `bench` reach, after checking that it gives the result of the
+default, and write the table that the library uses on this GPU. What is done is kept in DIR/tuning.csv, a row
+per bucket and configuration, also when it is interrupted: run it again to go on. What a table has for older
+kernels is dropped. --quick writes DIR/<gpu>.json, which nothing reads.
 """,
         """\
-  python -m perf tune                        the buckets of the workloads; about an hour
+  python -m perf tune                        the buckets of the workloads; it says how long
   python -m perf tune --workloads crops-7    those of one workload
-  python -m perf tune --every-bucket         the whole space; many hours
-  python -m perf tune --fresh                forget what an earlier run found
+  python -m perf tune --every-bucket --only 'forward/2d-bilinear-zeros/*'
+  python -m perf tune --every-bucket         all 400,000 of them: months
+  python -m perf tune --fresh                begin anew; the CSV of the earlier run is set aside
 """,
     )
     _device(parser)
     _out(parser)
     parser.add_argument("--workloads", nargs="+", metavar="NAME", help="which workloads (default: all)")
-    parser.add_argument("--every-bucket", action="store_true", help="every bucket there is")
-    parser.add_argument("--fresh", action="store_true", help="forget what an earlier run found")
+    parser.add_argument(
+        "--every-bucket", action="store_true", help="every bucket there is, the plain ones first"
+    )
+    parser.add_argument(
+        "--only", metavar="PATTERN", help="of these, the buckets with such names, as '*/c64/*'"
+    )
+    parser.add_argument("--fresh", action="store_true", help="begin anew, whatever an earlier run found")
     parser.add_argument("--quick", action="store_true", help="few configurations of few buckets: a try")
     parser.add_argument(
         "--table",
