@@ -14,26 +14,19 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from perf import (
-    EXIT_FAILED,
-    EXIT_OK,
-    UsageError,
-    chosen,
-    environment,
-    providers,
-    results,
-    roofline,
-    suite,
-    summary,
-    workloads,
-)
-from perf.listing import listing
-from perf.maps import CPU_MAPS, MAPS, QUICK_MAPS
-from perf.passes import PASSES
-from perf.suite import one_line
-from perf.targets import targets
+from perf import EXIT_FAILED, EXIT_OK, UsageError, chosen, environment
+from perf.files import FAILED
+from perf.measuring import providers, results, roofline, suite, summary, workloads
+from perf.measuring.listing import listing
+from perf.measuring.maps import CPU_MAPS, MAPS, QUICK_MAPS
+from perf.measuring.passes import PASSES
+from perf.measuring.suite import one_line
+from perf.measuring.targets import targets
 
 _NO_COMPILE = "a quick run has no time to compile; name it with --providers"
+
+
+_DRAWING = {"plot": "perf.plot", "report": "perf.report", "photograph": "perf.measuring.photograph"}
 
 
 def main(args: argparse.Namespace) -> int:
@@ -73,7 +66,7 @@ def main(args: argparse.Namespace) -> int:
     ]
     if args.contribute:
         contribute(table, path, args.out, say)
-    return EXIT_OK if all(drawn) and not (table["status"] == results.FAILED).any() else EXIT_FAILED
+    return EXIT_OK if all(drawn) and not (table["status"] == FAILED).any() else EXIT_FAILED
 
 
 def make_plan(args: argparse.Namespace) -> suite.Plan:
@@ -134,7 +127,7 @@ def _photograph(plan: suite.Plan, facts: dict, out: Path, say: Callable[[str], N
 
 def _module(name: str):
     """A module that draws, imported when it is needed: the rows must not be lost if it cannot be."""
-    return importlib.import_module(f"perf.{name}")
+    return importlib.import_module(_DRAWING[name])
 
 
 def _attempt(name: str, step: Callable[[], None], say: Callable[[str], None]) -> bool:

@@ -94,7 +94,7 @@ def commit() -> str:
     # An installed copy may lie in some other project's checkout, whose commit says nothing.
     if Path(_output("git", "rev-parse", "--show-toplevel") or "/").resolve() != _ROOT:
         return UNKNOWN
-    sources = (":(glob)stn_triton/**", ":(glob)perf/*.py")
+    sources = (":(glob)stn_triton/**", ":(glob)perf/**/*.py")
     changed = _output("git", "status", "--porcelain", "--", *sources)
     return _output("git", "rev-parse", "--short=10", "HEAD") + ("+dirty" if changed else "")
 

@@ -36,15 +36,14 @@ _TEXT = {
     "speed": (*KEY, "status", "reason", "checked", *FACTS),
     "tuning": ("bucket", "kernel", "variant", "layout", "dtype", "status", *FACTS),
 }
+_CONFIG = ("BLOCK_C", "STEPS_C", "RUN_C", "BLOCK_H", "BLOCK_W", "num_warps")
 _TIMES = ("q20_ms", "median_ms", "q80_ms")
 _NUMBERS = {
     "speed": (
         *(*_TIMES, "samples", "graph_ms", "speedup", "peak_mib", "model_mib", "gb_per_s", "roofline"),
         *("error", "tolerance", "copy_gb_per_s"),
     ),
-    "tuning": (
-        *("channels", "pixels", "planes", "BLOCK_C", "RUN_C", "BLOCK_H", "BLOCK_W", "num_warps", *_TIMES),
-    ),
+    "tuning": ("channels", "pixels", "planes", *_CONFIG, *_TIMES),
 }
 _FLAGS = {"speed": ("quick",), "tuning": ("is_default", "is_best")}
 # What files lack that were written before maps had names, when every workload had its random ones.
@@ -156,8 +155,7 @@ def runs(table: pd.DataFrame) -> list[Run]:
     Rows that differ in a fact but the date are of different runs; so are those of different dates, if
     together they would hold a measurement twice.
     """
-    key = list(KEY) if kind(table) == "speed" else ["bucket", "BLOCK_C", "RUN_C", "BLOCK_H", "BLOCK_W"]
-    key += [] if kind(table) == "speed" else ["num_warps"]
+    key = list(KEY) if kind(table) == "speed" else ["bucket", *_CONFIG]
     apart = [fact for fact in FACTS if fact != "date"] + [c for c in ("quick",) if c in table]
     parts: list[pd.DataFrame] = []
     for _, rows in table.groupby(apart, sort=False):

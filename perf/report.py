@@ -19,12 +19,14 @@ import pandas as pd
 from tqdm import tqdm
 
 import stn_triton
-from perf import EXIT_OK, UsageError, charts, environment, files, headline, targets
+from perf import EXIT_OK, UsageError, charts, environment, files
 from perf.charts import Chart, style
 from perf.files import FACTS, FAILED, OK, OPERATOR, Run
+from perf.measuring import targets
+from perf.page import headline
 from perf.plot import make_directory
 
-_HERE = Path(__file__).parent
+_HERE = Path(__file__).parent / "page"
 NAME = "report.html"
 TITLE = "Affine sampling: measurements"
 

@@ -19,7 +19,7 @@ def main(args: argparse.Namespace) -> int:
     """Compile, print, and compare with what is recorded."""
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         raise UsageError("TRITON_INTERPRET is set: interpreted kernels cannot be compiled; unset it")
-    from perf import cases, compiled, yardstick
+    from perf.kernels import cases, compiled, yardstick
 
     for arch in args.arch:
         if arch not in compiled.ARCHITECTURES:
@@ -94,7 +94,7 @@ def summary(table: pd.DataFrame) -> str:
 
 
 def _facts(case: tuple[tuple, dict]) -> dict[str, object]:
-    from perf import compiled
+    from perf.kernels import compiled
 
     facts = compiled.facts(*case[0], **case[1])
     facts.pop("code", None)

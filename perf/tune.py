@@ -19,10 +19,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from perf import EXIT_FAILED, EXIT_OK, UsageError, environment, every_bucket, gains, launches, workloads
-from perf.launches import Case, Plan
-from perf.search import FULL, LOST, QUICK, Effort, Gpu, Result, one_line, search
-from perf.tuning_state import Keeper
+from perf import EXIT_FAILED, EXIT_OK, UsageError, environment
+from perf.measuring import workloads
+from perf.tuning import every_bucket, gains, launches
+from perf.tuning.launches import Case, Plan
+from perf.tuning.search import FULL, LOST, QUICK, Effort, Gpu, Result, one_line, search
+from perf.tuning.state import Keeper
 from stn_triton import tables, tuning
 from stn_triton.tuning import Bucket
 

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
-from perf import search
 from perf.__main__ import build_parser
-from perf.launches import Case
+from perf.tuning import search
+from perf.tuning.launches import Case
 from stn_triton import tuning
 from stn_triton.options import DEFAULT
 

@@ -25,9 +25,11 @@ from imaginary_gpu import (  # noqa: F401
     shipped_fixture,
 )
 
-from perf import every_bucket, launches, search, tune, workloads
+from perf import tune
 from perf.__main__ import main
-from perf.launches import META
+from perf.measuring import workloads
+from perf.tuning import every_bucket, launches, search
+from perf.tuning.launches import META
 from stn_triton import launch, tables, tuning
 from stn_triton.tuning import Bucket
 

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 
 pytest.importorskip("pandas")
 
-from perf import UsageError, maps, measure, passes, providers, roofline, suite, workloads
-from perf.gate import Gate
-from perf.maps import MAPS
-from perf.passes import COMPUTED, PASSES
-from perf.providers import PROVIDERS
-from perf.workloads import WORKLOADS, Data
+from perf import UsageError
+from perf.measuring import maps, measure, passes, providers, roofline, suite, workloads
+from perf.measuring.gate import Gate
+from perf.measuring.maps import MAPS
+from perf.measuring.passes import COMPUTED, PASSES
+from perf.measuring.providers import PROVIDERS
+from perf.measuring.workloads import WORKLOADS, Data
 
 CPU = torch.device("cpu")
 NOT_COMPILED = [p for p in PROVIDERS.values() if p.name != "compile"]

@@ -19,19 +19,10 @@ pd = pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
 from matplotlib.image import imread  # noqa: E402
 
-from perf import (  # noqa: E402
-    bench,
-    environment,
-    measure,
-    overhead,
-    passes,
-    photograph,
-    providers,
-    suite,
-    workloads,
-)
+from perf import bench, environment, overhead  # noqa: E402
 from perf.__main__ import main  # noqa: E402
-from perf.maps import MAPS  # noqa: E402
+from perf.measuring import measure, passes, photograph, providers, suite, workloads  # noqa: E402
+from perf.measuring.maps import MAPS  # noqa: E402
 from stn_triton import reference  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,7 +58,7 @@ def right_output_wrong_gradient(input, theta, size):
 def drawn(monkeypatch):
     """Stand-ins for what draws, and for the copy's speed; the names of what was called."""
     calls = []
-    monkeypatch.setattr("perf.roofline.copy_gb_per_s", lambda device: 10.0)
+    monkeypatch.setattr("perf.measuring.roofline.copy_gb_per_s", lambda device: 10.0)
 
     def draw(table, out):
         calls.append(("plot", len(table)))
@@ -486,7 +477,7 @@ class TestCommandLine:
 
     def test_a_first_look_does_not_tune(self, monkeypatch):
         monkeypatch.delenv("STN_TRITON_AUTOTUNE", raising=False)
-        monkeypatch.setattr("perf.roofline.copy_gb_per_s", lambda device: 10.0)
+        monkeypatch.setattr("perf.measuring.roofline.copy_gb_per_s", lambda device: 10.0)
         arguments = dict.fromkeys(("workloads", "maps", "passes", "providers"))
         bench.make_plan(SimpleNamespace(device="cpu", quick=False, **arguments))
         assert "STN_TRITON_AUTOTUNE" not in os.environ
@@ -526,22 +517,30 @@ def test_quick_run_on_a_gpu(tmp_path, drawn):
     assert (graphs["graph_ms"] > 0).all(), graphs["reason"].tolist()
 
 
-def test_overhead_times_every_boundary(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["overhead", "--device", "cpu"])
-    monkeypatch.setattr(overhead, "measure", partial(overhead.measure, rounds=2, calls=3))
-    overhead.main()
-    printed = capsys.readouterr().out
-    for name in overhead.PROVIDERS:
-        (line,) = [line for line in printed.splitlines() if line.startswith(name + "  ")]
-        times = [float(word) for word in re.findall(r"(\d+\.\d) \(", line)]
-        assert len(times) == len(overhead.PASSES)
-        assert all(0 < t < 1e5 for t in times)
+class TestOverhead:
+    @pytest.fixture(autouse=True)
+    def brief(self, monkeypatch):
+        monkeypatch.setattr(overhead, "measure", partial(overhead.measure, rounds=2, calls=3))
 
+    def test_every_boundary_is_timed(self, capsys):
+        assert main(["overhead", "--device", "cpu"]) == 0
+        printed = capsys.readouterr().out
+        for name in overhead.PROVIDERS:
+            (line,) = [line for line in printed.splitlines() if line.startswith(name + "  ")]
+            times = [float(word) for word in re.findall(r"(\d+\.\d) \(", line)]
+            assert len(times) == len(overhead.PASSES)
+            assert all(0 < t < 1e5 for t in times)
 
-def test_overhead_computes_nothing():
-    tensors = torch.randn(overhead.SIZE).requires_grad_(), torch.eye(2, 3)[None].requires_grad_()
-    with overhead.nothing_computed():
-        output = overhead.PROVIDERS["affine_grid_sample"](*tensors)
-        grads = torch.autograd.grad(output, tensors, torch.ones_like(output))
-    assert [t.shape for t in (output, *grads)] == [overhead.SIZE, overhead.SIZE, (1, 2, 3)]
-    assert "nothing_computed" not in reference.forward.__qualname__
+    def test_json_is_all_that_is_printed(self, capsys):
+        assert main(["overhead", "--device", "cpu", "--json"]) == 0
+        printed = json.loads(capsys.readouterr().out)
+        assert set(printed["microseconds"]) == set(overhead.PROVIDERS)
+        assert printed["torch"] == torch.__version__
+
+    def test_nothing_is_computed(self):
+        tensors = torch.randn(overhead.SIZE).requires_grad_(), torch.eye(2, 3)[None].requires_grad_()
+        with overhead.nothing_computed():
+            output = overhead.PROVIDERS["affine_grid_sample"](*tensors)
+            grads = torch.autograd.grad(output, tensors, torch.ones_like(output))
+        assert [t.shape for t in (output, *grads)] == [overhead.SIZE, overhead.SIZE, (1, 2, 3)]
+        assert "nothing_computed" not in reference.forward.__qualname__

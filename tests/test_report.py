@@ -14,8 +14,10 @@ pd = pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
 import tables  # noqa: E402
 
-from perf import headline, report, targets  # noqa: E402
+from perf import report  # noqa: E402
 from perf.__main__ import main  # noqa: E402
+from perf.measuring import targets  # noqa: E402
+from perf.page import headline  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 OLD = ROOT / "perf" / "results" / "cpu-epyc-2-threads.csv"
@@ -197,7 +199,7 @@ class TestStandsAlone:
         assert not re.search(r"fetch|XMLHttp|import|http", "".join(page.scripts))
 
     def test_the_only_script_is_ours_and_the_policy_lets_no_other_run(self, page):
-        assert page.scripts == [(ROOT / "perf" / "page.js").read_text()]
+        assert page.scripts == [(ROOT / "perf" / "page" / "page.js").read_text()]
         (policy,) = (
             a["content"] for a in page.tags("meta") if a.get("http-equiv") == "Content-Security-Policy"
         )
@@ -299,7 +301,9 @@ class TestHeadline:
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node to run the page's script")
 def test_the_script_sorts_numbers_as_numbers():
     """Of the page's script the comparison alone, which needs no browser."""
-    line = next(x for x in (ROOT / "perf" / "page.js").read_text().splitlines() if "const compare" in x)
+    line = next(
+        x for x in (ROOT / "perf" / "page" / "page.js").read_text().splitlines() if "const compare" in x
+    )
     values = '["9.5", "0.45", "", "0.5", "1e-05", "100"]'
     script = (
         f"{line}\nconsole.log({values}.sort(compare).join());console.log(['b-10','b-9'].sort(compare).join())"

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import triton
 
-from perf import disassembly
 from perf.__main__ import main
+from perf.kernels import disassembly
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 ROOT = Path(__file__).parent.parent
@@ -117,7 +117,7 @@ def test_amd_kernels_compile():
 
 @compiles
 def test_instructions_per_element_are_those_recorded(both):
-    yardstick = pytest.importorskip("perf.yardstick")
+    yardstick = pytest.importorskip("perf.kernels.yardstick")
     measures = {row["bucket"]: row for row in both[1]}
     known = yardstick.recorded()
     if not known:
@@ -142,7 +142,7 @@ KNOWN = {"a": {"per_element": 10.0}, "b": {"per_element": 10.0}}
 class TestYardstick:
     @pytest.fixture
     def yardstick(self):
-        return pytest.importorskip("perf.yardstick")
+        return pytest.importorskip("perf.kernels.yardstick")
 
     def test_five_percent_more_is_worse(self, yardstick):
         now = {"a": {"per_element": 10.6}, "b": {"per_element": 10.4}}

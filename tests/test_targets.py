@@ -4,11 +4,11 @@ import pytest
 
 pd = pytest.importorskip("pandas")
 
-from perf import results, summary, workloads  # noqa: E402
-from perf.maps import MAPS  # noqa: E402
-from perf.passes import PASSES  # noqa: E402
-from perf.targets import targets  # noqa: E402
-from perf.workloads import WORKLOADS  # noqa: E402
+from perf.measuring import results, summary, workloads  # noqa: E402
+from perf.measuring.maps import MAPS  # noqa: E402
+from perf.measuring.passes import PASSES  # noqa: E402
+from perf.measuring.targets import targets  # noqa: E402
+from perf.measuring.workloads import WORKLOADS  # noqa: E402
 
 FACTS = {"quick": False, "copy_gb_per_s": 2900.0, "device": "NVIDIA H100 80GB HBM3", "device_type": "cuda"}
 RIVALS = {"eager": 5.0, "compile": 4.0}

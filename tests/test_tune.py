@@ -28,8 +28,11 @@ from imaginary_gpu import (  # noqa: E402, F401
     shipped_fixture,
 )
 
-from perf import UsageError, search, tune, tuning_state, workloads  # noqa: E402
+from perf import UsageError, tune  # noqa: E402
 from perf.__main__ import main  # noqa: E402
+from perf.measuring import workloads  # noqa: E402
+from perf.tuning import search  # noqa: E402
+from perf.tuning import state as tuning_state  # noqa: E402
 from stn_triton import tables, tuning  # noqa: E402
 
 

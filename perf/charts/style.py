@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from perf import environment
 from perf.files import EAGER, OPERATOR, Run
-from perf.providers import PROVIDERS
+from perf.measuring.providers import PROVIDERS
 
 WIDTH = 12.5
 """Of every figure, in inches."""

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import torch
 
-from perf import measure
-from perf.providers import eager_stacked
-from perf.workloads import Data
+from perf.measuring import measure
+from perf.measuring.providers import eager_stacked
+from perf.measuring.workloads import Data
 
 _COPY_BYTES = {"cuda": 2**29, "cpu": 2**27}
 _EFFORT = measure.Effort(cpu_seconds=0.5, cpu_rounds=5, gpu_rounds=5, gpu_ms_per_round=20, most_copies=1)

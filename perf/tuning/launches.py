@@ -16,10 +16,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from perf import workloads
-from perf.passes import PASSES, Run
-from perf.providers import operator
-from perf.workloads import Data, Workload
+from perf.measuring import workloads
+from perf.measuring.passes import PASSES, Run
+from perf.measuring.providers import operator
+from perf.measuring.workloads import Data, Workload
 from stn_triton import ops, tuning
 from stn_triton.tuning import Bucket
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import stn_triton
 from perf import chosen
+from perf.files import EAGER, OPERATOR
 
 Sampler = Callable[..., Tensor]
 """Of input, theta, size and options."""
@@ -165,7 +166,7 @@ def pixel_matrix(theta: Tensor, size_in: Sequence[int], size: Sequence[int]) -> 
     return torch.cat((inverse, -inverse @ shift[:, :, None]), dim=2).to(theta.dtype)
 
 
-OPERATOR, EAGER, COMPILE = "operator", "eager", "compile"
+COMPILE = "compile"
 PROVIDERS = {
     provider.name: provider
     for provider in (

@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from perf.providers import OPERATOR
+from perf.files import FAILED, OK, OPERATOR, geometric_mean  # noqa: F401
 
 Row = dict[str, Any]
-OK, FAILED, UNAVAILABLE, SKIPPED = "ok", "FAILED", "unavailable", "skipped"
+UNAVAILABLE, SKIPPED = "unavailable", "skipped"
 CELL = ["workload", "map", "pass"]
 """What providers are compared within."""
 MEASURED = [
@@ -54,8 +53,3 @@ def against(table: pd.DataFrame, rival: str) -> pd.DataFrame:
         ratio=both["median_ms_rival"] / both["median_ms"],
         in_noise=(both["q20_ms"] <= both["q80_ms_rival"]) & (both["q20_ms_rival"] <= both["q80_ms"]),
     )
-
-
-def geometric_mean(values: pd.Series) -> float:
-    """The mean of ratios; NaN for none."""
-    return float(np.exp(np.log(values.astype(float)).mean()))

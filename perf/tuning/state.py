@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from perf.search import LOST, Effort, Result
+from perf.tuning.search import LOST, Effort, Result
 from stn_triton import tables, tuning
 from stn_triton.tuning import CONFIG_KEYS, Bucket, Config
 

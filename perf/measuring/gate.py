@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from perf import passes
-from perf.providers import eager_stacked
-from perf.workloads import Data
+from perf.measuring import passes
+from perf.measuring.providers import eager_stacked
+from perf.measuring.workloads import Data
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from perf.providers import Sampler
-from perf.workloads import Data
+from perf.measuring.providers import Sampler
+from perf.measuring.workloads import Data
 
 Run = Callable[[], tuple[Tensor, ...]]
 

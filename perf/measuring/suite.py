@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from perf import measure, roofline, workloads
-from perf.gate import Gate
-from perf.passes import COMPUTED, PASSES, Run
-from perf.providers import EAGER, OPERATOR, Provider, Sampler, UnavailableError
-from perf.results import FAILED, OK, SKIPPED, UNAVAILABLE, Row
-from perf.workloads import Data, Workload
+from perf.files import EAGER, FAILED, OK, OPERATOR
+from perf.measuring import measure, roofline, workloads
+from perf.measuring.gate import Gate
+from perf.measuring.passes import COMPUTED, PASSES, Run
+from perf.measuring.providers import Provider, Sampler, UnavailableError
+from perf.measuring.results import SKIPPED, UNAVAILABLE, Row
+from perf.measuring.workloads import Data, Workload
 
 # Where the operator or a rival takes less than the first, the host's time may count more than the GPU's: then
 # all that take less than the second are also timed as CUDA graphs.

@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 import triton
 
-from perf import cases, compiled
+from perf.kernels import cases, compiled
 from stn_triton import tuning
 from stn_triton.kernels.walk import SLOTS
 
-RECORD = Path(__file__).parent / "results" / "instructions.json"
+RECORD = Path(__file__).parents[1] / "results" / "instructions.json"
 ARCH = "sm_90"
 TOLERANCE = 0.05
 _TAPS = 4

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from perf.launches import Case, Plan
-from perf.passes import Run
-from perf.workloads import SEED
+from perf.measuring.passes import Run
+from perf.measuring.workloads import SEED
+from perf.tuning.launches import Case, Plan
 from stn_triton import launch, tuning
 from stn_triton.options import MODES, PADDING_MODES, Options, Tangents
 from stn_triton.reference import coordinate_dtype

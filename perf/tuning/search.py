@@ -10,10 +10,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from perf import measure
-from perf.bench import one_line
-from perf.passes import Run
-from perf.results import OK
+from perf.files import OK
+from perf.measuring import measure
+from perf.measuring.passes import Run
+from perf.measuring.suite import one_line
 from stn_triton import tuning
 from stn_triton.tuning import Bucket, Config, Launch
 

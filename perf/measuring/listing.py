@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from perf import workloads
-from perf.maps import CPU_MAPS, MAPS, QUICK_MAPS, SHIFT
-from perf.passes import PASSES
-from perf.providers import COMPILE, PROVIDERS
-from perf.workloads import WORKLOADS, Workload
+from perf.measuring import workloads
+from perf.measuring.maps import CPU_MAPS, MAPS, QUICK_MAPS, SHIFT
+from perf.measuring.passes import PASSES
+from perf.measuring.providers import COMPILE, PROVIDERS
+from perf.measuring.workloads import WORKLOADS, Workload
 
 # Estimated, not measured: seconds on an H100 with 16 CPU cores. A row is timed for 60 ms, and checked, and
 # its inputs copied; a reference in fp64 needs its tensors made on the CPU; torch.compile compiles a graph for

@@ -9,11 +9,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from perf.maps import MAPS
-from perf.passes import PASSES
-from perf.providers import COMPILE, EAGER, OPERATOR, PROVIDERS
-from perf.results import CELL, FAILED, against, geometric_mean, timed
-from perf.workloads import WORKLOADS, Workload
+from perf.files import EAGER, FAILED, OPERATOR, geometric_mean
+from perf.measuring.maps import MAPS
+from perf.measuring.passes import PASSES
+from perf.measuring.providers import COMPILE, PROVIDERS
+from perf.measuring.results import CELL, against, timed
+from perf.measuring.workloads import WORKLOADS, Workload
 
 MET, MISSED = "met", "missed"
 _FEW_CHANNELS, _MANY_CHANNELS = 16, 64

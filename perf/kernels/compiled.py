@@ -17,7 +17,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from perf import disassembly
+from perf.kernels import disassembly
 from stn_triton import tuning
 from stn_triton.kernels.backward import backward_kernel
 from stn_triton.kernels.block import UNSPECIALIZED

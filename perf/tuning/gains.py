@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
-from perf.results import OK
-from perf.search import LOST, WRONG, named
-from perf.tuning_state import State, config_of
+from perf.files import OK
+from perf.tuning.search import LOST, WRONG, named
+from perf.tuning.state import State, config_of
 from stn_triton.tuning import Bucket
 
 _MOST_LINES = 60

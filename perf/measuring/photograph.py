@@ -14,7 +14,7 @@ from matplotlib.image import AxesImage, imread
 from torch import Tensor
 
 from perf import environment
-from perf.providers import eager_pair, operator
+from perf.measuring.providers import eager_pair, operator
 
 _ANGLE, _SCALE, _SHIFT = math.radians(25), 1.3, (0.1, -0.05)
 _FONT = 11

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from perf.providers import COMPILE, EAGER, OPERATOR, PROVIDERS
-from perf.results import CELL, FAILED, OK, against, geometric_mean, timed
-from perf.targets import Target
+from perf.files import EAGER, FAILED, OK, OPERATOR, geometric_mean
+from perf.measuring.providers import COMPILE, PROVIDERS
+from perf.measuring.results import CELL, against, timed
+from perf.measuring.targets import Target
 
 NOISE = "~"
 _HEADS = {

@@ -1,0 +1,1 @@
+"""What `report` writes: the parts of the page."""

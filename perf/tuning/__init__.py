@@ -1,0 +1,1 @@
+"""What `tune` works with: buckets of launches, the search among configurations, and its state."""
