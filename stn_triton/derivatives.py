@@ -12,7 +12,7 @@ be taken in any order, its tangent is B of g's tangent plus R. J has the gradien
 for the rest. R has none here: third derivatives raise.
 
 The formulas are ``autograd.Function``s. ``torch.func`` needs them with ``setup_context``; eager mode, and
-whoever calls the operator itself, gets them without, which costs half as much (``python -m perf.overhead``).
+whoever calls the operator itself, gets them without, which costs half as much (``python -m perf overhead``).
 Compiled code calls the operator: PyTorch would be wrong for Functions under ``torch.func`` (pytorch#193279).
 """
 
