@@ -136,8 +136,10 @@ def default(bucket: Bucket) -> Config:
     values = 8 if bucket.kernel == "theta" or bucket.is_heavy() else 16
     if bucket.dtype == "float64":
         values //= 4 if bucket.is_heavy() else 2
-    if {"bicubic", "tangent"} <= set(bucket.variant.split("-")):  # weights and slopes of 16 taps
-        values //= 2
+    flags = set(bucket.variant.split("-"))
+    if {"bicubic", "tangent"} <= flags:  # weights and slopes of 16 taps
+        values //= 4 if "antialias" in flags else 2
+    values = max(values, 1)
     if bucket.layout == "nchw" or bucket.channels < 16:
         block_h, block_w = (8, 8) if bucket.pixels <= 64 else (8, 16)
         config = _config(min(bucket.channels, values), 1, 1, block_h, block_w, block_h * block_w // 32)
