@@ -367,8 +367,8 @@ class TestRoofline:
         touched, input, output = 100, 2 * 3 * 4 * 5 * 2, 2 * 3 * 6 * 7 * 2
         assert roofline.model_bytes(images, touched) == {
             "forward": touched + output,
-            "backward": output + input + input,
-            "forward+backward": touched + output + output + input + input,
+            "backward": output + touched + input,
+            "forward+backward": 2 * touched + 2 * output + input,
             "theta": output + touched,
             "input": output + input,
         }

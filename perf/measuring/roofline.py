@@ -3,12 +3,13 @@
 Each of the following once, in its dtype; theta is too small to count.
 
     forward            unique input pixels touched + output
-    backward           grad_output + input + grad_input
+    backward           grad_output + unique input pixels touched + grad_input
     forward+backward   the sum of both: five passes over memory where input and output are alike
     theta              grad_output + unique input pixels touched
     input              grad_output + grad_input
 
-An image that several matrices share counts once. Bytes over time, as a share of what a copy of the device's
+grad_input counts whole, since pixels that nothing touched must be written too. An image that several matrices
+share counts once. Bytes over time, as a share of what a copy of the device's
 memory moves in that time, is the fraction of the roofline.
 """
 
@@ -51,7 +52,7 @@ def model_bytes(data: Data, touched: int) -> dict[str, int]:
     input, output = data.input.nbytes, data.grad_output.numel() * data.input.element_size()
     model = {
         "forward": touched + output,
-        "backward": output + input + input,
+        "backward": output + touched + input,
         "theta": output + touched,
         "input": output + input,
     }
