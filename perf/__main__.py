@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from perf import EXIT_INTERRUPTED, UsageError
+from perf import EXIT_FAILED, EXIT_INTERRUPTED, UsageError
 
 DESCRIPTION = """\
 Measure stn_triton's operator on the device at hand: a GPU if there is one, else the CPU.
@@ -175,7 +176,7 @@ that `perf/results/instructions.json` keeps.
 """,
         """\
   python -m perf static                          the plain operator, every layout and dtype, four GPUs
-  python -m perf static --arch sm_90 --quick     the yardstick kernels alone
+  python -m perf static --quick                  the yardstick kernels alone, on sm_90
   python -m perf static --variants --every 40    a sample of every mode, padding, dimension and kind of map
   python -m perf static --check                  exit 1 if instructions grew by over 5 %
   python -m perf static --record                 write the yardstick anew
@@ -274,11 +275,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    command = importlib.import_module(f"perf.{args.command}")
     try:
+        command = importlib.import_module(f"perf.{args.command}")
         return command.main(args)
     except UsageError as error:
-        parser.error(str(error))
+        parser.error(f"{args.command}: {error}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in ("perf", "stn_triton"):
+            raise
+        print(f"{error.name} is missing: python -m pip install -e '.[perf]'", file=sys.stderr)
+        return EXIT_FAILED
+    except BrokenPipeError:  # who reads the output wants no more of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -25,12 +25,15 @@ def main(args: argparse.Namespace) -> int:
         if arch not in compiled.ARCHITECTURES:
             known = ", ".join(compiled.ARCHITECTURES)
             raise UsageError(f"--arch: unknown architecture {arch!r}; available: {known}")
+    if (args.quick or args.record or args.check) and args.arch != list(compiled.ARCHITECTURES):
+        raise UsageError(f"--arch: the yardstick is always of {yardstick.ARCH}; leave --arch out")
     if args.every < 1:
         raise UsageError(f"--every: expected a number from 1 on, got {args.every}")
 
     rows = []
     if not (args.quick or args.record or args.check):
         chosen = (cases.every_variant if args.variants else cases.shipped)(args.arch)[:: args.every]
+        print(f"compiling {len(chosen)} kernels", file=sys.stderr)
         for row in _map(_facts, chosen, "compiling"):
             rows.append(row)
             if args.json:

@@ -15,7 +15,6 @@ these kernels comes before it. Each fault is told once, and so is that there is 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import json
@@ -58,16 +57,20 @@ def slug(device: str) -> str:
 
 def cache_path(device: str) -> Path:
     """The user's table for a GPU: in STN_TRITON_CACHE_DIR, or the user's cache directory."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(os.environ.get("STN_TRITON_CACHE_DIR") or Path(home) / "stn_triton")
-    return folder / f"{slug(device)}.json"
+    folder = os.environ.get("STN_TRITON_CACHE_DIR")
+    if not folder:
+        # Not Path.home(), which raises for a user without one.
+        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        folder = os.path.join(home, "stn_triton")
+    return Path(folder) / f"{slug(device)}.json"
 
 
 @functools.cache
 def kernels() -> str:
-    """A digest of the kernels as they are."""
+    """A digest of the kernels, and of how they are compiled."""
     digest = hashlib.sha256()
-    for path in sorted((Path(__file__).parent / "kernels").glob("*.py")):
+    here = Path(__file__).parent
+    for path in (*sorted((here / "kernels").glob("*.py")), here / "launch.py"):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -187,7 +190,9 @@ def locked(folder: Path) -> Iterator[None]:
     """Keep other processes that change files of a folder out; where that cannot be, the last one wins."""
     descriptor = None
     try:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ImportError):
+            import fcntl  # Windows has none
+
             descriptor = os.open(folder, os.O_RDONLY)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

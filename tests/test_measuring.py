@@ -348,12 +348,12 @@ class TestRoofline:
     )
     def test_pixels_are_counted_once_each(self, name, reach, map_name):
         data = workloads.make(small(name), CPU, map_name=map_name)
-        assert roofline.touched_pixels(data) == pixels_in_reach(data, reach)
+        assert roofline.counted_pixels(data)[0] == pixels_in_reach(data, reach)
 
     def test_known_counts(self):
         def touched(name, map_name):
             data = workloads.make(small(name), CPU, map_name=map_name)
-            return roofline.touched_pixels(data) / data.input[:, :1].numel()
+            return roofline.counted_pixels(data)[0] / data.input[:, :1].numel()
 
         assert touched("features-64", "identity") == 1
         assert touched("volume-160", "identity") == 1
@@ -364,19 +364,29 @@ class TestRoofline:
         images = Data(
             torch.zeros(2, 3, 4, 5, dtype=torch.bfloat16), torch.zeros(2, 2, 3), torch.zeros(2, 3, 6, 7)
         )
-        touched, input, output = 100, 2 * 3 * 4 * 5 * 2, 2 * 3 * 6 * 7 * 2
-        assert roofline.model_bytes(images, touched) == {
+        touched, reached = 100, 70
+        input, output = 2 * 3 * 4 * 5 * 2, 2 * 3 * 6 * 7 * 2
+        assert roofline.model_bytes(images, touched, reached) == {
             "forward": touched + output,
-            "backward": output + touched + input,
-            "forward+backward": 2 * touched + 2 * output + input,
-            "theta": output + touched,
-            "input": output + input,
+            "backward": reached + touched + input,
+            "forward+backward": 2 * touched + output + reached + input,
+            "theta": reached + touched,
+            "input": reached + input,
         }
+
+    def test_the_output_outside_is_not_read(self):
+        """Shrunk to half its extent along each axis, three quarters of the output show nothing."""
+        data = workloads.make(small("features-64"), CPU, map_name="zoom-0.5")
+        touched, reached = roofline.counted_pixels(data)
+        total = data.grad_output[:, :1].numel()
+        assert touched == data.input[:, :1].numel()
+        assert 0.25 <= reached / total < 0.45
+        assert roofline.moved_bytes(data) == (data.input.nbytes, reached * data.input.shape[1] * 4)
 
     def test_an_image_with_many_crops_counts_once(self):
         data = workloads.make(small("crops-7"), CPU)
         assert data.grad_output.shape == (2, 5, 3, 7, 7)
-        model = roofline.model_bytes(data, roofline.touched_bytes(data))
+        model = roofline.model_bytes(data, *roofline.moved_bytes(data))
         assert model["input"] == (2 * 5 * 3 * 49 + data.input.numel()) * 4
         assert model["forward"] < (2 * 5 * 3 * 49 + data.input.numel()) * 4
 

@@ -147,7 +147,12 @@ class TestYardstick:
     def test_five_percent_more_is_worse(self, yardstick):
         now = {"a": {"per_element": 10.6}, "b": {"per_element": 10.4}}
         (line,) = yardstick.worse(now, KNOWN)
-        assert line.startswith("a: 10.60 instructions per element, recorded are 10.00")
+        assert line == "a: 10.60 instructions per element, recorded are 10.00"
+
+    def test_so_is_a_map_that_enlarges(self, yardstick):
+        known = {"a": {"per_element": 10.0, "enlarged": 8.0}}
+        (line,) = yardstick.worse({"a": {"per_element": 10.0, "enlarged": 9.0}}, known)
+        assert line == "a: 9.00 instructions enlarged, recorded are 8.00"
 
     def test_a_kernel_without_a_record_is_told(self, yardstick):
         assert list(yardstick.worse({"c": {"per_element": 1.0}}, KNOWN)) == ["c: not recorded"]

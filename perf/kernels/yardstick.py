@@ -2,8 +2,8 @@
 
 An element is a (tap, channel) of an output pixel in the forward and for theta, and in the gather a (pair,
 channel): an output pixel that is tried for an input pixel. For a rotation at scale 1 these are 9, of which
-at most 5 are hits. Everything that a thread executes counts, averaged over the channels of its program; the
-inner loop alone is told beside it.
+at most 5 are hits; enlarged twice (``enlarged``), too many for a list, 25. Everything that a thread executes
+counts, averaged over the channels of its program; the inner loop alone is told beside it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RECORD = Path(__file__).parents[1] / "results" / "instructions.json"
 ARCH = "sm_90"
 TOLERANCE = 0.05
 _TAPS = 4
-_ROWS, _COLUMNS, _HITS = 3, 3, 5
+_HITS = 5
 
 Measures = dict[str, float]
 
@@ -50,19 +50,23 @@ def measure(bucket: tuning.Bucket) -> tuple[str, Measures]:
     facts = compiled.facts(bucket, config, ARCH)
     code, steps = facts["code"], config["STEPS_C"]
     channels = min(config["BLOCK_C"], bucket.channels)
-    per_step = channels * config["BLOCK_H"] * config["BLOCK_W"] / (32 * config["num_warps"])
-    walk = (_ROWS, [_COLUMNS])
+    elements = channels * steps * config["BLOCK_H"] * config["BLOCK_W"] / (32 * config["num_warps"])
+    walk, enlarged = (3, [3]), (5, [5])
     if bucket.kernel in ("forward", "theta"):
-        elements = _TAPS * per_step
-        executed = code.executed([steps] if steps > 1 else [])
+        counts = {"per_element": code.executed([steps] if steps > 1 else []) / (_TAPS * elements)}
     elif steps > 1:
-        elements = _ROWS * _COLUMNS * per_step
-        executed = code.executed([walk, steps, (0, [(0, [0])])], share=_HITS / SLOTS.value)
+        share = _HITS / SLOTS.value
+        counts = {
+            "per_element": code.executed([walk, steps, (0, [(0, [0])])], share) / (9 * elements),
+            "enlarged": code.executed([(0, [0]), 0, (steps, [enlarged])], 0) / (25 * elements),
+        }
     else:
-        elements = _ROWS * _COLUMNS * per_step
-        executed = code.executed([walk])
+        counts = {
+            "per_element": code.executed([walk]) / (9 * elements),
+            "enlarged": code.executed([enlarged]) / (25 * elements),
+        }
     return bucket.name(), {
-        "per_element": round(executed / (elements * steps), 2),
+        **{name: round(count, 2) for name, count in counts.items()},
         "inner_loop": code.longest_inner_loop(),
         "registers": facts["registers"],
     }
@@ -84,11 +88,13 @@ def worse(measures: dict[str, Measures], known: dict[str, Measures]) -> Iterable
     for name, now in measures.items():
         if name not in known:
             yield f"{name}: not recorded"
-        elif now["per_element"] > known[name]["per_element"] * (1 + TOLERANCE):
-            yield (
-                f"{name}: {now['per_element']:.2f} instructions per element, recorded are "
-                f"{known[name]['per_element']:.2f}"
-            )
+            continue
+        for count in {"per_element", "enlarged"} & now.keys():
+            if now[count] > known[name].get(count, 0) * (1 + TOLERANCE):
+                yield (
+                    f"{name}: {now[count]:.2f} instructions {count.replace('_', ' ')}, recorded are "
+                    f"{known[name].get(count, 0):.2f}"
+                )
 
 
 def _read() -> dict[str, dict[str, Measures]]:

@@ -6,11 +6,12 @@ after the other, so that what a run reads has left the cache since its last turn
 
 from __future__ import annotations
 
+import collections
 import itertools
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,25 +94,31 @@ def _sample_gpu(functions: Mapping[str, Runs], effort: Effort) -> Samples:
     turns = {name: itertools.cycle(runs) for name, runs in functions.items()}
     calls = {}
     for name, turn in turns.items():
-        estimate = sorted(_timed_calls(turn, 3))[1]
+        estimate = sorted(_timed_calls(turn, 3, len(functions[name])))[1]
         calls[name] = min(max(round(effort.gpu_ms_per_round / max(estimate, 1e-3)), 3), 100)
     samples: Samples = {name: [] for name in functions}
     for _ in range(effort.gpu_rounds):
         for name, turn in turns.items():
-            samples[name] += _timed_calls(turn, calls[name])
+            samples[name] += _timed_calls(turn, calls[name], len(functions[name]))
     return samples
 
 
-def _timed_calls(turn, count: int) -> list[float]:
+def _timed_calls(turn: Iterator[Callable[[], object]], count: int, copies: int) -> list[float]:
     """Milliseconds of each of the next calls, by events of the GPU."""
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
+    # Results stay a while, or all calls would write into the same memory, which is in the cache.
+    results: collections.deque[object] = collections.deque(maxlen=copies)
     for start, end in events:
         run = next(turn)
         start.record()
-        run()
+        results.append(run())
         end.record()
     torch.cuda.synchronize()
     return [start.elapsed_time(end) for start, end in events]
+
+
+_failed_captures: list[str] = []
+"""What failed to be captured in this process; nothing is captured after it."""
 
 
 def replayed(functions: Mapping[str, Runs], effort: Effort) -> tuple[dict[str, float], dict[str, Exception]]:
@@ -121,10 +128,15 @@ def replayed(functions: Mapping[str, Runs], effort: Effort) -> tuple[dict[str, f
     """
     graphs, errors = {}, {}
     for name, runs in functions.items():
+        if _failed_captures:
+            errors[name] = RuntimeError(f"not tried, since {_failed_captures[0]}")
+            continue
         try:
             graphs[name] = [_captured(runs).replay]
         except Exception as error:  # whatever it is, it belongs in the report
-            errors[name] = error
+            # PyTorch before 2.12 leaves its allocator believing that the capture goes on.
+            _failed_captures.append(f"a capture of {name} failed")
+            errors[name] = error.__context__ or error
             torch.cuda.synchronize()
     samples = _sample_gpu(graphs, effort)
     medians = {name: quantiles(values)[1] / len(functions[name]) for name, values in samples.items()}
@@ -132,18 +144,30 @@ def replayed(functions: Mapping[str, Runs], effort: Effort) -> tuple[dict[str, f
 
 
 def _captured(runs: Runs) -> torch.cuda.CUDAGraph:
-    # PyTorch asks for a call on a side stream before the capture; the results of each run are dropped, so
-    # that the next one may have their memory.
+    # PyTorch asks for a call on a side stream before the capture.
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         runs[0]()
-    torch.cuda.current_stream().wait_stream(stream)
+    current = torch.cuda.current_stream()
+    current.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for run in runs:
-            run()
+    try:
+        with torch.cuda.graph(graph):
+            results = [run() for run in runs]  # all at once, so that each has memory of its own
+            del results
+    finally:
+        torch.cuda.set_stream(current)  # a failed capture leaves its own
     return graph
+
+
+def is_gpu_alive() -> bool:
+    """Whether the current GPU still computes: after some errors no call of this process does."""
+    try:
+        torch.ones(1, device="cuda").add_(1).item()
+    except Exception:
+        return False
+    return True
 
 
 def peak_bytes(run: Callable[[], object]) -> int:

@@ -133,8 +133,10 @@ def _make_compiled() -> Sampler:
     config.compile_threads = 1
     # The backward passes run their graph again, which a compiled one may not if it reuses its memory.
     functorch_config.donated_buffer = False
-    # All workloads share one function, and beyond a few graphs per function PyTorch stops compiling.
+    # All workloads share one function, and beyond eight graphs per function PyTorch stops compiling: a
+    # workload has up to four, for the gradients that are wanted, times three numbers of samples.
     torch.compiler.reset()
+    torch._dynamo.config.recompile_limit = 64
     return torch.compile(eager_pair, fullgraph=True, dynamic=False)
 
 

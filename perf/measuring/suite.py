@@ -18,7 +18,7 @@ from perf.files import EAGER, FAILED, OK, OPERATOR
 from perf.measuring import measure, roofline, workloads
 from perf.measuring.gate import Gate
 from perf.measuring.passes import COMPUTED, PASSES, Run
-from perf.measuring.providers import Provider, Sampler, UnavailableError
+from perf.measuring.providers import PROVIDERS, Provider, Sampler, UnavailableError
 from perf.measuring.results import SKIPPED, UNAVAILABLE, Row
 from perf.measuring.workloads import Data, Workload
 
@@ -66,13 +66,14 @@ def run(plan: Plan, progress: tqdm) -> Iterator[list[Row]]:
     with warnings.catch_warnings():
         # The compiler's advice to its developers; errors still arrive as exceptions.
         warnings.simplefilter("ignore")
+        lost: list[str] = []
         for number, workload in enumerate(plan.workloads, start=1):
             if progress.disable:  # where no bar is drawn, a line now and then
                 print(f"{workload.name}: workload {number} of {len(plan.workloads)}", file=sys.stderr)
             samplers = _Samplers()
             for map_name in plan.maps_of(workload):
-                yield from _run_map(plan, workload, map_name, samplers, progress)
-                if plan.device.type == "cuda":
+                yield from _run_map(plan, workload, map_name, samplers, lost, progress)
+                if plan.device.type == "cuda" and not lost:
                     gc.collect()  # an exception and what it was raised in refer to each other
                     torch.cuda.empty_cache()
 
@@ -100,12 +101,13 @@ class _Samplers:
 
 
 def _run_map(
-    plan: Plan, workload: Workload, map_name: str, samplers: _Samplers, progress: tqdm
+    plan: Plan, workload: Workload, map_name: str, samplers: _Samplers, lost: list[str], progress: tqdm
 ) -> Iterator[list[Row]]:
+    """The rows of a map; why the GPU no longer computes, if so, is put into ``lost``."""
     title = f"{workload.name} {map_name}"
     progress.set_description_str(f"{title}: reference in fp64")
     case, why_not = None, workload.why_not(map_name)
-    if not why_not:
+    if not why_not and not lost:
         try:
             case = _Case(plan, workload, map_name)
         except torch.OutOfMemoryError as error:
@@ -116,17 +118,19 @@ def _run_map(
         for provider in plan.providers:
             progress.set_description_str(f"{title} {pass_name}: {provider.preparing} {provider.label}")
             row = _blank_row(plan, workload) | {"map": map_name, "pass": pass_name, "provider": provider.name}
-            reason = why_not or plan.skipped.get(provider.name)
+            reason = why_not or "".join(lost) or plan.skipped.get(provider.name)
             if case is None or reason:
                 row |= {"status": SKIPPED, "reason": reason}
             else:
                 verdict, runs[provider.name] = case.prepare(provider, pass_name, samplers)
                 row |= verdict
+                if row["status"] in (FAILED, UNAVAILABLE) and not _is_alive(plan.device):
+                    lost.append(f"the GPU was lost after {provider.label} on {title} {pass_name}")
             rows.append(row)
             progress.update()
         progress.set_description_str(f"{title} {pass_name}: timing")
         passed = {row["provider"]: row for row in rows if row["status"] == OK}
-        if case is not None and passed:
+        if case is not None and passed and not lost:
             case.time(pass_name, passed, {name: runs[name] for name in passed})
         yield rows
 
@@ -150,8 +154,8 @@ class _Case:
         data = workloads.make(workload, plan.device, plan.quick, map_name)
         self._gate = functools.cache(lambda align_corners: Gate(data, align_corners))
         self._gate(False)
-        touched = roofline.touched_bytes(data)
-        self._model = roofline.model_bytes(data, touched)
+        touched, reached = roofline.moved_bytes(data)
+        self._model = roofline.model_bytes(data, touched, reached)
         least = min(touched, data.grad_output.nbytes)
         self._copies = data.copies(measure.copies_beyond_cache(least, plan.device, plan.effort))
 
@@ -193,12 +197,10 @@ class _Case:
     def time(self, pass_name: str, rows: Mapping[str, Row], runs: Mapping[str, list[Run]]) -> None:
         """Add times, memory and the floor to the rows that passed."""
         device, effort, moved = self._plan.device, self._plan.effort, self._model[pass_name]
-        try:
-            samples = measure.sample(runs, device, effort)
-        except torch.OutOfMemoryError as error:
-            for row in rows.values():
-                row |= {"status": SKIPPED, "reason": one_line(error)}
-            return
+        samples, no_memory = _sampled(runs, device, effort)
+        for name, reason in no_memory.items():
+            rows[name] |= {"status": SKIPPED, "reason": reason}
+        rows = {name: rows[name] for name in samples}
         for name, row in rows.items():
             row["q20_ms"], row["median_ms"], row["q80_ms"] = measure.quantiles(samples[name])
             row["samples"] = len(samples[name])
@@ -209,14 +211,40 @@ class _Case:
         for row in rows.values():
             if EAGER in rows:
                 row["speedup"] = rows[EAGER]["median_ms"] / row["median_ms"]
-        is_small = min(row["median_ms"] for row in rows.values()) < _SMALL_MS
+        is_small = min((row["median_ms"] for row in rows.values()), default=_SMALL_MS) < _SMALL_MS
         if device.type == "cuda" and pass_name in _GRAPH_PASSES and is_small:
-            quick_runs = {name: runs[name] for name, row in rows.items() if row["median_ms"] < _GRAPH_MS}
+            # What a library does besides may not be capturable, and a capture that fails ends all of them.
+            quick_runs = {
+                name: runs[name]
+                for name, row in rows.items()
+                if row["median_ms"] < _GRAPH_MS and PROVIDERS[name].matrix is None
+            }
             medians, errors = measure.replayed(quick_runs, effort)
             for name, row in rows.items():
                 row["graph_ms"] = medians.get(name)
                 if name in errors:
                     row["reason"] = f"no CUDA graph: {one_line(errors[name])}"
+
+
+def _is_alive(device: torch.device) -> bool:
+    return device.type != "cuda" or measure.is_gpu_alive()
+
+
+def _sampled(
+    runs: Mapping[str, list[Run]], device: torch.device, effort: measure.Effort
+) -> tuple[measure.Samples, dict[str, str]]:
+    """Samples of all, or of those for which the memory suffices, and why it does not for the others."""
+    try:
+        return measure.sample(runs, device, effort), {}
+    except torch.OutOfMemoryError:
+        no_memory = {}
+        for name, alone in runs.items():
+            try:
+                measure.sample({name: alone}, device, effort)
+            except torch.OutOfMemoryError as error:
+                no_memory[name] = one_line(error)
+        rest = {name: alone for name, alone in runs.items() if name not in no_memory}
+        return measure.sample(rest, device, effort), no_memory
 
 
 def adapted(provider: Provider, data: Data) -> tuple[Data, Callable[[Tensor], Tensor]]:

@@ -25,6 +25,7 @@ from stn_triton.kernels.block import (
     dot_channels,
     is_inside,
     load_block,
+    only_if,
     pixel_offset,
     steps_of,
     store_block,
@@ -181,7 +182,12 @@ def backward_kernel(
     ROWS: tl.constexpr = DIM + 1 if PROJECTIVE else DIM
     LISTED: tl.constexpr = STEPS_C > 1
     tl.static_assert(
-        not LISTED or (DIM == 2 and TAPS <= 2 and not (MANY or ANTIALIAS or TANGENT or PADDING == REFLECTION))
+        not LISTED
+        or (
+            DIM == 2
+            and TAPS <= 2
+            and not (MANY or PROJECTIVE or ANTIALIAS or TANGENT or PADDING == REFLECTION)
+        )
     )
 
     n, c_first, origin = tile_origin(C, D_in, H_in, W_in, DIM, BLOCK_C * STEPS_C, BLOCK_H, BLOCK_W)
@@ -217,6 +223,9 @@ def backward_kernel(
         chunks = tl.cdiv(slot_end - slot_first, CULLED).to(tl.int32)
 
     if LISTED:
+        # Hits of a pixel on average; where a map enlarges so much that they are too many, none is collected.
+        density = TAPS * TAPS / tl.abs(a[0] * a[4] - a[1] * a[3])
+        is_worth = density <= SLOTS + 1
         _block, _sums, found, kept = walk(
             a,
             b,
@@ -225,7 +234,7 @@ def backward_kernel(
             sizes,
             sizes_in,
             origin,
-            pixel_mask,
+            only_if(is_worth, pixel_mask),
             numbers,
             halves,
             lows,
@@ -258,7 +267,7 @@ def backward_kernel(
             BLOCK_W,
         )
         longest = tl.max(found)
-        is_listed = longest <= SLOTS
+        is_listed = is_worth & (longest <= SLOTS)
         dots = zero_vectors(SLOTS, PIXELS, DTYPE)
 
     steps = steps_of(C - c_first, BLOCK_C, STEPS_C)
