@@ -6,6 +6,8 @@ those of them that both files have). Its *change* is the median after over the m
     slower   if the 20 to 80 % interval after lies above the one before, and the change is over 1 + threshold;
     faster   if it lies below, and the change is under 1 / (1 + threshold);
     same     if neither: within the noise, or too small to matter;
+    unclear  if it cannot be told: the eager pair drifted too far (below), or the row would be slower or
+             faster by fewer than 10 samples before or after;
     broke    if it had a time and FAILED now;    fixed   the other way round;
     gone     if it had a time and has none now, for another reason;    new   the other way round.
 
@@ -15,6 +17,9 @@ overlap, the machine drifted there. The drift is the change of the eager pair's 
 the cell are judged by what is left: their median after is divided by the drift, and the ends of their
 interval by the ends of the drift's, so that it becomes wider by the eager pair's noise. So a throttled GPU
 makes no row slower, and a faster one hides no regression. The eager pair's own rows are judged as they are.
+A drift of more than 1.5x either way is no machine's, but an outlier of the eager pair or a disturbed cell:
+it could hide a regression, so it is not taken out, and the other rows of that cell are unclear. Nothing that
+is unclear fails the command.
 With another PyTorch the eager pair is another one, and no yardstick: then all rows are judged as they are,
 with a warning.
 """
@@ -33,11 +38,16 @@ from pathlib import Path
 from perf import EXIT_FAILED, EXIT_OK, UsageError, files
 from perf.files import EAGER, FAILED, KEY, OPERATOR, Run
 
-BROKE, SLOWER, GONE, NEW, FIXED, FASTER, SAME = "broke", "slower", "gone", "new", "fixed", "faster", "same"
-VERDICTS = (BROKE, SLOWER, GONE, NEW, FIXED, FASTER, SAME)
+BROKE, SLOWER, UNCLEAR, GONE, NEW, FIXED, FASTER, SAME = VERDICTS = (
+    *("broke", "slower", "unclear", "gone", "new", "fixed", "faster", "same"),
+)
 """From the worst to the one that needs no reading."""
+MOST_DRIFT = 1.5
+"""Beyond this factor, either way, the eager pair is no yardstick."""
+FEWEST_SAMPLES = 10
+"""With fewer, the quantiles are no measure of the noise."""
 _LINES = 40
-_NUMBERS = ("before ms", "after ms", "change", "drift")
+_NUMBERS = ("before ms", "after ms", "after, corrected", "change", "drift")
 _DIFFERENT = ("driver", "toolkit", "cpu", "threads", "python", "torch", "triton")
 """Facts whose change is worth a word; the device's is worth a loud one."""
 
@@ -54,11 +64,13 @@ class Change:
     before_ms: float | None
     after_ms: float | None
     change: float | None
-    """Median after over median before, without the drift."""
+    """Median after over median before; without the drift, where it was taken out."""
     drift: float | None
     """What the eager pair became slower by, where that was beyond its noise; else None."""
+    corrected_ms: float | None
+    """The median after over the drift, where it was taken out; else None."""
     reason: str
-    """What the file says of a row that has no time any more."""
+    """What the file says of a row that has no time any more; what makes a row unclear."""
 
 
 @dataclass(frozen=True)
@@ -132,14 +144,21 @@ def compare(before: Run, after: Run, threshold: float) -> Comparison:
         drift = _drift(was.get(eager), now.get(eager)) if has_yardstick else None
         if drift:
             drifts[eager] = drift.median
-        verdict, change = _judge(old, new, None if row["provider"] == EAGER else drift, threshold)
+        own_drift = None if row["provider"] == EAGER else drift
+        is_far = own_drift is not None and not 1 / MOST_DRIFT <= own_drift.median <= MOST_DRIFT
+        taken_out = None if is_far else own_drift
+        verdict, change = _judge(old, new, taken_out, threshold)
         if verdict is None:
             untimed += 1
             continue
-        times = [None if r is None or r["time"] is None else r["time"].median for r in (old, new)]
         reason = "" if new is None or new["time"] else f"{new['status']}: {new['reason']}"
+        if change is not None:
+            doubt = _doubt(old, new, own_drift if is_far else None, verdict)
+            verdict, reason = (UNCLEAR, doubt) if doubt else (verdict, reason)
+        times = [None if r is None or r["time"] is None else r["time"].median for r in (old, new)]
+        corrected = times[1] / taken_out.median if taken_out and change is not None else None
         names = (row["workload"], row["map"], row["pass"], row["provider"])
-        changes.append(Change(*names, verdict, *times, change, drift and drift.median, reason))
+        changes.append(Change(*names, verdict, *times, change, drift and drift.median, corrected, reason))
     return Comparison(sorted(changes, key=_rank), untimed, list(drifts.values()))
 
 
@@ -151,6 +170,8 @@ def warnings(before: Run, after: Run) -> Iterator[str]:
     if before.quick != after.quick:
         quick = "before" if before.quick else "after"
         yield f"QUICK AGAINST FULL: {quick} is a quick run, of other batches: the times are NOT COMPARABLE"
+    elif before.quick:
+        yield "both runs are quick: small batches and few samples; a verdict is a hint, to be measured in full"
     for name in _DIFFERENT:
         if old[name] and new[name] and old[name] != new[name]:
             yield f"{name}: {old[name]} before, {new[name]} after"
@@ -194,6 +215,15 @@ def _drift(old: dict | None, new: dict | None) -> Interval | None:
     if old is None or new is None or old["time"] is None or new["time"] is None:
         return None
     return None if new["time"].overlaps(old["time"]) else new["time"].over(old["time"])
+
+
+def _doubt(old: dict, new: dict, far: Interval | None, verdict: str) -> str:
+    """Why a row with two times cannot be judged, "" if it can; ``far`` is a drift too large to take out."""
+    if far:
+        return f"the eager pair drifted by {far.median:.3g}x: no yardstick"
+    # A file that does not tell the samples has NaN, which is not fewer.
+    few = [f"{row['samples']:.0f}" for row in (old, new) if row["samples"] < FEWEST_SAMPLES]
+    return f"only {' and '.join(few)} samples" if few and verdict in (SLOWER, FASTER) else ""
 
 
 def _judge(
@@ -260,6 +290,9 @@ def _print(args: argparse.Namespace, before: Run, after: Run, found: Comparison)
     if found.drifts:
         drift = f"the eager pair: median {summary['median_drift'] - 1:+.1%}"
         print(f"the machine drifted in {len(found.drifts)} cells ({drift}); taken out of the others' change")
+        far = [drift for drift in found.drifts if not 1 / MOST_DRIFT <= drift <= MOST_DRIFT]
+        if far:
+            print(f"but for {len(far)} of them, beyond {MOST_DRIFT}x: their other rows are unclear")
 
 
 def _columns(lines: list[dict[str, str]]) -> Iterator[str]:
@@ -274,7 +307,11 @@ def _columns(lines: list[dict[str, str]]) -> Iterator[str]:
 
 def _line(change: Change) -> dict[str, str]:
     """A row of the printed table."""
-    numbers = {"before ms": change.before_ms, "after ms": change.after_ms}
+    numbers = {
+        "before ms": change.before_ms,
+        "after ms": change.after_ms,
+        "after, corrected": change.corrected_ms,
+    }
     return {
         "verdict": change.verdict,
         "workload": change.workload,

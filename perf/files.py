@@ -6,6 +6,7 @@ needs neither torch nor a GPU.
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -76,17 +77,21 @@ class Run:
 
 
 def read(path: Path) -> Files:
-    """The rows of a result file, or of all result files of a directory.
+    """The rows of a result file, or of a directory: of its speed.csv and tuning.csv, as the commands write
+    them; where it has no speed.csv, of all result files in it.
 
     Raises:
-        UsageError: there is no such file, or it is none that ``bench`` or ``tune`` wrote.
+        UsageError: there is no such file, it is none that ``bench`` or ``tune`` wrote, or it is cut off.
     """
-    if path.is_dir():
+    if (path / "speed.csv").is_file():
+        paths = [path / name for name in ("speed.csv", "tuning.csv") if (path / name).is_file()]
+        tables = [_read_one(p) for p in paths]
+    elif path.is_dir():
         paths = sorted(path.glob("*.csv"))
         tables = [table for table in map(_read_one, paths) if kind(table) is not None]
         if not tables:
-            found = ", ".join(p.name for p in paths) or "no CSV"
-            raise UsageError(f"{path}: holds no result file, only {found}; {_EXPECTED}")
+            found = f"no result file, only {', '.join(p.name for p in paths)}" if paths else "no CSV"
+            raise UsageError(f"{path}: holds {found}; {_EXPECTED}")
     else:
         tables = [_read_one(path)]
     normalized = [normal(table, str(path)) for table in tables]
@@ -193,7 +198,11 @@ def _numbered(name: str) -> Iterator[str]:
 def _read_one(path: Path) -> pd.DataFrame:
     try:
         # As text: else a commit such as 12345e10 is a number, and a reason "None" is none.
-        return pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        _check_end(path)
+        return table
+    except UsageError:
+        raise
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file or directory; {_EXPECTED}") from None
     except pd.errors.EmptyDataError:
@@ -201,6 +210,18 @@ def _read_one(path: Path) -> pd.DataFrame:
     except (pd.errors.ParserError, UnicodeDecodeError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"{path}: cannot be read as a table ({reason}); {_EXPECTED}") from None
+
+
+def _check_end(path: Path) -> None:
+    """Refuse a file whose last line lacks columns: pandas would take them for empty."""
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.reader(file)
+        lines = [(len(row), reader.line_num) for row in reader if row]
+    (expected, _), (found, number) = lines[0], lines[-1]
+    if found < expected:
+        raise UsageError(
+            f"{path}: line {number} has {found} columns, expected {expected}: the file is cut off"
+        )
 
 
 def _join(tables: Iterable[pd.DataFrame]) -> pd.DataFrame | None:

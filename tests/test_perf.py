@@ -142,7 +142,9 @@ class TestQuickRun:
         assert table["roofline"].tolist() == pytest.approx(share.tolist(), rel=1e-5)
         assert table["copy_gb_per_s"].nunique() == 1
         digits = table[(table["workload"] == "digits-28") & (table["pass"] == "input")]
-        assert digits["model_mib"].tolist() == pytest.approx([2 * 16 * 28 * 28 * 4 / 2**20] * len(RIVALS))
+        assert len(digits) == len(RIVALS)
+        # grad_input whole, and of grad_output what lies on the image, which is most of it.
+        assert (digits["model_mib"] / (16 * 28 * 28 * 4 / 2**20)).between(1.8, 2).all()
 
     def test_the_photograph_shows_something(self, quick_run):
         image = imread(quick_run[1] / "photograph.png")[..., :3]
@@ -369,6 +371,8 @@ def test_on_a_gpu_rows_have_memory_and_replays(monkeypatch):
     monkeypatch.setattr(measure, "cache_bytes", lambda device: 2**13)
     monkeypatch.setattr(measure, "peak_bytes", lambda run: 3 * 2**20)
     monkeypatch.setattr(measure, "_captured", captured)
+    monkeypatch.setattr(measure, "_failed_captures", [])
+    monkeypatch.setattr(measure, "is_gpu_alive", lambda: True)
     monkeypatch.setattr(suite, "_SMALL_MS", 1e4)
     monkeypatch.setattr(suite, "_GRAPH_MS", 1e4)
     monkeypatch.setattr(torch.cuda, "Event", Event)
@@ -390,12 +394,15 @@ def test_on_a_gpu_rows_have_memory_and_replays(monkeypatch):
     assert {row["peak_mib"] for row in rows.values()} == {3.0}
     # Zoomed in, 15 x 15 pixels of each of 2 images are touched.
     assert rows["forward", "operator"]["model_mib"] == 2 * (15 * 15 + 28 * 28) * 4 / 2**20
-    assert graphs == [measure.QUICK.most_copies] * 6
+    assert graphs == [measure.QUICK.most_copies] * 3
     assert 0 < rows["forward", "operator"]["graph_ms"] < 1e3
     failed = rows["forward", "eager-corners"]
     assert failed["graph_ms"] is None
     assert failed["reason"] == "no CUDA graph: RuntimeError: cudaErrorStreamCaptureUnsupported"
     assert "graph_ms" not in rows["backward", "operator"]
+    later = rows["forward+backward", "operator"]
+    assert later["graph_ms"] is None
+    assert "not tried, since a capture of eager-corners failed" in later["reason"]
 
 
 def test_list_names_everything(capsys):

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from perf.charts import landscape, scaling, style, workloads
 from perf.charts.measures import MEMORY, ROOFLINE, SPEED, Measure
-from perf.files import Run, kind, normal, runs
+from perf.files import Run, kind, normal, runs, timed
 
 MAIN = ("forward", "forward+backward")
 PARTS = ("backward", "theta", "input")
@@ -104,8 +104,10 @@ def draw_all(table: pd.DataFrame) -> Iterator[tuple[Run, Chart]]:
     table = normal(table)
     found = runs(table)
     for run in found:
+        has_time = timed(run.rows).any()
         for one in KINDS[kind(table)]:
             name = one.name if len(found) == 1 else f"{one.name}-{run.name}"
             with mpl.rc_context(style.RC):
-                figure = one.draw(run) if one.has_rows(run) else None
-            yield run, Chart(name, one.caption, figure, "" if figure else one.missing)
+                figure = one.draw(run) if has_time and one.has_rows(run) else None
+            missing = one.missing if has_time else "nothing was timed"
+            yield run, Chart(name, one.caption, figure, "" if figure else missing)

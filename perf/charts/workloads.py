@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from perf.charts import style
 from perf.charts.measures import SPEED, Cell, Measure, cell_of, percent, values_of
@@ -32,6 +32,9 @@ _SMALL_SHARE = 0.25
 """If no share is more, as on CPUs, a linear axis with 100 % on it would show nothing."""
 _MOST = 60
 """Workloads of a chart; a foreign file may have any number."""
+_TICK = 0.42
+"""Inches between two ticks at least: their labels stand side by side."""
+_TITLES = {"theta": "gradient of theta alone", "input": "gradient of input alone"}
 _LETTERS = 27
 """That fit beside a panel in small type."""
 
@@ -64,7 +67,8 @@ def draw(run: Run, measure: Measure, passes: Sequence[str]) -> Figure:
     axes = _panels(made, len(passes), foot + _BELOW, height)
     start, xlabel = _scale(axes[0], measure, cells)
     for ax, pass_name in zip(axes, passes, strict=True):
-        ax.set_title(pass_name.replace("+", " + "), fontsize=style.FONT + 1, loc="left", pad=16)
+        title = _TITLES.get(pass_name, pass_name.replace("+", " + "))
+        ax.set_title(title, fontsize=style.FONT + 1, loc="left", pad=16)
         ax.set_xlabel(xlabel, fontsize=style.FONT - 1)
         for y, workload in enumerate(workloads):
             own = {name: cells.get((workload, pass_name, name)) for name in shown}
@@ -200,23 +204,44 @@ def _scale(ax: Axes, measure: Measure, cells: dict[tuple[str, str, str], Cell]) 
     if measure.base == 0:
         is_linear = max(shown) > _SMALL_SHARE
         ax.set_xscale("linear" if is_linear else "log")
-        ticks = max(2, int(inches / 0.55))
-        locator = MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]) if is_linear else LogLocator(numticks=ticks)
-        ax.xaxis.set_major_locator(locator)
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
         if is_linear:
             ax.set_xlim(0, 1.06 * high)
+            ax.xaxis.set_major_locator(FixedLocator(linear_ticks(1.06 * high, inches)))
             return 0, measure.xlabel
     else:
         low, high = (low / 1.25, high * 1.25) if high / low < 2 else (low, high)
         ax.set_xscale("log", base=2)
-        subs = (1, 1.5) if high / low < 5 else (1,)
-        ax.xaxis.set_major_locator(LogLocator(base=2, subs=subs, numticks=max(3, int(inches / 0.42))))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
     ax.xaxis.set_minor_locator(NullLocator())
     pad = (high / low) ** 0.04
-    ax.set_xlim(low / pad, high * pad)
-    return measure.base or low / pad, f"{measure.xlabel} (log scale)"
+    low, high = low / pad, high * pad
+    ax.set_xlim(low, high)
+    ax.xaxis.set_major_locator(FixedLocator(log_ticks(low, high, inches)))
+    return measure.base or low, f"{measure.xlabel} (log scale)"
+
+
+def linear_ticks(high: float, inches: float) -> list[float]:
+    """Round values from 0 to ``high``, as close as their labels allow, 1 among them; ``high`` is over 1."""
+    least = _TICK * high / inches
+    step = next((step for step in (0.1, 0.2, 0.25, 0.5, 1) if step >= least), 0)
+    if not step:  # then 1 is too close to 0 for both to have a label
+        step = next(m * 10**e for e in itertools.count() for m in (1, 2, 5) if m * 10**e >= least)
+    ticks = [i * step for i in range(int(high / step) + 1)]
+    return ticks if step <= 1 else [1, *(tick for tick in ticks if tick >= 1 + least)]
+
+
+def log_ticks(low: float, high: float, inches: float) -> list[float]:
+    """Round values from ``low`` to ``high``, as close as their labels allow, 1 among them; it lies between."""
+    least = _TICK * math.log10(high / low) / inches
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    choices = [(1, 1.5, 2, 3, 5, 7), (1, 2, 5)]
+    for digits in choices:
+        ticks = [d * 10.0**e for e in decades for d in digits if low <= d * 10.0**e <= high]
+        if all(math.log10(b / a) >= least for a, b in itertools.pairwise(ticks)):
+            return ticks
+    stride = max(1, math.ceil(least))
+    return [10.0**e for e in decades if e % stride == 0 and low <= 10.0**e <= high]
 
 
 def _legend(measure: Measure, shown: Sequence[str], cells: dict[tuple[str, str, str], Cell]) -> list[Artist]:
