@@ -95,6 +95,7 @@ wrong gets no time. Writes into the output directory
   *.png, *.svg    the charts, see `plot`
   report.html     all of it on one page
   photograph.png  a photograph warped by the operator and by PyTorch, and their difference
+  previous/       what an earlier run left there
 """,
         """\
   python -m perf bench                                      everything, on the GPU if there is one
@@ -119,7 +120,7 @@ wrong gets no time. Writes into the output directory
     parser.add_argument(
         "--contribute",
         action="store_true",
-        help="for a GPU that perf/results has no rows of: name the file to send, and how",
+        help="after a full run on a GPU that perf/results has no rows of: the file to send, and how",
     )
     _json(parser)
 
@@ -254,7 +255,8 @@ Compare the rows of two result files of one machine, for regressions between com
 faster only if its 20 to 80 % intervals do not overlap and the medians differ by more than the threshold.
 Where the eager pair of the same workload, map and pass changed beyond its own noise, the machine drifted:
 that change is taken out of the others first. With another PyTorch the eager pair is no such yardstick.
-Exits with 1 if a row of the operator became slower or wrong.
+Where the machine changed by more than 1.5x, or a row that would be slower or faster has fewer than 10 samples, the
+verdict is unclear, which is no failure. Exits with 1 if a row of the operator became slower or wrong.
 """,
         "  python -m perf compare before/speed.csv after/speed.csv\n"
         "  python -m perf compare before after --threshold 0.1 --json\n",

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import os
+import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -24,13 +27,13 @@ from perf.measuring.suite import one_line
 from perf.measuring.targets import targets
 
 _NO_COMPILE = "a quick run has no time to compile; name it with --providers"
-
-
 _DRAWING = {"plot": "perf.plot", "report": "perf.report", "photograph": "perf.measuring.photograph"}
+_WRITTEN = re.compile(r"(speed|roofline|scaling|memory)\b.*\.(csv|png|svg)|report\.html|photograph\.png")
+"""Names of files that `bench` writes; those of `tune`, which may share the directory, are none of them."""
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measure, and write the rows as they come; then print the table and draw charts, page and photograph."""
+    """Measure, and write the rows as they come; then draw charts, page, photograph, and print the table."""
     if args.list:
         print(listing())
         return EXIT_OK
@@ -38,12 +41,15 @@ def main(args: argparse.Namespace) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--out: cannot make the directory {args.out}: {error.strerror}") from None
+    busy = environment.busy()
     plan = make_plan(args)
+    busy = busy if plan.device.type == "cpu" else ""
+    if busy:
+        _to_stderr(busy)
+    if moved := set_aside(args.out):
+        _to_stderr(f"moved {len(moved)} files of an older run to {args.out / 'previous'}")
     facts = {"quick": args.quick, "copy_gb_per_s": plan.copy_gb_per_s} | environment.facts(plan.device)
-    # What says where the files are must not mix with rows that another program reads.
-    say = _to_stderr if args.json else print
     path = args.out / "speed.csv"
-    path.unlink(missing_ok=True)
     rows: list[results.Row] = []
     try:
         with tqdm(total=plan.count_rows(), unit="row", disable=None, dynamic_ncols=True) as progress:
@@ -54,8 +60,9 @@ def main(args: argparse.Namespace) -> int:
         _to_stderr(f"\n{len(rows)} rows of {plan.count_rows()} are in {path}")
         raise
     table = results.frame(rows, facts)
-    print(table.to_json(orient="records", indent=1) if args.json else summary.text(table, targets(table)))
-    say(f"\nwrote {path}")
+    # Printed last: who reads the output may want no more of it, and the files must be there all the same.
+    lines = [f"\nwrote {path}"]
+    say = lines.append
     drawn = [
         _attempt(name, step, say)
         for name, step in (
@@ -66,6 +73,12 @@ def main(args: argparse.Namespace) -> int:
     ]
     if args.contribute:
         contribute(table, path, args.out, say)
+    if args.json:
+        print(table.to_json(orient="records", indent=1))
+    else:
+        print(summary.text(table, targets(table), busy))
+    # What says where the files are must not mix with rows that another program reads.
+    print("\n".join(lines), file=sys.stderr if args.json else sys.stdout)
     return EXIT_OK if all(drawn) and not (table["status"] == FAILED).any() else EXIT_FAILED
 
 
@@ -73,9 +86,13 @@ def make_plan(args: argparse.Namespace) -> suite.Plan:
     """What the arguments ask for, with the defaults of the device.
 
     Raises:
-        UsageError: a name is unknown, or the device is not here.
+        UsageError: a name is unknown, the device is not here, no row is left to measure, or the rows are to
+            be contributed and would be worth nothing.
     """
     device = environment.choose_device(args.device)
+    if args.contribute and (args.quick or device.type == "cpu"):
+        what = "a quick run" if args.quick else f"a run on {device}"
+        raise UsageError(f"--contribute: got {what}; expected a full run on a GPU")
     some_maps = QUICK_MAPS if args.quick else CPU_MAPS if device.type == "cpu" else tuple(MAPS)
     skips_compiling = args.quick and args.providers is None
     names = {
@@ -87,19 +104,43 @@ def make_plan(args: argparse.Namespace) -> suite.Plan:
     if args.quick:
         # On a GPU that the library has no table of, it would time block sizes for minutes.
         os.environ.setdefault("STN_TRITON_AUTOTUNE", "0")
-    return suite.Plan(
+    plan = suite.Plan(
         device,
         **names,
         quick=args.quick,
-        copy_gb_per_s=roofline.copy_gb_per_s(device),
+        copy_gb_per_s=math.nan,
         skipped={providers.COMPILE: _NO_COMPILE} if skips_compiling else {},
     )
+    if not plan.count_rows():
+        raise UsageError(_no_rows(plan))
+    return replace(plan, copy_gb_per_s=roofline.copy_gb_per_s(device))
+
+
+def set_aside(out: Path) -> list[Path]:
+    """Move what an older run left in a directory to ``previous`` in it, in place of a still older run's.
+
+    Raises:
+        UsageError: ``previous`` cannot be a directory.
+    """
+    old = list(_written(out))
+    if not old:
+        return []
+    previous = out / "previous"
+    try:
+        previous.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out: cannot make the directory {previous}: {error.strerror}") from None
+    for path in _written(previous):
+        path.unlink()
+    return [path.replace(previous / path.name) for path in old]
 
 
 def contribute(table: pd.DataFrame, path: Path, out: Path, say: Callable[[str], None]) -> None:
     """Copy the rows to a file named by their device, and say what is in it and where to send it."""
-    copy = out / f"{environment.slug(table['device'].iloc[0])}.csv"
+    copy = out / "contribute" / f"{environment.slug(table['device'].iloc[0])}.csv"
+    copy.parent.mkdir(exist_ok=True)
     shutil.copyfile(path, copy)
+    say(f"wrote {copy}")
     facts = ", ".join(name for name in table.columns if name not in results.MEASURED)
     say(
         f"""
@@ -110,8 +151,20 @@ Beside what was measured it has these facts of the machine, and nothing of you:
 {textwrap.fill(facts, 100)}.
 A message of an error may stand in the column `reason`; your home directory is written as ~ in it."""
     )
-    if table["quick"].any():
-        say("These are rows of a quick run: please send those of a full one, without --quick.")
+
+
+def _written(directory: Path) -> Iterator[Path]:
+    return (p for p in sorted(directory.iterdir()) if p.is_file() and _WRITTEN.fullmatch(p.name))
+
+
+def _no_rows(plan: suite.Plan) -> str:
+    """What was chosen, and which maps and passes there are for it."""
+    every = replace(plan, maps=list(MAPS), passes=list(PASSES))
+    has = {(tuple(every.maps_of(w)), tuple(every.passes_of(w))) for w in plan.workloads}
+    names = ", ".join(w.name for w in plan.workloads)
+    chosen_names = f"--workloads {names} --maps {', '.join(plan.maps)} --passes {', '.join(plan.passes)}"
+    these = "; ".join(f"maps {', '.join(maps)} and passes {', '.join(passes)}" for maps, passes in has)
+    return f"{chosen_names}: no row to measure; {names} has only the {these}"
 
 
 def _draw(table: pd.DataFrame, out: Path, say: Callable[[str], None]) -> None:

@@ -38,10 +38,9 @@ from pathlib import Path
 from perf import EXIT_FAILED, EXIT_OK, UsageError, files
 from perf.files import EAGER, FAILED, KEY, OPERATOR, Run
 
-BROKE, SLOWER, UNCLEAR, GONE, NEW, FIXED, FASTER, SAME = VERDICTS = (
-    *("broke", "slower", "unclear", "gone", "new", "fixed", "faster", "same"),
-)
+VERDICTS = ("broke", "slower", "unclear", "gone", "new", "fixed", "faster", "same")
 """From the worst to the one that needs no reading."""
+BROKE, SLOWER, UNCLEAR, GONE, NEW, FIXED, FASTER, SAME = VERDICTS
 MOST_DRIFT = 1.5
 """Beyond this factor, either way, the eager pair is no yardstick."""
 FEWEST_SAMPLES = 10
@@ -171,7 +170,7 @@ def warnings(before: Run, after: Run) -> Iterator[str]:
         quick = "before" if before.quick else "after"
         yield f"QUICK AGAINST FULL: {quick} is a quick run, of other batches: the times are NOT COMPARABLE"
     elif before.quick:
-        yield "both runs are quick: small batches and few samples; a verdict is a hint, to be measured in full"
+        yield "both runs are quick: small batches and few samples; a verdict is only a hint"
     for name in _DIFFERENT:
         if old[name] and new[name] and old[name] != new[name]:
             yield f"{name}: {old[name]} before, {new[name]} after"

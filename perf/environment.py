@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import platform
 import re
 import subprocess
@@ -61,6 +62,19 @@ def facts(device: torch.device) -> dict[str, str | int]:
         "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def busy() -> str:
+    """Whether other programs keep this machine's CPU busy, in a line; empty if not, or if nobody knows."""
+    try:
+        load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    except (AttributeError, OSError):
+        return ""
+    if load <= 0.5 * cores:
+        return ""
+    return (
+        f"load {load:.1f} on {cores} cores: other processes run, or just did; times on this CPU mean little"
+    )
 
 
 def slug(device: str) -> str:

@@ -77,8 +77,9 @@ class Run:
 
 
 def read(path: Path) -> Files:
-    """The rows of a result file, or of a directory: of its speed.csv and tuning.csv, as the commands write
-    them; where it has no speed.csv, of all result files in it.
+    """The rows of a result file, or of those of a directory.
+
+    A directory means its speed.csv and tuning.csv; where it has no speed.csv, all result files in it.
 
     Raises:
         UsageError: there is no such file, it is none that ``bench`` or ``tune`` wrote, or it is cut off.

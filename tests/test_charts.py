@@ -20,7 +20,7 @@ from tables import small, without_time  # noqa: E402
 
 from perf import charts, files, plot  # noqa: E402
 from perf.__main__ import main  # noqa: E402
-from perf.charts import landscape, style  # noqa: E402
+from perf.charts import landscape, style, workloads  # noqa: E402
 
 OLD = Path(__file__).resolve().parents[1] / "perf" / "results" / "cpu-epyc-2-threads.csv"
 FEW = ("digits-28", "features-56-channels-last")
@@ -133,8 +133,8 @@ class TestSpeedUp:
         assert titles == ["forward", "forward + backward"]
         assert [ax.get_title(loc="left") for ax in figures["speed-backward"].axes] == [
             "backward",
-            "theta",
-            "input",
+            "gradient of theta alone",
+            "gradient of input alone",
         ]
 
     def test_rows_without_a_time_are_said_at_their_place(self):
@@ -153,11 +153,16 @@ class TestSpeedUp:
         assert "skipped: all" in said
         assert any("kornia: unavailable on every row (kornia is not installed)" in text for text in said)
 
-    def test_a_table_without_any_time_can_be_drawn(self, tmp_path):
+    def test_a_table_without_any_time_has_no_chart(self, tmp_path, capsys):
         rows = [tables.row(provider=name, status="FAILED") for name in ("operator", "eager")]
-        names = [path.name for path in plot.draw(pd.DataFrame(rows).assign(median_ms=None), tmp_path)]
-        assert names == ["speed.png", "speed.svg"]
-        assert "FAILED: operator" in (tmp_path / "speed.svg").read_text()
+        pd.DataFrame(rows).assign(median_ms=None).to_csv(tmp_path / "speed.csv", index=False)
+        assert main(["plot", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+        assert list((tmp_path / "out").iterdir()) == []
+        assert "not drawn: speed: nothing was timed" in capsys.readouterr().out
+
+    def test_a_failed_operator_beside_a_rival_with_a_time_is_drawn(self):
+        rows = [tables.row(status="FAILED"), tables.row(provider="compile", speedup=1.4)]
+        assert "FAILED: operator" in texts(drawn(pd.DataFrame(rows))["speed"])
 
     def test_workloads_of_sweeps_stay_out(self):
         both = pd.concat([small(passes=("forward",)), tables.sweeps(passes=("forward",))])
@@ -176,6 +181,31 @@ class TestSpeedUp:
     def test_a_quick_run_says_so(self):
         assert any("Quick run" in text for text in texts(drawn(small().assign(quick=True))["speed"]))
         assert not any("Quick run" in text for text in texts(drawn(small())["speed"]))
+
+
+class TestTicks:
+    @pytest.mark.parametrize("low", [1e-9, 0.003, 0.09, 0.3, 0.7, 1])
+    @pytest.mark.parametrize("high", [1.3, 2, 5.5, 40, 1e9])
+    @pytest.mark.parametrize("inches", [0.9, 3])
+    def test_one_is_among_them_and_labels_have_room(self, low, high, inches):
+        for ticks, places in (
+            (workloads.log_ticks(low, high, inches), lambda t: np.log(t) / np.log(high / low)),
+            (workloads.linear_ticks(high, inches), lambda t: np.array(t) / high),
+        ):
+            assert 1 in ticks
+            assert max(ticks) <= high
+            assert all(np.diff(places(ticks)) * inches > 0.41)
+
+    def test_they_are_round(self):
+        assert workloads.log_ticks(0.6, 3.5, 3) == pytest.approx([0.7, 1, 1.5, 2, 3])
+        assert workloads.log_ticks(0.09, 5.5, 3) == pytest.approx([0.1, 0.2, 0.5, 1, 2, 5])
+        assert workloads.log_ticks(0.3, 8, 1.4) == pytest.approx([0.3, 1, 3])
+        assert workloads.log_ticks(0.09, 55, 1.4) == pytest.approx([0.1, 1, 10])
+        assert workloads.linear_ticks(1.1, 1.0) == pytest.approx([0, 0.5, 1])
+
+    @pytest.mark.parametrize("name", ["speed-backward", "roofline-backward"])
+    def test_three_narrow_panels_have_one_at_1(self, full_figures, name):
+        assert all(1 in ax.get_xticks() for ax in full_figures[name].axes)
 
 
 class TestRoofline:

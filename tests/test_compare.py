@@ -123,6 +123,20 @@ class TestVerdicts:
         assert verdicts(compare(bare(1.0), bare(1.04))[1]) == ["same"]
         assert verdicts(compare(bare(1.0), bare(1.2))[1]) == ["slower"]
 
+    @pytest.mark.parametrize("after", [2.0, 0.5])
+    @pytest.mark.parametrize("is_before", [True, False])
+    def test_few_samples_prove_nothing(self, compare, after, is_before):
+        few, enough = ({"samples": n} for n in (9, 10))
+        was, now = (few, enough) if is_before else (enough, few)
+        code, document, _ = compare(cell(1.0, **was), cell(after, **now))
+        (ours,) = (row for row in document["rows"] if row["provider"] == "operator")
+        assert (ours["verdict"], ours["reason"]) == ("unclear", "only 9 samples")
+        assert verdicts(document, "eager") == ["same"]
+        assert code == 0
+        judged = verdicts(compare(cell(1.0, **enough), cell(after, **enough))[1])
+        assert judged == ["slower" if after > 1 else "faster"]
+        assert verdicts(compare(cell(1.0, **few), cell(None))[1]) == ["broke"]
+
     def test_the_worst_comes_first(self, compare):
         def table(*medians):
             names = ("digits-28", "images-224", "planes-7", "features-56", "shrink-448")
@@ -148,11 +162,12 @@ class TestDrift:
         assert ours["change"] == pytest.approx(1.0)
         assert ours["drift"] == pytest.approx(1.3)
         assert (ours["before_ms"], ours["after_ms"]) == (1.0, 1.3)
+        assert ours["corrected_ms"] == pytest.approx(1.0)
         assert document["summary"]["drifted"] == 1
         assert document["summary"]["median_drift"] == pytest.approx(1.3)
 
     def test_a_faster_machine_hides_no_regression(self, compare):
-        code, document, _ = compare(cell(1.0, 3.0), cell(1.0, 2.0))
+        code, document, _ = compare(cell(1.0, 3.0), cell(1.0, 2.2))
         assert verdicts(document) == ["slower"]
         assert code == 1
 
@@ -175,8 +190,30 @@ class TestDrift:
     def test_a_yardstick_within_its_noise_corrects_nothing(self, compare):
         code, document, _ = compare(cell(1.0, 3.0, noise=0.08), cell(1.2, 3.3, noise=0.08))
         (ours,) = (row for row in document["rows"] if row["provider"] == "operator")
-        assert ours["drift"] is None
+        assert ours["drift"] is ours["corrected_ms"] is None
         assert ours["change"] == pytest.approx(1.2)
+        assert code == 1
+
+    @pytest.mark.parametrize(
+        ("before", "after"),
+        [
+            (cell(1.3, 0.32), cell(8.3, 15.7)),  # an outlier of the eager pair; the operator is slower
+            (cell(1.0, 3.0), cell(1.0, 1.5)),
+        ],
+    )
+    def test_beyond_a_factor_the_eager_pair_is_no_yardstick(self, compare, before, after):
+        code, document, _ = compare(before, after)
+        (ours,) = (row for row in document["rows"] if row["provider"] == "operator")
+        assert ours["verdict"] == "unclear"
+        assert ours["change"] == pytest.approx(ours["after_ms"] / ours["before_ms"])
+        assert ours["corrected_ms"] is None
+        assert "no yardstick" in ours["reason"]
+        assert document["summary"]["operator"]["unclear"] == 1
+        assert code == 0
+
+    def test_without_a_yardstick_what_broke_still_counts(self, compare):
+        code, document, _ = compare(cell(1.0, 1.0), cell(None, 5.0))
+        assert verdicts(document) == ["broke"]
         assert code == 1
 
     def test_only_the_cell_that_drifted_is_corrected(self, compare):
@@ -204,6 +241,11 @@ class TestWarnings:
     def test_quick_against_full_is_another(self, compare):
         _, _, err = compare(cell(), cell(quick=True))
         assert "QUICK AGAINST FULL: after is a quick run" in err
+
+    def test_two_quick_runs_are_one_too(self, compare):
+        _, document, err = compare(cell(quick=True), cell(quick=True))
+        assert "warning: both runs are quick" in err
+        assert len(document["warnings"]) == 1
 
     def test_alike_runs_have_none(self, compare):
         _, document, err = compare(cell(), cell(facts=tables.CUDA | {"commit": "0123456789", "date": "2027"}))
@@ -273,9 +315,19 @@ class TestOutput:
         (row,) = (
             line.split() for line in lines if line.startswith("slower   digits-28") and "operator" in line
         )
-        assert row[3:] == ["forward", "operator", "1", "1.5", "+15.4%", "+30.0%"]
+        assert row[3:] == ["forward", "operator", "1", "1.5", "1.154", "+15.4%", "+30.0%"]
+        assert any("after, corrected" in line for line in lines)
         assert "operator: 1 slower" in lines
         assert any("drifted in 1 cells" in line and "+30.0%" in line for line in lines)
+
+    def test_an_unclear_cell_is_said_and_has_no_corrected_time(self, tmp_path, capsys):
+        for name, table in (("a", cell(1.3, 0.32)), ("b", cell(8.3, 15.7))):
+            table.to_csv(tmp_path / f"{name}.csv", index=False)
+        assert main(["compare", str(tmp_path / "a.csv"), str(tmp_path / "b.csv")]) == 0
+        out = capsys.readouterr().out
+        assert "operator: 1 unclear" in out
+        assert "but for 1 of them, beyond 1.5x" in out
+        assert "corrected" not in out
 
     def test_nothing_changed_is_said(self, capsys):
         assert main(["compare", str(OLD), str(OLD)]) == 0

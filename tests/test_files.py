@@ -56,6 +56,10 @@ def test_a_table_that_never_was_a_file_may_have_missing_values_of_any_kind():
         ),
         (b"\x89PNG\r\n\x1a\n\xff\xfe\x00", "cannot be read"),
         (b'a,b\n"c,d\n', "cannot be read"),
+        (
+            b"workload,pass,provider,status,median_ms\na,forward,operator,ok,1\n\nb,forward,oper",
+            "line 4 has 3 columns, expected 5: the file is cut off",
+        ),
     ],
 )
 @pytest.mark.parametrize("command", ["plot", "report", "compare"])
@@ -77,7 +81,25 @@ def test_a_directory_gives_its_result_files_and_no_others(tmp_path):
     (tmp_path / "notes.csv").write_text("name,value\na,1\n")
     with pytest.raises(UsageError, match=r"only notes\.csv"):
         files.read(tmp_path)
+    small().to_csv(tmp_path / "a.csv", index=False)
+    small(facts=tables.CPU).to_csv(tmp_path / "b.csv", index=False)
+    tables.tuning(2).to_csv(tmp_path / "tuning.csv", index=False)
+    found = files.read(tmp_path)
+    assert len(found.speed) == 2 * len(small())
+    assert set(found.tuning["bucket"]) == set(tables.tuning(2)["bucket"])
+
+
+def test_a_directory_without_a_table_says_so(tmp_path):
+    with pytest.raises(UsageError, match=r": holds no CSV; expected"):
+        files.read(tmp_path)
+
+
+def test_a_directory_with_a_speed_csv_means_that_one(tmp_path):
+    small(facts=tables.CPU).to_csv(tmp_path / "speed-before.csv", index=False)
     small().to_csv(tmp_path / "speed.csv", index=False)
+    found = files.read(tmp_path)
+    assert set(found.speed["device"]) == {tables.CUDA["device"]}
+    assert found.tuning is None
     tables.tuning(2).to_csv(tmp_path / "tuning.csv", index=False)
     found = files.read(tmp_path)
     assert len(found.speed) == len(small())

@@ -21,7 +21,7 @@ from matplotlib.image import imread  # noqa: E402
 
 from perf import bench, environment, overhead  # noqa: E402
 from perf.__main__ import main  # noqa: E402
-from perf.measuring import measure, passes, photograph, providers, suite, workloads  # noqa: E402
+from perf.measuring import measure, passes, photograph, providers, results, suite, workloads  # noqa: E402
 from perf.measuring.maps import MAPS  # noqa: E402
 from stn_triton import reference  # noqa: E402
 
@@ -320,7 +320,7 @@ def test_an_interrupt_keeps_the_rows_so_far(monkeypatch, tmp_path, capsys, drawn
 
 def test_json_is_all_that_standard_output_has(tmp_path, capsys, drawn):
     arguments = [*DIGITS, "--passes", "forward", "theta", "--providers", "operator", "--json"]
-    assert main([*arguments, "--contribute", "--out", str(tmp_path)]) == 0
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr()
     rows = json.loads(printed.out)
     assert [(row["pass"], row["provider"]) for row in rows] == [
@@ -333,14 +333,102 @@ def test_json_is_all_that_standard_output_has(tmp_path, capsys, drawn):
 
 def test_contribute_names_a_file_and_what_is_in_it(monkeypatch, tmp_path, capsys, drawn):
     monkeypatch.setattr(environment, "cpu_model", lambda: "Ada (R) 9/3 Ti")
+    make_plan = bench.make_plan
+
+    def on_a_cpu_all_the_same(args):
+        args.contribute = False
+        plan = make_plan(args)
+        args.contribute = True
+        return plan
+
+    monkeypatch.setattr(bench, "make_plan", on_a_cpu_all_the_same)
     arguments = [*DIGITS, "--passes", "forward", "--providers", "operator", "--contribute"]
     assert main([*arguments, "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert (tmp_path / "ada-r-9-3-ti.csv").read_text() == (tmp_path / "speed.csv").read_text()
+    copy = tmp_path / "contribute" / "ada-r-9-3-ti.csv"
+    assert copy.read_text() == (tmp_path / "speed.csv").read_text()
+    assert f"wrote {copy}\n" in printed
     assert "perf/results/ada-r-9-3-ti.csv" in printed
     named = re.split(r"[,.\s]+", printed.partition("nothing of you:")[2])
     assert set(environment.facts(CPU)) <= set(named)
-    assert "quick run" in printed
+
+
+@pytest.mark.parametrize(("arguments", "got"), [([], "a run on cpu"), (["--quick"], "a quick run")])
+def test_contribute_refuses_rows_that_are_worth_nothing(capsys, tmp_path, arguments, got):
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", "--device", "cpu", "--contribute", *arguments, "--out", str(tmp_path)])
+    assert stop.value.code == 2
+    assert f"--contribute: got {got}; expected a full run on a GPU" in capsys.readouterr().err
+
+
+def test_a_choice_without_rows_exits_2_and_says_what_there_is(capsys, tmp_path):
+    arguments = ["--device", "cpu", "--quick", "--workloads", "size-16", "--passes", "theta"]
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", *arguments, "--out", str(tmp_path)])
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert "--workloads size-16 --maps random --passes theta: no row to measure" in message
+    assert "size-16 has only the maps random and passes forward, forward+backward" in message
+
+
+def test_files_are_written_though_nobody_reads_the_output(monkeypatch, tmp_path, drawn):
+    class Closed:
+        def write(self, text):
+            raise BrokenPipeError
+
+        def flush(self):
+            pass
+
+        def fileno(self):
+            return os.open(os.devnull, os.O_WRONLY)
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    assert main([*DIGITS, "--passes", "forward", "--providers", "operator", "--out", str(tmp_path)]) == 1
+    assert [name for name, _ in drawn] == ["plot", "report", "photograph"]
+
+
+def test_an_older_run_is_moved_out_of_the_way(tmp_path, capsys, drawn):
+    ours = ["speed.csv", "speed.png", "roofline.svg", "scaling-size.png", "report.html", "photograph.png"]
+    others = ["tuning.csv", "landscape.png", "memory.txt", "speedy.csv"]
+    previous = tmp_path / "previous"
+    previous.mkdir()
+    (previous / "memory.png").write_text("still older")
+    for name in ours + others:
+        (tmp_path / name).write_text("old")
+    assert main([*DIGITS, "--passes", "forward", "--providers", "operator", "--out", str(tmp_path)]) == 0
+    assert sorted(p.name for p in previous.iterdir()) == sorted(ours)
+    assert (previous / "speed.csv").read_text() == "old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*others, "previous", "speed.csv"])
+    assert len(pd.read_csv(tmp_path / "speed.csv")) == 2
+    assert f"moved 6 files of an older run to {previous}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("load", "is_busy"), [(0.9, False), (4.4, True)])
+def test_a_busy_machine_is_named(monkeypatch, tmp_path, capsys, drawn, load, is_busy):
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert main([*DIGITS, "--passes", "forward", "--providers", "operator", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    for text in printed:
+        assert ("load 4.4 on 2 cores: other processes run" in text) == is_busy
+
+
+@pytest.mark.parametrize(("samples", "in_noise"), [((10, 10), False), ((9, 10), True), ((10, 3), True)])
+def test_few_samples_are_noise(samples, in_noise):
+    times = {"status": "ok", "q20_ms": 1.0, "median_ms": 1.0, "q80_ms": 1.0, "samples": samples[0]}
+    cell = {"workload": "a", "map": "b", "pass": "c"}
+    slower = times | dict.fromkeys(("q20_ms", "median_ms", "q80_ms"), 2.0) | {"samples": samples[1]}
+    rows = [cell | times | {"provider": "operator"}, cell | slower | {"provider": "eager"}]
+    assert results.against(results.frame(rows, {}), "eager")["in_noise"].tolist() == [in_noise]
+
+
+def test_nothing_timed_is_said_and_has_no_means(tmp_path, capsys, drawn):
+    arguments = ["bench", "--device", "cpu", "--quick", "--workloads", "antialias-2", "--maps", "random"]
+    assert main([*arguments, "--providers", "operator", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("nothing was timed\n")
+    assert "eometric means" not in printed
+    assert "skipped: operator on all rows: images that shrink" in printed
 
 
 def test_on_a_gpu_rows_have_memory_and_replays(monkeypatch):
@@ -486,9 +574,9 @@ class TestCommandLine:
         monkeypatch.delenv("STN_TRITON_AUTOTUNE", raising=False)
         monkeypatch.setattr("perf.measuring.roofline.copy_gb_per_s", lambda device: 10.0)
         arguments = dict.fromkeys(("workloads", "maps", "passes", "providers"))
-        bench.make_plan(SimpleNamespace(device="cpu", quick=False, **arguments))
+        bench.make_plan(SimpleNamespace(device="cpu", quick=False, contribute=False, **arguments))
         assert "STN_TRITON_AUTOTUNE" not in os.environ
-        bench.make_plan(SimpleNamespace(device="cpu", quick=True, **arguments))
+        bench.make_plan(SimpleNamespace(device="cpu", quick=True, contribute=False, **arguments))
         assert os.environ["STN_TRITON_AUTOTUNE"] == "0"
 
 

@@ -104,7 +104,7 @@ def draw_all(table: pd.DataFrame) -> Iterator[tuple[Run, Chart]]:
     table = normal(table)
     found = runs(table)
     for run in found:
-        has_time = timed(run.rows).any()
+        has_time = kind(table) == "tuning" or timed(run.rows).any()
         for one in KINDS[kind(table)]:
             name = one.name if len(found) == 1 else f"{one.name}-{run.name}"
             with mpl.rc_context(style.RC):

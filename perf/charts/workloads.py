@@ -7,6 +7,8 @@ value stands there as text.
 
 from __future__ import annotations
 
+import itertools
+import math
 import textwrap
 from collections.abc import Sequence
 
@@ -232,11 +234,10 @@ def linear_ticks(high: float, inches: float) -> list[float]:
 
 
 def log_ticks(low: float, high: float, inches: float) -> list[float]:
-    """Round values from ``low`` to ``high``, as close as their labels allow, 1 among them; it lies between."""
+    """Round values from ``low`` to ``high``, as close as their labels allow; 1 is between and among them."""
     least = _TICK * math.log10(high / low) / inches
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    choices = [(1, 1.5, 2, 3, 5, 7), (1, 2, 5)]
-    for digits in choices:
+    for digits in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3)):
         ticks = [d * 10.0**e for e in decades for d in digits if low <= d * 10.0**e <= high]
         if all(math.log10(b / a) >= least for a, b in itertools.pairwise(ticks)):
             return ticks

@@ -8,10 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from perf.files import FAILED, OK, OPERATOR, geometric_mean  # noqa: F401
+from perf.files import OK, OPERATOR
 
 Row = dict[str, Any]
 UNAVAILABLE, SKIPPED = "unavailable", "skipped"
+FEW_SAMPLES = 10
+"""Quantiles of fewer say little."""
 CELL = ["workload", "map", "pass"]
 """What providers are compared within."""
 MEASURED = [
@@ -42,14 +44,17 @@ def timed(table: pd.DataFrame) -> pd.DataFrame:
 def against(table: pd.DataFrame, rival: str) -> pd.DataFrame:
     """The operator's rows where a rival has a time too, with ``ratio`` (more than 1: the operator is faster).
 
-    ``in_noise`` says whether the 20 to 80 % intervals of the two overlap: then the ratio decides nothing.
+    ``in_noise`` says whether the 20 to 80 % intervals of the two overlap, or one of them has few samples:
+    then the ratio decides nothing.
     """
     times = timed(table)
-    columns = ["q20_ms", "median_ms", "q80_ms"]
+    columns = ["q20_ms", "median_ms", "q80_ms", "samples"]
     ours = times[times["provider"] == OPERATOR]
     theirs = times.loc[times["provider"] == rival, CELL + columns]
     both = ours.merge(theirs, on=CELL, suffixes=("", "_rival"))
+    overlap = (both["q20_ms"] <= both["q80_ms_rival"]) & (both["q20_ms_rival"] <= both["q80_ms"])
+    few = both[["samples", "samples_rival"]].min(axis=1) < FEW_SAMPLES
     return both.assign(
         ratio=both["median_ms_rival"] / both["median_ms"],
-        in_noise=(both["q20_ms"] <= both["q80_ms_rival"]) & (both["q20_ms_rival"] <= both["q80_ms"]),
+        in_noise=overlap | few.fillna(False).astype(bool),
     )

@@ -8,7 +8,7 @@ import pandas as pd
 
 from perf.files import EAGER, FAILED, OK, OPERATOR, geometric_mean
 from perf.measuring.providers import COMPILE, PROVIDERS
-from perf.measuring.results import CELL, against, timed
+from perf.measuring.results import CELL, FEW_SAMPLES, against, timed
 from perf.measuring.targets import Target
 
 NOISE = "~"
@@ -21,9 +21,11 @@ _HEADS = {
 }
 
 
-def text(table: pd.DataFrame, judged: Sequence[Target]) -> str:
-    """All that is printed, as paragraphs."""
-    parts = [_speeds(table), *_losses(table), *_without_time(table), _targets(judged), _environment(table)]
+def text(table: pd.DataFrame, judged: Sequence[Target], busy: str = "") -> str:
+    """All that is printed, as paragraphs; ``busy`` says what else ran on the machine."""
+    speeds = "nothing was timed" if timed(table).empty else _speeds(table)
+    last = "\n".join(line for line in (_environment(table), busy) if line)
+    parts = [speeds, *_losses(table), *_without_time(table), _targets(judged), last]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -56,8 +58,8 @@ def _speeds(table: pd.DataFrame) -> str:
             pd.DataFrame(lines).to_string(index=False),
             f"Geometric means over the maps: {maps}.",
             f"ms: the operator. x: how many times faster it is than each rival ({NOISE}: within noise, the",
-            "20 to 80 % intervals overlap under every map). roofline: the least bytes of the pass, by this",
-            "time, as a share of the copy bandwidth.",
+            f"20 to 80 % intervals overlap, or are of fewer than {FEW_SAMPLES} samples, under every map).",
+            "roofline: the least bytes of the pass, by this time, as a share of the copy bandwidth.",
         )
     )
 
