@@ -255,7 +255,7 @@ Compare the rows of two result files of one machine, for regressions between com
 faster only if its 20 to 80 % intervals do not overlap and the medians differ by more than the threshold.
 Where the eager pair of the same workload, map and pass changed beyond its own noise, the machine drifted:
 that change is taken out of the others first. With another PyTorch the eager pair is no such yardstick.
-Where the machine changed by more than 1.5x, or a row that would be slower or faster has fewer than 10 samples, the
+Where it changed by over 1.5x, or a row that would be slower or faster has fewer than 10 samples, the
 verdict is unclear, which is no failure. Exits with 1 if a row of the operator became slower or wrong.
 """,
         "  python -m perf compare before/speed.csv after/speed.csv\n"

@@ -58,7 +58,7 @@ def measure(bucket: tuning.Bucket) -> tuple[str, Measures]:
         share = _HITS / SLOTS.value
         counts = {
             "per_element": code.executed([walk, steps, (0, [(0, [0])])], share) / (9 * elements),
-            "enlarged": code.executed([(0, [0]), 0, (steps, [enlarged])], 0) / (25 * elements),
+            "enlarged": code.executed([enlarged, 0, (steps, [enlarged])], 0) / (25 * elements),
         }
     else:
         counts = {

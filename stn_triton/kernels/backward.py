@@ -25,7 +25,6 @@ from stn_triton.kernels.block import (
     dot_channels,
     is_inside,
     load_block,
-    only_if,
     pixel_offset,
     steps_of,
     store_block,
@@ -223,9 +222,6 @@ def backward_kernel(
         chunks = tl.cdiv(slot_end - slot_first, CULLED).to(tl.int32)
 
     if LISTED:
-        # Hits of a pixel on average; where a map enlarges so much that they are too many, none is collected.
-        density = TAPS * TAPS / tl.abs(a[0] * a[4] - a[1] * a[3])
-        is_worth = density <= SLOTS + 1
         _block, _sums, found, kept = walk(
             a,
             b,
@@ -234,7 +230,7 @@ def backward_kernel(
             sizes,
             sizes_in,
             origin,
-            only_if(is_worth, pixel_mask),
+            pixel_mask,
             numbers,
             halves,
             lows,
@@ -267,7 +263,7 @@ def backward_kernel(
             BLOCK_W,
         )
         longest = tl.max(found)
-        is_listed = is_worth & (longest <= SLOTS)
+        is_listed = longest <= SLOTS
         dots = zero_vectors(SLOTS, PIXELS, DTYPE)
 
     steps = steps_of(C - c_first, BLOCK_C, STEPS_C)
