@@ -70,7 +70,7 @@ def needs_more_than_all_registers(row):
 
 
 def spills_a_few_words_for_occupancy(row):
-    """The gather of grad_input alone that lists its pixels, by Triton 3.9 for sm_100 in 16 bits: six words."""
+    """The gather of grad_input alone that lists its pixels, 16 bits, Triton 3.9, sm_100: six words."""
     is_listed = row["config"]["STEPS_C"] > 1 and row["bucket"].startswith("backward_input")
     return is_listed and row["arch"] == "sm_100" and row["spills"] <= 6 and row["stack"] <= 16
 
