@@ -77,7 +77,9 @@ def spills_a_few_words_for_occupancy(row):
 
 @compiles
 def test_no_kernel_spills(rows, variants):
-    spilling = offenders(rows + variants, lambda row: row["spills"] or row["stack"])
+    spilling = offenders(rows + variants, lambda row: row["spills"]) + offenders(
+        rows, lambda row: row["stack"]
+    )
     known = (needs_more_than_all_registers, spills_a_few_words_for_occupancy)
     assert not [found for found in spilling if not any(is_known(found[2]) for is_known in known)]
 
@@ -109,8 +111,13 @@ def test_channels_last_is_accessed_128_bits_at_a_time(rows):
 
 @compiles
 def test_a_multiprocessor_holds_enough_warps(rows):
-    """12 warps at least where images are not fp64: three blocks of 128 threads."""
-    assert not offenders(rows, lambda row: "float64" not in row["bucket"] and row["occupancy"] < 12 / 64)
+    """Three blocks of 128 threads, but in fp64; two of a forward for sm_100, by Triton 3.9."""
+
+    def holds_few(row):
+        is_forward = row["bucket"].startswith("forward") and row["arch"] == "sm_100"
+        return "float64" not in row["bucket"] and row["occupancy"] < (8 if is_forward else 12) / 64
+
+    assert not offenders(rows, holds_few)
 
 
 @compiles
