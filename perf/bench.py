@@ -25,6 +25,7 @@ from perf.measuring.maps import CPU_MAPS, MAPS, QUICK_MAPS
 from perf.measuring.passes import PASSES
 from perf.measuring.suite import one_line
 from perf.measuring.targets import targets
+from stn_triton import tables
 
 _NO_COMPILE = "a quick run has no time to compile; name it with --providers"
 _DRAWING = {"plot": "perf.plot", "report": "perf.report", "photograph": "perf.measuring.photograph"}
@@ -137,7 +138,7 @@ def set_aside(out: Path) -> list[Path]:
 
 def contribute(table: pd.DataFrame, path: Path, out: Path, say: Callable[[str], None]) -> None:
     """Copy the rows to a file named by their device, and say what is in it and where to send it."""
-    copy = out / "contribute" / f"{environment.slug(table['device'].iloc[0])}.csv"
+    copy = out / "contribute" / f"{tables.slug(table['device'].iloc[0])}.csv"
     copy.parent.mkdir(exist_ok=True)
     shutil.copyfile(path, copy)
     say(f"wrote {copy}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -75,11 +74,6 @@ def busy() -> str:
     return (
         f"load {load:.1f} on {cores} cores: other processes run, or just did; times on this CPU mean little"
     )
-
-
-def slug(device: str) -> str:
-    """A device's name as a part of a file's."""
-    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
 def summary(facts: dict[str, str | int]) -> str:

@@ -460,7 +460,7 @@ def test_on_a_gpu_rows_have_memory_and_replays(monkeypatch):
     monkeypatch.setattr(measure, "peak_bytes", lambda run: 3 * 2**20)
     monkeypatch.setattr(measure, "_captured", captured)
     monkeypatch.setattr(measure, "_failed_captures", [])
-    monkeypatch.setattr(measure, "is_gpu_alive", lambda: True)
+    monkeypatch.setattr(measure, "is_alive", lambda device: True)
     monkeypatch.setattr(suite, "_SMALL_MS", 1e4)
     monkeypatch.setattr(suite, "_GRAPH_MS", 1e4)
     monkeypatch.setattr(torch.cuda, "Event", Event)

@@ -161,11 +161,11 @@ def _captured(runs: Runs) -> torch.cuda.CUDAGraph:
     return graph
 
 
-def is_gpu_alive() -> bool:
-    """Whether the current GPU still computes: after some errors no call of this process does."""
+def is_alive(device: torch.device) -> bool:
+    """Whether a GPU still works for this process; after an illegal address it does not."""
     try:
-        torch.ones(1, device="cuda").add_(1).item()
-    except Exception:
+        torch.zeros(1, device=device).cpu()
+    except RuntimeError:
         return False
     return True
 

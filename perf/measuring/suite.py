@@ -124,7 +124,7 @@ def _run_map(
             else:
                 verdict, runs[provider.name] = case.prepare(provider, pass_name, samplers)
                 row |= verdict
-                if row["status"] in (FAILED, UNAVAILABLE) and not _is_alive(plan.device):
+                if row["status"] in (FAILED, UNAVAILABLE) and not measure.is_alive(plan.device):
                     lost.append(f"the GPU was lost after {provider.label} on {title} {pass_name}")
             rows.append(row)
             progress.update()
@@ -224,10 +224,6 @@ class _Case:
                 row["graph_ms"] = medians.get(name)
                 if name in errors:
                     row["reason"] = f"no CUDA graph: {one_line(errors[name])}"
-
-
-def _is_alive(device: torch.device) -> bool:
-    return device.type != "cuda" or measure.is_gpu_alive()
 
 
 def _sampled(

@@ -70,15 +70,6 @@ def time_on_gpu(launch: Launch, config: Config, ms: int) -> list[float]:
     return do_bench(partial(launch, config), warmup=max(ms // 4, 1), rep=ms, return_mode="all")
 
 
-def is_alive(device: torch.device) -> bool:
-    """Whether a GPU still works for this process; after an illegal address it does not."""
-    try:
-        torch.zeros(1, device=device).cpu()
-    except RuntimeError:
-        return False
-    return True
-
-
 @dataclass(frozen=True)
 class Gpu:
     """What is tuned, the facts about it, and how to use it."""
@@ -86,7 +77,7 @@ class Gpu:
     device: torch.device
     facts: Mapping[str, object]
     timer: Timer = time_on_gpu
-    is_alive: Callable[[torch.device], bool] = is_alive
+    is_alive: Callable[[torch.device], bool] = measure.is_alive
 
 
 def search(

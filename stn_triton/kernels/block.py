@@ -147,23 +147,6 @@ def zero_block(GROUPS: tl.constexpr, PIXELS: tl.constexpr, RUN_C: tl.constexpr, 
 
 
 @triton.jit
-def load_group(
-    start,
-    stride_c,
-    offset,
-    mask,
-    channels,
-    g: tl.constexpr,
-    RUN_C: tl.constexpr,
-    EVEN_C: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
-    """Group g of a block at the offsets of pixels, 0 where masked."""
-    pointers = group_pointers(start, stride_c, offset, g, RUN_C)
-    return tl.load(pointers, mask=group_mask(mask, channels, g, RUN_C, EVEN_C), other=0).to(DTYPE)
-
-
-@triton.jit
 def load_block(
     start,
     stride_c,
@@ -178,7 +161,9 @@ def load_block(
     """The channels of a block at the offsets of pixels, 0 where masked."""
     block = ()
     for g in tl.static_range(GROUPS):
-        block = block + (load_group(start, stride_c, offset, mask, channels, g, RUN_C, EVEN_C, DTYPE),)
+        pointers = group_pointers(start, stride_c, offset, g, RUN_C)
+        group = tl.load(pointers, mask=group_mask(mask, channels, g, RUN_C, EVEN_C), other=0)
+        block = block + (group.to(DTYPE),)
     return block
 
 
