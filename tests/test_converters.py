@@ -329,7 +329,7 @@ def test_parameters_of_torchvision(size_in, align_corners, parameters):
 
 
 def test_parameters_of_torchvision_are_a_product():
-    """Without the library, as it documents them: T C R(angle) SHy SHx scale C^-1, in pixels from the corner."""
+    """Without the library, as it documents them: T C R SHy SHx scale C^-1, in pixels from the corner."""
     angle, (tx, ty), scale, (sx, sy), (cx, cy) = 30.0, (3.0, -2.0), 1.2, (10.0, -5.0), (4.0, 7.5)
     c, s = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     slant_x, slant_y = math.tan(math.radians(sx)), math.tan(math.radians(sy))
