@@ -31,9 +31,9 @@ class SpatialTransformer(nn.Module):
 
     The last layer starts at zero, and zeros are the identity: an untrained layer returns its input, resampled
     to ``size``. (With other starts the crop is often lost before anything is learnt: kevinzakka's
-    spatial-transformer-network#10, #13.) Its weights are made and used in fp32 at least, under autocast
-    too: theta in bf16 is wrong by up to half a pixel in an image of 256. It is no ``nn.Linear``, so that a function that initialises
-    all of a model's linear layers leaves it at zero.
+    spatial-transformer-network#10, #13.) That layer computes in fp32 at least, under autocast too: theta in
+    bf16 is wrong by up to half a pixel in an image of 256. And it is no ``nn.Linear``, so that a function
+    that initialises all of a model's linear layers leaves it at zero.
 
     Args:
         in_channels: channels of what the localisation network looks at: of ``x``, or of ``features``.
