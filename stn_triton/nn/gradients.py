@@ -32,7 +32,7 @@ def scale_gradient(theta: Tensor, factor: float) -> Tensor:
         >>> theta.grad
         tensor([0.1000, 0.1000, 0.1000])
     """
-    if not isinstance(factor, (int, float)) or not math.isfinite(factor):
+    if not isinstance(factor, (int, float)) or not -math.inf < factor < math.inf:
         raise ValueError(f"factor must be a finite number, got {factor!r}")
     if factor == 1:
         return theta

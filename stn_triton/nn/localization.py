@@ -17,7 +17,9 @@ class ConvolutionalLocalization(nn.Module):
 
     The kind of localisation network that Jaderberg et al. 2015 put before CNNs. It takes any input size: what
     the convolutions see is averaged into a few cells, not into one, for a single cell would not say where
-    anything is.
+    anything is. Weights start as in He et al. 2015, biases at zero: PyTorch's own start lets the signal
+    shrink from layer to layer until all images look alike, and the crop goes where it is best for the average
+    of them (kevinzakka's spatial-transformer-network#10).
 
     Args:
         in_channels: C of the input.
@@ -44,7 +46,7 @@ class ConvolutionalLocalization(nn.Module):
         dim: int = 2,
         channels: Sequence[int] = (8, 16),
         kernel_size: int = 5,
-        cells: int = 4,
+        cells: int = 6,
         out_features: int = 32,
     ) -> None:
         super().__init__()
@@ -60,6 +62,9 @@ class ConvolutionalLocalization(nn.Module):
             ]
         )
         self.linear = nn.Linear(widths[-1] * cells**dim, out_features)
+        for layer in (*self.convolutions, self.linear):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, [D,] H, W) to (N, F)."""
@@ -147,8 +152,9 @@ def _average(x: Tensor, dim: int, cells: int) -> Tensor:
     for axis in range(-dim, 0):
         extent = x.shape[axis]
         edges = torch.arange(cells + 1, dtype=torch.float32, device=x.device) * (extent / cells)
-        pixels = torch.arange(extent, dtype=torch.float32, device=x.device)[:, None]
+        # One pixel more, of no weight: Inductor of torch 2.13 multiplies wrongly over a symbolic axis of 1.
+        pixels = torch.arange(extent + 1, dtype=torch.float32, device=x.device)[:, None]
         share = torch.minimum(edges[1:], pixels + 1) - torch.maximum(edges[:-1], pixels)
         weights = (share.clamp(min=0) * (cells / extent)).to(x.dtype)
-        x = (x.movedim(axis, -1) @ weights).movedim(-1, axis)
+        x = (F.pad(x.movedim(axis, -1), (0, 1)) @ weights).movedim(-1, axis)
     return x

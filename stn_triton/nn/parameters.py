@@ -1,7 +1,9 @@
 """From the numbers that a localisation network gives to theta.
 
 The numbers are offsets from the identity: zeros are the identity, whatever the transform. So weight decay
-pulls a crop towards the whole image, not into a point, and 16-bit weights keep small movements.
+pulls a crop towards the whole image, not into a point, and 16-bit weights keep small movements. The scale of
+attention and similarity is p + sqrt(1 + p^2), which is positive, 1 + p near the identity and 2 p far from it:
+on the other side of zero lies a mirrored image, from which training does not come back.
 
 A bounded crop stays in the image. The crop of a linear part a and a shift t reaches, along axis i, from
 t_i - n_i to t_i + n_i with n_i = sum over j of |a_ij|. The numbers give some r and u instead, and
@@ -32,7 +34,7 @@ IMAGES_ONLY = ("projective", "tps")
 _FIXED_SCALE = ("translation", "rotation")
 _INITIALIZATIONS = ("identity", "tiles")
 _BOUNDED_SCALE = 0.75
-_SMOOTHING = 1e-3
+_SMOOTHING = 0.01
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ class Parametrization:
         if self.transform == "translation":
             return shift
         if self.transform in ("attention", "similarity"):
-            return [scale - 1, *[0.0] * (self.count - 1 - self.dim), *shift]
+            number = (scale - 1 / scale) / 2  # sinh(log(scale))
+            return [number, *[0.0] * (self.count - 1 - self.dim), *shift]
         if self.transform == "affine":
             rows = [[*[(scale - 1) * (i == j) for j in range(self.dim)], s] for i, s in enumerate(shift)]
             return [entry for row in rows for entry in row]
@@ -119,7 +122,7 @@ class Parametrization:
         """One scale, angles and shift, those of them that the transform has, as a linear part and a shift."""
         dim, scale = self.dim, self.scale
         if self.transform not in _FIXED_SCALE:
-            scale, numbers = 1 + numbers[..., 0, None, None], numbers[..., 1:]
+            scale, numbers = numbers[..., 0, None, None].asinh().exp(), numbers[..., 1:]
         if self.transform in ("rotation", "similarity"):
             if dim == 2:
                 angles, numbers = numbers[..., 0], numbers[..., 1:]
@@ -144,13 +147,14 @@ class Parametrization:
 
     def _unbound(self, shift: Sequence[float]) -> tuple[float, list[float]]:
         """What ``_bound`` makes of it is ``self.scale`` times the identity, and ``shift``."""
-        left = 1 - self.scale
-        raw = self.scale
-        if self.transform != "translation":
-            for _ in range(200):  # a contraction, by about scale^2
-                reach = math.hypot(raw, _SMOOTHING) + (self.dim - 1) * _SMOOTHING
-                raw = self.scale * math.hypot(1, reach)
-            left = 1 - reach / math.hypot(1, reach)
+        if self.transform == "translation":
+            return self.scale, [math.atanh(s / (1 - self.scale)) for s in shift]
+        low, high = 0.0, 1e6
+        for _ in range(100):  # what is bounded grows with what is not
+            raw = (low + high) / 2
+            reach = math.hypot(raw, _SMOOTHING) + (self.dim - 1) * _SMOOTHING
+            low, high = (low, raw) if raw / math.hypot(1, reach) > self.scale else (raw, high)
+        left = 1 - reach / math.hypot(1, reach)
         return raw, [math.atanh(s / left) for s in shift]
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stn_triton import splines
 from stn_triton.nn import checks
+from stn_triton.nn.precision import without_autocast
 
 # Nearer to its horizon, or behind it, a homography is judged as if it were this far before it.
 _DEPTH = 0.1
@@ -54,7 +55,7 @@ def outside_penalty(
         raise ValueError(f"lattice must be at least 2, got {lattice}")
     if checks.number("softness", softness) <= 0:
         raise ValueError(f"softness must be positive, got {softness}")
-    with torch.autocast(theta.device.type, enabled=False):
+    with without_autocast(theta.device):
         theta = theta.to(torch.promote_types(theta.dtype, torch.float32))
         if theta.ndim >= 2 and theta.shape[-1] == 2:
             at, depth = _spline(theta, points, lattice)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from stn_triton.functional import (
 from stn_triton.nn import checks, parameters
 from stn_triton.nn.gradients import scale_gradient
 from stn_triton.nn.localization import ConvolutionalLocalization
+from stn_triton.nn.precision import without_autocast
 from stn_triton.options import PADDING_MODES
 
 _MODES = ("bilinear", "bicubic")
@@ -114,7 +116,7 @@ class SpatialTransformer(nn.Module):
         mode: str = "bilinear",
         padding_mode: str = "zeros",
         align_corners: bool = False,
-        fill_value: float | Sequence[float] | Tensor | None = None,
+        fill_value: float | Sequence[float] | None = None,
         antialias: bool = False,
     ) -> None:
         super().__init__()
@@ -139,6 +141,11 @@ class SpatialTransformer(nn.Module):
         if antialias and transform in parameters.IMAGES_ONLY:
             raise ValueError(f"antialias must be False for transform={transform!r}, got {antialias!r}")
         self.control_points = control_points
+        if isinstance(fill_value, Tensor):
+            raise TypeError(
+                "fill_value must be None, a number or a sequence of them, for a tensor does not move with "
+                f"the layer, {checks.got(fill_value)}"
+            )
         if localization is None:
             localization = ConvolutionalLocalization(in_channels, dim=dim)
         elif not isinstance(localization, nn.Module):
@@ -163,6 +170,22 @@ class SpatialTransformer(nn.Module):
             checks.not_the_identity(localization, self.parametrization.identity())
             self.head = None
 
+    def extra_repr(self) -> str:
+        """What is not the default."""
+        options = {
+            "transform": self.parametrization.transform,
+            "size": self.size,
+            "dim": self.dim,
+            "transformers": self.transformers,
+            "bounded": self.parametrization.bounded,
+            "gradient_scale": self.gradient_scale,
+            "antialias": self.antialias,
+            **self.sampling,
+        }
+        defaults = inspect.signature(SpatialTransformer).parameters
+        shown = [f"{name}={value!r}" for name, value in options.items() if value != defaults[name].default]
+        return ", ".join([str(self.in_channels), *shown])
+
     def locate(self, x: Tensor, features: Tensor | None = None) -> Tensor:
         """Theta for ``x``, without the warp: what ``forward`` returns with ``return_theta``."""
         checks.image(x, self.dim)
@@ -175,7 +198,7 @@ class SpatialTransformer(nn.Module):
         else:
             width = self.head.weight.shape[1]
             checks.located(numbers, x, width, "make the layer with localization_features={}")
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             dtype = torch.promote_types(numbers.dtype, torch.float32)
             numbers = numbers.to(dtype) if self.head is None else self.head(numbers)
             if self.transformers > 1:
@@ -218,7 +241,7 @@ class _Head(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         dtype = torch.promote_types(features.dtype, torch.float32)
         dtype = torch.promote_types(dtype, self.weight.dtype)
-        with torch.autocast(features.device.type, enabled=False):
+        with without_autocast(features.device):
             return F.linear(features.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
 
     def extra_repr(self) -> str:
