@@ -10,6 +10,8 @@ from torch import Tensor
 from stn_triton.transforms import arguments
 from stn_triton.transforms.algebra import with_shift
 
+_SYMBOLIC = (torch.SymInt, torch.SymFloat)  # of sizes that an exported program leaves open
+
 Numbers = Tensor | float | Sequence  # sequences may be nested; arrays are taken too
 
 
@@ -215,16 +217,17 @@ def on_sides(linear: Tensor, aspect: float | Tensor | Sequence[float | Tensor]) 
     """A linear map of pixels in normalised coordinates, where axis i is ``aspect[i]`` long."""
     dim = linear.shape[-1]
     if dim == 2:
-        if not isinstance(aspect, (int, float, Tensor)):
+        if not isinstance(aspect, (int, float, Tensor, *_SYMBOLIC)):
             raise TypeError(f"aspect must be a number or a tensor, W / H, {arguments.got(aspect)}")
         sides = [aspect, 1.0]
     else:
-        if isinstance(aspect, (int, float)) or len(aspect) != dim:
+        if isinstance(aspect, (int, float, *_SYMBOLIC)) or len(aspect) != dim:
             raise ValueError(f"aspect must be three numbers (W, H, D) for volumes, {arguments.got(aspect)}")
         sides = list(aspect)
-    if any(not isinstance(side, Tensor) and not side > 0 for side in sides):
+    numbers = [side for side in sides if isinstance(side, (int, float))]
+    if any(not side > 0 for side in numbers):
         raise ValueError(f"aspect must be positive, {arguments.got(aspect)}")
-    if not any(isinstance(side, Tensor) for side in sides) and len({*sides}) == 1:
+    if len(numbers) == dim and min(numbers) == max(numbers):
         return linear
     sides = [side.unsqueeze(-1) if isinstance(side, Tensor) else side for side in sides]
     linear = torch.stack(
