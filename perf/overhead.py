@@ -27,7 +27,7 @@ from perf import EXIT_OK, environment
 from stn_triton import affine_grid_sample, derivatives, ops, reference
 
 SIZE = (1, 1, 4, 4)
-_ARGUMENTS = (None, None, list(SIZE[2:]), "bilinear", "zeros", False, False)
+_ARGUMENTS = (None, None, list(SIZE[2:]), "bilinear", "zeros", False, False, [])
 
 
 def pair(input: Tensor, theta: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from torch.autograd.function import Function
 from stn_triton import batching, ops
 from stn_triton.reference_tangent import linear_tangents
 
-_NO_OPTIONS = (None,) * 4  # they have no gradients
+_NO_OPTIONS = (None,) * 5  # they have no gradients
 
 
 def sample(*arguments: object) -> Tensor:
@@ -174,7 +174,7 @@ class _Sample(Function):
     def backward(ctx, grad_output):
         mask = list(ctx.needs_input_grad[:3])
         if grad_output is None:
-            return (None,) * 9
+            return (None,) * 10
         _, *options = ctx.options
         grads = sample_backward(grad_output, *ctx.saved_tensors, *options, mask)
         return *_wanted(grads, mask), None, None, *_NO_OPTIONS
@@ -234,7 +234,7 @@ class _Tangent(Function):
     @staticmethod
     def backward(ctx, grad_output):
         if grad_output is None:
-            return (None,) * 12
+            return (None,) * 13
         _, *options = ctx.options
         tensors, tangents = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
         needs = ctx.needs_input_grad

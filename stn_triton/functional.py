@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from stn_triton import derivatives, sharding
+from stn_triton import derivatives, sharding, splines
 from stn_triton.options import INPUT_DTYPES, MODES, PADDING_MODES, THETA_DTYPES
 
 
@@ -153,6 +154,73 @@ def perspective_grid_sample(
     return _sample(input, theta, size, mode, padding_mode, align_corners, False, fill_value, image_index)
 
 
+def thin_plate_spline_grid_sample(
+    input: Tensor,
+    offsets: Tensor,
+    size: int | Sequence[int] | None = None,
+    *,
+    points: Sequence[int] | Sequence[Sequence[float]] | None = None,
+    mode: str = "bilinear",
+    padding_mode: str = "zeros",
+    align_corners: bool = False,
+    fill_value: float | Sequence[float] | Tensor | None = None,
+    image_index: Tensor | None = None,
+) -> Tensor:
+    """Warp images by thin plate splines through control points, in one pass; see ``affine_grid_sample``.
+
+    The output at control point i samples the input at that point plus ``offsets[:, i]``; between them the map
+    bends as little as it can (Bookstein 1989; Jaderberg et al. 2015 use 16 points in section 4.1). Offsets of
+    zero are the identity, exactly. Coordinates are computed for each pixel on the way: no grid is stored,
+    forward or backward. On a GPU the backward has no atomics and is the same, bit for bit, every time.
+
+    Args:
+        input: images (N, C, H_in, W_in).
+        offsets: (N, P, 2), any floating dtype: how far each of P control points moves, (x, y) in normalised
+            coordinates of the input; or (1, P, 2), (N, K, P, 2), (M, P, 2), as theta in
+            ``affine_grid_sample``.
+        size: as in ``affine_grid_sample``.
+        points: where the control points are in the output, in normalised coordinates: a pair of ints
+            (rows, columns) for a regular grid over [-1, 1] x [-1, 1], row by row, x fastest, at least 2 x 2;
+            or P pairs of numbers (x, y), at least three that are apart and not on one line. Default: a
+            regular grid of as many rows as columns; then P must be a square number.
+        mode: as in ``affine_grid_sample``.
+        padding_mode: as in ``affine_grid_sample``.
+        align_corners: as in ``affine_grid_sample``.
+        fill_value: as in ``affine_grid_sample``.
+        image_index: as in ``affine_grid_sample``.
+
+    Returns:
+        As ``affine_grid_sample``; differentiable with respect to ``offsets`` in place of theta.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: an argument has the wrong shape, device or value.
+        NotImplementedError: third derivatives, second ones in forward mode alone, and forward mode under
+            ``torch.compile``.
+
+    Example:
+        >>> import torch, stn_triton
+        >>> images = torch.arange(16.0).reshape(1, 1, 4, 4)
+        >>> offsets = torch.zeros(1, 9, 2)
+        >>> offsets[:, 4] = torch.tensor([0.5, 0.0])  # the middle of 3 x 3 points sees one pixel to the right
+        >>> stn_triton.thin_plate_spline_grid_sample(images, offsets, padding_mode="border").round(decimals=1)
+        tensor([[[[ 0.1000,  1.3000,  2.3000,  3.0000],
+                  [ 4.3000,  5.7000,  6.7000,  7.0000],
+                  [ 8.3000,  9.7000, 10.7000, 11.0000],
+                  [12.1000, 13.3000, 14.3000, 15.0000]]]])
+    """
+    _check_input(input)
+    if input.ndim != 4:
+        raise ValueError(f"input must have 4 dimensions (N, C, H_in, W_in), got shape {tuple(input.shape)}")
+    _check_tensor("offsets", offsets)
+    if offsets.ndim not in (3, 4) or offsets.shape[-1] != 2:
+        raise ValueError(f"offsets must have shape (N, P, 2) or (N, K, P, 2), got {tuple(offsets.shape)}")
+    flat = _check_points(points, offsets.shape[-2])
+    _check_theta(input, offsets, (len(flat) // 2, 2), image_index, "offsets")
+    options = (mode, padding_mode, align_corners, False, fill_value, image_index, flat)
+    return _sample(input, offsets, size, *options)
+
+
 def _sample(
     input: Tensor,
     theta: Tensor,
@@ -163,8 +231,9 @@ def _sample(
     antialias: bool,
     fill_value: float | Sequence[float] | Tensor | None,
     image_index: Tensor | None,
+    points: Sequence[float] = (),
 ) -> Tensor:
-    """Check what both functions share, bring theta to one matrix after the other, and call the operator."""
+    """Check what all functions share, bring theta to one map after the other, and call the operator."""
     size = _check_size(size, input)
     _check_choice("mode", mode, MODES)
     _check_choice("padding_mode", padding_mode, PADDING_MODES)
@@ -174,7 +243,7 @@ def _sample(
     if antialias and any(extent >= 2**25 for extent in size):  # times 64 samples it must fit into 31 bits
         raise ValueError(f"size must be less than 2**25 on each axis for antialias, got {tuple(size)}")
     fill = _check_fill(fill_value, padding_mode, input)
-    arguments = (fill, image_index, size, mode, padding_mode, align_corners, antialias)
+    arguments = (fill, image_index, size, mode, padding_mode, align_corners, antialias, points)
     n = input.shape[0]
     if theta.ndim == 4:
         k = theta.shape[1]
@@ -212,15 +281,17 @@ def _check_input(input: Tensor) -> None:
         raise ValueError(f"input must have at least one pixel per image, got shape {tuple(input.shape)}")
 
 
-def _check_theta(input: Tensor, theta: Tensor, matrix: tuple[int, int], image_index: Tensor | None) -> None:
-    _check_tensor("theta", theta)
+def _check_theta(
+    input: Tensor, theta: Tensor, matrix: tuple[int, int], image_index: Tensor | None, name: str = "theta"
+) -> None:
+    _check_tensor(name, theta)
     if theta.dtype not in THETA_DTYPES:
-        raise TypeError(f"theta must have a floating dtype (16, 32 or 64 bits), got {theta.dtype}")
+        raise TypeError(f"{name} must have a floating dtype (16, 32 or 64 bits), got {theta.dtype}")
     n, (rows, columns) = input.shape[0], matrix
     # Sizes one by one: a compiler's symbolic sizes are not what they equal in a tuple.
     if theta.ndim not in (3, 4) or theta.shape[-2] != rows or theta.shape[-1] != columns:
         raise ValueError(
-            f"theta must have shape (N, {rows}, {columns}) or (N, K, {rows}, {columns}) for input of shape "
+            f"{name} must have shape (N, {rows}, {columns}) or (N, K, {rows}, {columns}) for input of shape "
             f"{tuple(input.shape)}, got {tuple(theta.shape)}"
         )
     if image_index is not None:
@@ -229,23 +300,56 @@ def _check_theta(input: Tensor, theta: Tensor, matrix: tuple[int, int], image_in
             raise TypeError(f"image_index must have dtype torch.int64, got {image_index.dtype}")
         if theta.ndim != 3:
             raise ValueError(
-                f"theta must have shape (M, {rows}, {columns}) with image_index, got {tuple(theta.shape)}"
+                f"{name} must have shape (M, {rows}, {columns}) with image_index, got {tuple(theta.shape)}"
             )
         m = theta.shape[0]
         if image_index.ndim != 1 or (image_index.shape[0] != m and m != 1):
             raise ValueError(
-                f"image_index must have one entry per matrix, shape ({m},) for theta of shape "
+                f"image_index must have one entry per matrix, shape ({m},) for {name} of shape "
                 f"{tuple(theta.shape)}, got shape {tuple(image_index.shape)}"
             )
         _check_device("image_index", image_index, input)
     elif theta.shape[0] != n and theta.shape[0] != 1 and (theta.ndim == 4 or n != 1):
         given = f"(1, {rows}, {columns})" if theta.ndim == 3 else f"(1, K, {rows}, {columns})"
-        hint = "; with image_index theta may hold any number" if theta.ndim == 3 else ""
+        hint = f"; with image_index {name} may hold any number" if theta.ndim == 3 else ""
         raise ValueError(
-            f"theta must hold one matrix per image: expected shape ({n}, ...) or {given} "
+            f"{name} must hold one matrix per image: expected shape ({n}, ...) or {given} "
             f"for input of shape {tuple(input.shape)}, got {tuple(theta.shape)}{hint}"
         )
-    _check_device("theta", theta, input)
+    _check_device(name, theta, input)
+
+
+def _check_points(points: Sequence[int] | Sequence[Sequence[float]] | None, count: int) -> list[float]:
+    """Flat: x and y of each control point, one after the other."""
+    expected = "points must be None, two ints (rows, columns), or a sequence of pairs of numbers (x, y)"
+    if points is None:
+        side = math.isqrt(count)
+        if side * side != count or side < 2:
+            raise ValueError(
+                f"points must say where control points are if their number is not a square (4, 9, 16, ...): "
+                f"offsets has {count}"
+            )
+        return splines.regular_points(side, side)
+    if not isinstance(points, Sequence) or isinstance(points, str):
+        raise TypeError(f"{expected}, got {_describe(points)}")
+    if len(points) == 2 and all(_is_int(n) for n in points):
+        if min(points) < 2:
+            raise ValueError(f"points must have at least 2 rows and 2 columns, got {tuple(points)}")
+        flat = splines.regular_points(*points)
+    else:
+        for point in points:
+            is_pair = isinstance(point, Sequence) and len(point) == 2 and all(map(_is_number, point))
+            if not is_pair or not all(map(math.isfinite, point)):
+                raise TypeError(f"{expected}, all finite, got one that is {_describe(point)}")
+        flat = [float(number) for point in points for number in point]
+        if len(flat) < 6:
+            raise ValueError(f"points must be at least three, got {len(points)}")
+    if len(flat) != 2 * count:
+        raise ValueError(
+            f"offsets must have one entry per control point, shape (..., {len(flat) // 2}, 2) for points "
+            f"{_describe(points)}, got {count}"
+        )
+    return flat
 
 
 def _check_size(size: int | Sequence[int] | None, input: Tensor) -> list[int]:

@@ -35,8 +35,8 @@ def translation_table() -> dict[torch._ops.OpOverload, Callable]:
 
     Raises:
         torch.onnx.OnnxExporterError: raised by ``torch.onnx.export``, where the model uses
-            ``antialias=True`` (how many samples it takes depends on the values of theta) or
-            ``opset_version`` is below 20, which has no ``AffineGrid``. Its message says which.
+            ``antialias=True`` (how many samples it takes depends on the values of theta), a thin plate
+            spline, or an ``opset_version`` below 20, which has no ``AffineGrid``. Its message says which.
 
     Example:
         >>> import torch, stn_triton, stn_triton.onnx
@@ -57,13 +57,15 @@ def translation_table() -> dict[torch._ops.OpOverload, Callable]:
 
 
 # Without annotations the exporter passes all arguments on as they are.
-def _translate(input, theta, fill, image_index, size, mode, padding_mode, align_corners, antialias):
+def _translate(input, theta, fill, image_index, size, mode, padding_mode, align_corners, antialias, points):
     """The nodes of one call; sizes are ints where they are known and values where they are not."""
     opset_version = evaluator.default().opset.version
     if opset_version < 20:
         raise ValueError(f"opset_version must be at least 20 for stn_triton, got {opset_version}")
     if antialias:
         raise NotImplementedError("antialias must be False for ONNX export, got True")
+    if points:
+        raise NotImplementedError("thin_plate_spline_grid_sample cannot be exported to ONNX")
     dtype = ir.DataType.DOUBLE if input.dtype == ir.DataType.DOUBLE else ir.DataType.FLOAT
     images = _cast(input, dtype)
     n, channels, *size_in = (_extent(input, axis) for axis in range(len(input.shape)))

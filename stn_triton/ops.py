@@ -13,13 +13,13 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from stn_triton import reference, reference_tangent
+from stn_triton import reference, reference_tangent, splines
 from stn_triton.options import Options, Tangents
 
 library = torch.library.Library("stn_triton", "DEF")
 # Outputs follow the strides of the inputs, so a compiler must hand over the strides it was promised.
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
-_OPTIONS = "str mode, str padding_mode, bool align_corners, bool antialias"
+_OPTIONS = "str mode, str padding_mode, bool align_corners, bool antialias, float[] points"
 _TENSORS = "Tensor input, Tensor theta, Tensor? fill, Tensor? image_index"
 _TANGENTS = "Tensor? input_tangent, Tensor theta_tangent, Tensor? fill_tangent"
 _GRADS = "(Tensor, Tensor, Tensor)"
@@ -47,27 +47,59 @@ def _launch() -> ModuleType:
 
 
 def _implementations(plain: Callable[[], ModuleType], tangent: Callable[[], ModuleType]):
-    """The four operators on modules of the package."""
+    """The four operators on modules of the package, which know a spline by its matrix."""
 
     def forward(input, theta, fill, image_index, size, *options):
-        return plain().forward(input, theta, size, Options(*options), fill, image_index)
+        options = _options(options)
+        return plain().forward(input, _matrices(input, theta, options), size, options, fill, image_index)
 
     def backward(grad_output, input, theta, fill, image_index, *rest):
         *options, mask = rest
-        grads = plain().backward(grad_output, input, theta, Options(*options), mask, fill, image_index)
-        return _fill_unwanted(grads, input, theta)
+        options = _options(options)
+        matrices = _matrices(input, theta, options)
+        grads = plain().backward(grad_output, input, matrices, options, mask, fill, image_index)
+        return _fill_unwanted(_of_theta(grads, theta, options), input, theta)
 
     def forward_tangent(input, theta, fill, image_index, d_input, d_theta, d_fill, size, *options):
-        tangents = Tangents(d_input, d_theta, d_fill)
-        return tangent().forward(input, theta, size, Options(*options), fill, image_index, tangents)
+        options = _options(options)
+        tangents = Tangents(d_input, _directions(input, d_theta, options), d_fill)
+        matrices = _matrices(input, theta, options)
+        return tangent().forward(input, matrices, size, options, fill, image_index, tangents)
 
     def backward_tangent(grad_output, input, theta, fill, image_index, d_input, d_theta, d_fill, *rest):
         *options, mask = rest
-        tangents = Tangents(d_input, d_theta, d_fill)
-        rest = (Options(*options), mask, fill, image_index, tangents)
-        return _fill_unwanted(tangent().backward(grad_output, input, theta, *rest), input, theta)
+        options = _options(options)
+        tangents = Tangents(d_input, _directions(input, d_theta, options), d_fill)
+        rest = (options, mask, fill, image_index, tangents)
+        grads = tangent().backward(grad_output, input, _matrices(input, theta, options), *rest)
+        return _fill_unwanted(_of_theta(grads, theta, options), input, theta)
 
     return forward, backward, forward_tangent, backward_tangent
+
+
+def _options(values: Sequence[object]) -> Options:
+    *values, points = values
+    return Options(*values, tuple(points))
+
+
+def _matrices(input: Tensor, theta: Tensor, options: Options) -> Tensor:
+    if not options.points:
+        return theta
+    return splines.coefficients(theta, options.points, reference.coordinate_dtype(input.dtype))
+
+
+def _directions(input: Tensor, d_theta: Tensor, options: Options) -> Tensor:
+    if not options.points:
+        return d_theta
+    return splines.directions(d_theta, options.points, reference.coordinate_dtype(input.dtype))
+
+
+def _of_theta(grads: tuple[Tensor | None, ...], theta: Tensor, options: Options) -> tuple[Tensor | None, ...]:
+    """The gradients, that of a spline's matrix as that of its offsets."""
+    grad_input, grad_theta, grad_fill = grads
+    if options.points and grad_theta is not None:
+        grad_theta = splines.grad_offsets(grad_theta, options.points, theta.dtype)
+    return grad_input, grad_theta, grad_fill
 
 
 def _fill_unwanted(grads: Sequence[Tensor | None], input: Tensor, theta: Tensor) -> tuple[Tensor, ...]:

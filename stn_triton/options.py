@@ -20,6 +20,8 @@ class Options(NamedTuple):
     padding_mode: str = "zeros"
     align_corners: bool = False
     antialias: bool = False
+    points: tuple[float, ...] = ()
+    """x and y of a spline's control points, one after the other: theta has their offsets (M, P, 2)."""
 
     def taps(self) -> int:
         """Pixels per axis that a position is interpolated from."""

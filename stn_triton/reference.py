@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stn_triton import splines
 from stn_triton.options import DEFAULT, Options
 
 # Antialiasing takes at most so many samples per output pixel and axis; a shrink of up to 1/64 more than a
@@ -72,6 +73,8 @@ class Grid(NamedTuple):
     """(matrices, *size, 1), of a projective map."""
     unseen: Tensor | None
     """(matrices, 1, *size), where nothing is sampled."""
+    bases: Tensor | None
+    """(H, W, P), of a spline: what its weights are multiplied with."""
 
 
 def forward(
@@ -248,7 +251,7 @@ def _base(
     return doubled / max(fine - align_corners, 1)
 
 
-def rows_at(theta: Tensor, base: list[Tensor]) -> Tensor:
+def rows_at(theta: Tensor, base: list[Tensor], bases: Tensor | None) -> Tensor:
     """What the rows of matrices give at every output position, by broadcasting: (matrices, *size, rows)."""
     dim = len(base)
     rows = theta.shape[1]
@@ -262,13 +265,17 @@ def rows_at(theta: Tensor, base: list[Tensor]) -> Tensor:
             total = total + (theta[:, row, axis, None] * base[axis]).view(shape)
         along_x = (theta[:, row, 0, None] * base[0]).view(-1, *[1] * (dim - 1), size[-1])
         torch.add(along_x, total, out=grid[..., row])
+    if bases is not None:
+        bends = theta[..., dim + 1 :].flatten(0, 1) @ bases.flatten(0, 1).T
+        grid += bends.view(len(theta), rows, *size).movedim(1, -1)
     return grid
 
 
 def _grid(theta: Tensor, base: list[Tensor], options: Options) -> Grid:
     """Positions, made safe for PyTorch's CPU sampler."""
     dim = len(base)
-    grid = rows_at(theta, base)
+    bases = splines.basis(base, options.points) if options.points else None
+    grid = rows_at(theta, base, bases)
     divisor = unseen = None
     if theta.shape[1] > dim:
         divisor = grid[..., dim:]
@@ -276,8 +283,8 @@ def _grid(theta: Tensor, base: list[Tensor], options: Options) -> Grid:
         divisor = divisor.masked_fill(unseen, 1)
         grid = grid[..., :dim] / divisor
         unseen = unseen.movedim(-1, 1)
-    elif bool((theta.abs() < _SAFE_THETA).all()):
-        return Grid(base, grid, None, None)
+    elif bases is None and bool((theta.abs() < _SAFE_THETA).all()):
+        return Grid(base, grid, None, None, None)
     if options.padding_mode == "reflection":
         # PyTorch folds whatever is finite; the rest is taken for the first edge.
         grid = torch.where(grid.isfinite(), grid, -1)
@@ -287,7 +294,7 @@ def _grid(theta: Tensor, base: list[Tensor], options: Options) -> Grid:
             lost_anywhere = lost.any(-1)[:, None]
             unseen = lost_anywhere if unseen is None else unseen | lost_anywhere
         grid = grid.masked_fill(lost, -_SAFE_THETA).clamp_(-_SAFE_THETA, _SAFE_THETA)
-    return Grid(base, grid, divisor, unseen)
+    return Grid(base, grid, divisor, unseen, bases)
 
 
 def _stacked(positions: Tensor, part: Part) -> Tensor:
@@ -322,7 +329,7 @@ def row_derivatives(grad_grid: Tensor, grid: Grid) -> Tensor:
 
 
 def grad_theta_of(grad_rows: Tensor, grid: Grid) -> Tensor:
-    """Moments of derivatives by rows over the output positions: (matrices, rows, D + 1)."""
+    """Moments of derivatives by rows over the output positions: (matrices, rows, D + 1), more of a spline."""
     dim = len(grid.base)
     if grid.unseen is not None:
         grad_rows = grad_rows.masked_fill(grid.unseen.movedim(1, -1), 0)
@@ -331,4 +338,8 @@ def grad_theta_of(grad_rows: Tensor, grid: Grid) -> Tensor:
     for axis, base in enumerate(grid.base):
         others = [a for a in axes if a != dim - axis]
         columns.append((grad_rows.sum(others) * base[:, None]).sum(1))
-    return torch.stack((*columns, grad_rows.sum(list(axes))), 2)
+    grad_theta = torch.stack((*columns, grad_rows.sum(list(axes))), 2)
+    if grid.bases is not None:
+        moments = grad_rows.flatten(1, 2).transpose(1, 2) @ grid.bases.flatten(0, 1)
+        grad_theta = torch.cat((grad_theta, moments), 2)
+    return grad_theta

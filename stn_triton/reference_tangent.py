@@ -159,7 +159,7 @@ def _steps(
             content = content - fill.to(dtype)[:, None]
         tangent = theta_tangent[part.matrices.flatten()].to(dtype)
         for grid in reference.grids_of(theta, part, size, options, dtype):
-            velocity = reference.rows_at(tangent, grid.base)
+            velocity = reference.rows_at(tangent, grid.base, grid.bases)
             growth = None
             if grid.divisor is not None:
                 growth = velocity[..., -1:] / grid.divisor

@@ -305,7 +305,9 @@ def test_programs_that_call_the_operator_keep_tangents(way):
     function = {
         "exported": lambda: torch.export.export(Fixed(), (X, T)).module(),
         "operator": lambda: (
-            lambda x, t: ops.affine_grid_sample(x, t, None, None, [3, 4], "bilinear", "zeros", False, False)
+            lambda x, t: ops.affine_grid_sample(
+                x, t, None, None, [3, 4], "bilinear", "zeros", False, False, []
+            )
         ),
     }[way]()
     with forward_ad.dual_level():

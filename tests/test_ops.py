@@ -17,7 +17,7 @@ from stn_triton import affine_grid_sample, launch
 
 FORWARD = torch.ops.stn_triton.affine_grid_sample.default
 BACKWARD = torch.ops.stn_triton.affine_grid_sample_backward.default
-OPTIONS = ("bilinear", "zeros", False, False)
+OPTIONS = ("bilinear", "zeros", False, False, [])
 NEITHER = (None, None)  # fill values and image index
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 MASKS = [(True, True, False), (True, False, False), (False, True, False), (False, False, False)]
@@ -68,12 +68,13 @@ class TestRegistration:
         """Exported programs hold these."""
         assert str(FORWARD._schema) == (
             "stn_triton::affine_grid_sample(Tensor input, Tensor theta, Tensor? fill, Tensor? image_index, "
-            "SymInt[] size, str mode, str padding_mode, bool align_corners, bool antialias) -> Tensor"
+            "SymInt[] size, str mode, str padding_mode, bool align_corners, bool antialias, float[] points) "
+            "-> Tensor"
         )
         assert str(BACKWARD._schema) == (
             "stn_triton::affine_grid_sample_backward(Tensor grad_output, Tensor input, Tensor theta, "
             "Tensor? fill, Tensor? image_index, str mode, str padding_mode, bool align_corners, "
-            "bool antialias, bool[3] output_mask) -> (Tensor, Tensor, Tensor)"
+            "bool antialias, float[] points, bool[3] output_mask) -> (Tensor, Tensor, Tensor)"
         )
 
     @pytest.mark.parametrize("key", ["CPU", "CUDA", "Meta", "Autograd", "FuncTorchBatched"])
