@@ -96,7 +96,7 @@ def mnist(folder: Path) -> Source:
     if missing:
         where = f"in {folder}" if folder.is_dir() else f"in {folder}, which is no folder"
         raise UsageError(
-            f"--data: not found {where}: {', '.join(missing)}; expected MNIST's four files, each plain or .gz: "
+            f"--data: not found {where}: {', '.join(missing)}; expected MNIST's four files, plain or .gz: "
             f"{', '.join(_names(*key)[0] for key in paths)}"
         )
     images, labels = {}, {}

@@ -142,7 +142,7 @@ def _cluttered(frames: Tensor, size: int, random: Generator) -> Tensor:
     one = torch.ones(n)
     canvas = place(frames, size, 0 * one, one, _anywhere(frames, size, one, random))
     side = round(FRAGMENT * frame)
-    # A fragment: a square of whole pixels of another digit of the batch, its corner anywhere within the frame.
+    # A fragment: a square of whole pixels of another digit of the batch, from anywhere within its frame.
     owner = (torch.arange(n)[:, None] + torch.randint(1, max(n, 2), (n, FRAGMENTS), generator=random)) % n
     corner = torch.randint(frame - side + 1, (n, FRAGMENTS, 2), generator=random)
     to = torch.randint(size - side + 1, (n, FRAGMENTS, 2), generator=random)
