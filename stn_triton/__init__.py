@@ -1,13 +1,21 @@
-"""The spatial transformer operator for PyTorch, fused in Triton kernels."""
+"""The spatial transformer operator for PyTorch, fused in Triton kernels, and the layer on it."""
 
-from stn_triton import sharding
+from stn_triton import nn, sharding, transforms
 from stn_triton.functional import (
     affine_grid_sample,
     perspective_grid_sample,
     thin_plate_spline_grid_sample,
 )
+from stn_triton.nn import SpatialTransformer
 
-__all__ = ["affine_grid_sample", "perspective_grid_sample", "thin_plate_spline_grid_sample"]
+__all__ = [
+    "SpatialTransformer",
+    "affine_grid_sample",
+    "nn",
+    "perspective_grid_sample",
+    "thin_plate_spline_grid_sample",
+    "transforms",
+]
 __version__ = "0.1.0"
 
 sharding.register_when_imported()

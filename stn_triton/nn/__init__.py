@@ -1,0 +1,14 @@
+"""Layers on the operator: the spatial transformer, what it looks with, and what helps it train."""
+
+from stn_triton.nn.gradients import scale_gradient
+from stn_triton.nn.groups import parameter_groups
+from stn_triton.nn.localization import ConvolutionalLocalization, FullyConnectedLocalization
+from stn_triton.nn.transformer import SpatialTransformer
+
+__all__ = [
+    "ConvolutionalLocalization",
+    "FullyConnectedLocalization",
+    "SpatialTransformer",
+    "parameter_groups",
+    "scale_gradient",
+]

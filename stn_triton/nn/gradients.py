@@ -1,0 +1,40 @@
+"""Gradients made larger or smaller on their way."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+
+def scale_gradient(theta: Tensor, factor: float) -> Tensor:
+    """Theta as it is, its gradient times a factor.
+
+    So that a localisation network hears less of the loss than the network behind it does, whatever the
+    optimizer's learning rates: gradients for theta sum over a whole crop, and the first of them may throw it
+    out of the image (keras#478). It acts on everything before theta, features from elsewhere included.
+    Adam and its like divide the factor out again: with them use ``parameter_groups``.
+
+    Args:
+        theta: any floating tensor, finite.
+        factor: a finite number; 0 stops the gradient.
+
+    Returns:
+        ``theta``, bit for bit.
+
+    Raises:
+        ValueError: ``factor`` is not a finite number.
+
+    Example:
+        >>> import torch, stn_triton
+        >>> theta = torch.ones(3, requires_grad=True)
+        >>> stn_triton.nn.scale_gradient(theta, 0.1).sum().backward()
+        >>> theta.grad
+        tensor([0.1000, 0.1000, 0.1000])
+    """
+    if not isinstance(factor, (int, float)) or not math.isfinite(factor):
+        raise ValueError(f"factor must be a finite number, got {factor!r}")
+    if factor == 1:
+        return theta
+    # Adds zero times the factor; unlike a custom backward, with every kind of derivative and compiler.
+    return theta.detach() + (theta - theta.detach()) * factor

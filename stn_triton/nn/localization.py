@@ -1,0 +1,153 @@
+"""Small localisation networks: from an image or volume of any size to a vector of features."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+_CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
+
+
+class ConvolutionalLocalization(nn.Module):
+    """Convolutions, each with ReLU and 2 x 2 max pooling, then one fully connected layer.
+
+    The kind of localisation network that Jaderberg et al. 2015 put before CNNs. It takes any input size: what
+    the convolutions see is averaged into a few cells, not into one, for a single cell would not say where
+    anything is.
+
+    Args:
+        in_channels: C of the input.
+        dim: 2 for images, 3 for volumes.
+        channels: output channels of each convolution.
+        kernel_size: of the convolutions; odd.
+        cells: along each axis, how many cells are given to the fully connected layer.
+        out_features: F.
+
+    Shape:
+        (N, C, H, W) or (N, C, D, H, W) to (N, F).
+
+    Example:
+        >>> import torch, stn_triton
+        >>> localization = stn_triton.nn.ConvolutionalLocalization(3)
+        >>> localization(torch.rand(2, 3, 50, 76)).shape
+        torch.Size([2, 32])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        dim: int = 2,
+        channels: Sequence[int] = (20, 20),
+        kernel_size: int = 5,
+        cells: int = 4,
+        out_features: int = 32,
+    ) -> None:
+        super().__init__()
+        _check_dim(dim)
+        if kernel_size % 2 != 1:
+            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        widths = (in_channels, *channels)
+        self.dim, self.cells, self.out_features = dim, cells, out_features
+        self.convolutions = nn.ModuleList(
+            [
+                _CONVOLUTIONS[dim](before, after, kernel_size, padding=kernel_size // 2)
+                for before, after in itertools.pairwise(widths)
+            ]
+        )
+        self.linear = nn.Linear(widths[-1] * cells**dim, out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, [D,] H, W) to (N, F)."""
+        _check_input(x, self.dim)
+        for convolution in self.convolutions:
+            x = _halve(convolution(x).relu(), self.dim)
+        return self.linear(_average(x, self.dim, self.cells).flatten(1)).relu()
+
+
+class FullyConnectedLocalization(nn.Module):
+    """Fully connected layers with ReLU on the pixels, the whole image averaged to a size that is given.
+
+    The localisation network of the ST-FCN of Jaderberg et al. 2015: two layers of 32. Theirs has one weight
+    per pixel and so one input size; this one takes any.
+
+    Args:
+        in_channels: C of the input.
+        dim: 2 for images, 3 for volumes.
+        hidden: outputs of each layer; the last is F.
+        cells: pixels along each axis to which the input is averaged first. (Where the input is as large,
+            nothing is averaged.)
+
+    Shape:
+        (N, C, H, W) or (N, C, D, H, W) to (N, F).
+
+    Example:
+        >>> import torch, stn_triton
+        >>> localization = stn_triton.nn.FullyConnectedLocalization(1, cells=28)
+        >>> localization(torch.rand(2, 1, 42, 42)).shape
+        torch.Size([2, 32])
+    """
+
+    def __init__(
+        self, in_channels: int, *, dim: int = 2, hidden: Sequence[int] = (32, 32), cells: int = 16
+    ) -> None:
+        super().__init__()
+        _check_dim(dim)
+        widths = (in_channels * cells**dim, *hidden)
+        self.dim, self.cells, self.out_features = dim, cells, widths[-1]
+        self.layers = nn.ModuleList(
+            [nn.Linear(before, after) for before, after in itertools.pairwise(widths)]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, [D,] H, W) to (N, F)."""
+        _check_input(x, self.dim)
+        x = _average(x, self.dim, self.cells).flatten(1)
+        for layer in self.layers:
+            x = layer(x).relu()
+        return x
+
+
+def _check_dim(dim: int) -> None:
+    if dim not in (2, 3):
+        raise ValueError(f"dim must be 2 (images) or 3 (volumes), got {dim!r}")
+
+
+def _check_input(x: Tensor, dim: int) -> None:
+    if x.ndim != dim + 2:
+        shape = "(N, C, H, W)" if dim == 2 else "(N, C, D, H, W)"
+        raise ValueError(
+            f"the input of a localisation network made with dim={dim} must have shape {shape}, "
+            f"got {tuple(x.shape)}"
+        )
+
+
+def _halve(x: Tensor, dim: int) -> Tensor:
+    """Max pooling by 2 along each axis that is longer than 1.
+
+    PyTorch's has no deterministic backward on a GPU.
+    """
+    for axis in range(-dim, 0):
+        if (half := x.shape[axis] // 2) > 0:
+            pairs = x.narrow(axis, 0, 2 * half).unflatten(axis, (half, 2))
+            x = torch.maximum(*pairs.unbind(axis))
+    return x
+
+
+def _average(x: Tensor, dim: int, cells: int) -> Tensor:
+    """The mean over each of ``cells`` equal parts of every axis, pixels at their borders counted by share.
+
+    Where ``cells`` divides the size it is ``F.adaptive_avg_pool2d``, which otherwise lets cells overlap, and
+    which has no deterministic backward on a GPU.
+    """
+    for axis in range(-dim, 0):
+        extent = x.shape[axis]
+        edges = torch.arange(cells + 1, dtype=torch.float32, device=x.device) * (extent / cells)
+        pixels = torch.arange(extent, dtype=torch.float32, device=x.device)[:, None]
+        share = torch.minimum(edges[1:], pixels + 1) - torch.maximum(edges[:-1], pixels)
+        weights = (share.clamp(min=0) * (cells / extent)).to(x.dtype)
+        x = (x.movedim(axis, -1) @ weights).movedim(-1, axis)
+    return x

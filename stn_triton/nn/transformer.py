@@ -1,0 +1,221 @@
+"""The spatial transformer as a layer: localisation network, parameters, operator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stn_triton import functional
+from stn_triton.nn import checks, parameters
+from stn_triton.nn.gradients import scale_gradient
+from stn_triton.nn.localization import ConvolutionalLocalization
+from stn_triton.options import PADDING_MODES
+
+_MODES = ("bilinear", "bicubic")
+
+
+class SpatialTransformer(nn.Module):
+    """Learns where to look: crops, turns and scales its input, with no supervision but the loss behind it.
+
+    A localisation network looks at the input, a last linear layer makes the numbers of a transform of what it
+    saw, and the operator warps the input (Jaderberg et al. 2015, arXiv 1506.02025, section 3). It goes
+    anywhere in a network, before images or feature maps of any size.
+
+    The last layer starts at zero, and zeros are the identity: an untrained layer returns its input, resampled
+    to ``size``. (With other starts the crop is often lost before anything is learnt: kevinzakka's
+    spatial-transformer-network#10, #13.) Its weights are made and used in fp32 at least, under autocast
+    too: theta in bf16 is right to a pixel in 256. It is no ``nn.Linear``, so that a function that initialises
+    all of a model's linear layers leaves it at zero.
+
+    Args:
+        in_channels: channels of what the localisation network looks at: of ``x``, or of ``features``.
+        transform: what it may do (parameters for images / volumes): ``"translation"`` (2/3);
+            ``"rotation"`` (1/3); ``"attention"``, one scale and a shift (3/4); ``"similarity"``, with a
+            rotation (4/7); ``"affine"`` (6/12); ``"projective"`` (8/-); ``"tps"``, a thin plate spline (two
+            per control point/-). Rotations are those of pixels, in images that are not square too.
+        size: of the output in pixels, (H, W) or (D, H, W), an int for all axes, or None for that of ``x``.
+        localization: any module from (N, in_channels, ...) to (N, F); default
+            ``ConvolutionalLocalization(in_channels, dim=dim)``.
+        localization_features: F. Found by itself if ``localization`` has ``out_features``, or is an
+            ``nn.Sequential`` whose last module with parameters has.
+        head: False for a ``localization`` that ends in the numbers of the transform, (N, K * parameters).
+            They are offsets from the identity: end in a layer whose weights and bias are zero at first.
+        dim: 2 for images, 3 for volumes.
+        transformers: K crops of each input, in parallel, from one localisation network.
+        initialization: ``"identity"``, or ``"tiles"``: K crops in a grid over the input, as for CUB in
+            section 4.3 of the paper, where K identities would stay one.
+        scale: of the initial crop, of the whole side; for translation and rotation, which cannot change it,
+            of every crop (stnbhwd#21). Default 1; that of a tile; 0.75 of both if bounded.
+        bounded: the crop cannot leave the input (stnbhwd#22, matconvnet#880): scale and shift go through
+            smooth functions, see ``stn_triton/nn/parameters.py``. The whole input lies on the bound, where
+            nothing could be learnt, so the initial crop is smaller. For translation, attention, similarity
+            and affine.
+        control_points: for ``"tps"``: (rows, columns) of a regular grid, or pairs (x, y), as ``points`` in
+            ``thin_plate_spline_grid_sample``.
+        gradient_scale: see ``scale_gradient``.
+        return_theta: whether ``forward`` returns (output, theta).
+        mode: ``"bilinear"`` or ``"bicubic"``, as in ``affine_grid_sample``, as are those that follow.
+        padding_mode: what lies outside the input.
+        align_corners: whether -1 and 1 are the centres of the corner pixels.
+        fill_value: for ``padding_mode="fill"``.
+        antialias: average where the crop shrinks; for all but ``"projective"`` and ``"tps"``.
+
+    Shape:
+        ``x`` (N, C, H, W), for ``dim=3`` (N, C, D, H, W), floating; ``features`` (N, in_channels, ...).
+        Output (N, C, H_out, W_out), with ``transformers`` > 1 (N, K, C, H_out, W_out); theta (N, 2, 3) or
+        (N, K, 2, 3), for volumes (..., 3, 4), for ``"projective"`` (..., 3, 3), for ``"tps"`` the offsets
+        (..., P, 2) of the control points; fp32, or fp64 for an fp64 layer.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument has the wrong value or shape; the message says what to change.
+
+    Example:
+        >>> import torch, stn_triton
+        >>> layer = stn_triton.SpatialTransformer(3, size=(32, 32))
+        >>> layer(torch.rand(4, 3, 50, 76)).shape
+        torch.Size([4, 3, 32, 32])
+
+        Two crops that start as the left and the right part, located on features that exist anyway:
+
+        >>> layer = stn_triton.SpatialTransformer(
+        ...     64, transform="attention", transformers=2, initialization="tiles", size=16, return_theta=True
+        ... )
+        >>> crops, theta = layer(torch.rand(4, 3, 50, 76), features=torch.rand(4, 64, 13, 19))
+        >>> crops.shape, theta.shape
+        (torch.Size([4, 2, 3, 16, 16]), torch.Size([4, 2, 2, 3]))
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        transform: str = "affine",
+        size: int | Sequence[int] | None = None,
+        localization: nn.Module | None = None,
+        localization_features: int | None = None,
+        head: bool = True,
+        dim: int = 2,
+        transformers: int = 1,
+        initialization: str = "identity",
+        scale: float | None = None,
+        bounded: bool = False,
+        control_points: Sequence[int] | Sequence[Sequence[float]] = (4, 4),
+        gradient_scale: float = 1.0,
+        return_theta: bool = False,
+        mode: str = "bilinear",
+        padding_mode: str = "zeros",
+        align_corners: bool = False,
+        fill_value: float | Sequence[float] | Tensor | None = None,
+        antialias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.in_channels = checks.count("in_channels", in_channels)
+        self.dim = checks.dimension(dim)
+        self.size = checks.output_size(size, dim)
+        self.transformers = checks.count("transformers", transformers)
+        self.gradient_scale = checks.number("gradient_scale", gradient_scale)
+        self.return_theta = checks.flag("return_theta", return_theta)
+        self.parametrization, start = parameters.parametrize(
+            transform, dim, control_points, transformers, initialization, scale, bounded
+        )
+        self.sampling = {
+            "mode": checks.choice("mode", mode, _MODES, ", which tell theta where to go"),
+            "padding_mode": checks.choice("padding_mode", padding_mode, PADDING_MODES),
+            "align_corners": checks.flag("align_corners", align_corners),
+            "fill_value": fill_value,
+        }
+        if mode == "bicubic" and dim == 3:
+            raise ValueError("mode must be 'bilinear' for volumes (dim=3), got 'bicubic'")
+        if transform not in parameters.IMAGES_ONLY:
+            self.sampling["antialias"] = checks.flag("antialias", antialias)
+        elif antialias:
+            raise ValueError(f"antialias must be False for transform={transform!r}, got {antialias!r}")
+        if transform == "tps":
+            self.sampling["points"] = control_points
+        if localization is None:
+            localization = ConvolutionalLocalization(in_channels, dim=dim)
+        elif not isinstance(localization, nn.Module):
+            raise TypeError(f"localization must be a torch.nn.Module, {checks.got(localization)}")
+        self.localization = localization
+        if checks.flag("head", head):
+            if localization_features is None:
+                localization_features = checks.output_width(localization)
+            if localization_features is None:
+                raise ValueError(
+                    "localization_features must say how many features localization returns, F of (N, F), for "
+                    f"a {type(localization).__name__} does not tell by an attribute out_features; got None"
+                )
+            self.head = _Head(checks.count("localization_features", localization_features), start)
+        else:
+            if any(start):
+                raise ValueError(
+                    "head must be True unless the layer starts at the identity: else the initial crop is "
+                    "what the last bias of localization says, got head=False with "
+                    f"initialization={initialization!r}, scale={scale}, bounded={bounded}"
+                )
+            checks.not_the_identity(localization, self.parametrization.identity())
+            self.head = None
+
+    def locate(self, x: Tensor, features: Tensor | None = None) -> Tensor:
+        """Theta for ``x``, without the warp: what ``forward`` returns with ``return_theta``."""
+        checks.image(x, self.dim)
+        seen, name = (x, "x") if features is None else (features, "features")
+        checks.looked_at(name, seen, x, self.in_channels)
+        numbers = self.localization(seen)
+        total = self.transformers * self.parametrization.count
+        if self.head is None:
+            checks.located(numbers, x, total, f"with head=False its last layer must have {total} outputs")
+        else:
+            width = self.head.weight.shape[1]
+            checks.located(numbers, x, width, "make the layer with localization_features={}")
+        with torch.autocast(x.device.type, enabled=False):
+            dtype = torch.promote_types(numbers.dtype, torch.float32)
+            numbers = numbers.to(dtype) if self.head is None else self.head(numbers)
+            if self.transformers > 1:
+                numbers = numbers.unflatten(-1, (self.transformers, -1))
+            inset = 1 if self.sampling["align_corners"] else 0
+            sides = [max(extent - inset, 1) for extent in reversed(x.shape[2:])]
+            return scale_gradient(self.parametrization.theta(numbers, sides), self.gradient_scale)
+
+    def warp(self, x: Tensor, theta: Tensor) -> Tensor:
+        """``x`` warped by theta, with the size and the options of the layer."""
+        if self.parametrization.transform == "tps":
+            return functional.thin_plate_spline_grid_sample(x, theta, self.size, **self.sampling)
+        if theta.shape[-2] == theta.shape[-1]:
+            return functional.perspective_grid_sample(x, theta, self.size, **self.sampling)
+        return functional.affine_grid_sample(x, theta, self.size, **self.sampling)
+
+    def forward(self, x: Tensor, features: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """``x`` warped by what the localisation network sees in it, or in ``features``."""
+        theta = self.locate(x, features)
+        output = self.warp(x, theta)
+        return (output, theta) if self.return_theta else output
+
+
+class _Head(nn.Module):
+    """The last layer: zero weights, and the numbers of the initial map as bias."""
+
+    def __init__(self, in_features: int, start: Sequence[float]) -> None:
+        super().__init__()
+        self.start = tuple(start)
+        self.weight = nn.Parameter(torch.empty(len(start), in_features))
+        self.bias = nn.Parameter(torch.empty(len(start)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        with torch.no_grad():
+            self.bias.copy_(torch.tensor(self.start))
+
+    def forward(self, features: Tensor) -> Tensor:
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        dtype = torch.promote_types(dtype, self.weight.dtype)
+        with torch.autocast(features.device.type, enabled=False):
+            return F.linear(features.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.weight.shape[1]}, out_features={self.weight.shape[0]}"

@@ -1,0 +1,124 @@
+"""Products and inverses of theta.
+
+In plain elementwise arithmetic: ``torch.matmul`` may compute in TF32 or, under autocast, in 16 bits, which
+moves a crop by a tenth of a pixel and more; ``torch.linalg.inv`` stalls a GPU to look for singular matrices.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stn_triton.transforms import arguments
+
+AFFINE = ((2, 3), (3, 4))
+PROJECTIVE = (3, 3)
+
+
+def compose(first: Tensor, *others: Tensor) -> Tensor:
+    """One theta for several warps in a row, so that an image is sampled once.
+
+    Warping by ``first``, then its result by the next, and so on, is warping by ``compose(first, next, ...)``,
+    but for the interpolations between, and what they cut off. So a series of transformers re-warps the
+    original instead of blurring it at each step (inverse compositional spatial transformers, Lin and Lucey
+    2017, arXiv 1612.03897). As matrices it is the product in this order, for theta maps output to input. The
+    sizes of the images between do not matter: coordinates are normalised.
+
+    Args:
+        first: (..., 2, 3), (..., 3, 4), or (..., 3, 3) for homographies; floating.
+        others: thetas of the same dimension, dtype and device. Leading dimensions broadcast; affine
+            matrices of images may stand beside homographies.
+
+    Returns:
+        (..., 2, 3) or (..., 3, 4), or (..., 3, 3) if one of them is a homography.
+
+    Raises:
+        TypeError: an argument is no floating tensor, or dtypes differ.
+        ValueError: a shape that is not theta's, or an affine theta of the other dimension.
+
+    Example:
+        >>> import torch
+        >>> from stn_triton import transforms
+        >>> left_half = transforms.boxes(torch.tensor([0.0, 0.0, 4.0, 8.0]), (8, 8))
+        >>> its_upper_half = transforms.boxes(torch.tensor([0.0, 0.0, 4.0, 4.0]), (8, 4))
+        >>> transforms.compose(left_half, its_upper_half)
+        tensor([[ 0.5000,  0.0000, -0.5000],
+                [ 0.0000,  0.5000, -0.5000]])
+    """
+    result = arguments.matrices("first", first, (*AFFINE, PROJECTIVE))
+    for index, theta in enumerate(others):
+        name = f"others[{index}]"
+        theta = arguments.matrices(name, theta, (*AFFINE, PROJECTIVE))
+        if theta.dtype != result.dtype:
+            raise TypeError(f"{name} must have the dtype of first, {result.dtype}, got {theta.dtype}")
+        if (theta.shape[-1] == 4) != (result.shape[-1] == 4):
+            expected = "(..., 3, 4)" if result.shape[-1] == 4 else "(..., 2, 3) or (..., 3, 3)"
+            raise ValueError(
+                f"{name} must have shape {expected} after theta of shape {tuple(result.shape)}, "
+                f"got {tuple(theta.shape)}"
+            )
+        affine = is_affine(result) and is_affine(theta)
+        result = product(result if affine else homogeneous(result), homogeneous(theta))
+    return result
+
+
+def invert(theta: Tensor) -> Tensor:
+    """The map back: composed with theta in either order it is the identity.
+
+    As theta maps output positions to input positions, its inverse says where in the output a position of the
+    input lands.
+
+    Args:
+        theta: (..., 2, 3), (..., 3, 4), or (..., 3, 3) for homographies; floating. A homography's sign
+            is kept, so that what lies before the horizon stays before it.
+
+    Returns:
+        The same shape. The inverse of a singular matrix is infinite or NaN, which samples the outside: nobody
+        looks at the values, because that would stall a GPU.
+
+    Raises:
+        TypeError: ``theta`` is no floating tensor.
+        ValueError: ``theta`` has another shape.
+
+    Example:
+        >>> import torch
+        >>> from stn_triton import transforms
+        >>> transforms.invert(torch.tensor([[2.0, 0.0, 0.5], [0.0, 4.0, 1.0]]))
+        tensor([[ 0.5000, -0.0000, -0.2500],
+                [-0.0000,  0.2500, -0.2500]])
+    """
+    theta = arguments.matrices("theta", theta, (*AFFINE, PROJECTIVE))
+    if not is_affine(theta):
+        return inverse(theta)
+    linear = inverse(theta[..., :-1])
+    return torch.cat((linear, -product(linear, theta[..., -1:])), dim=-1)
+
+
+def is_affine(theta: Tensor) -> bool:
+    """Whether theta has no last row."""
+    return theta.shape[-2] != theta.shape[-1]
+
+
+def homogeneous(theta: Tensor) -> Tensor:
+    """Theta (..., D, D + 1) with its last row, (0, ..., 0, 1); square matrices as they are."""
+    if not is_affine(theta):
+        return theta
+    last = torch.zeros_like(theta[..., :1, :])
+    return torch.cat((theta, torch.cat((last[..., :-1], last[..., -1:] + 1), dim=-1)), dim=-2)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """The matrix product, in the dtype of both."""
+    return (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(dim=-2, dtype=a.dtype)
+
+
+def inverse(matrix: Tensor) -> Tensor:
+    """The inverse of (..., 2, 2) or (..., 3, 3), by cofactors."""
+    if matrix.shape[-1] == 2:
+        (a, b), (c, d) = (row.unbind(-1) for row in matrix.unbind(-2))
+        cofactors = torch.stack((d, -b, -c, a), dim=-1).unflatten(-1, (2, 2))
+        return cofactors / (a * d - b * c)[..., None, None]
+    x, y, z = matrix.unbind(-2)
+    columns = [torch.linalg.cross(u, v) for u, v in ((y, z), (z, x), (x, y))]
+    determinant = (x * columns[0]).sum(dim=-1, dtype=x.dtype)
+    return torch.stack(columns, dim=-1) / determinant[..., None, None]

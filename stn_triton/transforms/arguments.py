@@ -1,0 +1,96 @@
+"""What the functions of this package accept: tensors, arrays and numbers, sizes, matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stn_triton.options import THETA_DTYPES
+
+Sizes = Sequence[int]  # (H, W) or (D, H, W)
+
+
+def tensor(name: str, value: Any, like: Tensor | None = None) -> Tensor:
+    """A floating tensor as it is; numbers, sequences of numbers and arrays as one, as ``like`` if given."""
+    if not isinstance(value, Tensor):
+        if _holds_tensors(value):  # torch.as_tensor would cut their gradients off without a word
+            raise TypeError(
+                f"{name} must be one tensor or hold only numbers, got a sequence of tensors: stack it"
+            )
+        if like is not None:
+            dtype, device = like.dtype, like.device
+        else:  # arrays keep their dtype
+            dtype = None if hasattr(value, "__array_interface__") else torch.get_default_dtype()
+            device = None
+        try:
+            value = torch.as_tensor(value, dtype=dtype, device=device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"{name} must be a tensor, a number or a sequence of numbers, {got(value)}"
+            ) from error
+    if value.dtype not in THETA_DTYPES:
+        raise TypeError(f"{name} must have a floating dtype (16, 32 or 64 bits), got {value.dtype}")
+    return value
+
+
+def vectors(
+    name: str, value: Any, lengths: tuple[int, ...], meaning: str, like: Tensor | None = None
+) -> Tensor:
+    """A tensor (..., n) with n one of ``lengths``."""
+    value = tensor(name, value, like)
+    if value.ndim == 0 or value.shape[-1] not in lengths:
+        raise ValueError(f"{name} must have shape {meaning}, got {tuple(value.shape)}")
+    return value
+
+
+def matrices(name: str, value: Any, shapes: Sequence[tuple[int, int]]) -> Tensor:
+    """A tensor (..., rows, columns) with (rows, columns) one of ``shapes``."""
+    value = tensor(name, value)
+    if value.ndim < 2 or tuple(value.shape[-2:]) not in shapes:
+        expected = " or ".join([f"(..., {rows}, {columns})" for rows, columns in shapes])
+        raise ValueError(f"{name} must have shape {expected}, got {tuple(value.shape)}")
+    return value
+
+
+def sizes(name: str, value: Any, dims: tuple[int, ...] = (2, 3)) -> list[int]:
+    """A spatial size, checked, in the order of coordinates: (W, H) or (W, H, D)."""
+    words = " or ".join([("(H, W)", "(D, H, W)")[dim - 2] for dim in dims])
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError(f"{name} must be a sequence of ints {words}, {got(value)}")
+    if len(value) not in dims:
+        raise ValueError(f"{name} must be {words}, got {tuple(value)}")
+    for extent in value:
+        if not isinstance(extent, (int, torch.SymInt)) or isinstance(extent, bool):
+            raise TypeError(f"{name} must hold ints {words}, got {tuple(value)}")
+        if extent < 1:
+            raise ValueError(f"{name} must be positive on each axis, got {tuple(value)}")
+    return list(reversed(value))
+
+
+def dimension(value: Any) -> int:
+    """2 or 3."""
+    if value not in (2, 3) or isinstance(value, bool):
+        raise ValueError(f"dim must be 2 or 3, got {value!r}")
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """A bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, {got(value)}")
+    return value
+
+
+def got(value: Any) -> str:
+    """The end of an error message: what was given."""
+    text = repr(value)
+    return f"got {text if len(text) <= 60 else text[:57] + '...'} of type {type(value).__name__}"
+
+
+def _holds_tensors(value: Any) -> bool:
+    if not isinstance(value, (list, tuple)):
+        return False
+    return any(isinstance(item, Tensor) or _holds_tensors(item) for item in value)

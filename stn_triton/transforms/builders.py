@@ -1,0 +1,241 @@
+"""Builders of theta, one kind of map each; affine maps and boxes put them together in ``combined.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from stn_triton.transforms import arguments
+
+Numbers = Tensor | float | Sequence  # sequences may be nested; arrays are taken too
+
+
+def identity(
+    dim: int = 2, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> Tensor:
+    """The theta that changes nothing.
+
+    Args:
+        dim: 2 for images, 3 for volumes.
+        dtype: default: PyTorch's default dtype.
+        device: default: PyTorch's default device.
+
+    Returns:
+        (2, 3) or (3, 4).
+
+    Raises:
+        ValueError: ``dim`` is neither 2 nor 3.
+
+    Example:
+        >>> from stn_triton import transforms
+        >>> transforms.identity()
+        tensor([[1., 0., 0.],
+                [0., 1., 0.]])
+    """
+    dim = arguments.dimension(dim)
+    return torch.eye(dim, dim + 1, dtype=dtype, device=device)
+
+
+def translation(shift: Numbers) -> Tensor:
+    """Look elsewhere: an output position p samples the input at p + shift, so the picture moves by -shift.
+
+    Args:
+        shift: (..., 2) as (x, y), or (..., 3) as (x, y, z); floating, normalised: 2 is the whole side of the
+            input. A pixel is 2 / W for x and 2 / H for y; with ``align_corners=True`` 2 / (W - 1) and
+            2 / (H - 1).
+
+    Returns:
+        (..., 2, 3) or (..., 3, 4).
+
+    Raises:
+        TypeError: ``shift`` is not floating.
+        ValueError: ``shift`` has another shape.
+
+    Example:
+        >>> import torch, stn_triton
+        >>> image = torch.tensor([[[[1.0, 2.0, 3.0, 4.0]]]])
+        >>> one_pixel_right = stn_triton.transforms.translation([2 / 4, 0.0])
+        >>> stn_triton.affine_grid_sample(image, one_pixel_right[None])
+        tensor([[[[2., 3., 4., 0.]]]])
+    """
+    shift = arguments.vectors("shift", shift, (2, 3), "(..., 2) or (..., 3)")
+    dim = shift.shape[-1]
+    linear = torch.eye(dim, dtype=shift.dtype, device=shift.device)
+    return torch.cat((linear.expand(*shift.shape, dim), shift.unsqueeze(-1)), dim=-1)
+
+
+def scale(factors: Numbers, *, dim: int = 2) -> Tensor:
+    """Look at more or less: factors below 1 crop, and so enlarge the picture; factors above 1 shrink it.
+
+    Args:
+        factors: (..., 2) as (x, y), (..., 3) as (x, y, z), or (..., 1) for all axes; floating. Negative
+            ones mirror.
+        dim: 2 for images, 3 for volumes, where there is one factor for all axes; else not looked at.
+
+    Returns:
+        (..., 2, 3) or (..., 3, 4).
+
+    Raises:
+        TypeError: ``factors`` is not floating.
+        ValueError: ``factors`` has another shape, or ``dim`` is neither 2 nor 3.
+
+    Example:
+        >>> from stn_triton import transforms
+        >>> transforms.scale([0.5, 2.0])
+        tensor([[0.5000, 0.0000, 0.0000],
+                [0.0000, 2.0000, 0.0000]])
+    """
+    dim = arguments.dimension(dim)
+    factors = arguments.vectors("factors", factors, (1, 2, 3), "(..., 1), (..., 2) or (..., 3)")
+    if factors.shape[-1] == 1:
+        factors = factors.expand(*factors.shape[:-1], dim)
+    return about_the_centre(torch.diag_embed(factors))
+
+
+def rotation(angle: Numbers, *, aspect: float | Tensor = 1.0) -> Tensor:
+    """Turn the picture counter-clockwise, as seen with y pointing down, about its centre.
+
+    The sampling positions turn the other way, from the x axis towards the y axis. Normalised coordinates are
+    stretched where an image is not square: a rotation there needs ``aspect``, else it shears.
+
+    Args:
+        angle: (...), floating, radians.
+        aspect: W / H of the input, or (W - 1) / (H - 1) for ``align_corners=True``: a positive number, or a
+            tensor that broadcasts with ``angle``. The output should have the same aspect.
+
+    Returns:
+        (..., 2, 3).
+
+    Raises:
+        TypeError: ``angle`` is not floating.
+        ValueError: ``aspect`` is not positive.
+
+    Example:
+        >>> import math, torch, stn_triton
+        >>> image = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
+        >>> quarter_turn = stn_triton.transforms.rotation(math.pi / 2)
+        >>> stn_triton.affine_grid_sample(image, quarter_turn[None]).round()
+        tensor([[[[2., 4.],
+                  [1., 3.]]]])
+    """
+    angle = arguments.tensor("angle", angle)
+    cos, sin = angle.cos(), angle.sin()
+    linear = torch.stack((cos, -sin, sin, cos), dim=-1).unflatten(-1, (2, 2))
+    return about_the_centre(on_sides(linear, aspect))
+
+
+def rotation_3d(vector: Numbers, *, aspect: Sequence[float | Tensor] = (1.0, 1.0, 1.0)) -> Tensor:
+    """Turn the sampling positions about the direction of ``vector`` by its length: the exponential map.
+
+    By the right-hand rule in the coordinates (x, y, z): (0, 0, a) turns x towards y, as ``rotation(a)`` does
+    in each slice. Three numbers without constraint, and smooth everywhere, zero included, where an angle and
+    an axis have no gradient: a localisation network may start there.
+
+    Args:
+        vector: (..., 3) as (x, y, z), floating, radians.
+        aspect: (W, H, D) of the input up to a common factor (for ``align_corners=True``, each less 1; with
+            anisotropic voxels, each times the spacing): positive numbers, or tensors that broadcast with
+            (...).
+
+    Returns:
+        (..., 3, 4).
+
+    Raises:
+        TypeError: ``vector`` is not floating.
+        ValueError: ``vector`` has another shape, or ``aspect`` is not three positive numbers.
+
+    Example:
+        >>> import math
+        >>> from stn_triton import transforms
+        >>> transforms.rotation_3d([0.0, 0.0, math.pi / 2]).round() + 0.0
+        tensor([[ 0., -1.,  0.,  0.],
+                [ 1.,  0.,  0.,  0.],
+                [ 0.,  0.,  1.,  0.]])
+    """
+    vector = arguments.vectors("vector", vector, (3,), "(..., 3)")
+    # With t = |v| and K = [v]x: exp(K) = cos t I + (sin t / t) K + ((1 - cos t) / t^2) v v^T. The ratios are
+    # smooth functions of t^2, written as power series in it where it is small: sqrt has no gradient at 0.
+    square = (vector * vector).sum(dim=-1, dtype=vector.dtype)
+    near = square < 1
+    angle = torch.where(near, 1, square).sqrt()
+    half = (angle / 2).sin() / (angle / 2)
+    first = torch.where(near, _series(square, 1), angle.sin() / angle)[..., None, None]
+    second = torch.where(near, _series(square, 2), half * half / 2)[..., None, None]
+    x, y, z = vector.unbind(-1)
+    zero = torch.zeros_like(x)
+    cross = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), dim=-1).unflatten(-1, (3, 3))
+    outer = vector.unsqueeze(-1) * vector.unsqueeze(-2)
+    identity = torch.eye(3, dtype=vector.dtype, device=vector.device)
+    linear = (1 - second * square[..., None, None]) * identity + first * cross + second * outer
+    return about_the_centre(on_sides(linear, aspect))
+
+
+def shear(factors: Numbers, *, aspect: float | Tensor | Sequence[float | Tensor] | None = None) -> Tensor:
+    """Slant the sampling positions: each coordinate takes a share of the others.
+
+    Args:
+        factors: (..., 2): what y gives to x and x to y, so (k, 0) samples at (x + k y, y); for volumes
+            (..., 6): y and z to x, x and z to y, x and y to z. Floating; tangents of the angles.
+        aspect: as in ``rotation``, for volumes as in ``rotation_3d``; the tangents are those seen in pixels.
+
+    Returns:
+        (..., 2, 3) or (..., 3, 4).
+
+    Raises:
+        TypeError: ``factors`` is not floating.
+        ValueError: ``factors`` has another shape, or ``aspect`` is not positive.
+
+    Example:
+        >>> from stn_triton import transforms
+        >>> transforms.shear([0.5, 0.0])
+        tensor([[1.0000, 0.5000, 0.0000],
+                [0.0000, 1.0000, 0.0000]])
+    """
+    factors = arguments.vectors("factors", factors, (2, 6), "(..., 2) or (..., 6)")
+    one = torch.ones_like(factors[..., 0])
+    if factors.shape[-1] == 2:
+        xy, yx = factors.unbind(-1)
+        entries, dim = (one, xy, yx, one), 2
+    else:
+        xy, xz, yx, yz, zx, zy = factors.unbind(-1)
+        entries, dim = (one, xy, xz, yx, one, yz, zx, zy, one), 3
+    linear = torch.stack(entries, dim=-1).unflatten(-1, (dim, dim))
+    return about_the_centre(linear if aspect is None else on_sides(linear, aspect))
+
+
+def about_the_centre(linear: Tensor) -> Tensor:
+    """Theta of a linear map (..., D, D): no shift."""
+    return torch.cat((linear, torch.zeros_like(linear[..., :1])), dim=-1)
+
+
+def on_sides(linear: Tensor, aspect: float | Tensor | Sequence[float | Tensor]) -> Tensor:
+    """A linear map of pixels in normalised coordinates, where axis i is ``aspect[i]`` long."""
+    dim = linear.shape[-1]
+    if dim == 2:
+        if not isinstance(aspect, (int, float, Tensor)):
+            raise TypeError(f"aspect must be a number or a tensor, W / H, {arguments.got(aspect)}")
+        sides = [aspect, 1.0]
+    else:
+        if isinstance(aspect, (int, float)) or len(aspect) != dim:
+            raise ValueError(f"aspect must be three numbers (W, H, D) for volumes, {arguments.got(aspect)}")
+        sides = list(aspect)
+    if any(not isinstance(side, Tensor) and not side > 0 for side in sides):
+        raise ValueError(f"aspect must be positive, {arguments.got(aspect)}")
+    if not any(isinstance(side, Tensor) for side in sides) and len({*sides}) == 1:
+        return linear
+    sides = [side.unsqueeze(-1) if isinstance(side, Tensor) else side for side in sides]
+    linear = torch.stack(
+        [column * side for column, side in zip(linear.unbind(-1), sides, strict=True)], dim=-1
+    )
+    return torch.stack([row / side for row, side in zip(linear.unbind(-2), sides, strict=True)], dim=-2)
+
+
+def _series(square: Tensor, power: int) -> Tensor:
+    """Sum over k of (-square)^k / (2 k + power)!, to fp64's rounding up to 1, inclusive of derivatives."""
+    total, terms = torch.zeros_like(square), 10
+    for k in reversed(range(terms)):
+        # Horner's rule: each step divides by what the factorial grows by.
+        total = (1 - square * total) / max((2 * k + power) * (2 * k + power - 1), 1)
+    return total
