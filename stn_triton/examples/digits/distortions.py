@@ -155,9 +155,9 @@ def _cluttered(frames: Tensor, size: int, random: Generator) -> Tensor:
 
 
 DISTORTIONS = {
-    "R": Distortion(f"rotated within +-{R_ANGLE:g} degrees", 1.0, _rotated),
+    "R": Distortion(f"rotated within ±{R_ANGLE:g} degrees", 1.0, _rotated),
     "RTS": Distortion(
-        f"rotated +-{RTS_ANGLE:g} degrees, scaled {RTS_SCALE[0]:g} to {RTS_SCALE[1]:g}, placed anywhere",
+        f"rotated ±{RTS_ANGLE:g} degrees, scaled {RTS_SCALE[0]:g} to {RTS_SCALE[1]:g}, placed anywhere",
         1.5,
         _moved,
     ),

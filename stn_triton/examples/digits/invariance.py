@@ -72,7 +72,7 @@ PANELS = (
         "angle",
         "rotation, degrees",
         tuple(range(-180, 181, 15)),
-        _lines("U", "R", f"+-{R_ANGLE:g} degrees (R)"),
+        _lines("U", "R", f"±{R_ANGLE:g} degrees (R)"),
         _turned,
         R_ANGLE,
     ),

@@ -93,10 +93,10 @@ def _transformer(model: Model, canvas: int) -> SpatialTransformer:
 
 
 def _convolutional(side: int, width: int) -> nn.Sequential:
-    left = ((side - 4) // 2 - 4) // 2
+    left = (side - 4) // 4
     return nn.Sequential(
         *(nn.Conv2d(1, 8, 5), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(8, 16, 5), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Flatten(), nn.Linear(16 * left**2, width), nn.ReLU(), nn.Linear(width, CLASSES)),
     )
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from stn_triton.examples.digits.data import Source
 from stn_triton.examples.digits.distortions import DISTORTIONS
 from stn_triton.examples.digits.models import MODELS
-from stn_triton.examples.digits.training import Settings, State, Task, test_images
+from stn_triton.examples.digits.training import Settings, State, Task, fixed_images
 
 EXAMPLES = 5
 _CELL, _NUMBERS, _HEAD, _LEFT = 1.15, 0.62, 0.75, 1.25  # inches
@@ -61,7 +61,7 @@ def draw(
     # One image of each of so many digits, evenly spread.
     wanted = torch.arange(EXAMPLES) * 2 + 1
     first = [int((test_set.labels == digit).nonzero()[0]) for digit in wanted]
-    images, _ = test_images(distortion, tasks[0].seed, test_set, 1)
+    images, _ = fixed_images(distortion, tasks[0].seed, test_set, 1)
     images = images[first]
     height = _HEAD + len(networks) * (_CELL + _NUMBERS)
     with mpl.rc_context(STYLE):

@@ -183,7 +183,7 @@ def train(
                 network=network.state_dict(),
                 optimizer=optimizer.state_dict(),
             )
-    images, labels = test_images(task.distortion, task.seed, test_set, settings.test_copies)
+    images, labels = fixed_images(task.distortion, task.seed, test_set, settings.test_copies)
     wrong = (predict(network.eval(), images) != labels).double().mean().item()
     spent = time.process_time() - began
     result = Result(100 * wrong, models.count(network), spent, loss)
@@ -197,7 +197,7 @@ def predict(network: models.Network, images: Tensor) -> Tensor:
         return torch.cat([network(part).argmax(1) for part in images.split(_TEST_BATCH)])
 
 
-def test_images(distortion: str, seed: int, digits: Digits, copies: int) -> tuple[Tensor, Tensor]:
+def fixed_images(distortion: str, seed: int, digits: Digits, copies: int) -> tuple[Tensor, Tensor]:
     """Distorted test images and their labels, the same for every network of a distortion and seed."""
     distort = DISTORTIONS[distortion]
     images = [distort(digits.frames, generator(seed, distortion, "test", copy)) for copy in range(copies)]
