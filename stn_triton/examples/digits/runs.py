@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import queue
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,7 +125,7 @@ def run(
     return {task: results[task] for task in tasks}
 
 
-@contextmanager
+@contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -151,11 +151,9 @@ def _in_processes(
             running: dict[Future[Result], Task] = {pool.submit(_work, task): task for task in tasks}
             while running:
                 ended, _ = wait(running, timeout=_POLL, return_when=FIRST_COMPLETED)
-                while True:
-                    try:
+                with contextlib.suppress(queue.Empty):
+                    while True:
                         progress(steps.get_nowait())
-                    except queue.Empty:
-                        break
                 for future in ended:
                     task = running.pop(future)
                     try:
