@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stn_triton import functional
+from stn_triton.options import THETA_DTYPES
 
 
 def got(value: Any) -> str:
@@ -72,14 +73,24 @@ def output_size(size: Any, dim: int) -> int | tuple[int, ...] | None:
     return tuple([count("size", extent) for extent in size])
 
 
-def control_points(points: Any) -> tuple[float, ...]:
-    """Flat: x and y of each control point, one after the other."""
-    regular = isinstance(points, Sequence) and all(isinstance(n, int) for n in points)
-    number = math.prod(points) if regular else len(points) if isinstance(points, Sequence) else 0
+def floating(name: str, tensor: Any) -> Tensor:
+    """A tensor with a floating dtype."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, {got(tensor)}")
+    if tensor.dtype not in THETA_DTYPES:
+        raise TypeError(f"{name} must have a floating dtype (16, 32 or 64 bits), got {tensor.dtype}")
+    return tensor
+
+
+def control_points(name: str, points: Any, number: int | None = None) -> tuple[float, ...]:
+    """Flat: x and y of each of ``number`` control points, one after the other."""
+    if number is None:
+        regular = isinstance(points, Sequence) and all(isinstance(n, int) for n in points)
+        number = math.prod(points) if regular else len(points) if isinstance(points, Sequence) else 0
     try:
         return tuple(functional._check_points(points, number))
     except (TypeError, ValueError) as error:
-        raise type(error)(f"control_points: {error}") from error
+        raise type(error)(f"{name}: {error}") from error
 
 
 def output_width(module: nn.Module) -> int | None:

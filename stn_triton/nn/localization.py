@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 _CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -41,7 +42,7 @@ class ConvolutionalLocalization(nn.Module):
         in_channels: int,
         *,
         dim: int = 2,
-        channels: Sequence[int] = (20, 20),
+        channels: Sequence[int] = (8, 16),
         kernel_size: int = 5,
         cells: int = 4,
         out_features: int = 32,
@@ -64,7 +65,7 @@ class ConvolutionalLocalization(nn.Module):
         """(N, C, [D,] H, W) to (N, F)."""
         _check_input(x, self.dim)
         for convolution in self.convolutions:
-            x = _halve(convolution(x).relu(), self.dim)
+            x = _halve(convolution(x)).relu()
         return self.linear(_average(x, self.dim, self.cells).flatten(1)).relu()
 
 
@@ -125,16 +126,16 @@ def _check_input(x: Tensor, dim: int) -> None:
         )
 
 
-def _halve(x: Tensor, dim: int) -> Tensor:
+def _halve(x: Tensor) -> Tensor:
     """Max pooling by 2 along each axis that is longer than 1.
 
-    PyTorch's has no deterministic backward on a GPU.
+    Volumes plane by plane, for ``max_pool3d`` has no deterministic backward on a GPU.
     """
-    for axis in range(-dim, 0):
-        if (half := x.shape[axis] // 2) > 0:
-            pairs = x.narrow(axis, 0, 2 * half).unflatten(axis, (half, 2))
-            x = torch.maximum(*pairs.unbind(axis))
-    return x
+    window = [min(2, extent) for extent in x.shape[2:]]
+    if x.ndim == 4:
+        return F.max_pool2d(x, window)
+    planes = F.max_pool2d(x.flatten(1, 2), window[1:]).unflatten(1, x.shape[1:3])
+    return F.max_pool2d(planes.flatten(3), (window[0], 1)).unflatten(3, planes.shape[3:])
 
 
 def _average(x: Tensor, dim: int, cells: int) -> Tensor:

@@ -191,7 +191,7 @@ def parametrize(
             f"scale must be below {1 - furthest:.3g} if bounded, for the initial crop lies within the input "
             f"and not on its edge, where no gradient is, got {scale}"
         )
-    points = checks.control_points(control_points) if transform == "tps" else ()
+    points = checks.control_points("control_points", control_points) if transform == "tps" else ()
     parametrization = Parametrization(transform, dim, points, bounded, scale)
     return parametrization, [number for centre in centres for number in parametrization.start(centre)]
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stn_triton import functional
+from stn_triton.functional import (
+    affine_grid_sample,
+    perspective_grid_sample,
+    thin_plate_spline_grid_sample,
+)
 from stn_triton.nn import checks, parameters
 from stn_triton.nn.gradients import scale_gradient
 from stn_triton.nn.localization import ConvolutionalLocalization
@@ -26,9 +31,9 @@ class SpatialTransformer(nn.Module):
 
     The last layer starts at zero, and zeros are the identity: an untrained layer returns its input, resampled
     to ``size``. (With other starts the crop is often lost before anything is learnt: kevinzakka's
-    spatial-transformer-network#10, #13.) Its weights are made and used in fp32 at least, under autocast
-    too: theta in bf16 is right to a pixel in 256. It is no ``nn.Linear``, so that a function that initialises
-    all of a model's linear layers leaves it at zero.
+    spatial-transformer-network#10, #13.) That layer computes in fp32 at least, under autocast too: theta in
+    bf16 is wrong by up to half a pixel in an image of 256. And it is no ``nn.Linear``, so that a function
+    that initialises all of a model's linear layers leaves it at zero.
 
     Args:
         in_channels: channels of what the localisation network looks at: of ``x``, or of ``features``.
@@ -46,7 +51,7 @@ class SpatialTransformer(nn.Module):
         dim: 2 for images, 3 for volumes.
         transformers: K crops of each input, in parallel, from one localisation network.
         initialization: ``"identity"``, or ``"tiles"``: K crops in a grid over the input, as for CUB in
-            section 4.3 of the paper, where K identities would stay one.
+            section 4.3 of the paper, where K identities would all see the same.
         scale: of the initial crop, of the whole side; for translation and rotation, which cannot change it,
             of every crop (stnbhwd#21). Default 1; that of a tile; 0.75 of both if bounded.
         bounded: the crop cannot leave the input (stnbhwd#22, matconvnet#880): scale and shift go through
@@ -130,12 +135,10 @@ class SpatialTransformer(nn.Module):
         }
         if mode == "bicubic" and dim == 3:
             raise ValueError("mode must be 'bilinear' for volumes (dim=3), got 'bicubic'")
-        if transform not in parameters.IMAGES_ONLY:
-            self.sampling["antialias"] = checks.flag("antialias", antialias)
-        elif antialias:
+        self.antialias = checks.flag("antialias", antialias)
+        if antialias and transform in parameters.IMAGES_ONLY:
             raise ValueError(f"antialias must be False for transform={transform!r}, got {antialias!r}")
-        if transform == "tps":
-            self.sampling["points"] = control_points
+        self.control_points = control_points
         if localization is None:
             localization = ConvolutionalLocalization(in_channels, dim=dim)
         elif not isinstance(localization, nn.Module):
@@ -183,11 +186,12 @@ class SpatialTransformer(nn.Module):
 
     def warp(self, x: Tensor, theta: Tensor) -> Tensor:
         """``x`` warped by theta, with the size and the options of the layer."""
+        options: dict[str, Any] = {"size": self.size, **self.sampling}
         if self.parametrization.transform == "tps":
-            return functional.thin_plate_spline_grid_sample(x, theta, self.size, **self.sampling)
+            return thin_plate_spline_grid_sample(x, theta, points=self.control_points, **options)
         if theta.shape[-2] == theta.shape[-1]:
-            return functional.perspective_grid_sample(x, theta, self.size, **self.sampling)
-        return functional.affine_grid_sample(x, theta, self.size, **self.sampling)
+            return perspective_grid_sample(x, theta, **options)
+        return affine_grid_sample(x, theta, antialias=self.antialias, **options)
 
     def forward(self, x: Tensor, features: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """``x`` warped by what the localisation network sees in it, or in ``features``."""

@@ -1,0 +1,78 @@
+"""Spatial transformers one after the other, that sample the original once."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from stn_triton import transforms
+from stn_triton.nn import checks
+from stn_triton.nn.transformer import SpatialTransformer
+
+
+class SpatialTransformerSeries(nn.Module):
+    """Alignment in several steps: each stage corrects what the ones before it made.
+
+    Every stage looks at the warp so far, its theta is composed with those before it, and the original is
+    warped by the product. Transformers that each warp the last one's output blur it step by step, and lose
+    for good what one of them cuts off; here a later stage can bring it back. This is the inverse
+    compositional spatial transformer of Lin and Lucey 2017 (arXiv 1612.03897).
+
+    Args:
+        stages: layers for inputs of the same channels and dimension, each with one transformer, of any
+            transform but ``"tps"``, whose maps have no product. One layer given several times,
+            ``SpatialTransformerSeries(*[layer] * 4)``, is a recurrent one, as in the paper: it has the
+            parameters of one.
+        return_theta: whether ``forward`` returns (output, theta).
+
+    Shape:
+        As ``SpatialTransformer``; the output has the size and the options of the last stage, theta is the
+        product of all: (N, 2, 3), (N, 3, 4), or (N, 3, 3) if one of them is projective.
+
+    Raises:
+        TypeError: a stage is no ``SpatialTransformer``.
+        ValueError: there is no stage, or one that cannot be in a series; the message says which and why.
+
+    Example:
+        >>> import torch, stn_triton
+        >>> turn = stn_triton.SpatialTransformer(1, transform="rotation")
+        >>> crop = stn_triton.SpatialTransformer(1, transform="attention", bounded=True, size=24)
+        >>> series = stn_triton.nn.SpatialTransformerSeries(turn, turn, crop, return_theta=True)
+        >>> output, theta = series(torch.rand(2, 1, 40, 40))
+        >>> output.shape, theta.shape
+        (torch.Size([2, 1, 24, 24]), torch.Size([2, 2, 3]))
+    """
+
+    def __init__(self, *stages: SpatialTransformer, return_theta: bool = False) -> None:
+        super().__init__()
+        if not stages:
+            raise ValueError("stages must be at least one SpatialTransformer, got none")
+        projective = False
+        for index, stage in enumerate(stages):
+            name = f"stages[{index}]"
+            if not isinstance(stage, SpatialTransformer):
+                raise TypeError(f"{name} must be a SpatialTransformer, {checks.got(stage)}")
+            transform = stage.parametrization.transform
+            if transform == "tps":
+                raise ValueError(f"{name} must have a matrix for theta, to be composed, got transform='tps'")
+            if stage.transformers != 1:
+                raise ValueError(f"{name} must have transformers=1, got {stage.transformers}")
+            for option in ("dim", "in_channels"):
+                first, own = getattr(stages[0], option), getattr(stage, option)
+                if own != first:
+                    raise ValueError(f"{name} must have {option}={first}, as the first stage has, got {own}")
+            projective |= transform == "projective"
+            if projective and stage.antialias:
+                raise ValueError(
+                    f"{name} must have antialias=False, for the map up to it is projective, got True"
+                )
+        self.stages = nn.ModuleList(stages)
+        self.return_theta = checks.flag("return_theta", return_theta)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """``x`` warped once, by the product of what all stages found."""
+        warped, theta = x, None
+        for stage in self.stages:
+            step = stage.locate(warped)
+            theta = step if theta is None else transforms.compose(theta, step)
+            warped = stage.warp(x, theta)
+        return (warped, theta) if self.return_theta else warped
