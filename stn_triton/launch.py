@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stn_triton import tuning
-from stn_triton.kernels import taps
+from stn_triton import splines, tuning
+from stn_triton.kernels import boxes, taps
 from stn_triton.kernels.backward import backward_kernel
 from stn_triton.kernels.forward import forward_kernel
 from stn_triton.kernels.parameters import fill_kernel, theta_kernel
@@ -42,7 +42,7 @@ def forward(
 ) -> Tensor:
     """Sample (N, C, ...) at theta (M, ...): (M, C, *size), in the input's memory format.
 
-    With ``tangents``, the tangent of that.
+    With ``tangents``, the tangent of that. The theta of a spline is its matrix, (M, 2, 3 + P).
     """
     shape = (theta.shape[0], input.shape[1], *size)
     output = torch.empty(
@@ -52,7 +52,7 @@ def forward(
         return output
     if input.shape[0] == 0:  # an index has no image to name
         return output.fill_(0 if output.dtype == torch.uint8 else math.nan)
-    arguments = _arguments(input, theta, size, fill, image_index, tangents, output=output)
+    arguments = _arguments(input, theta, size, options, fill, image_index, tangents, output=output)
     flags = _flags(arguments, ("output", "input", "input_tangent"), options)
     _launch("forward", forward_kernel, output, arguments, flags, options)
     return output
@@ -83,18 +83,22 @@ def backward(
         grad_theta = theta.new_zeros(theta.shape)
         needs_theta = False
     size = grad_output.shape[2:]
-    arguments = _arguments(input, theta, size, fill, image_index, tangents, grad_output=grad_output)
+    arguments = _arguments(input, theta, size, options, fill, image_index, tangents, grad_output=grad_output)
     if needs_input:
         # Sums over one matrix fit into the gather only if it has the image for itself.
         is_many = image_index is not None or theta.shape[0] != input.shape[0]
-        is_fused = needs_theta and not is_many and tangents is None
+        is_spline = bool(options.points)
+        is_fused = needs_theta and not is_many and not is_spline and tangents is None
         starts, order = (None, None) if image_index is None else _by_image(image_index, input.shape[0])
         gathered = {"starts_ptr": starts, "order_ptr": order, **_tensor("grad_input", grad_input)}
         arguments_here = {**arguments, **gathered}
         flags = _flags(arguments_here, ("grad_output", "input", "grad_input"), options)
         flags.update(MANY=is_many, NEEDS_THETA=is_fused)
+        if is_spline:
+            arguments_here.update(_boxes(arguments_here, flags))
         name = "backward" if is_fused else "backward_input"
-        partial = _launch(name, backward_kernel, grad_input, arguments_here, flags, options)
+        kernel = boxes.boxes_kernel if is_spline else backward_kernel
+        partial = _launch(name, kernel, grad_input, arguments_here, flags, options)
         if is_fused:
             grad_theta = _total(partial, theta)
             needs_theta = False
@@ -113,6 +117,24 @@ def _total(partial: Tensor, theta: Tensor) -> Tensor:
     return partial.view(len(theta), -1, *theta.shape[1:]).sum(1, dtype=torch.float64).to(theta.dtype)
 
 
+def _boxes(arguments: dict[str, object], flags: dict[str, object]) -> dict[str, Tensor]:
+    """Of each tile and chunk of the output, the box of the input pixels that it samples."""
+    theta, kernel = arguments["theta_ptr"], boxes.reach_kernel
+    sides = [tile.value * boxes.TILES.value for tile in (boxes.TILE_H, boxes.TILE_W)]
+    chunks = -(-arguments["H_out"] // sides[0]) * -(-arguments["W_out"] // sides[1])
+    shapes = {
+        "boxes_ptr": (len(theta), chunks, 4, boxes.LANES.value),
+        "chunk_boxes_ptr": (len(theta), 4, chunks),
+    }
+    found = {name: theta.new_empty(shape, dtype=torch.int32) for name, shape in shapes.items()}
+    known = {key: value for key, value in {**arguments, **flags}.items() if key in kernel.arg_names}
+    _check_programs(len(theta) * chunks, theta)
+    if not theta.is_meta:
+        with _device_of(theta):
+            kernel[(len(theta) * chunks,)](**found, **known, num_warps=4, enable_fp_fusion=True)
+    return found
+
+
 def _by_image(image_index: Tensor, images: int) -> tuple[Tensor, Tensor]:
     """Where the matrices of each image start in the order of images, and that order; on the device."""
     index, order = torch.sort(image_index, stable=True)
@@ -123,6 +145,7 @@ def _arguments(
     input: Tensor,
     theta: Tensor,
     size: Sequence[int],
+    options: Options,
     fill: Tensor | None,
     image_index: Tensor | None,
     tangents: Tangents | None,
@@ -132,10 +155,15 @@ def _arguments(
     d_in, h_in, w_in = (1, *input.shape[2:])[-3:]
     d_out, h_out, w_out = (1, *size)[-3:]
     moved = (None, None, None) if tangents is None else tangents
+    points = None
+    if options.points:
+        points = splines.centres(options.points, input.device, coordinate_dtype(input.dtype))
     arguments = {
         "image_index_ptr": None if image_index is None else image_index.contiguous(),
         "images": input.shape[0],
         "per_image": theta.shape[0] // input.shape[0],
+        "points_ptr": points,
+        "point_count": 0 if points is None else len(points),
         "C": input.shape[1],
         "D_in": d_in,
         "H_in": h_in,
@@ -170,6 +198,7 @@ def _flags(arguments: dict[str, object], names: Sequence[str], options: Options)
     return {
         "DIM": input.ndim - 2,
         "PROJECTIVE": is_projective(arguments["theta_ptr"].shape),
+        "SPLINE": bool(options.points),
         "TAPS": options.taps(),
         "PADDING": PADDINGS[options.padding_mode],
         "ALIGN_CORNERS": options.align_corners,
@@ -209,6 +238,15 @@ def compile_options(
     return options
 
 
+def _check_programs(programs: int, tiled: Tensor) -> None:
+    if programs > _MAX_PROGRAMS:
+        raise ValueError(f"too many tiles for one launch: {programs} over shape {tuple(tiled.shape)}")
+
+
+def _device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
 def _launch(
     name: str,
     kernel: triton.JITFunction,
@@ -225,7 +263,8 @@ def _launch(
     n, c, *pixels = tiled.shape
     depth, height, width = (1, *pixels)[-3:]
     images = (t for t in arguments.values() if isinstance(t, Tensor) and t.ndim == tiled.ndim)
-    channels_last = all(t.stride(1) == 1 for t in images)
+    # A gather by boxes has pixels in all lanes, whatever the layout.
+    channels_last = kernel is not boxes.boxes_kernel and all(t.stride(1) == 1 for t in images)
     shape = (flags["DIM"], flags["PROJECTIVE"], flags.get("MANY", False), flags["TANGENT"])
     variant = tuning.variant_of(*shape, options)
     bucket = tuning.bucket_of(name, variant, channels_last, tiled.dtype, n * depth, c, height * width)
@@ -237,8 +276,7 @@ def _launch(
         tiles = depth * math.prod(-(-size // block) for size, block in extents)
         blocks_c = -(-c // (config["BLOCK_C"] * config["STEPS_C"]))
         programs = n * blocks_c * tiles
-        if programs > _MAX_PROGRAMS:
-            raise ValueError(f"too many tiles for one launch: {programs} over shape {tuple(tiled.shape)}")
+        _check_programs(programs, tiled)
         partial = None
         if name == "fill":
             partial = tiled.new_empty((n, blocks_c, tiles, config["BLOCK_C"]), dtype=dtype)
@@ -251,12 +289,11 @@ def _launch(
         kernel[(programs,)](
             **leading,
             **arguments,
-            **flags,
-            **{key: value for key, value in config.items() if key in kernel.arg_names},
+            **{key: value for key, value in {**flags, **config}.items() if key in kernel.arg_names},
             EVEN_C=c % config["BLOCK_C"] == 0,
             **compile_options(bucket, config),
         )
         return partial
 
-    with torch.cuda.device(tiled.device) if tiled.is_cuda else contextlib.nullcontext():
+    with _device_of(tiled):
         return run(tuning.configuration(bucket, tiled.device, run))

@@ -66,9 +66,14 @@ class Bucket(NamedTuple):
         match = re.fullmatch(r"(\w+)/([\w-]+)/(nchw|channels_last(?:_16)?)/(\w+)/c(\d+)/p(\d+)/n(\d+)", name)
         return match and cls(*match.groups()[:4], *map(int, match.groups()[4:]))
 
+    def is_boxed(self) -> bool:
+        """Whether it is a gather by boxes, see `kernels/boxes.py`."""
+        return self.kernel == "backward_input" and "spline" in self.variant.split("-")
+
     def is_heavy(self) -> bool:
         """Whether a thread keeps so much per pixel that it should have fewer channels."""
-        return bool({"3d", "bicubic", "reflection", "projective", "tangent"} & set(self.variant.split("-")))
+        heavy = {"3d", "bicubic", "reflection", "projective", "tangent"}
+        return self.is_boxed() or bool(heavy & set(self.variant.split("-")))
 
     def has_steps(self) -> bool:
         """Whether a program may go through several blocks of channels one after the other.
@@ -83,10 +88,16 @@ class Bucket(NamedTuple):
         return 16 // getattr(torch, self.dtype).itemsize if self.layout == "channels_last_16" else 1
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1024)
 def variant_of(dim: int, projective: bool, many: bool, tangent: bool, options: Options) -> str:
     """The name of what is compiled; align_corners changes a few scalars only."""
-    flags = {"projective": projective, "many": many, "antialias": options.antialias, "tangent": tangent}
+    flags = {
+        "projective": projective,
+        "spline": bool(options.points),
+        "many": many,
+        "antialias": options.antialias,
+        "tangent": tangent,
+    }
     names = (f"{dim}d", options.mode, options.padding_mode)
     return "-".join((*names, *(name for name, is_set in flags.items() if is_set)))
 
@@ -141,7 +152,7 @@ def default(bucket: Bucket) -> Config:
         values //= 4 if "antialias" in flags else 2
     values = max(values, 1)
     if bucket.layout == "nchw" or bucket.channels < 16:
-        block_h, block_w = (8, 8) if bucket.pixels <= 64 else (8, 16)
+        block_h, block_w = (8, 8) if bucket.pixels <= 64 or bucket.is_boxed() else (8, 16)
         config = _config(min(bucket.channels, values), 1, 1, block_h, block_w, block_h * block_w // 32)
     else:
         run_c = 16

@@ -17,12 +17,14 @@ PLAIN = tuning.variant_of(2, False, False, False, Options())
 def variants() -> list[str]:
     """Every variant that can be compiled."""
     names = []
-    for tangent, dim, mode, padding, projective, many, antialias in itertools.product(
-        (False, True), (2, 3), MODES, PADDING_MODES, *[(False, True)] * 3
+    kinds = ("affine", "antialias", "projective", "spline")
+    for tangent, dim, mode, padding, kind, many in itertools.product(
+        (False, True), (2, 3), MODES, PADDING_MODES, kinds, (False, True)
     ):
-        if not (dim == 3 and (mode == "bicubic" or projective)) and not (projective and antialias):
-            options = Options(mode, padding, antialias=antialias)
-            names.append(tuning.variant_of(dim, projective, many, tangent, options))
+        if dim == 2 or (mode != "bicubic" and kind in ("affine", "antialias")):
+            points = (0.0,) if kind == "spline" else ()
+            options = Options(mode, padding, antialias=kind == "antialias", points=points)
+            names.append(tuning.variant_of(dim, kind == "projective", many, tangent, options))
     return names
 
 
@@ -32,7 +34,7 @@ def kernels_of(variant: str) -> list[str]:
     kernels = ["forward", "backward_input"]
     if "nearest" not in flags:
         kernels.append("theta")
-        if not {"many", "tangent"} & set(flags):
+        if not {"many", "tangent", "spline"} & set(flags):
             kernels.append("backward")
     return kernels + ["fill"] * ("fill" in flags)
 

@@ -21,6 +21,7 @@ from perf.kernels import disassembly
 from stn_triton import tuning
 from stn_triton.kernels.backward import backward_kernel
 from stn_triton.kernels.block import UNSPECIALIZED
+from stn_triton.kernels.boxes import boxes_kernel
 from stn_triton.kernels.forward import forward_kernel
 from stn_triton.kernels.parameters import fill_kernel, theta_kernel
 from stn_triton.launch import PADDINGS, compile_options
@@ -33,6 +34,8 @@ KERNELS = {
     "theta": theta_kernel,
     "fill": fill_kernel,
 }
+GATHERS_BY_BOXES = {"backward_input": boxes_kernel}
+"""In place of those, for splines."""
 _TYPES = {"uint8": "u8", "float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "fp64"}
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -41,14 +44,16 @@ def source(
     bucket: tuning.Bucket, config: tuning.Config, align_corners: bool = False, index: tl.dtype = tl.int32
 ) -> ASTSource:
     """The kernel of a bucket as the launcher would specialise it for a dense, aligned tensor."""
-    kernel = KERNELS[bucket.kernel]
     dim, mode, padding, *flags = bucket.variant.split("-")
+    is_spline = "spline" in flags
+    kernel = (KERNELS | GATHERS_BY_BOXES if is_spline else KERNELS)[bucket.kernel]
     is_even = bucket.channels % config["BLOCK_C"] == 0 and bucket.layout != "channels_last"
     coordinates = "float64" if bucket.dtype == "float64" else "float32"
     has_index = "many" in flags
     constexprs = {
         "DIM": int(dim[0]),
         "PROJECTIVE": "projective" in flags,
+        "SPLINE": is_spline,
         "TAPS": Options(mode).taps(),
         "PADDING": PADDINGS[padding],
         "ALIGN_CORNERS": align_corners,
@@ -69,6 +74,8 @@ def source(
         constexprs.update(input_tangent_ptr=None, theta_tangent_ptr=None, fill_tangent_ptr=None)
     if not has_index:
         constexprs.update(image_index_ptr=None, starts_ptr=None, order_ptr=None, per_image=1)
+    if not is_spline:
+        constexprs.update(points_ptr=None, point_count=0)
     if dim == "2d":
         constexprs.update(D_in=1, D_out=1)
     constexprs.update(theta_stride_column=1, theta_tangent_stride_column=1)
@@ -83,6 +90,9 @@ def source(
         "fill_tangent_ptr": _TYPES[coordinates],
         "partial_ptr": _TYPES[coordinates],
         "fill_ptr": _TYPES[coordinates],
+        "points_ptr": _TYPES[coordinates],
+        "boxes_ptr": "i32",
+        "chunk_boxes_ptr": "i32",
         "image_index_ptr": "i64",
         "starts_ptr": "i64",
         "order_ptr": "i64",

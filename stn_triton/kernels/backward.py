@@ -35,7 +35,7 @@ from stn_triton.kernels.block import (
 )
 from stn_triton.kernels.coordinates import centred, fold_theta, per_axis_halves, row_constant, theta_scales
 from stn_triton.kernels.forward import map_of
-from stn_triton.kernels.parameters import add_column, store_partial, zero_vectors
+from stn_triton.kernels.parameters import add_column, store_sums, zero_vectors
 from stn_triton.kernels.search import output_lasts, tile_is_reached, touches_edge
 from stn_triton.kernels.taps import FILL, REFLECTION, per_axis_limits
 from stn_triton.kernels.walk import SLOTS, empty_slots, row_shares, visit, walk
@@ -504,4 +504,5 @@ def backward_kernel(
                     sums = add_column(sums, rows, u, 0, DIM, ROWS)
                     sums = add_column(sums, rows, v, 1, DIM, ROWS)
                     sums = add_column(sums, rows, 1.0, DIM, DIM, ROWS)
-        store_partial(partial_ptr, sums, scales, ROWS * (DIM + 1))
+        row = partial_ptr + tl.program_id(0).to(tl.int64) * (ROWS * (DIM + 1))
+        store_sums(row, sums, scales, DIM + 1, ROWS, DIM)

@@ -17,7 +17,7 @@ from stn_triton.kernels.taps import bounded, nearest
 
 # Arguments whose value must not choose another compilation: sizes, and the strides of channels.
 UNSPECIALIZED = (
-    *("H_in", "W_in", "H_out", "W_out", "images"),
+    *("H_in", "W_in", "H_out", "W_out", "images", "point_count"),
     *("input_stride_c", "output_stride_c", "grad_input_stride_c", "grad_output_stride_c"),
     "input_tangent_stride_c",
 )
@@ -228,6 +228,15 @@ def add_scaled(block, other, weight, GROUPS: tl.constexpr):
     result = ()
     for g in tl.static_range(GROUPS):
         result = result + (block[g] + other[g] * weight[:, None],)
+    return result
+
+
+@triton.jit
+def add_rows(sums, rows, ROWS: tl.constexpr):
+    """Add vectors to sums, one each."""
+    result = ()
+    for i in tl.static_range(ROWS):
+        result = result + (sums[i] + rows[i],)
     return result
 
 

@@ -13,6 +13,7 @@ import triton.language as tl
 
 from stn_triton.kernels.block import (
     UNSPECIALIZED,
+    add_rows,
     add_scaled,
     block_start,
     is_inside,
@@ -36,6 +37,7 @@ from stn_triton.kernels.coordinates import (
     sources,
     theta_scales,
 )
+from stn_triton.kernels.spline import bends_at
 from stn_triton.kernels.tangent import change_of, velocities_at
 from stn_triton.kernels.taps import FILL, ZEROS, all_taps, per_axis_limits
 
@@ -94,6 +96,8 @@ def sample_at(
     samples,
     sizes_in,
     sizes,
+    bends,
+    SPLINE: tl.constexpr,
     DIM: tl.constexpr,
     PROJECTIVE: tl.constexpr,
     TAPS: tl.constexpr,
@@ -112,6 +116,8 @@ def sample_at(
     constants = ()
     for k in tl.static_range(DIM + 1 if PROJECTIVE else DIM):
         constants = constants + (row_constant(a, base, k, DIM),)
+    if SPLINE:
+        constants = add_rows(constants, bends, DIM)
     halves = per_axis_halves(sizes_in, DIM, DTYPE)
     positions, divisor = sources(a, base[0], constants, halves, DIM, PROJECTIVE)
     lows, highs = per_axis_limits(sizes_in, DIM, DTYPE)
@@ -214,11 +220,13 @@ def forward_kernel(
     theta_ptr,
     fill_ptr,
     image_index_ptr,
+    points_ptr,
     input_tangent_ptr,
     theta_tangent_ptr,
     fill_tangent_ptr,
     images,
     per_image,
+    point_count,
     C,
     D_in,
     H_in,
@@ -251,6 +259,7 @@ def forward_kernel(
     fill_tangent_stride,
     DIM: tl.constexpr,
     PROJECTIVE: tl.constexpr,
+    SPLINE: tl.constexpr,
     TAPS: tl.constexpr,
     PADDING: tl.constexpr,
     ALIGN_CORNERS: tl.constexpr,
@@ -284,9 +293,37 @@ def forward_kernel(
     a, scales, samples, count, sizes = map_of(
         theta_ptr, m, theta_strides, sizes_in, sizes_out, ANTIALIAS, ALIGN_CORNERS, DIM, PROJECTIVE, DTYPE
     )
+    bends = ()
+    if SPLINE:
+        bends = bends_at(
+            pixels,
+            theta_ptr,
+            m,
+            theta_strides,
+            scales,
+            points_ptr,
+            point_count,
+            sizes_out,
+            ALIGN_CORNERS,
+            DTYPE,
+        )
     if TANGENT:
         b = fold_theta(theta_tangent_ptr, m, theta_tangent_strides, scales, DIM, PROJECTIVE, DTYPE)
         halves = per_axis_halves(sizes_in, DIM, DTYPE)
+        moved_bends = ()
+        if SPLINE:
+            moved_bends = bends_at(
+                pixels,
+                theta_tangent_ptr,
+                m,
+                theta_tangent_strides,
+                scales,
+                points_ptr,
+                point_count,
+                sizes_out,
+                ALIGN_CORNERS,
+                DTYPE,
+            )
 
     # What does not depend on channels is computed before the loop: the compiler moves it there.
     for step in range(steps_of(C - c_first, BLOCK_C, STEPS_C)):
@@ -310,6 +347,8 @@ def forward_kernel(
                 samples,
                 sizes_in,
                 sizes,
+                bends,
+                SPLINE,
                 DIM,
                 PROJECTIVE,
                 TAPS,
@@ -319,6 +358,8 @@ def forward_kernel(
             )
             if TANGENT:
                 velocities, _growth = velocities_at(b, base, positions, halves, divisor, DIM, PROJECTIVE)
+                if SPLINE:
+                    velocities = add_rows(velocities, moved_bends, DIM)
             seen = only_if(exists, pixel_mask)
             if PROJECTIVE:
                 seen = seen & is_visible(divisor)

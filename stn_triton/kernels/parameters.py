@@ -10,6 +10,7 @@ import triton.language as tl
 
 from stn_triton.kernels.block import (
     UNSPECIALIZED,
+    add_rows,
     block_start,
     dot_channels,
     is_inside,
@@ -24,6 +25,7 @@ from stn_triton.kernels.block import (
 )
 from stn_triton.kernels.coordinates import fold_theta, is_visible, per_axis_halves
 from stn_triton.kernels.forward import image_of, map_of, product, sample_at, tap_addresses, tap_of
+from stn_triton.kernels.spline import bends_at, store_bends
 from stn_triton.kernels.tangent import all_curves, bends_of, change_of, slopes_of, velocities_at
 from stn_triton.kernels.taps import FILL, per_axis_limits
 
@@ -35,13 +37,13 @@ def add_three(a0, a1, a2, b0, b1, b2):
 
 
 @triton.jit
-def store_partial(partial_ptr, sums, scales, COUNT: tl.constexpr):
-    """Reduce vectors over the program and store them, as gradients of theta, in the program's row."""
-    row = partial_ptr + tl.program_id(0).to(tl.int64) * COUNT
-    for i in tl.static_range(0, COUNT, 3):
+def store_sums(row, sums, scales, columns, ROWS: tl.constexpr, DIM: tl.constexpr):
+    """Reduce vectors over the program and store them in its row, as gradients of a matrix with `columns`."""
+    for i in tl.static_range(0, ROWS * (DIM + 1), 3):
         totals = tl.reduce((sums[i], sums[i + 1], sums[i + 2]), 0, add_three)
         for j in tl.static_range(3):
-            tl.store(row + i + j, totals[j] * scales[i + j])
+            entry = row + (i + j) // (DIM + 1) * columns + (i + j) % (DIM + 1)
+            tl.store(entry, totals[j] * scales[i + j])
 
 
 @triton.jit
@@ -51,15 +53,6 @@ def zero_vectors(COUNT: tl.constexpr, PIXELS: tl.constexpr, DTYPE: tl.constexpr)
     for _ in tl.static_range(COUNT):
         vectors = vectors + (tl.zeros((PIXELS,), DTYPE),)
     return vectors
-
-
-@triton.jit
-def add_rows(sums, rows, ROWS: tl.constexpr):
-    """Add vectors to sums, one each."""
-    result = ()
-    for i in tl.static_range(ROWS):
-        result = result + (sums[i] + rows[i],)
-    return result
 
 
 @triton.jit
@@ -108,11 +101,13 @@ def theta_kernel(
     theta_ptr,
     fill_ptr,
     image_index_ptr,
+    points_ptr,
     input_tangent_ptr,
     theta_tangent_ptr,
     fill_tangent_ptr,
     images,
     per_image,
+    point_count,
     C,
     D_in,
     H_in,
@@ -145,6 +140,7 @@ def theta_kernel(
     fill_tangent_stride,
     DIM: tl.constexpr,
     PROJECTIVE: tl.constexpr,
+    SPLINE: tl.constexpr,
     TAPS: tl.constexpr,
     PADDING: tl.constexpr,
     ALIGN_CORNERS: tl.constexpr,
@@ -182,10 +178,39 @@ def theta_kernel(
     )
 
     halves = per_axis_halves(sizes_in, DIM, DTYPE)
+    bends = ()
+    if SPLINE:
+        bends = bends_at(
+            pixels,
+            theta_ptr,
+            m,
+            theta_strides,
+            scales,
+            points_ptr,
+            point_count,
+            sizes_out,
+            ALIGN_CORNERS,
+            DTYPE,
+        )
     if TANGENT:
         b = fold_theta(theta_tangent_ptr, m, theta_tangent_strides, scales, DIM, PROJECTIVE, DTYPE)
         lows, highs = per_axis_limits(sizes_in, DIM, DTYPE)
+        moved_bends = ()
+        if SPLINE:
+            moved_bends = bends_at(
+                pixels,
+                theta_tangent_ptr,
+                m,
+                theta_tangent_strides,
+                scales,
+                points_ptr,
+                point_count,
+                sizes_out,
+                ALIGN_CORNERS,
+                DTYPE,
+            )
     sums = zero_vectors(ROWS * (DIM + 1), PIXELS, DTYPE)
+    along_all = zero_vectors(DIM if SPLINE else 0, PIXELS, DTYPE)
     # What does not depend on channels is computed before the loop: the compiler moves it there.
     for step in range(steps_of(C - c_first, BLOCK_C, STEPS_C)):
         c_start = c_first + step * BLOCK_C
@@ -218,6 +243,8 @@ def theta_kernel(
                 samples,
                 sizes_in,
                 sizes,
+                bends,
+                SPLINE,
                 DIM,
                 PROJECTIVE,
                 TAPS,
@@ -233,6 +260,8 @@ def theta_kernel(
             along = zero_vectors(DIM, PIXELS, DTYPE)
             if TANGENT:
                 velocities, growth = velocities_at(b, base, positions, halves, divisor, DIM, PROJECTIVE)
+                if SPLINE:
+                    velocities = add_rows(velocities, moved_bends, DIM)
                 curves = all_curves(positions, lows, highs, DIM, TAPS, PADDING, ALIGN_CORNERS)
                 along_velocity = zero_vectors(DIM, PIXELS, DTYPE)
             for i in tl.static_range(TAPS**DIM):
@@ -299,13 +328,32 @@ def theta_kernel(
             for k in tl.static_range(DIM):
                 sums = add_column(sums, rows, base[k], k, DIM, ROWS)
             sums = add_column(sums, rows, 1.0, DIM, DIM, ROWS)
+            if SPLINE:
+                along_all = add_rows(along_all, rows, DIM)
     if ANTIALIAS:
         share = 1 / tl.cast(count, DTYPE)
         less = ()
         for i in tl.static_range(ROWS * (DIM + 1)):
             less = less + (sums[i] * share,)
         sums = less
-    store_partial(partial_ptr, sums, scales, ROWS * (DIM + 1))
+    columns = DIM + 1
+    if SPLINE:
+        columns += point_count
+    row = partial_ptr + tl.program_id(0).to(tl.int64) * (ROWS * columns)
+    store_sums(row, sums, scales, columns, ROWS, DIM)
+    if SPLINE:
+        store_bends(
+            row,
+            columns,
+            along_all,
+            pixels,
+            scales,
+            points_ptr,
+            point_count,
+            sizes_out,
+            ALIGN_CORNERS,
+            DTYPE,
+        )
 
 
 @triton.jit
@@ -323,9 +371,11 @@ def fill_kernel(
     grad_output_ptr,
     theta_ptr,
     image_index_ptr,
+    points_ptr,
     theta_tangent_ptr,
     images,
     per_image,
+    point_count,
     C,
     D_in,
     H_in,
@@ -346,6 +396,7 @@ def fill_kernel(
     theta_tangent_stride_column,
     DIM: tl.constexpr,
     PROJECTIVE: tl.constexpr,
+    SPLINE: tl.constexpr,
     TAPS: tl.constexpr,
     PADDING: tl.constexpr,
     ALIGN_CORNERS: tl.constexpr,
@@ -379,17 +430,60 @@ def fill_kernel(
     a, scales, samples, count, sizes = map_of(
         theta_ptr, m, theta_strides, sizes_in, sizes_out, ANTIALIAS, ALIGN_CORNERS, DIM, PROJECTIVE, DTYPE
     )
+    bends = ()
+    if SPLINE:
+        bends = bends_at(
+            pixels,
+            theta_ptr,
+            m,
+            theta_strides,
+            scales,
+            points_ptr,
+            point_count,
+            sizes_out,
+            ALIGN_CORNERS,
+            DTYPE,
+        )
     if TANGENT:
         b = fold_theta(theta_tangent_ptr, m, theta_tangent_strides, scales, DIM, PROJECTIVE, DTYPE)
         halves = per_axis_halves(sizes_in, DIM, DTYPE)
+        moved_bends = ()
+        if SPLINE:
+            moved_bends = bends_at(
+                pixels,
+                theta_tangent_ptr,
+                m,
+                theta_tangent_strides,
+                scales,
+                points_ptr,
+                point_count,
+                sizes_out,
+                ALIGN_CORNERS,
+                DTYPE,
+            )
     coverage = tl.zeros((BLOCK_H * BLOCK_W,), DTYPE)
     is_covered = pixel_mask
     for sample in range(count):
         base, positions, divisor, indices, weights, slopes = sample_at(
-            a, pixels, sample, samples, sizes_in, sizes, DIM, PROJECTIVE, TAPS, PADDING, ALIGN_CORNERS, DTYPE
+            a,
+            pixels,
+            sample,
+            samples,
+            sizes_in,
+            sizes,
+            bends,
+            SPLINE,
+            DIM,
+            PROJECTIVE,
+            TAPS,
+            PADDING,
+            ALIGN_CORNERS,
+            DTYPE,
         )
         if TANGENT:
             velocities, _growth = velocities_at(b, base, positions, halves, divisor, DIM, PROJECTIVE)
+            if SPLINE:
+                velocities = add_rows(velocities, moved_bends, DIM)
         for i in tl.static_range(TAPS**DIM):
             weight = product(tap_of(weights, i, DIM, TAPS), DIM)
             if TANGENT:

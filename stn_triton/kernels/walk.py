@@ -8,13 +8,12 @@ to one, and over slices.
 import triton
 import triton.language as tl
 
-from stn_triton.kernels.block import add_scaled, dot_channels, load_block, pixel_offset
+from stn_triton.kernels.block import add_rows, add_scaled, dot_channels, load_block, pixel_offset
 from stn_triton.kernels.coordinates import centred, is_visible, sources
 from stn_triton.kernels.forward import product
 from stn_triton.kernels.parameters import (
     add_along,
     add_column,
-    add_rows,
     row_derivatives,
     where_hit,
     zero_vectors,
