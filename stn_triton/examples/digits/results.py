@@ -166,11 +166,11 @@ def _cpu() -> str:
 
 
 def verdicts(found: Cells) -> tuple[list[str], bool]:
-    """A sentence per comparison, and whether a transformer came out ahead of its CNN on RTS or clutter."""
+    """A sentence per comparison, and whether some ST-CNN came out ahead of its CNN."""
     lines, is_ahead = [], False
     for distortion, without, label, with_, with_label in comparisons(found):
         wins = with_.mean < without.mean
-        is_ahead |= wins and label == "CNN" and distortion in ("RTS", "TC")
+        is_ahead |= wins and label == "CNN"
         word = "ahead of" if wins else "NOT ahead of"
         lines.append(
             f"{distortion}: {with_label} ({with_.mean:.2f} %) is {word} {label} ({without.mean:.2f} %)"
