@@ -59,7 +59,7 @@ class Network(nn.Module):
         super().__init__()
         model = MODELS[name]
         self.transformer = None if model.transform is None else _transformer(model, canvas)
-        side = canvas if model.transform is None else FRAME
+        side = canvas if model.transform is None else crop_size(canvas)
         classifier = _convolutional if model.is_convolutional else _fully_connected
         rest = parameters - count(self)
 
@@ -76,20 +76,28 @@ class Network(nn.Module):
         return self.classifier(images if self.transformer is None else self.transformer(images))
 
 
+def crop_size(canvas: int) -> int:
+    """Pixels of a crop's side: those of an undistorted image, or two thirds of the canvas if that is more.
+
+    A crop starts as the whole canvas; shrunk by more, it would skip pixels, and their gradients.
+    """
+    return max(FRAME, round(canvas * 2 / 3))
+
+
 def count(module: nn.Module) -> int:
     """Learnable parameters."""
     return sum(p.numel() for p in module.parameters())
 
 
 def _transformer(model: Model, canvas: int) -> SpatialTransformer:
-    """As large a crop as an undistorted image, from a localisation network of the classifier's kind."""
+    """The paper's, with a localisation network of the classifier's kind."""
     if model.is_convolutional:
-        localization = ConvolutionalLocalization(1, channels=(8, 8), cells=5)
+        localization = ConvolutionalLocalization(1, channels=(8, 16), cells=5, out_features=64)
         if canvas > FRAME:
             localization = nn.Sequential(nn.AvgPool2d(2), localization)  # where is asked for, not what
     else:
         localization = FullyConnectedLocalization(1, cells=canvas)  # a weight per pixel, as the paper's
-    return SpatialTransformer(1, transform=model.transform, size=FRAME, localization=localization)
+    return SpatialTransformer(1, transform=model.transform, size=crop_size(canvas), localization=localization)
 
 
 def _convolutional(side: int, width: int) -> nn.Sequential:
