@@ -79,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--seeds", type=_positive, metavar="N", help="seeds per network (default: 3; --quick: 2)"
     )
     parser.add_argument(
-        "--steps", type=_positive, metavar="N", help="of training (default: 3000; --quick: 1000)"
+        "--steps", type=_positive, metavar="N", help="of training (default: 2000; --quick: 1000)"
     )
     parser.add_argument(
         "--jobs", type=_positive, metavar="N", help="networks at once (default: one per core)"

@@ -51,7 +51,7 @@ class Task:
 class Settings:
     """How every network of a run is trained and tested."""
 
-    steps: int = 3000
+    steps: int = 2000
     batch: int = 64
     lr: float = 1e-2
     """Of Adam, at the peak: it rises over the first fifth of the steps, then falls to 0 as a cosine."""
