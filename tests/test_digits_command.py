@@ -25,14 +25,14 @@ def run(*arguments):
 
 TINY = (
     "--distortions",
-    "RTS",
+    "R",
     "--models",
     "cnn",
     "st-fcn-tps",
     "--seeds",
     "2",
     "--steps",
-    "100",
+    "64",
     "--jobs",
     "1",
 )
@@ -58,7 +58,7 @@ class TestCommand:
     def test_writes_table_rows_and_pictures(self, finished):
         out, printed = finished
         assert {path.name for path in out.iterdir()} == {
-            *("networks", "networks.csv", "results.json", "table.txt", "crops-RTS.png")
+            *("networks", "networks.csv", "results.json", "table.txt", "crops-R.png")
         }
         assert (out / "table.txt").read_text().strip() in printed
         found = errors(out)
@@ -78,10 +78,7 @@ class TestCommand:
 
         def interrupted(*arguments):
             calls.append(1)
-            if len(calls) in (
-                90,
-                190,
-            ):  # after the first network's file was written; before the second's
+            if len(calls) in (60, 120):  # after the first network's file was written; before the second's
                 raise KeyboardInterrupt
             return step(*arguments)
 
@@ -90,11 +87,11 @@ class TestCommand:
         assert "the same command goes on" in capsys.readouterr().err
         assert run(*TINY, "--out", tmp_path) == command.EXIT_INTERRUPTED
         assert run(*TINY, "--out", tmp_path) == 0
-        # Done twice: the 10 steps after the first network's file was written, the 80 before the second's.
-        assert len(calls) == 4 * 100 + 10 + 80
+        # Done twice: the 12 steps after the first network's file was written, the 44 before the second's.
+        assert len(calls) == 4 * 64 + 12 + 44
         for one, other in zip(errors(tmp_path), errors(finished[0]), strict=True):
             assert one["errors"] == other["errors"]
-        name = "RTS-st-fcn-tps-seed2.pt"
+        name = "R-st-fcn-tps-seed2.pt"
         one, other = (
             torch.load(out / "networks" / name, weights_only=True) for out in (tmp_path, finished[0])
         )
@@ -112,11 +109,11 @@ class TestCommand:
 
     def test_other_settings_are_noticed_and_fresh_sets_aside(self, finished, tmp_path, capsys):
         out = finished[0]
-        arguments = ("--distortions", "RTS", "--models", "cnn", "--seeds", "1", "--jobs", "1")
+        arguments = ("--distortions", "R", "--models", "cnn", "--seeds", "1", "--jobs", "1")
         with pytest.raises(SystemExit) as stopped:
             run(*arguments, "--steps", "7", "--out", out)
         assert stopped.value.code == command.EXIT_USAGE
-        assert "steps was 100, is now 7" in capsys.readouterr().err
+        assert "steps was 64, is now 7" in capsys.readouterr().err
         small = tmp_path / "small"
         assert run(*arguments, "--steps", "2", "--out", small) == 0
         assert run(*arguments, "--steps", "3", "--out", small, "--fresh") == 0
@@ -124,7 +121,7 @@ class TestCommand:
             assert json.loads((folder / "results.json").read_text())["settings"]["steps"] == steps
 
     def test_a_damaged_file_is_named(self, finished, tmp_path, capsys):
-        path = tmp_path / "networks" / "RTS-cnn-seed1.pt"
+        path = tmp_path / "networks" / "R-cnn-seed1.pt"
         path.parent.mkdir()
         path.write_bytes((finished[0] / "networks" / path.name).read_bytes()[:1000])
         with pytest.raises(SystemExit):
@@ -132,7 +129,7 @@ class TestCommand:
         assert f"{path} is damaged" in capsys.readouterr().err
 
     def test_worker_processes_find_the_same(self, finished, tmp_path):
-        arguments = ("--distortions", "RTS", "--models", "cnn", "--seeds", "2", "--steps", "100")
+        arguments = ("--distortions", "R", "--models", "cnn", "--seeds", "2", "--steps", "64")
         assert run(*arguments, "--jobs", "2", "--out", tmp_path) == 0
         assert errors(tmp_path)[0]["errors"] == errors(finished[0])[0]["errors"]
 

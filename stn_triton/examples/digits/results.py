@@ -85,18 +85,6 @@ def table(found: Cells) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", *legend])
 
 
-def comparisons(found: Cells) -> list[tuple[str, Cell, str, Cell, str]]:
-    """On each distortion, each network without a transformer and the one with an affine transformer."""
-    pairs = []
-    for distortion in DISTORTIONS:
-        for plain in ("cnn", "fcn"):
-            without, with_ = found.get((distortion, plain)), found.get((distortion, f"st-{plain}-affine"))
-            if without is not None and with_ is not None:
-                label = MODELS[plain].label
-                pairs.append((distortion, without, label, with_, MODELS[f"st-{plain}-affine"].label))
-    return pairs
-
-
 def write(
     folder: Path, results: dict[Task, Result], settings: Settings, source: Source, seeds: int
 ) -> list[Path]:
@@ -165,14 +153,24 @@ def _cpu() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def verdicts(found: Cells) -> tuple[list[str], bool]:
-    """A sentence per comparison, and whether some ST-CNN came out ahead of its CNN."""
-    lines, is_ahead = [], False
-    for distortion, without, label, with_, with_label in comparisons(found):
-        wins = with_.mean < without.mean
-        is_ahead |= wins and label == "CNN"
-        word = "ahead of" if wins else "NOT ahead of"
-        lines.append(
-            f"{distortion}: {with_label} ({with_.mean:.2f} %) is {word} {label} ({without.mean:.2f} %)"
-        )
+def verdicts(found: Cells) -> tuple[list[str], bool | None]:
+    """A line for each network and the same behind an affine transformer, on each distortion.
+
+    Returns:
+        The lines, and whether the transformer came out ahead of the CNN anywhere; None without such a pair.
+    """
+    lines, is_ahead = [], None
+    for distortion in DISTORTIONS:
+        for plain in ("fcn", "cnn"):
+            better = f"st-{plain}-affine"
+            if (distortion, plain) not in found or (distortion, better) not in found:
+                continue
+            without, with_ = found[distortion, plain], found[distortion, better]
+            wins = with_.mean < without.mean
+            if plain == "cnn":
+                is_ahead = bool(is_ahead) or wins
+            lines.append(
+                f"{distortion}: {MODELS[better].label}, {with_} %, is {'' if wins else 'NOT '}ahead of "
+                f"{MODELS[plain].label}, {without} %"
+            )
     return lines, is_ahead

@@ -22,7 +22,7 @@ from stn_triton.nn import parameter_groups
 
 ROUND = 16
 """Batches that are distorted at once; the unit of progress."""
-ROUNDS_PER_SAVE = 5
+ROUNDS_PER_SAVE = 3
 _WARM_UP = 0.2  # of the steps
 _LARGEST_GRADIENT = 5.0  # norm of all together
 _TEST_BATCH = 1000
