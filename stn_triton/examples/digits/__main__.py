@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="CNN and FCN, alone and behind an affine transformer, on RTS; two seeds, half of the steps",
+        help="CNN and FCN, alone and behind an affine transformer, on RTS; two seeds, a third of the steps",
     )
     parser.add_argument(
         "--data", type=Path, metavar="FOLDER", help="MNIST's IDX files (default: scikit-learn's digits)"
@@ -79,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--seeds", type=_positive, metavar="N", help="seeds per network (default: 3; --quick: 2)"
     )
     parser.add_argument(
-        "--steps", type=_positive, metavar="N", help="of training (default: 2000; --quick: 1000)"
+        "--steps", type=_positive, metavar="N", help="of training (default: 2000; --quick: 700)"
     )
     parser.add_argument(
         "--jobs", type=_positive, metavar="N", help="networks at once (default: one per core)"

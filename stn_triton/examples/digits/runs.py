@@ -53,7 +53,7 @@ FULL = Plan(
     seeds=3,
     settings=Settings(),
 )
-QUICK = Plan({"RTS": FULL.models["TC"]}, seeds=2, settings=Settings(steps=1000, test_copies=4))
+QUICK = Plan({"RTS": FULL.models["TC"]}, seeds=2, settings=Settings(steps=700, test_copies=4))
 
 
 class WorkerError(RuntimeError):
