@@ -127,11 +127,12 @@ def is_complete(tasks: Iterable[Task]) -> bool:
 def draw(rows: list[Row]) -> Figure:
     """A panel for angles and one for shifts: means over seeds, and bands from the worst to the best."""
     with mpl.rc_context({**pictures.STYLE, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(12.5, 5.2), layout="constrained")
+        figure = Figure(figsize=(12.5, 5.8), layout="constrained")
         seeds = len({row.seed for row in rows})
+        mean = f"Means of {seeds} seeds, bands from the worst seed to the best." if seeds > 1 else "One seed."
         figure.suptitle(
             "Invariance by max pooling and by a transformer: accuracy on test digits turned or shifted\n"
-            f"Means of {seeds} seeds, bands from the worst seed to the best. Grey: not seen in training.",
+            f"{mean} Grey: beyond what those trained on distorted digits saw.",
             fontsize=10,
         )
         for ax, panel in zip(figure.subplots(1, len(PANELS), sharey=True), PANELS, strict=True):
@@ -157,7 +158,8 @@ def _panel(ax: Axes, panel: Panel, rows: list[Row]) -> None:
     ax.set_ylim(0, 101)
     ax.set_xlabel(panel.axis)
     ax.grid(True, color="#d9d9d9", linewidth=0.7)
-    ax.legend(loc="lower center" if low < 0 else "lower left", frameon=True, fontsize=8)
+    ax.set_xticks(panel.values[:: 3 if low < 0 else 1])
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
 
 
 def write_csv(rows: list[Row], path: Path) -> Path:

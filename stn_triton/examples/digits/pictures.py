@@ -61,8 +61,8 @@ def draw(
     # One image of each of so many digits, evenly spread.
     wanted = torch.arange(EXAMPLES) * 2 + 1
     first = [int((test_set.labels == digit).nonzero()[0]) for digit in wanted]
-    images, _ = fixed_images(distortion, tasks[0].seed, test_set, 1)
-    images = images[first]
+    images, labels = fixed_images(distortion, tasks[0].seed, test_set, 1)
+    images, labels = images[first], labels[first]
     height = _HEAD + len(networks) * (_CELL + _NUMBERS)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(_LEFT + 2 * EXAMPLES * _CELL, height))
@@ -81,7 +81,7 @@ def draw(
         )
         figure.suptitle(
             f"{distortion}: {DISTORTIONS[distortion].title}\n"
-            "Pairs of input, with the region that is sampled (its top edge thick), and crop; below, theta",
+            "Pairs of input, with the region that is sampled (top edge thick), and crop; below: theta, digit",
             fontsize=10,
         )
         for axes, (task, state) in zip(grid, networks, strict=True):
@@ -104,15 +104,13 @@ def draw(
                 left.text(
                     0, -0.06, numbers(theta), transform=left.transAxes, va="top", family="monospace", size=7
                 )
-                right.text(
-                    0.98,
-                    0.02,
-                    f"sees {int(seen[i])}",
-                    transform=right.transAxes,
-                    ha="right",
-                    color="w",
-                    size=7,
+                # Right of the numbers, under the crop.
+                said = (
+                    f"{int(labels[i])}"
+                    if seen[i] == labels[i]
+                    else f"{int(labels[i])}, seen as {int(seen[i])}"
                 )
+                right.text(0.98, -0.06, said, transform=right.transAxes, ha="right", va="top", size=8)
     return figure
 
 
@@ -141,7 +139,7 @@ def _region(ax: Axes, theta: Tensor, side: int) -> None:
         xs, ys = zip(*line, strict=True)
         ax.plot(xs, ys, color="black", linewidth=3.2 if i == 0 else 1.6, clip_on=True)
         ax.plot(xs, ys, color="#ffb000", linewidth=2.4 if i == 0 else 0.9, clip_on=True)
-    margin = 0.15 * side
+    margin = 0.25 * side
     ax.set_xlim(-margin, side - 1 + margin)
     ax.set_ylim(side - 1 + margin, -margin)
     ax.set_facecolor("#303030")
