@@ -266,9 +266,15 @@ def rows_at(theta: Tensor, base: list[Tensor], bases: Tensor | None) -> Tensor:
         along_x = (theta[:, row, 0, None] * base[0]).view(-1, *[1] * (dim - 1), size[-1])
         torch.add(along_x, total, out=grid[..., row])
     if bases is not None:
-        bends = theta[..., dim + 1 :].flatten(0, 1) @ bases.flatten(0, 1).T
+        bends = _product(theta[..., dim + 1 :].flatten(0, 1), bases.flatten(0, 1).T)
         grid += bends.view(len(theta), rows, *size).movedim(1, -1)
     return grid
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Of matrices, in their dtype also under autocast."""
+    with torch.autocast("cpu", enabled=False):
+        return a @ b
 
 
 def _grid(theta: Tensor, base: list[Tensor], options: Options) -> Grid:
@@ -340,6 +346,6 @@ def grad_theta_of(grad_rows: Tensor, grid: Grid) -> Tensor:
         columns.append((grad_rows.sum(others) * base[:, None]).sum(1))
     grad_theta = torch.stack((*columns, grad_rows.sum(list(axes))), 2)
     if grid.bases is not None:
-        moments = grad_rows.flatten(1, 2).transpose(1, 2) @ grid.bases.flatten(0, 1)
+        moments = _product(grad_rows.flatten(1, 2).transpose(1, 2), grid.bases.flatten(0, 1))
         grad_theta = torch.cat((grad_theta, moments), 2)
     return grad_theta

@@ -3,8 +3,10 @@
 The interpreter is chosen before Triton is first imported, so this happens at import.
 """
 
+import atexit
 import contextlib
 import os
+import shutil
 import tempfile
 
 import pytest
@@ -15,6 +17,7 @@ if not HAS_GPU:
     os.environ["TRITON_INTERPRET"] = "1"
 os.environ["STN_TRITON_AUTOTUNE"] = "0"
 os.environ["STN_TRITON_CACHE_DIR"] = tempfile.mkdtemp(prefix="stn_triton_")
+atexit.register(shutil.rmtree, os.environ["STN_TRITON_CACHE_DIR"], ignore_errors=True)
 
 
 def _patch_once_per_launch():

@@ -162,13 +162,23 @@ def solve(
     return Truth(*(None if t is None else t.to(device) for t in (output, grad_input, grad_theta, grad_fill)))
 
 
+def _phis(base, size_out, options, dtype):
+    """Of a thin plate spline, r^2 log2 r^2 of the distances from each control point."""
+    phis = []
+    x, y = (b * (2 / max(n - options.align_corners, 1)) for b, n in zip(base[:2], size_out[:2], strict=True))
+    for px, py in zip(options.points[::2], options.points[1::2], strict=True):
+        square = (x - torch.tensor(px, dtype=dtype)) ** 2 + (y - torch.tensor(py, dtype=dtype)) ** 2
+        phis.append(torch.where(square > 0, square * torch.log2(square), 0))
+    return phis
+
+
 def _solve_one(x, theta, size_out, g, options, fill, samples, offsets, fused) -> Truth:
     """One sample of one image's pixels under one matrix."""
     dim, dtype = len(size_out), theta.dtype
     size_in = tuple(reversed(x.shape[1:]))
     fine = [n * s for n, s in zip(size_out, samples, strict=True)]
     scales = _scales(size_in, fine, options.align_corners, len(theta))
-    a = theta * scales.to(dtype)
+    a = theta[:, : dim + 1] * scales.to(dtype)
     axes = [
         torch.arange(n, dtype=dtype) * s + i - (n * s - 1) / 2
         for n, s, i in zip(size_out, samples, offsets, strict=True)
@@ -180,6 +190,11 @@ def _solve_one(x, theta, size_out, g, options, fill, samples, offsets, fused) ->
         for j in reversed(range(dim)):
             total = _fma(row[j].expand_as(total), base[j], total, fused)
         rows.append(total)
+    phis = _phis(base, size_out, options, dtype)
+    for k, row in enumerate(theta if phis else ()):
+        rows[k] = rows[k] + scales[k, dim].to(dtype) * sum(
+            w * phi for w, phi in zip(row[dim + 1 :], phis, strict=True)
+        )
     seen = torch.ones_like(base[0], dtype=torch.bool)
     divisor = torch.ones_like(base[0])
     if len(rows) > dim:
@@ -222,5 +237,7 @@ def _solve_one(x, theta, size_out, g, options, fill, samples, offsets, fused) ->
         by_row = [d / depth for d in along]
         by_row.append(-sum(d * row.double().where(seen, 0) for d, row in zip(by_row, rows, strict=True)))
     columns = [b.double() for b in base] + [torch.ones_like(base[0], dtype=torch.float64)]
+    columns += [phi.double() for phi in phis]
+    scales = torch.cat((scales, scales[:, dim:].expand(-1, len(phis))), 1)
     grad_theta = torch.stack([torch.stack([(d * c).sum() for c in columns]) for d in by_row]) * scales
     return Truth(output, grad_input.view(x.shape), grad_theta, grad_fill)

@@ -107,6 +107,13 @@ def homogeneous(theta: Tensor) -> Tensor:
     return torch.cat((theta, torch.cat((last[..., :-1], last[..., -1:] + 1), dim=-1)), dim=-2)
 
 
+def with_shift(linear: Tensor, shift: Tensor) -> Tensor:
+    """The matrix (..., rows, D + 1) of its linear part and its last column (..., rows), broadcast."""
+    batch = torch.broadcast_shapes(linear.shape[:-2], shift.shape[:-1])
+    linear, shift = linear.expand(*batch, *linear.shape[-2:]), shift.expand(*batch, shift.shape[-1])
+    return torch.cat((linear, shift.unsqueeze(-1)), dim=-1)
+
+
 def product(a: Tensor, b: Tensor) -> Tensor:
     """The matrix product, in the dtype of both."""
     return (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(dim=-2, dtype=a.dtype)

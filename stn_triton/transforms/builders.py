@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from stn_triton.transforms import arguments
+from stn_triton.transforms.algebra import with_shift
 
 Numbers = Tensor | float | Sequence  # sequences may be nested; arrays are taken too
 
@@ -63,7 +64,7 @@ def translation(shift: Numbers) -> Tensor:
     shift = arguments.vectors("shift", shift, (2, 3), "(..., 2) or (..., 3)")
     dim = shift.shape[-1]
     linear = torch.eye(dim, dtype=shift.dtype, device=shift.device)
-    return torch.cat((linear.expand(*shift.shape, dim), shift.unsqueeze(-1)), dim=-1)
+    return with_shift(linear, shift)
 
 
 def scale(factors: Numbers, *, dim: int = 2) -> Tensor:
@@ -207,7 +208,7 @@ def shear(factors: Numbers, *, aspect: float | Tensor | Sequence[float | Tensor]
 
 def about_the_centre(linear: Tensor) -> Tensor:
     """Theta of a linear map (..., D, D): no shift."""
-    return torch.cat((linear, torch.zeros_like(linear[..., :1])), dim=-1)
+    return with_shift(linear, torch.zeros_like(linear[..., 0]))
 
 
 def on_sides(linear: Tensor, aspect: float | Tensor | Sequence[float | Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stn_triton.transforms import arguments, builders
-from stn_triton.transforms.algebra import compose
+from stn_triton.transforms.algebra import compose, with_shift
 from stn_triton.transforms.arguments import Sizes
 from stn_triton.transforms.builders import Numbers
 
@@ -130,5 +130,4 @@ def boxes(
         turn = builders.rotation(arguments.tensor("angle", angle, boxes))[..., :2]
         linear = turn * torch.stack(spans, dim=-1).unsqueeze(-2)
         linear = torch.stack([row / unit for row, unit in zip(linear.unbind(-2), units, strict=True)], dim=-2)
-        shift = shift.expand(linear.shape[:-1])
-    return torch.cat((linear, shift.unsqueeze(-1)), dim=-1)
+    return with_shift(linear, shift)

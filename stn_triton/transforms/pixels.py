@@ -1,0 +1,165 @@
+"""Theta from and to matrices of pixels: what the converters of other libraries' matrices rest on.
+
+A position p in pixels is 0 at the centre of the first pixel. Under both corner conventions the normalised
+position is a (p - c) with c = (S - 1) / 2, the centre of the axis, and a = 2 / S, or 2 / (S - 1) with
+``align_corners=True``. So M, from output to input pixels, becomes theta = A_in T(-c_in) M T(c_out) A_out^-1,
+and equal sizes cancel exactly.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stn_triton.transforms import arguments
+from stn_triton.transforms.algebra import is_affine, with_shift
+from stn_triton.transforms.arguments import Sizes
+from stn_triton.transforms.builders import Numbers
+
+SHAPES = {2: ((2, 3), (3, 3)), 3: ((3, 4),)}
+
+
+def from_pixels(
+    matrix: Numbers, size_in: Sizes, size_out: Sizes | None = None, *, align_corners: bool = False
+) -> Tensor:
+    """Theta of a matrix from output to input pixels, where 0 is the centre of the first pixel.
+
+    Args:
+        matrix: (..., 2, 3), (..., 3, 4), or (..., 3, 3) for homographies; floating; a tensor or an array. It
+            maps (x, y[, z], 1) in the output to (x, y[, z]) in the input, both in pixels.
+        size_in: (H, W) or (D, H, W) of the input, which the operator will be called with.
+        size_out: the same of the output. Default: the input's.
+        align_corners: what the operator will be called with. The result of the operator is the same with
+            both. (An axis of one pixel has no width under True: whatever theta says there, that pixel is
+            read.)
+
+    Returns:
+        theta, the shape of ``matrix``.
+
+    Raises:
+        TypeError: ``matrix`` is not floating, or a size holds no ints.
+        ValueError: ``matrix`` or ``size_out`` has not the dimension of ``size_in``.
+
+    Example:
+        >>> import torch, stn_triton
+        >>> image = torch.arange(12.0).reshape(1, 1, 3, 4)
+        >>> one_pixel = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+        >>> theta = stn_triton.transforms.from_pixels(one_pixel, (3, 4))
+        >>> stn_triton.affine_grid_sample(image, theta[None])[0, 0].round()
+        tensor([[ 1.,  2.,  3.,  0.],
+                [ 5.,  6.,  7.,  0.],
+                [ 9., 10., 11.,  0.]])
+    """
+    extents_in, extents_out = both_sizes(size_in, size_out)
+    matrix = arguments.matrices("matrix", matrix, SHAPES[len(extents_in)])
+    origin_in, origin_out = centres(extents_in), centres(extents_out)
+    matrix = move_origins(matrix, [-c for c in origin_in], [-c for c in origin_out])
+    return normalise(matrix, extents_in, extents_out, align_corners)
+
+
+def to_pixels(
+    theta: Tensor, size_in: Sizes, size_out: Sizes | None = None, *, align_corners: bool = False
+) -> Tensor:
+    """The matrix from output to input pixels of a theta: the inverse of ``from_pixels``.
+
+    Args:
+        theta: (..., 2, 3), (..., 3, 4), or (..., 3, 3) for homographies; floating.
+        size_in: (H, W) or (D, H, W) of the input.
+        size_out: the same of the output. Default: the input's.
+        align_corners: what the operator is called with.
+
+    Returns:
+        The shape of ``theta``.
+
+    Raises:
+        TypeError: ``theta`` is not floating, or a size holds no ints.
+        ValueError: ``theta`` or ``size_out`` has not the dimension of ``size_in``.
+
+    Example:
+        >>> from stn_triton import transforms
+        >>> transforms.to_pixels(transforms.scale([0.5]), (8, 8))
+        tensor([[0.5000, 0.0000, 1.7500],
+                [0.0000, 0.5000, 1.7500]])
+    """
+    extents_in, extents_out = both_sizes(size_in, size_out)
+    theta = arguments.matrices("theta", theta, SHAPES[len(extents_in)])
+    matrix = denormalise(theta, extents_in, extents_out, align_corners)
+    return move_origins(matrix, centres(extents_in), centres(extents_out))
+
+
+def from_corner(matrix: Tensor) -> Tensor:
+    """A matrix of pixels counted from the corner of the first pixel, counted from its centre."""
+    half = [0.5] * (matrix.shape[-1] - 1)
+    return move_origins(matrix, [-h for h in half], [-h for h in half])
+
+
+def to_corner(matrix: Tensor) -> Tensor:
+    """The inverse of ``from_corner``."""
+    half = [0.5] * (matrix.shape[-1] - 1)
+    return move_origins(matrix, half, half)
+
+
+def reverse_axes(matrix: Tensor) -> Tensor:
+    """A matrix (..., D, D + 1) in the order of indices in the order (x, y[, z]), and the other way."""
+    return torch.cat((matrix[..., :-1].flip(-2, -1), matrix[..., -1:].flip(-2)), dim=-1)
+
+
+def affine_only(theta: Tensor, size_in: Sizes) -> Tensor:
+    """Theta, checked, where a library has no homographies."""
+    dim = len(arguments.sizes("size_in", size_in))
+    return arguments.matrices("theta", theta, ((dim, dim + 1),))
+
+
+def both_sizes(
+    size_in: Sizes, size_out: Sizes | None, dims: tuple[int, ...] = (2, 3)
+) -> tuple[list[int], list[int]]:
+    """The sizes of input and output, checked, as (W, H[, D])."""
+    extents_in = arguments.sizes("size_in", size_in, dims)
+    if size_out is None:
+        return extents_in, extents_in
+    return extents_in, arguments.sizes("size_out", size_out, (len(extents_in),))
+
+
+def centres(extents: list[int]) -> list[float]:
+    """The centre of an image in pixels."""
+    return [(extent - 1) / 2 for extent in extents]
+
+
+def normalise(matrix: Tensor, extents_in: list[int], extents_out: list[int], align_corners: bool) -> Tensor:
+    """Theta of a matrix from output to input pixels, where 0 is the centre of either image."""
+    return matrix * _ratios(matrix, extents_in, extents_out, align_corners)
+
+
+def denormalise(theta: Tensor, extents_in: list[int], extents_out: list[int], align_corners: bool) -> Tensor:
+    """The inverse of ``normalise``."""
+    return theta / _ratios(theta, extents_in, extents_out, align_corners)
+
+
+def move_origins(matrix: Tensor, origin_in: list[float], origin_out: list[float]) -> Tensor:
+    """T(origin_in) M T(-origin_out): the map when the old zeros of both images have these new coordinates.
+
+    Written for M - I, so that the origins cancel exactly where M is the identity or a shift.
+    """
+    rows, columns = matrix.shape[-2:]
+    dim = columns - 1
+    below = [0.0] * (rows - dim)  # the last row of a homography stays
+    after = matrix.new_tensor(origin_out)
+    before = matrix.new_tensor([*origin_in, *below])
+    difference = matrix.new_tensor([*[b - a for b, a in zip(origin_in, origin_out, strict=True)], *below])
+    linear, shift = matrix[..., :dim], matrix[..., dim]
+    identity = torch.eye(rows, dim, dtype=matrix.dtype, device=matrix.device)
+    shift = shift - ((linear - identity) * after).sum(dim=-1, dtype=matrix.dtype)
+    if not is_affine(matrix):
+        linear = linear + before.unsqueeze(-1) * linear[..., -1:, :]
+        shift = shift + before * (shift[..., -1:] - 1)
+    return with_shift(linear, shift + difference)
+
+
+def _ratios(matrix: Tensor, extents_in: list[int], extents_out: list[int], align_corners: bool) -> Tensor:
+    """By what each entry of a matrix of pixels grows in normalised coordinates, the shape of one matrix."""
+    inset = 1 if arguments.flag("align_corners", align_corners) else 0
+    units_in, units_out = ([max(e - inset, 1) / 2 for e in extents] for extents in (extents_in, extents_out))
+    rows = matrix.shape[-2]
+    # The last row and column are not in pixels.
+    units_in, units_out = [*units_in, 1.0], [*units_out, 1.0]
+    return matrix.new_tensor([[out / unit for out in units_out] for unit in units_in[:rows]])

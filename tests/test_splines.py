@@ -1,0 +1,273 @@
+"""Thin plate splines: the kernels against the oracle, and the public function against what a spline is."""
+
+import itertools
+
+import oracle
+import pytest
+import torch
+from test_kernels import assert_close, parts
+from torch.autograd import gradcheck, gradgradcheck
+
+from stn_triton import launch, reference, reference_tangent, splines, thin_plate_spline_grid_sample
+from stn_triton.options import MODES, PADDING_MODES, Options, Tangents
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+GRID = tuple(splines.regular_points(2, 3))
+SCATTERED = (-0.9, -0.7, 0.8, -0.6, 0.1, 0.2, -0.5, 0.9)
+PRODUCT = list(itertools.product(MODES, PADDING_MODES, (False, True)))
+
+
+def randn(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def case(options, images=2, matrices=2, size_in=(5, 7), size=(6, 5), channels=2, strength=0.3):
+    """Images, matrices of splines, gradients and fill values in fp64; some splines fold."""
+    offsets = strength * randn(matrices, len(options.points) // 2, 2, seed=1)
+    theta = splines.coefficients(offsets, options.points, torch.float64)
+    fill = randn(channels, seed=2) if options.padding_mode == "fill" else None
+    return randn(images, channels, *size_in), theta, size, randn(matrices, channels, *size, seed=3), fill
+
+
+def run(input, theta, size, grad, fill, options, image_index=None, mask=(True, True)):
+    output = launch.forward(input, theta, size, options, fill, image_index)
+    mask = (*mask, fill is not None)
+    return oracle.Truth(output, *launch.backward(grad, input, theta, options, mask, fill, image_index))
+
+
+def check(device, options, dtype, args, image_index=None, layout=torch.contiguous_format, budget=32):
+    """Kernels of a dtype against the oracle with positions of that dtype."""
+    input, theta, size, grad, fill = args
+    input, grad = (t.to(device, dtype).contiguous(memory_format=layout) for t in (input, grad))
+    wide = torch.promote_types(dtype, torch.float32)
+    theta = theta.to(device, wide)
+    fill = None if fill is None else fill.to(device, wide)
+    index = None if image_index is None else image_index.to(device)
+    truth = oracle.solve(input, theta, size, grad, options, wide, fill, image_index)
+    result = run(input, theta, size, grad, fill, options, index)
+    for part, actual, expected in parts(result, truth):
+        limit = budget * torch.finfo(wide).eps * max(expected.abs().max().item(), 1)
+        assert_close(actual, expected, limit, part)
+    return result
+
+
+@pytest.mark.parametrize(("mode", "padding_mode", "align_corners"), PRODUCT)
+def test_agrees_with_the_oracle(device, mode, padding_mode, align_corners):
+    options = Options(mode, padding_mode, align_corners, points=GRID)
+    layout = torch.channels_last if align_corners else torch.contiguous_format
+    check(device, options, torch.float32, case(options), layout=layout)
+
+
+@pytest.mark.parametrize("points", [GRID, SCATTERED], ids=["grid", "scattered"])
+def test_agrees_with_the_exact_truth_in_fp64(device, points):
+    options = Options("bicubic", "border", points=points)
+    check(device, options, torch.float64, case(options), budget=256)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_images_have_coordinates_in_fp32(device, dtype):
+    options = Options(points=GRID)
+    input, theta, size, grad, fill = case(options)
+    half = (input.to(device, dtype), theta.to(device, torch.float32), size, grad.to(device, dtype), fill)
+    wide = (half[0].float(), half[1], size, half[3].float(), fill)
+    for _, actual, expected in parts(run(*half, options), run(*wide, options)):
+        eps = max(torch.finfo(actual.dtype).eps, 1e-5)  # rounded once, or summed in another order
+        torch.testing.assert_close(actual.float(), expected, rtol=eps, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("images", "matrices", "index"), [(2, 4, None), (3, 4, [2, 0, 2, 2]), (3, 2, [-1, 1])]
+)
+def test_many_splines_for_an_image(device, images, matrices, index):
+    """In order, by index, and with an index that names no image, as on a GPU."""
+    options = Options(points=GRID)
+    args = case(options, images, matrices)
+    index = None if index is None else torch.tensor(index)
+    if index is not None and index.min() < 0:
+        input, theta, size, grad, fill = (t.to(device) if isinstance(t, torch.Tensor) else t for t in args)
+        result = run(input, theta, size, grad, fill, options, index.to(device))
+        assert result.output[0].isnan().all()
+        assert result.output[1].isfinite().all()
+        assert not result.grad_theta[0].any()
+        assert result.grad_theta[1].any()
+        assert not result.grad_input[[0, 2]].any()
+    else:
+        check(device, options, torch.float32, args, index)
+
+
+def test_outputs_of_several_chunks_onto_a_few_pixels(device):
+    options = Options("bilinear", "border", points=GRID)
+    check(device, options, torch.float64, case(options, 1, 1, (5, 4), (35, 34), 1, 1.0), budget=1024)
+
+
+def test_images_of_several_tiles(device):
+    options = Options("bilinear", "reflection", points=GRID)
+    check(device, options, torch.float64, case(options, 1, 1, (17, 19), (9, 10), 1), budget=1024)
+
+
+@pytest.mark.parametrize(("mode", "padding_mode"), [("bilinear", "zeros"), ("bicubic", "fill")])
+@pytest.mark.parametrize("index", [None, [2, 0, 2]])
+def test_tangents_and_second_derivatives_equal_plain_pytorch(device, mode, padding_mode, index):
+    options = Options(mode, padding_mode, points=GRID)
+    input, theta, size, grad, fill = case(options, 3, 3)
+    moved = Tangents(randn(*input.shape, seed=4), randn(*theta.shape, seed=5), fill)
+    index = None if index is None else torch.tensor(index)
+    mask = (True, True, fill is not None)
+
+    def results(module, device):
+        to = lambda t: None if t is None else t.to(device)  # noqa: E731
+        tensors = (to(input), to(theta))
+        rest = (to(fill), to(index), Tangents(*map(to, moved)))
+        return (
+            module.forward(*tensors, size, options, *rest),
+            *module.backward(to(grad), *tensors, options, mask, *rest),
+        )
+
+    pairs = zip(results(launch, device), results(reference_tangent, "cpu"), strict=True)
+    for actual, expected in pairs:
+        if expected is not None:
+            torch.testing.assert_close(actual.cpu(), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_offsets_of_zero_copy_the_image_bit_for_bit(device):
+    options = Options(points=GRID)
+    theta = splines.coefficients(torch.zeros(2, 6, 2), GRID, torch.float32).to(device)
+    image = torch.randn(2, 3, 9, 8).to(device)
+    image[0, 0, 3, 3] = float("nan")
+    assert torch.equal(launch.forward(image, theta, (9, 8), options).nan_to_num(7), image.nan_to_num(7))
+
+
+def test_gradients_are_the_same_every_time_and_nan_stays_where_it_is(device):
+    """NaN in a gradient reaches the pixels that its output pixel samples, no others."""
+    options = Options(points=GRID)
+    input, theta, size, grad, _ = case(options)
+    grad[0, 0, 2, 2] = float("nan")
+    args = (input.float().to(device), theta.float().to(device), size, grad.float().to(device), None)
+    first, second = (run(*args, options) for _ in range(2))
+    for _, a, b in parts(first, second):
+        assert torch.equal(a.nan_to_num(7), b.nan_to_num(7))
+    assert 1 <= first.grad_input.isnan().sum() <= 4
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
+def test_offsets_that_are_not_finite_or_huge(device, number, padding_mode):
+    """Sampled outside, or at an edge; kernels and plain PyTorch alike do not crash and agree on where."""
+    options = Options("bilinear", padding_mode, points=GRID)
+    input, _, size, grad, fill = case(options, 1, 1)
+    offsets = torch.zeros(1, 6, 2, dtype=torch.float64)
+    offsets[0, 0, 0] = number
+    theta = splines.coefficients(offsets, GRID, torch.float64).to(device)
+    on_device = [None if t is None else t.to(device) for t in (input, grad, fill)]
+    result = run(on_device[0], theta, size, on_device[1], on_device[2], options)
+    assert result.output.isfinite().all()
+    assert result.grad_input.isfinite().all()
+    if padding_mode in ("zeros", "fill") and number != 1e30:
+        torch.testing.assert_close(
+            result.output.cpu(), reference.forward(input, theta.cpu(), size, options, fill)
+        )
+
+
+class TestFunction:
+    def ramp(self, h, w):
+        """An image whose pixels are their own normalised positions."""
+        y, x = torch.meshgrid(
+            (2 * torch.arange(h, dtype=torch.float64) + 1) / h - 1,
+            (2 * torch.arange(w, dtype=torch.float64) + 1) / w - 1,
+            indexing="ij",
+        )
+        return torch.stack((x, y))[None]
+
+    def test_control_points_go_where_they_are_sent(self):
+        """Points on the centres of output pixels: there the spline is the offset."""
+        points = [(-0.75, -0.5), (0.25, -0.75), (0.0, 0.0), (-0.5, 0.5), (0.75, 0.75)]
+        offsets = 0.1 * randn(1, 5, 2)
+        output = thin_plate_spline_grid_sample(
+            self.ramp(64, 64), offsets, (17, 17), points=points, align_corners=True, padding_mode="border"
+        )
+        for (x, y), offset in zip(points, offsets[0], strict=True):
+            sampled = output[0, :, round((y + 1) * 8), round((x + 1) * 8)]
+            # Under align_corners a position p in [-1, 1] sees the ramp's (1 - 1/64) p.
+            expected = (torch.tensor([x, y], dtype=torch.float64) + offset) * (1 - 1 / 64)
+            torch.testing.assert_close(sampled, expected, rtol=0, atol=1e-9)
+
+    def test_is_the_spline_of_scipy(self):
+        interpolate = pytest.importorskip("scipy.interpolate")
+        points = randn(9, 2, seed=6).clamp(-1, 1)
+        offsets = 0.1 * randn(9, 2, seed=7)
+        ramp = self.ramp(40, 50)
+        output = thin_plate_spline_grid_sample(
+            ramp, offsets[None], (9, 7), points=points.tolist(), padding_mode="border"
+        )
+        at = self.ramp(9, 7)[0].flatten(1).T
+        spline = interpolate.RBFInterpolator(points, points + offsets, kernel="thin_plate_spline", degree=1)
+        expected = torch.from_numpy(spline(at)).T.view(2, 9, 7)
+        inside = (expected.abs() < 0.95).all(0)
+        assert inside.sum() > 20
+        torch.testing.assert_close(output[0][:, inside], expected[:, inside], rtol=0, atol=1e-9)
+
+    @pytest.mark.parametrize("points", [None, (3, 3), [(-1, -1), (1, -1), (0, 0), (-1, 1)]])
+    def test_derivatives(self, points):
+        count = 4 if isinstance(points, list) else 9
+        tensors = (randn(2, 2, 5, 6).requires_grad_(), (0.3 * randn(2, count, 2)).requires_grad_())
+        function = lambda x, o: thin_plate_spline_grid_sample(x, o, (4, 5), points=points)  # noqa: E731
+        assert gradcheck(function, tensors, check_forward_ad=True, fast_mode=True)
+        assert gradgradcheck(function, tensors, fast_mode=True)
+
+    def test_compiles(self):
+        function = torch.compile(thin_plate_spline_grid_sample, fullgraph=True)
+        image, offsets = randn(2, 2, 5, 6), (0.3 * randn(2, 9, 2)).requires_grad_()
+        expected = thin_plate_spline_grid_sample(image, offsets)
+        actual = function(image, offsets)
+        torch.testing.assert_close(actual, expected)
+        grads = [torch.autograd.grad(out.square().sum(), offsets)[0] for out in (actual, expected)]
+        torch.testing.assert_close(*grads)
+
+    def test_vmap_and_many(self):
+        image, offsets = randn(2, 2, 5, 6), 0.3 * randn(2, 3, 9, 2)
+        many = thin_plate_spline_grid_sample(image, offsets, 4)
+        one_by_one = torch.vmap(lambda o: thin_plate_spline_grid_sample(image, o, 4), 1, 1)(offsets)
+        assert many.shape == (2, 3, 2, 4, 4)
+        torch.testing.assert_close(many, one_by_one)
+
+    def test_under_autocast_coordinates_stay_exact(self):
+        image, offsets = randn(1, 1, 64, 64).float(), 0.1 * randn(1, 16, 2).float()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            inside = thin_plate_spline_grid_sample(image, offsets)
+        assert torch.equal(inside, thin_plate_spline_grid_sample(image, offsets))
+
+
+IMAGE = torch.rand(2, 1, 4, 4)
+WRONG = {
+    "a volume": ((torch.rand(1, 1, 4, 4, 4), torch.zeros(1, 4, 2)), {}, ValueError, ["input", "4 dim"]),
+    "offsets of matrices": ((IMAGE, torch.zeros(2, 2, 3)), {}, ValueError, ["offsets", "(N, P, 2)"]),
+    "offsets are a list": ((IMAGE, [[0, 0]]), {}, TypeError, ["offsets", "list"]),
+    "offsets of ints": ((IMAGE, torch.zeros(2, 4, 2).long()), {}, TypeError, ["offsets", "int64"]),
+    "not a square": ((IMAGE, torch.zeros(2, 5, 2)), {}, ValueError, ["points", "square", "5"]),
+    "one point": ((IMAGE, torch.zeros(2, 1, 2)), {}, ValueError, ["points", "1"]),
+    "other points": ((IMAGE, torch.zeros(2, 4, 2)), {"points": (2, 3)}, ValueError, ["offsets", "6", "4"]),
+    "one row": ((IMAGE, torch.zeros(2, 4, 2)), {"points": (1, 4)}, ValueError, ["points", "(1, 4)"]),
+    "triples": ((IMAGE, torch.zeros(2, 1, 2)), {"points": [(1, 2, 3)]}, TypeError, ["points", "(1, 2, 3)"]),
+    "NaN": ((IMAGE, torch.zeros(2, 1, 2)), {"points": [(1, float("nan"))]}, TypeError, ["points", "nan"]),
+    "a string": ((IMAGE, torch.zeros(2, 4, 2)), {"points": "regular"}, TypeError, ["points", "regular"]),
+    "on a line": (
+        (IMAGE, torch.zeros(2, 4, 2)),
+        {"points": [(0, 0), (0.5, 0.5), (1, 1), (-1, -1)]},
+        ValueError,
+        ["points", "line", "0.5"],
+    ),
+    "on top of each other": (
+        (IMAGE, torch.zeros(2, 4, 2)),
+        {"points": [(0, 0), (0, 0), (1, 0), (0, 1)]},
+        ValueError,
+        ["points", "apart"],
+    ),
+    "offsets for other images": ((IMAGE, torch.zeros(3, 4, 2)), {}, ValueError, ["offsets", "(2, ...)", "3"]),
+}
+
+
+@pytest.mark.parametrize(("args", "options", "error", "words"), WRONG.values(), ids=WRONG.keys())
+def test_wrong_arguments(args, options, error, words):
+    with pytest.raises(error) as caught:
+        thin_plate_spline_grid_sample(*args, **options)
+    assert all(word in str(caught.value) for word in words), caught.value
