@@ -325,8 +325,10 @@ def _check_points(points: Sequence[int] | Sequence[Sequence[float]] | None, coun
     """Flat: x and y of each control point, one after the other."""
     expected = "points must be None, two ints (rows, columns), or a sequence of pairs of numbers (x, y)"
     if points is None:
-        side = math.isqrt(count)
-        if side * side != count or side < 2:
+        side = 2
+        while side * side < count:  # math.isqrt takes no symbolic sizes
+            side += 1
+        if side * side != count:
             raise ValueError(
                 f"points must say where control points are if their number is not a square (4, 9, 16, ...): "
                 f"offsets has {count}"

@@ -30,6 +30,8 @@ PADDINGS = {
     for name, code in zip(PADDING_MODES, (taps.ZEROS, taps.BORDER, taps.REFLECTION, taps.FILL), strict=True)
 }
 _MAX_PROGRAMS = 2**31 - 1
+# Of `reach_kernel`, whose tiles are fixed.
+REACH_OPTIONS = {"enable_fp_fusion": True, "num_warps": 4}
 
 
 def forward(
@@ -72,11 +74,14 @@ def backward(
     """Gradients of ``forward`` for input, theta and fill; None for one that ``output_mask`` leaves out."""
     needs_input, needs_theta, needs_fill = output_mask
     grad_input = grad_theta = grad_fill = None
+    is_scattered = bool(options.points) and not torch.are_deterministic_algorithms_enabled()
     if needs_input:
-        grad_input = torch.empty_like(input, memory_format=memory_format(input, input.shape[2:]))
+        form = memory_format(input, input.shape[2:])
+        dtype = coordinate_dtype(input.dtype) if is_scattered else input.dtype
+        grad_input = torch.empty_like(input, dtype=dtype, memory_format=form)
     if grad_output.numel() == 0 or input.shape[0] == 0:
         return (
-            grad_input.zero_() if needs_input else None,
+            grad_input.zero_().to(input.dtype) if needs_input else None,
             theta.new_zeros(theta.shape) if needs_theta else None,
             fill.new_zeros(fill.shape) if needs_fill else None,
         )
@@ -85,12 +90,11 @@ def backward(
         needs_theta = False
     size = grad_output.shape[2:]
     arguments = _arguments(input, theta, size, options, fill, image_index, tangents, grad_output=grad_output)
-    if needs_input and options.points and not torch.are_deterministic_algorithms_enabled():
-        sums = torch.zeros_like(grad_input, dtype=coordinate_dtype(input.dtype))
-        arguments_here = {**arguments, **_tensor("grad_input", sums)}
+    if needs_input and is_scattered:
+        arguments_here = {**arguments, **_tensor("grad_input", grad_input)}
         flags = _flags(arguments_here, ("grad_output", "grad_input"), options)
         _launch("scatter", scatter_kernel, grad_output, arguments_here, flags, options)
-        grad_input = sums.to(input.dtype)
+        grad_input = grad_input.to(input.dtype)
     elif needs_input:
         # Sums over one matrix fit into the gather only if it has the image for itself.
         is_many = image_index is not None or theta.shape[0] != input.shape[0]
@@ -100,7 +104,7 @@ def backward(
         gathered = {"starts_ptr": starts, "order_ptr": order, **_tensor("grad_input", grad_input)}
         arguments_here = {**arguments, **gathered}
         flags = _flags(arguments_here, ("grad_output", "input", "grad_input"), options)
-        flags.update(MANY=is_many, NEEDS_THETA=is_fused)
+        flags.update(MANY=is_many and not is_spline, NEEDS_THETA=is_fused)
         if is_spline:
             arguments_here.update(_boxes(arguments_here, flags))
         name = "backward" if is_fused else "backward_input"
@@ -138,7 +142,7 @@ def _boxes(arguments: dict[str, object], flags: dict[str, object]) -> dict[str, 
     _check_programs(len(theta) * chunks, theta)
     if not theta.is_meta:
         with _device_of(theta):
-            kernel[(len(theta) * chunks,)](**found, **known, num_warps=4, enable_fp_fusion=True)
+            kernel[(len(theta) * chunks,)](**found, **known, **REACH_OPTIONS)
     return found
 
 
@@ -233,6 +237,8 @@ def compile_options(
     of 128 threads on a multiprocessor, the one that lists output pixels into 144; for the others a limit that
     does not bind keeps ptxas from its own. AMD's warps have 64 lanes.
     """
+    if bucket.kernel == "reach":
+        return dict(REACH_OPTIONS)
     options: dict[str, object] = {"enable_fp_fusion": True, "num_warps": config["num_warps"]}
     if is_hip:
         return {**options, "num_warps": max(config["num_warps"] // 2, 1)}
@@ -273,7 +279,8 @@ def _launch(
     # A gather by boxes has pixels in all lanes, whatever the layout.
     channels_last = kernel is not boxes.boxes_kernel and all(t.stride(1) == 1 for t in images)
     shape = (flags["DIM"], flags["PROJECTIVE"], flags.get("MANY", False), flags["TANGENT"])
-    variant = tuning.variant_of(*shape, options)
+    # Of the points only whether there are any: the rest would fill the cache.
+    variant = tuning.variant_of(*shape, options._replace(points=options.points[:2]))
     bucket = tuning.bucket_of(name, variant, channels_last, tiled.dtype, n * depth, c, height * width)
     dtype = coordinate_dtype(tiled.dtype)
     entries = arguments["theta_ptr"].shape[1] * arguments["theta_ptr"].shape[2]
@@ -292,7 +299,9 @@ def _launch(
             partial = tiled.new_empty((rows, entries), dtype=dtype)
         if tiled.is_meta:  # a dry run, to learn which kernels a call launches
             return partial
-        leading = {} if partial is None else {"partial_ptr": partial}
+        leading = {"partial_ptr": partial} if "partial_ptr" in kernel.arg_names else {}
+        if name == "scatter":  # it adds; tuning launches it many times
+            arguments["grad_input_ptr"].zero_()
         kernel[(programs,)](
             **leading,
             **arguments,

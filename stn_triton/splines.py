@@ -19,8 +19,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# A system that is solved no better than this has points on a line, or on top of each other.
-_TOLERANCE = 1e-6
+# What a unit offset may give as a weight: points on a line, or nearly on top of each other, give more, and
+# coordinates would lose their last digits. A regular grid of 32 x 32 points gives 107; two points a hundredth
+# apart give 313.
+_LARGEST_WEIGHT = 1e3
+_captured: dict[int, Tensor] = {}
 
 
 def regular_points(rows: int, columns: int) -> list[float]:
@@ -40,12 +43,12 @@ def coefficients(offsets: Tensor, points: Sequence[float], dtype: torch.dtype) -
 
 def directions(offsets: Tensor, points: Sequence[float], dtype: torch.dtype) -> Tensor:
     """How matrices of splines change with the offsets: ``coefficients`` without the identity."""
-    return _times(offsets.transpose(1, 2), _solution(tuple(points), offsets.device)).to(dtype)
+    return _times(offsets.transpose(1, 2), _kept(_solution(tuple(points), offsets.device))).to(dtype)
 
 
 def grad_offsets(grad: Tensor, points: Sequence[float], dtype: torch.dtype) -> Tensor:
     """The gradient for offsets (M, P, 2) from that for the matrices of splines."""
-    return _times(grad, _solution(tuple(points), grad.device).T).transpose(1, 2).to(dtype).contiguous()
+    return _times(grad, _kept(_solution(tuple(points), grad.device)).T).transpose(1, 2).to(dtype).contiguous()
 
 
 def basis(base: Sequence[Tensor], points: Sequence[float]) -> Tensor:
@@ -56,10 +59,21 @@ def basis(base: Sequence[Tensor], points: Sequence[float]) -> Tensor:
     return square * square.clamp(min=torch.finfo(square.dtype).tiny).log2()
 
 
-@functools.lru_cache(maxsize=64)
 def centres(points: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     """The points (P, 2) on a device."""
+    return _kept(_centres(points, device, dtype))
+
+
+@functools.lru_cache(maxsize=64)
+def _centres(points: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     return torch.tensor(points, dtype=dtype, device=device).view(-1, 2)
+
+
+def _kept(constant: Tensor) -> Tensor:
+    """A constant, for good if a CUDA graph that is being captured will read it."""
+    if constant.is_cuda and torch.cuda.is_current_stream_capturing():
+        _captured[constant.data_ptr()] = constant
+    return constant
 
 
 @functools.lru_cache(maxsize=64)
@@ -75,13 +89,17 @@ def _solution(points: tuple[float, ...], device: torch.device) -> Tensor:
     system[count:, :count] = affine.T
     unit = torch.eye(count + 3, count, dtype=torch.float64)
     solution, info = torch.linalg.solve_ex(system, unit)
-    if info or not (system @ solution - unit).abs().max() < _TOLERANCE:
+    if info or not solution.abs().max() < _LARGEST_WEIGHT:
         raise ValueError(
-            f"points must be at least three that are apart and not on one line, got {at.tolist()}"
+            "points must be at least three that are apart, a hundredth or more in normalised coordinates, "
+            f"and not on one line, got {at.tolist()}"
         )
     return solution.roll(3, 0).to(device)
 
 
 def _times(rows: Tensor, matrix: Tensor) -> Tensor:
-    """(M, 2, n) times (m, n) transposed, in fp64. Not by cuBLAS, which needs settings to be deterministic."""
-    return (rows.to(torch.float64)[:, :, None] * matrix).sum(3)
+    """(M, 2, n) times (m, n) transposed, in fp64, which autocast leaves alone."""
+    rows = rows.to(torch.float64)
+    if rows.is_cuda and torch.are_deterministic_algorithms_enabled():  # cuBLAS would want settings for it
+        return (rows[:, :, None] * matrix).sum(3)
+    return rows @ matrix.T

@@ -8,7 +8,14 @@ import torch
 from test_kernels import assert_close, parts
 from torch.autograd import gradcheck, gradgradcheck
 
-from stn_triton import launch, reference, reference_tangent, splines, thin_plate_spline_grid_sample
+from stn_triton import (
+    launch,
+    reference,
+    reference_tangent,
+    splines,
+    thin_plate_spline_grid_sample,
+    tuning,
+)
 from stn_triton.options import MODES, PADDING_MODES, Options, Tangents
 
 pytestmark = pytest.mark.usefixtures("poisoned")  # and so deterministic, but where a test says otherwise
@@ -24,7 +31,10 @@ def randn(*shape, seed=0):
 def case(options, images=2, matrices=2, size_in=(5, 7), size=(6, 5), channels=2, strength=0.3):
     """Images, matrices of splines, gradients and fill values in fp64; some splines fold."""
     offsets = strength * randn(matrices, len(options.points) // 2, 2, seed=1)
-    theta = splines.coefficients(offsets, options.points, torch.float64)
+    if options.points:
+        theta = splines.coefficients(offsets, options.points, torch.float64)
+    else:
+        theta = torch.eye(2, 3, dtype=torch.float64).repeat(matrices, 1, 1)
     fill = randn(channels, seed=2) if options.padding_mode == "fill" else None
     return randn(images, channels, *size_in), theta, size, randn(matrices, channels, *size, seed=3), fill
 
@@ -59,24 +69,73 @@ def test_agrees_with_the_oracle(device, mode, padding_mode, align_corners):
 
 
 @pytest.fixture
-def atomics():
+def launched(monkeypatch):
+    """The names of what is launched, each launched three times, as tuning does before the last."""
+    names = []
+
+    def choose(bucket, run):
+        config = tuning.default(bucket)
+        names.append(bucket.kernel)
+        for _ in range(2):
+            run(config)
+        return config
+
+    with tuning.choosing(choose):
+        yield names
+
+
+@pytest.fixture
+def atomics(poisoned):
     """Scatter, as without the deterministic mode."""
     torch.use_deterministic_algorithms(False)
-    yield
-    torch.use_deterministic_algorithms(True)
 
 
 @pytest.mark.usefixtures("atomics")
 @pytest.mark.parametrize(("mode", "padding_mode"), [p[:2] for p in PRODUCT[::2]])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_scattering_agrees_with_the_oracle(device, mode, padding_mode, layout):
+def test_scattering_agrees_with_the_oracle(device, launched, mode, padding_mode, layout):
+    """However often tuning launches it: it adds to what is there."""
     options = Options(mode, padding_mode, points=GRID)
     check(device, options, torch.float32, case(options, channels=3), layout=layout)
+    assert "scatter" in launched
+    assert "backward_input" not in launched
+
+
+def test_launches_pass_only_what_kernels_take(device, monkeypatch):
+    """A compiled kernel refuses others; the interpreter does not."""
+    seen = set()
+    known = {"num_warps", "maxnreg", "enable_fp_fusion"}
+
+    class Recorded:
+        def __init__(self, kernel):
+            self.kernel, self.arg_names = kernel, kernel.arg_names
+
+        def __getitem__(self, grid):
+            def call(**arguments):
+                unknown = arguments.keys() - set(self.arg_names) - known
+                assert not unknown, unknown
+                assert not set(self.arg_names) - arguments.keys() - {"EVEN_C"}
+                seen.add(self.kernel.__name__)
+                return self.kernel[grid](**arguments)
+
+            return call
+
+    names = ("forward_kernel", "backward_kernel", "theta_kernel", "fill_kernel", "scatter_kernel")
+    for name in names:
+        monkeypatch.setattr(launch, name, Recorded(getattr(launch, name)))
+    for name in ("boxes_kernel", "reach_kernel"):
+        monkeypatch.setattr(launch.boxes, name, Recorded(getattr(launch.boxes, name)))
+    for deterministic, points in ((True, GRID), (False, GRID), (True, ())):
+        torch.use_deterministic_algorithms(deterministic)
+        options = Options("bilinear", "fill", points=points)
+        args = case(options)
+        run(*(t.to(device) if isinstance(t, torch.Tensor) else t for t in args), options)
+    assert len(seen) == 7
 
 
 @pytest.mark.usefixtures("atomics")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_scattering_by_index_and_in_other_dtypes(device, dtype):
+def test_scattering_by_index_and_in_other_dtypes(device, launched, dtype):
     options = Options(points=GRID)
     input, theta, size, grad, _ = case(options, 3, 4)
     wide = torch.promote_types(dtype, torch.float32)
@@ -85,6 +144,7 @@ def test_scattering_by_index_and_in_other_dtypes(device, dtype):
     scattered = run(*args, index)
     torch.use_deterministic_algorithms(True)
     gathered = run(*args, index)
+    assert launched.count("scatter") == launched.count("backward_input") == 1
     assert scattered.grad_input.dtype == dtype
     assert not scattered.grad_input[1].any()
     eps = torch.finfo(dtype).eps
@@ -273,6 +333,14 @@ class TestFunction:
         grads = [torch.autograd.grad(out.square().sum(), offsets)[0] for out in (actual, expected)]
         torch.testing.assert_close(*grads)
 
+    def test_compiles_with_sizes_that_vary(self):
+        function = torch.compile(thin_plate_spline_grid_sample, fullgraph=True)
+        for n, side, count in ((2, 6, 9), (3, 7, 16), (4, 9, 25)):
+            image, offsets = randn(n, 2, side, side), 0.3 * randn(n, count, 2)
+            torch.testing.assert_close(
+                function(image, offsets), thin_plate_spline_grid_sample(image, offsets)
+            )
+
     def test_vmap_and_many(self):
         image, offsets = randn(2, 2, 5, 6), 0.3 * randn(2, 3, 9, 2)
         many = thin_plate_spline_grid_sample(image, offsets, 4)
@@ -309,6 +377,12 @@ WRONG = {
     "on top of each other": (
         (IMAGE, torch.zeros(2, 4, 2)),
         {"points": [(0, 0), (0, 0), (1, 0), (0, 1)]},
+        ValueError,
+        ["points", "apart"],
+    ),
+    "nearly on top of each other": (
+        (IMAGE, torch.zeros(2, 4, 2)),
+        {"points": [(0, 0), (1e-4, 0), (1, 0), (0, 1)]},
         ValueError,
         ["points", "apart"],
     ),

@@ -100,6 +100,8 @@ def source(
         "starts_ptr": "i64",
         "order_ptr": "i64",
     }
+    if bucket.kernel == "scatter":
+        pointers["grad_input_ptr"] = _TYPES[coordinates]
     signature, divisible = {}, []
     for i, name in enumerate(kernel.arg_names):
         if name in constexprs:

@@ -56,7 +56,7 @@ class Kind(NamedTuple):
             self.kernel == "scatter" and not is_spline,
             self.kernel == "backward" and is_spline,
             self.kernel == "backward_input" and is_spline and self.channels_last,  # as if it were not
-            self.many and self.kernel != "backward_input",  # only the gather tells them apart
+            self.many and (is_spline or self.kernel != "backward_input"),  # only the gather tells them apart
             self.tangent and self.kernel == "backward",  # its two gradients are then summed apart
             needs_theta and self.options.mode == "nearest",  # zero
             self.kernel == "fill" and self.options.padding_mode != "fill",

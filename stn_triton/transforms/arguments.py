@@ -23,7 +23,7 @@ def tensor(name: str, value: Any, like: Tensor | None = None) -> Tensor:
         if like is not None:
             dtype, device = like.dtype, like.device
         else:  # arrays keep their dtype
-            dtype = None if hasattr(value, "__array_interface__") else torch.get_default_dtype()
+            dtype = None if is_array(value) else torch.get_default_dtype()
             device = None
         try:
             value = torch.as_tensor(value, dtype=dtype, device=device)
@@ -73,7 +73,7 @@ def sizes(name: str, value: Any, dims: tuple[int, ...] = (2, 3)) -> list[int]:
 
 def dimension(value: Any) -> int:
     """2 or 3."""
-    if value not in (2, 3) or isinstance(value, bool):
+    if not isinstance(value, int) or value not in (2, 3):
         raise ValueError(f"dim must be 2 or 3, got {value!r}")
     return value
 
@@ -89,6 +89,11 @@ def got(value: Any) -> str:
     """The end of an error message: what was given."""
     text = repr(value)
     return f"got {text if len(text) <= 60 else text[:57] + '...'} of type {type(value).__name__}"
+
+
+def is_array(value: Any) -> bool:
+    """An array, which has a dtype to keep; NumPy's numbers are numbers."""
+    return hasattr(value, "__array_interface__") and not isinstance(value, (int, float))
 
 
 def _holds_tensors(value: Any) -> bool:

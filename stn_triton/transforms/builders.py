@@ -164,8 +164,9 @@ def rotation_3d(vector: Numbers, *, aspect: Sequence[float | Tensor] = (1.0, 1.0
     near = square < 1
     angle = torch.where(near, 1, square).sqrt()
     half = (angle / 2).sin() / (angle / 2)
-    first = torch.where(near, _series(square, 1), angle.sin() / angle)[..., None, None]
-    second = torch.where(near, _series(square, 2), half * half / 2)[..., None, None]
+    small = torch.where(near, square, 0)
+    first = torch.where(near, _series(small, 1), angle.sin() / angle)[..., None, None]
+    second = torch.where(near, _series(small, 2), half * half / 2)[..., None, None]
     x, y, z = vector.unbind(-1)
     zero = torch.zeros_like(x)
     cross = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), dim=-1).unflatten(-1, (3, 3))
@@ -230,10 +231,10 @@ def on_sides(linear: Tensor, aspect: float | Tensor | Sequence[float | Tensor]) 
     if len(numbers) == dim and min(numbers) == max(numbers):
         return linear
     sides = [side.unsqueeze(-1) if isinstance(side, Tensor) else side for side in sides]
-    linear = torch.stack(
-        [column * side for column, side in zip(linear.unbind(-1), sides, strict=True)], dim=-1
-    )
-    return torch.stack([row / side for row, side in zip(linear.unbind(-2), sides, strict=True)], dim=-2)
+    columns = [column * side for column, side in zip(linear.unbind(-1), sides, strict=True)]
+    linear = torch.stack(torch.broadcast_tensors(*columns), dim=-1)
+    rows = [row / side for row, side in zip(linear.unbind(-2), sides, strict=True)]
+    return torch.stack(torch.broadcast_tensors(*rows), dim=-2)
 
 
 def _series(square: Tensor, power: int) -> Tensor:

@@ -51,9 +51,13 @@ def affine(
     """
     dim = arguments.dimension(dim)
     given = {"translation": translation, "angle": angle, "shear": shear, "scale": scale}
-    tensors = [value for value in given.values() if isinstance(value, Tensor)]
+    typed = [
+        arguments.tensor(name, value)
+        for name, value in given.items()
+        if isinstance(value, Tensor) or arguments.is_array(value)
+    ]
     parts = {
-        name: arguments.tensor(name, value, tensors[0] if tensors else None)
+        name: arguments.tensor(name, value, typed[0] if typed else None)
         for name, value in given.items()
         if value is not None
     }
