@@ -54,6 +54,15 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs a GPU, and torch.cuda finds none"))
 
 
+@pytest.fixture(autouse=True)
+def _gradients_stay_on():
+    """A test that leaves them off makes others fail, far away."""
+    yield
+    was_on = torch.is_grad_enabled()
+    torch.set_grad_enabled(True)
+    assert was_on
+
+
 @pytest.fixture
 def device():
     """Where tests that go through the kernels put their tensors."""

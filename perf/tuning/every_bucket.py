@@ -6,6 +6,7 @@ no call can reach (few planes of many channels; volumes with bicubic) is not amo
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from torch import Tensor
 from perf.measuring.passes import Run
 from perf.measuring.workloads import SEED
 from perf.tuning.launches import Case, Plan
-from stn_triton import launch, tuning
+from stn_triton import launch, splines, tuning
 from stn_triton.options import MODES, PADDING_MODES, Options, Tangents
 from stn_triton.reference import coordinate_dtype
 
@@ -29,6 +30,7 @@ _PER_IMAGE = 4
 _DEPTH = 8
 _CHANNELS = (1, 2, 3, 8, 12, 16, 28, 32, 60, 64, 124, 128)
 _SIDES = (7, 14, 56, 224)
+_POINTS = tuple(splines.regular_points(4, 4))
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.uint8)
 
 
@@ -47,9 +49,13 @@ class Kind(NamedTuple):
     def exists(self) -> bool:
         """Whether any call launches this."""
         needs_theta = self.kernel in ("backward", "theta")
+        is_spline = bool(self.options.points)
         impossible = (
-            self.dim == 3 and (self.options.mode == "bicubic" or self.projective),
-            self.options.antialias and self.projective,
+            self.dim == 3 and (self.options.mode == "bicubic" or self.projective or is_spline),
+            (self.options.antialias, self.projective, is_spline).count(True) > 1,
+            self.kernel == "scatter" and not is_spline,
+            self.kernel == "backward" and is_spline,
+            self.kernel == "backward_input" and is_spline and self.channels_last,  # as if it were not
             self.many and self.kernel != "backward_input",  # only the gather tells them apart
             self.tangent and self.kernel == "backward",  # its two gradients are then summed apart
             needs_theta and self.options.mode == "nearest",  # zero
@@ -68,12 +74,12 @@ class Kind(NamedTuple):
 
 def kinds() -> Iterator[Kind]:
     """All of them, those that most calls have first."""
-    for tangent, dim, mode, padding, antialias, projective, many in itertools.product(
-        (False, True), (2, 3), MODES, PADDING_MODES, *[(False, True)] * 3
+    for tangent, dim, mode, padding, spline, antialias, projective, many in itertools.product(
+        (False, True), (2, 3), MODES, PADDING_MODES, *[(False, True)] * 4
     ):
-        options = Options(mode, padding, antialias=antialias)
+        options = Options(mode, padding, antialias=antialias, points=_POINTS if spline else ())
         for dtype, channels_last, kernel in itertools.product(
-            _DTYPES, (False, True), ("forward", "backward", "backward_input", "theta", "fill")
+            _DTYPES, (False, True), ("forward", "backward", "backward_input", "scatter", "theta", "fill")
         ):
             kind = Kind(kernel, dim, options, projective, many, tangent, dtype, channels_last)
             if kind.exists():
@@ -132,10 +138,14 @@ def _run(kind: Kind, images: int, channels: int, side: int, device: torch.device
         if kind.projective:
             last = 0.2 * strength * normal(images * per_image, 1, kind.dim + 1)
             theta = torch.cat((theta, last), dim=1)
+        if kind.options.points:
+            weights = 0.1 * strength * normal(images * per_image, 2, len(_POINTS) // 2)
+            theta = torch.cat((theta, weights), dim=2)
         return theta
 
     zoom = 2.0 if kind.options.antialias else 1.0
-    identity = torch.eye(kind.dim + int(kind.projective), kind.dim + 1, device=device, dtype=exact)
+    columns = kind.dim + 1 + len(kind.options.points) // 2
+    identity = torch.eye(kind.dim + int(kind.projective), columns, device=device, dtype=exact)
     identity[: kind.dim] *= zoom
     theta = matrices(0.1) + identity
     input, grad_output = pictures(images, size), pictures(images * per_image, size_out)
@@ -150,7 +160,19 @@ def _run(kind: Kind, images: int, channels: int, side: int, device: torch.device
     mask = wanted.get(kind.kernel, (True, False, False))
 
     def run() -> tuple[Tensor, ...]:
-        grads = launch.backward(grad_output, input, theta, kind.options, mask, fill, None, tangents)
+        with _deterministic(kind.kernel == "backward_input"):
+            grads = launch.backward(grad_output, input, theta, kind.options, mask, fill, None, tangents)
         return tuple(grad for grad in grads if grad is not None)
 
     return run
+
+
+@contextlib.contextmanager
+def _deterministic(is_on: bool) -> Iterator[None]:
+    """PyTorch's mode, which chooses between gather and scatter for splines."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(is_on)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

@@ -51,8 +51,9 @@ def compose(first: Tensor, *others: Tensor) -> Tensor:
         theta = arguments.matrices(name, theta, (*AFFINE, PROJECTIVE))
         if theta.dtype != result.dtype:
             raise TypeError(f"{name} must have the dtype of first, {result.dtype}, got {theta.dtype}")
-        if (theta.shape[-1] == 4) != (result.shape[-1] == 4):
-            expected = "(..., 3, 4)" if result.shape[-1] == 4 else "(..., 2, 3) or (..., 3, 3)"
+        dim = 3 if result.shape[-1] == 4 else 2
+        if dim != (3 if theta.shape[-1] == 4 else 2):
+            expected = "(..., 3, 4)" if dim == 3 else "(..., 2, 3) or (..., 3, 3)"
             raise ValueError(
                 f"{name} must have shape {expected} after theta of shape {tuple(result.shape)}, "
                 f"got {tuple(theta.shape)}"

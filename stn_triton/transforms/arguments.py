@@ -49,7 +49,8 @@ def vectors(
 def matrices(name: str, value: Any, shapes: Sequence[tuple[int, int]]) -> Tensor:
     """A tensor (..., rows, columns) with (rows, columns) one of ``shapes``."""
     value = tensor(name, value)
-    if value.ndim < 2 or tuple(value.shape[-2:]) not in shapes:
+    # Sizes one by one: a compiler's symbolic sizes are not what they equal in a tuple.
+    if value.ndim < 2 or not any(value.shape[-2] == r and value.shape[-1] == c for r, c in shapes):
         expected = " or ".join([f"(..., {rows}, {columns})" for rows, columns in shapes])
         raise ValueError(f"{name} must have shape {expected}, got {tuple(value.shape)}")
     return value

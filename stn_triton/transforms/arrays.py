@@ -35,10 +35,10 @@ def from_cv2(
 ) -> Tensor:
     """Theta of a matrix of ``cv2.warpAffine`` or ``cv2.warpPerspective``.
 
-    Theirs map input to output pixels, or output to input with the flag ``WARP_INVERSE_MAP``. (``warpAffine``
-    rounds positions to 1/32 of a pixel, this package does not.) A homography's sign counts here, not there:
-    what has a negative third coordinate lies behind the horizon. Matrices of OpenCV end in 1, which is the
-    right sign.
+    Theirs map input to output pixels, or output to input with the flag ``WARP_INVERSE_MAP`` (opencv#11784).
+    Version 4, and 5 for doubles, rounds positions to 1/32 of a pixel; this package does not. A homography's
+    sign counts here, not there: what has a negative third coordinate lies behind the horizon. Matrices of
+    OpenCV end in 1, which is the right sign.
 
     Args:
         matrix: (..., 2, 3) or (..., 3, 3), a tensor or an array.

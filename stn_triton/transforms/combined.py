@@ -59,6 +59,12 @@ def affine(
     }
     if not parts:
         raise ValueError("affine needs at least one of angle, scale, shear and translation, got none")
+    first = next(iter(parts))
+    for name in parts:
+        if parts[name].dtype != parts[first].dtype:
+            raise TypeError(
+                f"{name} must have the dtype of {first}, {parts[first].dtype}, got {parts[name].dtype}"
+            )
     lengths = {"translation": (dim,), "shear": (dim * (dim - 1),), "scale": (1, dim)}
     if dim == 3:
         lengths["angle"] = (3,)

@@ -191,7 +191,7 @@ def from_monai(
     pixel, with either ``align_corners`` since MONAI#8690 (before, with its default True it was off by up to
     half a pixel); the second from the centres of the images, with its default ``align_corners=False``.
     MONAI's ``zero_centered=True`` in the first and ``align_corners=True`` in the second count in other units
-    than pixels.
+    than pixels: there 1 moves a picture of 8 pixels by 7 / 8 or 8 / 7 of one.
 
     Args:
         matrix: (..., D, D + 1), or (..., D + 1, D + 1), whose last row is not looked at.

@@ -1,0 +1,1 @@
+"""Programs that use the package, each run as ``python -m stn_triton.examples.NAME``."""

@@ -1,0 +1,171 @@
+"""Handwritten digits: those that scikit-learn ships, or MNIST's files; split, and brought into one frame."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stn_triton import affine_grid_sample
+from stn_triton.examples.digits import UsageError
+
+FRAME = 20
+"""Pixels of an undistorted image; MNIST's are 28."""
+DIGIT = 20 / 28
+"""Share of the frame that the digit fills, as in MNIST."""
+TEST_SHARE = 0.25
+"""Of the bundled digits; MNIST comes split."""
+_PARTS = {"train": "train", "test": "t10k"}
+_KINDS = {"images": (3, "idx3"), "labels": (1, "idx1")}
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Images of one set, undistorted."""
+
+    frames: Tensor
+    """(n, 1, FRAME, FRAME), fp32 from 0 (paper) to 1 (ink)."""
+    labels: Tensor
+    """(n,), int64 from 0 to 9."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Tensor) -> Digits:
+        return Digits(self.frames[index], self.labels[index])
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where digits come from, and what there is."""
+
+    name: str
+    """For readers of a table."""
+    fingerprint: str
+    """Of the pixels and labels; other digits have another."""
+    everything: Digits
+    train_count: int | None
+    """The first so many are for training; None: the seed splits."""
+
+    def split(self, seed: int) -> tuple[Digits, Digits]:
+        """Train and test; for the bundled digits each seed has its own."""
+        count = len(self.everything)
+        if self.train_count is not None:
+            order, first = torch.arange(count), self.train_count
+        else:
+            order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+            first = count - round(TEST_SHARE * count)
+        return self.everything[order[:first]], self.everything[order[first:]]
+
+
+def load(folder: Path | None = None) -> Source:
+    """The digits of MNIST's files in ``folder``, or for None those that scikit-learn ships.
+
+    Raises:
+        UsageError: a file is missing or damaged.
+    """
+    return bundled() if folder is None else mnist(folder)
+
+
+def bundled() -> Source:
+    """1797 real digits of 8 x 8 pixels: scikit-learn's copy of the test set of UCI's "Optical Recognition of
+    Handwritten Digits" (Alpaydin and Kaynak 1998)."""  # noqa: D205, D209
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.from_numpy(digits.images).float() / 16
+    labels = torch.from_numpy(digits.target).long()
+    name = f"scikit-learn's digits ({len(labels)} of 8 x 8 pixels, a quarter for testing, split by the seed)"
+    return Source(name, _fingerprint(images, labels), Digits(in_frame(images[:, None], DIGIT), labels), None)
+
+
+def mnist(folder: Path) -> Source:
+    """MNIST's four IDX files, plain or .gz.
+
+    Raises:
+        UsageError: a file is missing or damaged.
+    """
+    paths = {(part, kind): _find(folder, part, kind) for part in _PARTS for kind in _KINDS}
+    missing = [_names(*key)[0] for key, path in paths.items() if path is None]
+    if missing:
+        where = f"in {folder}" if folder.is_dir() else f"in {folder}, which is no folder"
+        raise UsageError(
+            f"--data: not found {where}: {', '.join(missing)}; expected MNIST's four files, plain or .gz: "
+            f"{', '.join(_names(*key)[0] for key in paths)}"
+        )
+    images, labels = {}, {}
+    for part in _PARTS:
+        images[part] = read_idx(paths[part, "images"], 3)
+        labels[part] = read_idx(paths[part, "labels"], 1)
+        count, expected = len(labels[part]), len(images[part])
+        if count != expected or not count:
+            raise UsageError(
+                f"{paths[part, 'labels']} must have a label for each image of {paths[part, 'images']}, "
+                f"got {count} labels for {expected} images"
+            )
+        if labels[part].max() > 9:
+            raise UsageError(f"{paths[part, 'labels']}: labels must be 0 to 9, got {int(labels[part].max())}")
+    if images["train"].shape[1:] != images["test"].shape[1:]:
+        shapes = " and ".join(str(images[part].shape[1:]) for part in _PARTS)
+        raise UsageError(f"{folder}: images for training and testing must have one size, got {shapes}")
+    everything = torch.from_numpy(np.concatenate((images["train"], images["test"])))[:, None]
+    targets = torch.from_numpy(np.concatenate((labels["train"], labels["test"]))).long()
+    # A batch at a time: all of them at once as fp32 would take five times the memory.
+    frames = torch.cat([in_frame(part.float() / 255, 1) for part in everything.split(4096)])
+    name = f"{folder.resolve().name} ({len(labels['train'])} for training, {len(labels['test'])} for testing)"
+    return Source(name, _fingerprint(everything, targets), Digits(frames, targets), len(labels["train"]))
+
+
+def read_idx(path: Path, dims: int) -> np.ndarray:
+    """The bytes of an IDX file, plain or .gz: (n, H, W) for ``dims`` 3, (n,) for 1.
+
+    Raises:
+        UsageError: the file is damaged or no IDX file of bytes with so many dimensions.
+    """
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rb") as file:
+            data = file.read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    magic = bytes((0, 0, 8, dims))
+    if data[:4] != magic:
+        raise UsageError(
+            f"{path} is no IDX file of bytes with {dims} dimensions: expected it to begin with "
+            f"{magic.hex()}, got {data[:4].hex() or 'nothing'}"
+        )
+    head = 4 + 4 * dims
+    shape = tuple(int(n) for n in np.frombuffer(data[4:head].ljust(4 * dims, b"\0"), dtype=">u4"))
+    expected = head + int(np.prod(shape, dtype=object))
+    if len(data) != expected:
+        raise UsageError(f"{path} is damaged: {shape} takes {expected} bytes, got {len(data)}")
+    return np.frombuffer(data, dtype=np.uint8, offset=head).reshape(shape)
+
+
+def in_frame(images: Tensor, share: float) -> Tensor:
+    """Images (n, 1, h, w) resampled smoothly into the middle ``share`` of a frame, (n, 1, FRAME, FRAME)."""
+    theta = torch.eye(2, 3)[None] / share
+    is_larger = images.shape[-1] < share * FRAME
+    mode = "bicubic" if is_larger else "bilinear"
+    frames = affine_grid_sample(images, theta, FRAME, mode=mode, antialias=not is_larger)
+    return frames.clamp(0, 1)  # bicubic overshoots
+
+
+def _names(part: str, kind: str) -> tuple[str, str]:
+    stem, (_, suffix) = f"{_PARTS[part]}-{kind}", _KINDS[kind]
+    return f"{stem}-{suffix}-ubyte", f"{stem}.{suffix}-ubyte"
+
+
+def _find(folder: Path, part: str, kind: str) -> Path | None:
+    candidates = [folder / f"{name}{end}" for name in _names(part, kind) for end in ("", ".gz")]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _fingerprint(images: Tensor, labels: Tensor) -> str:
+    return hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()[:16]
