@@ -171,7 +171,9 @@ def thin_plate_spline_grid_sample(
     The output at control point i samples the input at that point plus ``offsets[:, i]``; between them the map
     bends as little as it can (Bookstein 1989; Jaderberg et al. 2015 use 16 points in section 4.1). Offsets of
     zero are the identity, exactly. Coordinates are computed for each pixel on the way: no grid is stored,
-    forward or backward. On a GPU the backward has no atomics and is the same, bit for bit, every time.
+    forward or backward. On a GPU the gradient of ``input`` is summed in fp32 by atomic additions, whose order
+    varies; under ``torch.use_deterministic_algorithms(True)`` another way is taken, which is the same, bit
+    for bit, every time and takes several times as long. All other gradients always are.
 
     Args:
         input: images (N, C, H_in, W_in).

@@ -20,6 +20,7 @@ from stn_triton.kernels import boxes, taps
 from stn_triton.kernels.backward import backward_kernel
 from stn_triton.kernels.forward import forward_kernel
 from stn_triton.kernels.parameters import fill_kernel, theta_kernel
+from stn_triton.kernels.scatter import scatter_kernel
 from stn_triton.options import DEFAULT, PADDING_MODES, Options, Tangents, is_projective
 from stn_triton.reference import coordinate_dtype, memory_format
 
@@ -84,7 +85,13 @@ def backward(
         needs_theta = False
     size = grad_output.shape[2:]
     arguments = _arguments(input, theta, size, options, fill, image_index, tangents, grad_output=grad_output)
-    if needs_input:
+    if needs_input and options.points and not torch.are_deterministic_algorithms_enabled():
+        sums = torch.zeros_like(grad_input, dtype=coordinate_dtype(input.dtype))
+        arguments_here = {**arguments, **_tensor("grad_input", sums)}
+        flags = _flags(arguments_here, ("grad_output", "grad_input"), options)
+        _launch("scatter", scatter_kernel, grad_output, arguments_here, flags, options)
+        grad_input = sums.to(input.dtype)
+    elif needs_input:
         # Sums over one matrix fit into the gather only if it has the image for itself.
         is_many = image_index is not None or theta.shape[0] != input.shape[0]
         is_spline = bool(options.points)
@@ -280,7 +287,7 @@ def _launch(
         partial = None
         if name == "fill":
             partial = tiled.new_empty((n, blocks_c, tiles, config["BLOCK_C"]), dtype=dtype)
-        elif name != "forward":
+        elif name not in ("forward", "scatter"):
             rows = 0 if name == "backward_input" else programs
             partial = tiled.new_empty((rows, entries), dtype=dtype)
         if tiled.is_meta:  # a dry run, to learn which kernels a call launches

@@ -41,7 +41,7 @@ class Bucket(NamedTuple):
     """Launches that share a configuration. Raw sizes would mean a tuning for every image size."""
 
     kernel: str
-    """forward, backward, backward_input (no grad_theta), theta or fill."""
+    """forward, backward, backward_input (no grad_theta), scatter (the same with atomics), theta or fill."""
     variant: str
     """What is compiled differently: 2d-bilinear-zeros and so on, see ``variant_of``."""
     layout: str

@@ -11,7 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from stn_triton import launch, reference, reference_tangent, splines, thin_plate_spline_grid_sample
 from stn_triton.options import MODES, PADDING_MODES, Options, Tangents
 
-pytestmark = pytest.mark.usefixtures("poisoned")
+pytestmark = pytest.mark.usefixtures("poisoned")  # and so deterministic, but where a test says otherwise
 GRID = tuple(splines.regular_points(2, 3))
 SCATTERED = (-0.9, -0.7, 0.8, -0.6, 0.1, 0.2, -0.5, 0.9)
 PRODUCT = list(itertools.product(MODES, PADDING_MODES, (False, True)))
@@ -56,6 +56,39 @@ def test_agrees_with_the_oracle(device, mode, padding_mode, align_corners):
     options = Options(mode, padding_mode, align_corners, points=GRID)
     layout = torch.channels_last if align_corners else torch.contiguous_format
     check(device, options, torch.float32, case(options), layout=layout)
+
+
+@pytest.fixture
+def atomics():
+    """Scatter, as without the deterministic mode."""
+    torch.use_deterministic_algorithms(False)
+    yield
+    torch.use_deterministic_algorithms(True)
+
+
+@pytest.mark.usefixtures("atomics")
+@pytest.mark.parametrize(("mode", "padding_mode"), [p[:2] for p in PRODUCT[::2]])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_scattering_agrees_with_the_oracle(device, mode, padding_mode, layout):
+    options = Options(mode, padding_mode, points=GRID)
+    check(device, options, torch.float32, case(options, channels=3), layout=layout)
+
+
+@pytest.mark.usefixtures("atomics")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_scattering_by_index_and_in_other_dtypes(device, dtype):
+    options = Options(points=GRID)
+    input, theta, size, grad, _ = case(options, 3, 4)
+    wide = torch.promote_types(dtype, torch.float32)
+    args = (input.to(device, dtype), theta.to(device, wide), size, grad.to(device, dtype), None, options)
+    index = torch.tensor([2, 0, -1, 2], device=device)
+    scattered = run(*args, index)
+    torch.use_deterministic_algorithms(True)
+    gathered = run(*args, index)
+    assert scattered.grad_input.dtype == dtype
+    assert not scattered.grad_input[1].any()
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(scattered.grad_input, gathered.grad_input, rtol=4 * eps, atol=32 * eps)
 
 
 @pytest.mark.parametrize("points", [GRID, SCATTERED], ids=["grid", "scattered"])
@@ -107,7 +140,11 @@ def test_images_of_several_tiles(device):
 
 @pytest.mark.parametrize(("mode", "padding_mode"), [("bilinear", "zeros"), ("bicubic", "fill")])
 @pytest.mark.parametrize("index", [None, [2, 0, 2]])
-def test_tangents_and_second_derivatives_equal_plain_pytorch(device, mode, padding_mode, index):
+@pytest.mark.parametrize("is_deterministic", [True, False])
+def test_tangents_and_second_derivatives_equal_plain_pytorch(
+    device, mode, padding_mode, index, is_deterministic
+):
+    torch.use_deterministic_algorithms(is_deterministic)
     options = Options(mode, padding_mode, points=GRID)
     input, theta, size, grad, fill = case(options, 3, 3)
     moved = Tangents(randn(*input.shape, seed=4), randn(*theta.shape, seed=5), fill)
@@ -166,6 +203,19 @@ def test_offsets_that_are_not_finite_or_huge(device, number, padding_mode):
         torch.testing.assert_close(
             result.output.cpu(), reference.forward(input, theta.cpu(), size, options, fill)
         )
+
+
+@pytest.mark.parametrize("op", ["", "_backward", "_tangent", "_tangent_backward"])
+def test_opcheck(device, op):
+    options = Options(points=GRID)
+    input, _, size, grad, _ = (t.to(device) if isinstance(t, torch.Tensor) else t for t in case(options))
+    offsets = randn(2, 6, 2).to(device)
+    arguments = [input, offsets, None, None]
+    if "tangent" in op:
+        arguments += [None, randn(2, 6, 2, seed=1).to(device), None]
+    arguments = [grad, *arguments] if "backward" in op else [*arguments, list(size)]
+    arguments += [*options[:4], list(GRID)] + [[True, True, False]] * ("backward" in op)
+    torch.library.opcheck(getattr(torch.ops.stn_triton, f"affine_grid_sample{op}").default, tuple(arguments))
 
 
 class TestFunction:

@@ -86,7 +86,9 @@ def test_no_kernel_spills(rows, variants):
 
 @compiles
 def test_no_kernel_has_atomics(rows, variants):
-    assert not offenders(rows + variants, lambda row: row["atomics"])
+    assert not offenders(
+        rows + variants, lambda row: row["atomics"] and not row["bucket"].startswith("scatter")
+    )
 
 
 @compiles

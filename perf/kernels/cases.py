@@ -36,7 +36,7 @@ def kernels_of(variant: str) -> list[str]:
         kernels.append("theta")
         if not {"many", "tangent", "spline"} & set(flags):
             kernels.append("backward")
-    return kernels + ["fill"] * ("fill" in flags)
+    return kernels + ["fill"] * ("fill" in flags) + ["reach", "scatter"] * ("spline" in flags)
 
 
 Case = tuple[tuple[tuning.Bucket, tuning.Config, str], dict[str, object]]

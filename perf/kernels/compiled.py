@@ -21,9 +21,10 @@ from perf.kernels import disassembly
 from stn_triton import tuning
 from stn_triton.kernels.backward import backward_kernel
 from stn_triton.kernels.block import UNSPECIALIZED
-from stn_triton.kernels.boxes import boxes_kernel
+from stn_triton.kernels.boxes import boxes_kernel, reach_kernel
 from stn_triton.kernels.forward import forward_kernel
 from stn_triton.kernels.parameters import fill_kernel, theta_kernel
+from stn_triton.kernels.scatter import scatter_kernel
 from stn_triton.launch import PADDINGS, compile_options
 from stn_triton.options import Options
 
@@ -33,6 +34,8 @@ KERNELS = {
     "backward_input": backward_kernel,
     "theta": theta_kernel,
     "fill": fill_kernel,
+    "reach": reach_kernel,
+    "scatter": scatter_kernel,
 }
 GATHERS_BY_BOXES = {"backward_input": boxes_kernel}
 """In place of those, for splines."""
@@ -156,7 +159,7 @@ def _nvidia(compiled: triton.compiler.CompiledKernel) -> dict[str, object]:
         "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
         "spills": _count(opcodes, r"LDL|STL"),
         "instructions": opcodes.total(),
-        "atomics": _count(opcodes, r"RED\b|ATOM"),
+        "atomics": _count(opcodes, r"REDG?\b|ATOM"),
         "fp64": _count(opcodes, r"DADD|DMUL|DFMA|DSETP|MUFU\.\w*64H"),
         "loads": _count(opcodes, r"LDG"),
         "wide_loads": _count(opcodes, r"LDG.*\.128"),

@@ -9,8 +9,8 @@ In `boxes_kernel` a program owns a tile of input pixels, as in every gather. It 
 box meets the tile, through their tiles that do, and there tries all 8 output pixels on all of its input
 pixels, in a fixed order. [8, pixels] tensors have pixels in lanes and the 8 in registers, so that their sum
 needs no exchange. Near the identity a tile of 8 x 8 tries (8 + 1 + 2)(8 + 1 + 4) = 143 output pixels for each
-input pixel, where the affine gather tries 9: about ten instructions for a weight, a load and a multiply-add
-for every channel.
+input pixel, where the affine gather tries 9, and computes each of their positions with all threads: this is
+the deterministic way, `scatter.py` the fast one.
 """
 
 import triton

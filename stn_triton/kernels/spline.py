@@ -5,9 +5,10 @@ A spline's matrix has, after the affine columns, a weight for each control point
 
     sum over i of w_ki phi(|o - p_i|^2),    phi(s) = s log2 s,
 
-with the output position o in normalised coordinates and the sum brought to pixels. About ten instructions
-per point and pixel, shared by all channels. Weights of zero, which offsets of zero have, add exactly zero.
-FMAs are explicit, as in `coordinates.py`, so that forward and backward round alike.
+with the output position o in normalised coordinates and the sum brought to pixels. Some forty instructions
+per point and pixel, thirty of them for the logarithm, shared by all channels. Weights of zero, which offsets
+of zero have, add exactly zero. FMAs are explicit, as in `coordinates.py`, so that forward and backward round
+alike.
 """
 
 import triton
