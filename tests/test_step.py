@@ -1,4 +1,4 @@
-"""``python -m perf step``: networks that are the same but for their sampler, and what is made of the timings."""
+"""``python -m perf step``: networks that are the same but for their sampler, and the table of timings."""
 
 import json
 
