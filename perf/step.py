@@ -36,12 +36,25 @@ class EagerTransformer(SpatialTransformer):
         return F.grid_sample(x, grid, align_corners=False)
 
 
+class _Heard(torch.autograd.Function):
+    """The images as they are, and a gradient for theta that costs nothing."""
+
+    @staticmethod
+    def forward(ctx, x, theta):
+        ctx.theta = theta.shape
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, grad.new_ones(()).expand(ctx.theta)
+
+
 class LocatingTransformer(SpatialTransformer):
-    """The layer without its sampler; theta has a gradient all the same."""
+    """The layer without its sampler; its localisation network is trained all the same."""
 
     def warp(self, x: Tensor, theta: Tensor) -> Tensor:
         """The input."""
-        return x + theta.mean()
+        return _Heard.apply(x, theta)
 
 
 Layer = type[SpatialTransformer] | None
@@ -151,6 +164,8 @@ def main(args: argparse.Namespace) -> int:
         gpu_ms_per_round=50,
     )
     facts = environment.facts(device)
+    is_tf32 = device.type == "cuda" and torch.backends.cudnn.allow_tf32
+    precision = "fp32 (convolutions in TF32, PyTorch's default)" if is_tf32 else "fp32"
     if not args.json:
         print(environment.summary(facts))
     for name, network in NETWORKS.items():
@@ -164,7 +179,7 @@ def main(args: argparse.Namespace) -> int:
             for row in rows:
                 print(json.dumps({"network": name, "batch": batch, **row, **facts}))
             continue
-        print(f"\n{name}: {network.about}; batch {batch}, fp32")
+        print(f"\n{name}: {network.about}; batch {batch}, {precision}")
         print(
             f"  {'ms per training step':24}{'median':>9}{'20 %':>9}{'80 %':>9}{'slower by':>11}{'share':>8}"
         )

@@ -27,8 +27,16 @@ def test_providers_compute_the_same(name):
                 module.head.bias.add_(torch.tensor([-0.2, 0.1, 0.05, -0.1, -0.1, 0.1]))
         outputs.append(model(images))
     torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-4)
-    torch.manual_seed(0)
-    assert not torch.allclose(network.make(step.LocatingTransformer)(images), outputs[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", step.NETWORKS)
+def test_without_a_sampler_the_network_is_that_without_transformers(name):
+    network = step.NETWORKS[name]
+    images = torch.rand(2, *network.shape)
+    models = [network.make(layer) for layer in (step.LocatingTransformer, None)]
+    kept = [module for module in models[0] if not isinstance(module, step.SpatialTransformer)]
+    torch.nn.Sequential(*kept).load_state_dict(models[1].state_dict())
+    assert torch.equal(models[0](images), models[1](images))
 
 
 def test_localisation_networks_are_trained_without_a_sampler_too():
