@@ -342,6 +342,10 @@ class TestArguments:
             make(3, dim=1)
         with pytest.raises(ValueError, match=r"made with dim=3 must have shape \(N, C, D, H, W\)"):
             make(3, dim=3)(sample())
+        with pytest.raises(TypeError, match=r"must have a floating dtype, got torch\.uint8: bring"):
+            SpatialTransformer(3, localization=make(3))(sample().byte())
+        with pytest.raises(ValueError, match="cells must be at least 1, got 0"):
+            make(3, cells=0)
         with pytest.raises(ValueError, match="kernel_size must be odd, got 4"):
             ConvolutionalLocalization(3, kernel_size=4)
 
