@@ -275,7 +275,7 @@ class TestArguments:
             ({"head": None}, TypeError, "head must be a bool"),
             ({"head": False, "scale": 0.5}, ValueError, "head must be True unless"),
         ],
-        ids=str,
+        ids=lambda value: value if isinstance(value, str) else "",
     )
     def test_when_it_is_made(self, options, error, message):
         with pytest.raises(error, match=message):
@@ -342,6 +342,10 @@ class TestArguments:
             make(3, dim=1)
         with pytest.raises(ValueError, match=r"made with dim=3 must have shape \(N, C, D, H, W\)"):
             make(3, dim=3)(sample())
+        with pytest.raises(TypeError, match=r"must have a floating dtype, got torch\.uint8: bring"):
+            SpatialTransformer(3, localization=make(3))(sample().byte())
+        with pytest.raises(ValueError, match="cells must be at least 1, got 0"):
+            make(3, cells=0)
         with pytest.raises(ValueError, match="kernel_size must be odd, got 4"):
             ConvolutionalLocalization(3, kernel_size=4)
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stn_triton.nn import checks
+
 _CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 
 
@@ -50,11 +52,12 @@ class ConvolutionalLocalization(nn.Module):
         out_features: int = 32,
     ) -> None:
         super().__init__()
-        _check_dim(dim)
-        if kernel_size % 2 != 1:
+        if checks.count("kernel_size", kernel_size) % 2 != 1:
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
         widths = (in_channels, *channels)
-        self.dim, self.cells, self.out_features = dim, cells, out_features
+        self.dim = checks.dimension(dim)
+        self.cells = checks.count("cells", cells)
+        self.out_features = checks.count("out_features", out_features)
         self.convolutions = nn.ModuleList(
             [
                 _CONVOLUTIONS[dim](before, after, kernel_size, padding=kernel_size // 2)
@@ -101,9 +104,10 @@ class FullyConnectedLocalization(nn.Module):
         self, in_channels: int, *, dim: int = 2, hidden: Sequence[int] = (32, 32), cells: int = 16
     ) -> None:
         super().__init__()
-        _check_dim(dim)
+        self.dim = checks.dimension(dim)
+        self.cells = checks.count("cells", cells)
         widths = (in_channels * cells**dim, *hidden)
-        self.dim, self.cells, self.out_features = dim, cells, widths[-1]
+        self.out_features = widths[-1]
         self.layers = nn.ModuleList(
             [nn.Linear(before, after) for before, after in itertools.pairwise(widths)]
         )
@@ -117,17 +121,17 @@ class FullyConnectedLocalization(nn.Module):
         return x
 
 
-def _check_dim(dim: int) -> None:
-    if dim not in (2, 3):
-        raise ValueError(f"dim must be 2 (images) or 3 (volumes), got {dim!r}")
-
-
 def _check_input(x: Tensor, dim: int) -> None:
     if x.ndim != dim + 2:
         shape = "(N, C, H, W)" if dim == 2 else "(N, C, D, H, W)"
         raise ValueError(
             f"the input of a localisation network made with dim={dim} must have shape {shape}, "
             f"got {tuple(x.shape)}"
+        )
+    if not x.is_floating_point():
+        raise TypeError(
+            f"the input of a localisation network must have a floating dtype, got {x.dtype}: "
+            "bring the image to about [0, 1] first, or give features"
         )
 
 
