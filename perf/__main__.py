@@ -224,7 +224,7 @@ batches. The paper reports 6 % for four transformers.
         "  python -m perf step\n  python -m perf step --quick --json\n",
     )
     _device(parser)
-    parser.add_argument("--quick", action="store_true", help="fewer samples, in about ten seconds")
+    parser.add_argument("--quick", action="store_true", help="fewer samples, in about twenty seconds")
     _json(parser)
 
 

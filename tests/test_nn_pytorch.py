@@ -385,3 +385,16 @@ def test_docstring_examples_run():
     for function in (stn_triton.nn.__dict__[name] for name in stn_triton.nn.__all__):
         assert ">>> " in inspect.getdoc(function), function
         assert examples[function.__module__].attempted > 0
+
+
+@pytest.mark.parametrize("make", [ConvolutionalLocalization, FullyConnectedLocalization])
+def test_another_floating_dtype_is_told(make):
+    layer = SpatialTransformer(3, localization=make(3))
+    with pytest.raises(TypeError, match=r"torch.float32, got torch.float64: .*layer.to\(torch.float64\)"):
+        layer(torch.rand(2, 3, 8, 8, dtype=torch.float64))
+    assert layer.double()(torch.rand(2, 3, 8, 8, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_parameter_groups_are_of_a_module():
+    with pytest.raises(TypeError, match=r"torch.nn.Module, got one of type generator"):
+        parameter_groups(SpatialTransformer(3).parameters(), 0.1)

@@ -28,6 +28,7 @@ def parameter_groups(model: nn.Module, lr: float, localization_lr_scale: float =
         elsewhere, given to ``forward`` as ``features``, is not a part of the layer: its rate is ``lr``.
 
     Raises:
+        TypeError: ``model`` is no module (its ``parameters()``, for one).
         ValueError: ``model`` has no spatial transformer, or a rate is not a number of at least 0.
 
     Example:
@@ -38,6 +39,8 @@ def parameter_groups(model: nn.Module, lr: float, localization_lr_scale: float =
         [('model', 0.01, 2), ('localization', 0.001, 8)]
         >>> optimizer = torch.optim.SGD(groups, momentum=0.9)
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got one of type {type(model).__name__}")
     for name, value in (("lr", lr), ("localization_lr_scale", localization_lr_scale)):
         if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
             raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")

@@ -71,7 +71,7 @@ class ConvolutionalLocalization(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, [D,] H, W) to (N, F)."""
-        _check_input(x, self.dim)
+        _check_input(x, self.dim, self.linear.weight.dtype)
         for convolution in self.convolutions:
             x = _halve(convolution(x)).relu()
         return self.linear(_average(x, self.dim, self.cells).flatten(1)).relu()
@@ -114,14 +114,14 @@ class FullyConnectedLocalization(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, [D,] H, W) to (N, F)."""
-        _check_input(x, self.dim)
+        _check_input(x, self.dim, self.layers[0].weight.dtype)
         x = _average(x, self.dim, self.cells).flatten(1)
         for layer in self.layers:
             x = layer(x).relu()
         return x
 
 
-def _check_input(x: Tensor, dim: int) -> None:
+def _check_input(x: Tensor, dim: int, dtype: torch.dtype) -> None:
     if x.ndim != dim + 2:
         shape = "(N, C, H, W)" if dim == 2 else "(N, C, D, H, W)"
         raise ValueError(
@@ -132,6 +132,11 @@ def _check_input(x: Tensor, dim: int) -> None:
         raise TypeError(
             f"the input of a localisation network must have a floating dtype, got {x.dtype}: "
             "bring the image to about [0, 1] first, or give features"
+        )
+    if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(
+            f"the input of a localisation network must have the dtype of its parameters, {dtype}, "
+            f"got {x.dtype}: convert one of them, x.to({dtype}) or layer.to({x.dtype})"
         )
 
 
