@@ -401,7 +401,7 @@ def test_the_examples_of_the_readme_run(tmp_path, monkeypatch):
     for example in examples:
         if "init_device_mesh" in example:
             continue
-        exec(example.replace(', device="cuda"', ""), names)
+        exec(example.replace(', device="cuda"', "").replace('.to("cuda")', ""), names)
     assert names["crops"].shape == (4, 3, 256, 7, 7)
     assert names["rois"].shape == (3, 256, 7, 7)
     assert names["small"].dtype == torch.uint8
