@@ -8,6 +8,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import warnings
 
 import pytest
 import torch
@@ -54,13 +55,33 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs a GPU, and torch.cuda finds none"))
 
 
+_AUTOGRAD = [
+    getattr(torch._C.DispatchKey, name)
+    for name in ("AutogradFunctionality", "AutogradOther", "AutogradNestedTensor")
+]
+
+
+def _autograd_is_excluded():
+    return any(torch._C._dispatch_tls_is_dispatch_key_excluded(key) for key in _AUTOGRAD)
+
+
 @pytest.fixture(autouse=True)
-def _gradients_stay_on():
-    """A test that leaves them off makes others fail, far away."""
+def _gradients_stay_on(request):
+    """A test that leaves them off makes others fail, far away.
+
+    In one of about ten long runs PyTorch 2.15 (not 2.11, not 2.13) leaves the dispatcher without autograd in
+    the midst of a test, also of tests that neither call an operator of this package nor compile anything; why
+    is not known. Such a run says so and goes on with autograd.
+    """
     yield
     was_on = torch.is_grad_enabled()
     torch.set_grad_enabled(True)
     assert was_on
+    if _autograd_is_excluded():
+        for key in _AUTOGRAD:
+            torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)
+        warnings.warn(f"{request.node.nodeid} left autograd out of the dispatcher", stacklevel=1)
+        assert torch.__version__ >= (2, 15)
 
 
 @pytest.fixture
