@@ -289,3 +289,16 @@ def _solve_one(x, theta, size_out, g, options, fill, samples, offsets, fused) ->
     scales = torch.cat((scales, scales[:, dim:].expand(-1, len(phis))), 1)
     grad_theta = torch.stack([torch.stack([(d * c).sum() for c in columns]) for d in by_row]) * scales
     return Truth(output, grad_input.view(x.shape), grad_theta, grad_fill)
+
+
+def spline_matrices(offsets: Tensor, points: Sequence[float]) -> Tensor:
+    """The matrices (M, 2, 3 + P) of thin plate splines from offsets (M, P, 2), in fp64, with gradients."""
+    at = torch.tensor(points, dtype=torch.float64, device=offsets.device).view(-1, 2)
+    square = (at[:, None] - at).square().sum(2)
+    affine = torch.cat((at, torch.ones_like(at[:, :1])), 1)
+    bends = torch.where(square > 0, square * torch.log2(square), 0)
+    upper, lower = torch.cat((bends, affine), 1), torch.cat((affine.T, affine.new_zeros(3, 3)), 1)
+    wanted = torch.cat((offsets, offsets.new_zeros(len(offsets), 3, 2)), 1)
+    weights, plane = torch.linalg.solve(torch.cat((upper, lower)), wanted).split([len(at), 3], 1)
+    identity = torch.eye(2, 3, dtype=torch.float64, device=offsets.device)
+    return torch.cat((plane.transpose(1, 2) + identity, weights.transpose(1, 2)), 2)

@@ -1,0 +1,198 @@
+"""What the check prints: the table, its head and foot, JSON, and progress."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import shutil
+import sys
+import textwrap
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from stn_triton import tables
+from stn_triton.check.engine import KERNELS, Engine
+from stn_triton.check.judge import Finding
+from stn_triton.check.rows import Row
+
+_LAYOUT = "{:28} {:9} {:>6} {:>12} {:>9}  {}"
+_SECONDS_BETWEEN_LINES = 10
+
+
+class Line(NamedTuple):
+    """A line of the table."""
+
+    section: str
+    name: str
+    group: str
+    """output, gradients, or nothing."""
+    cases: int
+    failed: int
+    worst: Finding | None
+    skipped: str | None = None
+    """Why nothing was run."""
+
+    @classmethod
+    def of(cls, row: Row, group: str, findings: Sequence[Finding]) -> Line:
+        """Of all findings of a group, a gradient counting once per case and tensor."""
+        failed = sum(not finding.passed() for finding in findings)
+        return cls(row.section, row.name, group, len(findings), failed, max(findings, key=Finding.share))
+
+    @property
+    def status(self) -> str:
+        if self.worst is None:
+            return "SKIP"
+        return "FAIL" if self.failed else "PASS"
+
+    def title(self) -> str:
+        return f"{self.name}: {self.group}" if self.group else self.name
+
+
+def group(part: str) -> str:
+    """The line of a row that a tensor belongs to."""
+    return "output" if part == "output" else "gradients" if part.startswith("grad_") else ""
+
+
+class Table:
+    """Prints lines as they come, a section's title before its first."""
+
+    def __init__(self) -> None:
+        self._section = ""
+
+    def add(self, lines: Sequence[Line]) -> None:
+        """Print the lines of a row."""
+        for line in lines:
+            if line.section != self._section:
+                self._section = line.section
+                print(f"\n{line.section}")
+                print(_LAYOUT.format("", "", "checks", "worst error", "allowed", ""))
+            if line.worst is None:
+                print(f"{_LAYOUT.format(line.name, '', 0, '', '', 'SKIP')}\n    {line.skipped}", flush=True)
+                continue
+            numbers = [f"{number:.1e}" for number in (line.worst.error, line.worst.allowed)]
+            print(_LAYOUT.format(line.name, line.group, line.cases, *numbers, line.status), flush=True)
+
+
+def head(engine: Engine, facts: Mapping[str, str]) -> str:
+    """What runs, and where."""
+    width = _width()
+    lines = [
+        textwrap.fill(f"{key:11} {value}", width, subsequent_indent=12 * " ", break_on_hyphens=False)
+        for key, value in facts.items()
+        if value
+    ]
+    return "\n".join([*lines, "", textwrap.fill(engine.describe(), width)])
+
+
+def foot(lines: Sequence[Line], engine: Engine, seconds: float, again: str) -> str:
+    """The verdict; of what failed, how to reproduce it and what to do."""
+    failed = [line for line in lines if line.status == "FAIL"]
+    checks = f"{sum(line.cases for line in lines):,} checks in {seconds:.0f} s"
+    skipped = sum(line.status == "SKIP" for line in lines)
+    rest = f", {skipped} skipped" if skipped else ""
+    if not failed:
+        return f"\nPASS: {len(lines) - skipped} rows{rest}, {checks}"
+    text = [f"\nFAIL: {len(failed)} of {len(lines)} rows{rest}, {checks}"]
+    text += [_failure(line, again) for line in failed]
+    return "\n\n".join([*text, _advice(engine, again)])
+
+
+def _failure(line: Line, again: str) -> str:
+    worst = line.worst
+    lines = [f"{line.title()}: {line.failed} of {line.cases} checks; the worst:"]
+    lines.append(worst.text)
+    if math.isfinite(worst.error) and worst.error:
+        lines[-1] += f": off by {worst.error:.2e}, allowed {worst.allowed:.2e}"
+    lines += [*worst.call, f"again: {again} --only {shlex.quote(line.name)}"]
+    width = _width()
+    wrapped = [
+        textwrap.fill(part, width, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False)
+        for part in lines[1:]
+    ]
+    return "\n".join([lines[0], *wrapped])
+
+
+def _advice(engine: Engine, again: str) -> str:
+    steps = [
+        "Run it again. If other rows fail, or none: the hardware or its driver is at fault.",
+        "With another PyTorch and Triton: if that passes, this version of them is at fault.",
+        f"Report it, with what `{again} --json` prints.",
+    ]
+    if engine.name == KERNELS:
+        path = tables.cache_path(torch.cuda.get_device_name(engine.device))
+        steps[1:1] = [
+            f"Without this user's table of block sizes, {path}: STN_TRITON_CACHE_DIR=/nowhere {again}. "
+            "If that passes, the table is at fault: delete it.",
+            "With --device cpu. If that fails too, it is not the kernels.",
+        ]
+    text = ["What the operator computes on this machine is not to be relied on. To find out why:"]
+    text += [
+        textwrap.fill(step, _width(), initial_indent=f"  {i}. ", subsequent_indent="     ")
+        for i, step in enumerate(steps, 1)
+    ]
+    return "\n".join(text)
+
+
+def as_json(
+    lines: Sequence[Line], engine: Engine, facts: Mapping[str, str], quick: bool, seconds: float
+) -> dict[str, object]:
+    """All of it; errors that are not finite are null, and ``text`` says what they are."""
+    return {
+        "passed": not any(line.status == "FAIL" for line in lines),
+        "quick": quick,
+        "device": str(engine.device),
+        "engine": engine.name,
+        "seconds": round(seconds, 1),
+        "environment": dict(facts),
+        "rows": [_row_as_json(line) for line in lines],
+    }
+
+
+def _row_as_json(line: Line) -> dict[str, object]:
+    known = {"section": line.section, "name": line.name, "of": line.group, "status": line.status}
+    worst = line.worst
+    if worst is None:
+        return {**known, "reason": line.skipped}
+    numbers = {"error": worst.error, "allowed": worst.allowed, "pytorch_error": worst.pair_error}
+    finite = {k: v if v is not None and math.isfinite(v) else None for k, v in numbers.items()}
+    counts = {"checks": line.cases, "failed": line.failed}
+    return {**known, **counts, **finite, "text": worst.text, "call": list(worst.call)}
+
+
+class Progress:
+    """On stderr: a line that changes in a terminal, elsewhere one every ten seconds."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows, self._row, self._name, self._cases = rows, 0, "", 0
+        self._is_terminal = sys.stderr.isatty()
+        self._began = self._told = time.monotonic()
+
+    def begin(self, name: str) -> None:
+        """A row starts."""
+        self._row, self._name, self._cases = self._row + 1, name, -1
+        self.step()
+
+    def step(self) -> None:
+        """A case of it is done."""
+        self._cases += 1
+        now = time.monotonic()
+        if now - self._told < (0.1 if self._is_terminal else _SECONDS_BETWEEN_LINES):
+            return
+        self._told = now
+        text = f"{self._row} of {self._rows}: {self._name}, {self._cases} cases, {now - self._began:.0f} s"
+        if self._is_terminal:
+            print(f"\r\x1b[K{text[: _width() - 1]}", end="", file=sys.stderr, flush=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """A row is done; the place is free for its line."""
+        if self._is_terminal:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _width() -> int:
+    return min(shutil.get_terminal_size().columns, 120)
