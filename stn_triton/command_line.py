@@ -17,8 +17,8 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 DESCRIPTION = """\
 What an installed stn_triton does on this machine.
 
-  check  compare the operator with an independent fp64 computation: PASS or FAIL, row by row
-  info   the environment, the table of block sizes in use, and what is supported here
+  check  whether the operator is right here: a table of PASS and FAIL
+  info   the environment, the table of block sizes in use, what is supported
 """
 
 EPILOG = """\
@@ -73,19 +73,23 @@ def _check(commands) -> None:
         "check",
         "whether the operator is right on this machine",
         """\
-Compare the operator with an independent computation in fp64, over dtypes, layouts, modes, paddings, sizes and
-maps, images and volumes, results and gradients, and with PyTorch's own pair; check that the identity, adjoints
-and repetitions are what they should be. A line per row: how many cases, the worst error, what is allowed, and
-PASS or FAIL; of a failure also the arguments that reproduce it. On a GPU it is the kernels that run, with the
-block sizes that this machine's table has and no tuning; the first time they are compiled, which takes
-minutes. On a CPU it is the plain PyTorch path, unless --interpret.
+Compare the operator with an independent computation in fp64, over dtypes,
+layouts, modes, paddings, sizes and maps, images and volumes, results and
+gradients, and with PyTorch's own pair; check that the identity, adjoints and
+repetitions are what they should be. A line per row: how many comparisons, the
+worst error, what is allowed, PASS or FAIL; of a failure also the arguments that
+reproduce it.
+
+On a GPU it is the kernels that run, with the block sizes of this machine's
+tables and no tuning; the first time they are compiled, which takes minutes. On
+a CPU it is the plain PyTorch path, unless --interpret.
 """,
         """\
   python -m stn_triton check
   python -m stn_triton check --quick --json > check.json
-  python -m stn_triton check --only splines determinism    rows whose names contain one of these words
-  python -m stn_triton check --device cpu                  the plain PyTorch path, on a machine with a GPU
-  python -m stn_triton check --quick --interpret           the kernels, on a CPU
+  python -m stn_triton check --only splines determinism  two rows of the table
+  python -m stn_triton check --device cpu       the plain PyTorch path
+  python -m stn_triton check --quick --interpret --only identity
 """,
     )
     parser.add_argument("--quick", action="store_true", help="fewer cases of every row, in seconds")
@@ -95,7 +99,7 @@ minutes. On a CPU it is the plain PyTorch path, unless --interpret.
     parser.add_argument(
         "--interpret",
         action="store_true",
-        help="on a CPU, the kernels in Triton's interpreter (slow; needs numpy)",
+        help="on a CPU, the kernels in Triton's interpreter (minutes; needs numpy)",
     )
 
 
@@ -105,8 +109,8 @@ def _info(commands) -> None:
         "info",
         "the environment, the table of block sizes in use, and what is supported here",
         """\
-Print the environment, which table of block sizes this GPU uses (and of those that it does not, why), and what
-is supported on this machine.
+Print the environment, which table of block sizes this GPU uses (and of those
+that it does not use, why), and what is supported on this machine.
 """,
         "  python -m stn_triton info\n  python -m stn_triton info --json\n",
     )

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
+import textwrap
 from importlib import metadata
 from pathlib import Path
 
@@ -125,3 +127,15 @@ def version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "none"
+
+
+def columns() -> int:
+    """How wide a line may be: the terminal, 80 where there is none, at most 120."""
+    return min(shutil.get_terminal_size().columns, 120)
+
+
+def wrapped(line: str, indent: int, width: int) -> str:
+    """A line as several of a width, the rest indented; what has no blanks, as a path, stays whole."""
+    return textwrap.fill(
+        line, width, subsequent_indent=indent * " ", break_on_hyphens=False, break_long_words=False
+    )

@@ -21,9 +21,12 @@ class Engine(NamedTuple):
 
     device: torch.device
     name: str
+    threads: int = 1
+    """PyTorch's, as the user has them."""
 
     @property
     def has_kernels(self) -> bool:
+        """Whether exactness can be asked for."""
         return self.name != REFERENCE
 
     def truncates(self, dtype: torch.dtype) -> bool:
@@ -34,13 +37,13 @@ class Engine(NamedTuple):
         """In a sentence."""
         if self.name == REFERENCE:
             return (
-                "What runs on a CPU is the plain PyTorch path, whose sampler is PyTorch's own; the kernels run\n"
-                "on a GPU, or here with --interpret. Exactness is the kernels' alone."
+                "What runs on a CPU is the plain PyTorch path, whose sampler is PyTorch's own; the kernels "
+                "run on a GPU, or here with --interpret. Exactness is the kernels' alone."
             )
-        where = (
-            torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "Triton's interpreter"
-        )
-        return f"What runs are the kernels, on {where}."
+        if self.name == INTERPRETER:
+            return "What runs are the kernels, in Triton's interpreter."
+        name = torch.cuda.get_device_name(self.device)
+        return f"What runs are the kernels, on {name}. The first time they are compiled: minutes."
 
 
 def choose(device: str | None, interpret: bool) -> Engine:
@@ -56,7 +59,7 @@ def choose(device: str | None, interpret: bool) -> Engine:
     except ValueError as error:
         raise UsageError(str(error)) from error
     if not interpret:
-        return Engine(chosen, KERNELS if chosen.type == "cuda" else REFERENCE)
+        return Engine(chosen, KERNELS if chosen.type == "cuda" else REFERENCE, torch.get_num_threads())
     if chosen.type != "cpu":
         raise UsageError(f"--interpret: expected --device cpu, got {device!r}")
     for package in ("triton", "numpy"):
@@ -67,11 +70,15 @@ def choose(device: str | None, interpret: bool) -> Engine:
 
 @contextlib.contextmanager
 def running(engine: Engine) -> Iterator[None]:
-    """Let calls reach the engine, with block sizes from tables and never tuned."""
+    """Let calls reach the engine, with block sizes from tables and never tuned, in one thread.
+
+    Most calls are too small to share, and threads that wait keep all cores busy.
+    """
     before = {key: os.environ.get(key) for key in ("STN_TRITON_AUTOTUNE", "TRITON_INTERPRET")}
     os.environ["STN_TRITON_AUTOTUNE"] = "0"
     with contextlib.ExitStack() as stack:
         stack.callback(_restore, before)
+        stack.enter_context(threads(1))
         if engine.name == INTERPRETER:
             # Read when Triton is first imported, which `import stn_triton` does not do.
             os.environ["TRITON_INTERPRET"] = "1"
@@ -98,6 +105,17 @@ def _kernels_on_the_cpu() -> Iterator[None]:
         yield
     finally:
         ops.reference, ops.reference_tangent = before
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """PyTorch with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager

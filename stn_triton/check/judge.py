@@ -12,7 +12,8 @@ What may differ is rounding, in three parts:
 - Each element is rounded once to its dtype: half an eps of it. Bytes: half a step.
 
 Beside PyTorch's pair there is no such bound: twice the largest error of the pair in fp32 on the same device,
-and the rounding to the dtype.
+and the rounding to the dtype. The largest of the few numbers of grad_theta is a matter of luck; of those it is
+the root mean square error.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from stn_triton.check import oracle
 from stn_triton.check.cases import Case
-from stn_triton.check.engine import Engine, deterministic
+from stn_triton.check.engine import Engine, deterministic, threads
 
 FACTOR = 8
 SUMS = 32
@@ -46,7 +47,8 @@ class Finding(NamedTuple):
     pair_error: float | None = None
 
     def passed(self) -> bool:
-        return self.error <= self.allowed  # so that NaN fails
+        """Written so that NaN fails."""
+        return self.error <= self.allowed
 
     def share(self) -> float:
         """Of what is allowed, for finding the worst."""
@@ -128,15 +130,33 @@ def against_truth(case: Case, engine: Engine, is_poisoned: bool = True) -> list[
 
 def beside_pair(case: Case, engine: Engine) -> list[Finding]:
     """A finding for each result of a call that ``F.affine_grid`` and ``F.grid_sample`` make too."""
-    with deterministic(False):  # the pair has no deterministic backward on a GPU
+    # The pair has no deterministic backward on a GPU.
+    with deterministic(False), threads(engine.threads):
         found, theirs = results(case), pair(case)
     findings = []
     for part, actual, other, exact in zip(oracle.Truth._fields, found, theirs, truth(case), strict=True):
-        if actual is not None:
+        if actual is None:
+            continue
+        if part == "grad_theta":
+            error = _mean(other.double() - exact)
+            finding = _on_average(case, part, actual, exact, 2 * error)
+        else:
             error = (other.double() - exact).abs().max().item()
             finding = compare(case, engine, part, actual, exact, 2 * error)
-            findings.append(finding._replace(pair_error=error))
+        findings.append(finding._replace(pair_error=error))
     return findings
+
+
+def _on_average(case: Case, part: str, actual: Tensor, exact: Tensor, budget: float) -> Finding:
+    error = _mean(actual.double() - exact)
+    allowed = budget + torch.finfo(actual.dtype).eps / 2 * _mean(exact)
+    text = f"{part}, of a root mean square of {_mean(exact):.3g}"
+    return Finding(part, error, allowed, text, tuple(case.describe()))
+
+
+def _mean(tensor: Tensor) -> float:
+    """The root mean square."""
+    return tensor.square().mean().sqrt().item()
 
 
 def pair(case: Case) -> oracle.Truth:

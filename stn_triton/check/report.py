@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-import shutil
 import sys
-import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -17,6 +15,7 @@ from stn_triton import tables
 from stn_triton.check.engine import KERNELS, Engine
 from stn_triton.check.judge import Finding
 from stn_triton.check.rows import Row
+from stn_triton.environment import columns, wrapped
 
 _LAYOUT = "{:28} {:9} {:>6} {:>12} {:>9}  {}"
 _SECONDS_BETWEEN_LINES = 10
@@ -43,11 +42,13 @@ class Line(NamedTuple):
 
     @property
     def status(self) -> str:
+        """PASS, FAIL or SKIP."""
         if self.worst is None:
             return "SKIP"
         return "FAIL" if self.failed else "PASS"
 
     def title(self) -> str:
+        """What it is of."""
         return f"{self.name}: {self.group}" if self.group else self.name
 
 
@@ -68,7 +69,7 @@ class Table:
             if line.section != self._section:
                 self._section = line.section
                 print(f"\n{line.section}")
-                print(_LAYOUT.format("", "", "checks", "worst error", "allowed", ""))
+                print(_LAYOUT.format("", "", "checks", "worst error", "allowed", "").rstrip())
             if line.worst is None:
                 print(f"{_LAYOUT.format(line.name, '', 0, '', '', 'SKIP')}\n    {line.skipped}", flush=True)
                 continue
@@ -78,13 +79,9 @@ class Table:
 
 def head(engine: Engine, facts: Mapping[str, str]) -> str:
     """What runs, and where."""
-    width = _width()
-    lines = [
-        textwrap.fill(f"{key:11} {value}", width, subsequent_indent=12 * " ", break_on_hyphens=False)
-        for key, value in facts.items()
-        if value
-    ]
-    return "\n".join([*lines, "", textwrap.fill(engine.describe(), width)])
+    width = columns()
+    lines = [wrapped(f"{key:11} {value}", 12, width) for key, value in facts.items() if value]
+    return "\n".join([*lines, "", wrapped(engine.describe(), 0, width)])
 
 
 def foot(lines: Sequence[Line], engine: Engine, seconds: float, again: str) -> str:
@@ -107,11 +104,8 @@ def _failure(line: Line, again: str) -> str:
     if math.isfinite(worst.error) and worst.error:
         lines[-1] += f": off by {worst.error:.2e}, allowed {worst.allowed:.2e}"
     lines += [*worst.call, f"again: {again} --only {shlex.quote(line.name)}"]
-    width = _width()
-    wrapped = [
-        textwrap.fill(part, width, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False)
-        for part in lines[1:]
-    ]
+    width = columns()
+    wrapped = [wrapped(f"  {part}", 6, width) for part in lines[1:]]
     return "\n".join([lines[0], *wrapped])
 
 
@@ -129,10 +123,7 @@ def _advice(engine: Engine, again: str) -> str:
             "With --device cpu. If that fails too, it is not the kernels.",
         ]
     text = ["What the operator computes on this machine is not to be relied on. To find out why:"]
-    text += [
-        textwrap.fill(step, _width(), initial_indent=f"  {i}. ", subsequent_indent="     ")
-        for i, step in enumerate(steps, 1)
-    ]
+    text += [wrapped(f"  {i}. {step}", 5, columns()) for i, step in enumerate(steps, 1)]
     return "\n".join(text)
 
 
@@ -184,7 +175,7 @@ class Progress:
         self._told = now
         text = f"{self._row} of {self._rows}: {self._name}, {self._cases} cases, {now - self._began:.0f} s"
         if self._is_terminal:
-            print(f"\r\x1b[K{text[: _width() - 1]}", end="", file=sys.stderr, flush=True)
+            print(f"\r\x1b[K{text[: columns() - 1]}", end="", file=sys.stderr, flush=True)
         else:
             print(text, file=sys.stderr, flush=True)
 
@@ -192,7 +183,3 @@ class Progress:
         """A row is done; the place is free for its line."""
         if self._is_terminal:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-
-def _width() -> int:
-    return min(shutil.get_terminal_size().columns, 120)

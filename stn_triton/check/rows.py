@@ -192,10 +192,10 @@ def _pair(dtype: torch.dtype, dim: int = 2):
         paddings = PAIR_PADDINGS[:1] if quick else PAIR_PADDINGS
         sizes = ((65, 93), (71, 57)) if dim == 2 else ((11, 17, 13), (9, 15, 19))
         for mode, padding_mode, corners in itertools.product(
-            MODES[:: 2 if dim == 2 else 3], paddings, CORNERS
+            ("bilinear", "bicubic")[: 4 - dim], paddings, CORNERS
         ):
             options = Options(mode, padding_mode, corners)
-            # A dozen maps, so that the worst of the few numbers of grad_theta is not a matter of luck.
+            # A dozen maps, for grad_theta has few numbers of each.
             yield beside_pair(
                 make(
                     engine.device, options, dim=dim, dtype=dtype, images=12, size_in=sizes[0], size=sizes[1]
