@@ -12,8 +12,8 @@ What may differ is rounding, in three parts:
 - Each element is rounded once to its dtype: half an eps of it. Bytes: half a step.
 
 Beside PyTorch's pair there is no such bound: twice the largest error of the pair in fp32 on the same device,
-and the rounding to the dtype. The largest of the few numbers of grad_theta is a matter of luck; of those it is
-the root mean square error.
+and the rounding to the dtype. The largest of the few numbers of grad_theta is a matter of luck; of those it
+is the root mean square error.
 """
 
 from __future__ import annotations
@@ -52,9 +52,11 @@ class Finding(NamedTuple):
 
     def share(self) -> float:
         """Of what is allowed, for finding the worst."""
-        if not self.passed():
-            return math.inf if self.allowed == 0 or math.isnan(self.error) else self.error / self.allowed
-        return self.error / self.allowed if self.allowed else 0.0
+        if math.isnan(self.error) or math.isnan(self.allowed):
+            return math.inf
+        if self.allowed == 0:
+            return math.inf if self.error else 0.0
+        return self.error / self.allowed
 
 
 class CallError(RuntimeError):
@@ -87,7 +89,7 @@ def _results(case: Case) -> oracle.Truth:
 def truth(case: Case, dtype: torch.dtype = torch.float64, shares_rounding: bool = False) -> oracle.Truth:
     """The same by the oracle, in fp64."""
     calls = case.grad.numel() // max(math.prod(case.grad.shape[-len(case.size) - 1 :]), 1)
-    theta = case.theta.detach().double().requires_grad_()
+    theta = case.theta.detach().cpu().double().requires_grad_()
     matrices = theta.flatten(0, 1) if theta.ndim == 4 else theta
     matrices = matrices.expand(calls, *matrices.shape[1:])
     if case.is_spline:
@@ -96,8 +98,9 @@ def truth(case: Case, dtype: torch.dtype = torch.float64, shares_rounding: bool 
     arguments = (case.size, grad, case.options, dtype, case.fill, case.image_index, shares_rounding)
     found = oracle.solve(case.input, matrices.detach(), *arguments)
     # Back through what was expanded.
-    (grad_theta,) = torch.autograd.grad(matrices, theta, found.grad_theta)
-    return found._replace(output=found.output.view(case.grad.shape), grad_theta=grad_theta)
+    (grad_theta,) = torch.autograd.grad(matrices, theta, found.grad_theta.cpu())
+    output = found.output.view(case.grad.shape)
+    return found._replace(output=output, grad_theta=grad_theta.to(output.device))
 
 
 def against_truth(case: Case, engine: Engine, is_poisoned: bool = True) -> list[Finding]:

@@ -103,28 +103,40 @@ def _failure(line: Line, again: str) -> str:
     lines.append(worst.text)
     if math.isfinite(worst.error) and worst.error:
         lines[-1] += f": off by {worst.error:.2e}, allowed {worst.allowed:.2e}"
-    lines += [*worst.call, f"again: {again} --only {shlex.quote(line.name)}"]
     width = columns()
-    wrapped = [wrapped(f"  {part}", 6, width) for part in lines[1:]]
-    return "\n".join([lines[0], *wrapped])
+    text = [lines[0], *(wrapped(f"  {line}", 6, width) for line in [*lines[1:], *worst.call])]
+    # Never wrapped: to be copied.
+    return "\n".join([*text, f"  again: {again} --only {shlex.quote(line.name)}"])
 
 
 def _advice(engine: Engine, again: str) -> str:
+    """Steps, each with a command or none."""
     steps = [
-        "Run it again. If other rows fail, or none: the hardware or its driver is at fault.",
-        "With another PyTorch and Triton: if that passes, this version of them is at fault.",
-        f"Report it, with what `{again} --json` prints.",
+        ("Run it again. If other rows fail, or none, the hardware or its driver is at fault.", ""),
+        ("With another PyTorch and Triton. If that passes, these versions are at fault.", ""),
+        ("Report it, with what this prints:", f"{again} --json"),
     ]
     if engine.name == KERNELS:
         path = tables.cache_path(torch.cuda.get_device_name(engine.device))
         steps[1:1] = [
-            f"Without this user's table of block sizes, {path}: STN_TRITON_CACHE_DIR=/nowhere {again}. "
-            "If that passes, the table is at fault: delete it.",
-            "With --device cpu. If that fails too, it is not the kernels.",
+            (
+                f"Without this user's table of block sizes. If that passes, it is at fault: delete {path}.",
+                f"STN_TRITON_CACHE_DIR=/nowhere {again}",
+            ),
+            (
+                "On the CPU. If that fails too, it is not the kernels.",
+                f"{_without_device(again)} --device cpu",
+            ),
         ]
     text = ["What the operator computes on this machine is not to be relied on. To find out why:"]
-    text += [wrapped(f"  {i}. {step}", 5, columns()) for i, step in enumerate(steps, 1)]
+    for i, (step, command) in enumerate(steps, 1):
+        text.append(wrapped(f"  {i}. {step}", 5, columns()))
+        text += [f"       {command}"] if command else []
     return "\n".join(text)
+
+
+def _without_device(again: str) -> str:
+    return again.partition(" --device")[0]
 
 
 def as_json(
