@@ -340,6 +340,21 @@ def test_a_gpu_without_bfloat16_skips_it_and_says_so(capsys, monkeypatch):
     assert "1 skipped" in capsys.readouterr().out
 
 
+def test_only_takes_a_row_by_its_name_else_all_that_contain_the_word():
+    chosen = lambda *words: [row.name for row in command.chosen(words)]  # noqa: E731
+    assert chosen("float16") == ["float16"]
+    assert chosen("loat16") == ["bfloat16", "float16", "images in bfloat16", "images in float16"]
+    assert chosen("uint8", "identity") == ["uint8", "identity"]
+    assert command.chosen(None) == list(ROWS)
+
+
+def test_a_row_that_compares_nothing_fails(capsys, monkeypatch):
+    monkeypatch.setattr(command, "ROWS", [row._replace(find=lambda *a: iter([[], []])) for row in ROWS])
+    code, found, titles = check(capsys, "--only", "uint8")
+    assert (code, titles["FAIL"]) == (1, ["uint8"])
+    assert found["rows"][0]["text"] == "there was nothing to compare"
+
+
 class TestCompare:
     """The judge itself."""
 

@@ -30,29 +30,27 @@ def main(args: argparse.Namespace) -> int:
     lines = run(rows, engine, args.quick, None if args.json else report.Table())
     seconds = time.monotonic() - began
     if args.json:
-        print(
-            json.dumps(report.as_json(lines, engine, facts, args.quick, seconds), indent=1, allow_nan=False)
-        )
+        found = report.as_json(lines, engine, facts, args.quick, seconds)
+        print(json.dumps(found, indent=1, allow_nan=False))
     else:
         print(report.foot(lines, engine, seconds, again), flush=True)
     return EXIT_FAILED if any(line.status == "FAIL" for line in lines) else EXIT_OK
 
 
 def chosen(words: Sequence[str] | None) -> list[Row]:
-    """The rows whose names contain one of the words; all for None.
+    """The rows that a word names, or else whose names contain it; all for None.
 
     Raises:
         UsageError: a word is in no name.
     """
+    wanted = set()
     for word in words or ():
-        if not any(word in row.name for row in ROWS):
-            raise UsageError(f"--only: no row has {word!r} in its name; there are: " + "; ".join(names()))
-    return [row for row in ROWS if words is None or any(word in row.name for word in words)]
-
-
-def names() -> list[str]:
-    """Of all rows."""
-    return list(dict.fromkeys(row.name for row in ROWS))
+        own = {row.name for row in ROWS if row.name == word} or {row.name for row in ROWS if word in row.name}
+        if not own:
+            listing = "; ".join(row.name for row in ROWS)
+            raise UsageError(f"--only: no row has {word!r} in its name; there are: {listing}")
+        wanted |= own
+    return [row for row in ROWS if words is None or row.name in wanted]
 
 
 def run(rows: Sequence[Row], engine: Engine, quick: bool, table: report.Table | None = None) -> list[Line]:
@@ -85,6 +83,8 @@ def _run_row(row: Row, engine: Engine, quick: bool, progress: Progress) -> list[
         found.setdefault("", []).append(Finding("", math.inf, 0.0, text, call))
     except Exception as error:  # of the check itself, or a GPU that is lost: the other rows still count
         found.setdefault("", []).append(Finding("", math.inf, 0.0, f"{type(error).__name__}: {error}"))
+    # What compared nothing has shown nothing.
+    found = found or {"": [Finding("", math.inf, 0.0, "there was nothing to compare")]}
     return [Line.of(row, group, findings) for group, findings in found.items()]
 
 

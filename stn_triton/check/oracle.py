@@ -167,17 +167,9 @@ def solve(
         if options.antialias:
             samples = _samples(theta[m], size_in, size_out, options.align_corners)
         for offsets in itertools.product(*map(range, samples)):
-            one = _solve_one(
-                x[owner],
-                theta[m],
-                size_out,
-                g[m] / math.prod(samples),
-                options,
-                fills,
-                samples,
-                offsets,
-                fused,
-            )
+            share = g[m] / math.prod(samples)
+            how = (options, fills, samples, offsets, fused)
+            one = _solve_one(x[owner], theta[m], size_out, share, *how)
             output[m] += one.output / math.prod(samples)
             grad_input[owner] += one.grad_input
             grad_theta[m] += one.grad_theta
