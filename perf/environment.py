@@ -6,15 +6,15 @@ import datetime
 import os
 import platform
 import subprocess
-from importlib import metadata
 from pathlib import Path
 
 import torch
 
 import stn_triton
 from perf import UsageError
+from stn_triton import environment as machine
+from stn_triton.environment import UNKNOWN, cpu_model
 
-UNKNOWN = "unknown"
 _ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -24,23 +24,10 @@ def choose_device(name: str | None) -> torch.device:
     Raises:
         UsageError: this machine has no such device.
     """
-    devices = available_devices()
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    full_name = "cuda:0" if name == "cuda" else name
-    if full_name not in devices:
-        listing = ", ".join(f"{device} ({label})" for device, label in devices.items())
-        raise UsageError(f"--device: no device {name!r} here; available: {listing}")
-    device = torch.device(full_name)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    return device
-
-
-def available_devices() -> dict[str, str]:
-    """Names for ``--device``, each with the name of its hardware."""
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    return {f"cuda:{i}": torch.cuda.get_device_name(i) for i in gpus} | {"cpu": cpu_model()}
+    try:
+        return machine.choose_device(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def facts(device: torch.device) -> dict[str, str | int]:
@@ -49,14 +36,14 @@ def facts(device: torch.device) -> dict[str, str | int]:
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else cpu_model(),
         "device_type": device.type,
-        "driver": _driver() if on_gpu else "",
+        "driver": machine.driver() if on_gpu else "",
         "toolkit": f"{torch.version.cuda or torch.version.hip}" if on_gpu else "",
         "cpu": cpu_model(),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(terse=True),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "triton": _version("triton"),
+        "triton": machine.version("triton"),
         "stn_triton": stn_triton.__version__,
         "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -86,17 +73,6 @@ def summary(facts: dict[str, str | int]) -> str:
     return f"{hardware} · {versions} · commit {facts['commit']} · {str(facts['date'])[:10]}"
 
 
-def cpu_model() -> str:
-    """The processor's name, from the system where Python does not know it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine() or UNKNOWN
-
-
 def commit() -> str:
     """The short hash of the checkout, with ``+dirty`` if code in it is changed; ``unknown`` outside one."""
     # An installed copy may lie in some other project's checkout, whose commit says nothing.
@@ -105,18 +81,6 @@ def commit() -> str:
     sources = (":(glob)stn_triton/**", ":(glob)perf/**/*.py")
     changed = _output("git", "status", "--porcelain", "--", *sources)
     return _output("git", "rev-parse", "--short=10", "HEAD") + ("+dirty" if changed else "")
-
-
-def _driver() -> str:
-    lines = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()
-    return lines[0] if lines else UNKNOWN
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "none"
 
 
 def _output(*command: str) -> str:

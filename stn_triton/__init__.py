@@ -1,5 +1,9 @@
 """The spatial transformer operator for PyTorch, fused in Triton kernels, and the layer on it."""
 
+from stn_triton import command_line
+
+command_line.answer_early()  # before torch is imported
+
 from stn_triton import nn, sharding, transforms
 from stn_triton.functional import (
     affine_grid_sample,

@@ -4,12 +4,12 @@ import math
 
 import hypothesis
 import hypothesis.strategies as st
-import oracle
 import pytest
 import torch
 import torch.nn.functional as F
 
 from stn_triton import launch, reference, tuning
+from stn_triton.check import oracle
 from stn_triton.options import Options
 
 pytestmark = pytest.mark.usefixtures("poisoned")

@@ -2,7 +2,6 @@
 
 import itertools
 
-import oracle
 import pytest
 import torch
 from test_kernels import assert_close, parts
@@ -16,6 +15,7 @@ from stn_triton import (
     thin_plate_spline_grid_sample,
     tuning,
 )
+from stn_triton.check import oracle
 from stn_triton.options import MODES, PADDING_MODES, Options, Tangents
 
 pytestmark = pytest.mark.usefixtures("poisoned")  # and so deterministic, but where a test says otherwise

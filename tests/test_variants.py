@@ -5,13 +5,13 @@ import math
 
 import hypothesis
 import hypothesis.strategies as st
-import oracle
 import pytest
 import torch
 from test_kernels import assert_close, parts
 from variants import CELLS, EXISTING, LIGHT, Variant, case
 
 from stn_triton import launch, reference
+from stn_triton.check import oracle
 from stn_triton.options import MODES, PADDING_MODES, Options
 
 pytestmark = pytest.mark.usefixtures("poisoned")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from stn_triton.check import cases
 from stn_triton.options import MODES, PADDING_MODES, Options, Tangents
 
 KINDS = ("plain", "many", "index", "projective", "antialias", "antialias index")
@@ -65,10 +66,7 @@ class Case(NamedTuple):
 
 def maps(count: int, dim: int, shrink: float) -> Tensor:
     """Mild random matrices, a good third of the output outside, none of them with a coordinate at a kink."""
-    generator = torch.Generator().manual_seed(dim)
-    noise = torch.rand(count, dim, dim + 1, generator=generator, dtype=torch.float64) - 0.5
-    scales = torch.linspace(0.7, 1.6, count, dtype=torch.float64)[:, None, None]
-    return shrink * (torch.eye(dim, dim + 1, dtype=torch.float64) * scales + 0.6 * noise)
+    return shrink * cases.maps(count, dim)
 
 
 def case(variant: Variant, channels: int = 2, size_in=None, size=None) -> Case:

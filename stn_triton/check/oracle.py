@@ -2,45 +2,54 @@
 
 With fp32 positions it shares the kernels' cells, at kinks too; with fp64 positions it is the truth away from
 them. Gradients are written out as sums over taps, not taken by autograd. Axes are in the order x, y, z.
+
+It shares no code with the operator, and is slow: a loop over images, samples and taps.
 """
 
-import functools
+from __future__ import annotations
+
 import itertools
 import math
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from stn_triton.options import DEFAULT
+from stn_triton.options import DEFAULT, Options
 
 
 class Truth(NamedTuple):
+    """What a call gives, and its gradients."""
+
     output: Tensor
     grad_input: Tensor
     grad_theta: Tensor
     grad_fill: Tensor | None
 
 
-@triton.jit
-def _fma_kernel(out_ptr, x_ptr):
-    x = tl.load(x_ptr)
-    tl.store(out_ptr, tl.fma(x, x, -x * x))
+class Place(NamedTuple):
+    """Where the output pixels of one matrix sample the input."""
 
-
-@functools.cache
-def _is_fused(device):
-    """Whether an FMA of the kernels rounds once: on a GPU and in newer interpreters."""
-    x = torch.full((1,), 1 + 2**-12, device=device)
-    out = torch.zeros_like(x)
-    _fma_kernel[(1,)](out, x)
-    return bool(out.item())
+    base: tuple[Tensor, ...]
+    """Output positions, in output pixels from the centre."""
+    phis: list[Tensor]
+    """What a spline's weights are multiplied with."""
+    scales: Tensor
+    """The factor of each entry of theta, (rows, D + 1)."""
+    rows: list[Tensor]
+    """What the rows of the matrix give, divided: input pixels from the centre, in the chosen precision."""
+    divisor: Tensor
+    seen: Tensor
+    """False behind the horizon of a projective map."""
+    positions: list[Tensor]
+    """In input pixels from the centre of the first, fp64."""
+    terms: list[Tensor]
+    """The sum of the absolute values of what a position is the sum of: what its rounding is relative to."""
 
 
 def _fma(a, b, c, fused):
-    """a * b + c, rounded once or twice."""
+    """A * b + c, rounded once or twice."""
     if not fused:
         return a * b + c
     if a.dtype == torch.float32:
@@ -125,10 +134,25 @@ def _taps(position, n, options):
 
 
 def solve(
-    input, theta, size_out, grad_output, options=DEFAULT, dtype=torch.float64, fill=None, image_index=None
+    input: Tensor,
+    theta: Tensor,
+    size_out: Sequence[int],
+    grad_output: Tensor,
+    options: Options = DEFAULT,
+    dtype: torch.dtype = torch.float64,
+    fill: Tensor | None = None,
+    image_index: Tensor | None = None,
+    shares_rounding: bool = True,
 ) -> Truth:
-    """Output and gradients in fp64, with positions computed in ``dtype`` as the kernels would, on the CPU."""
-    device, fused = input.device, _is_fused(input.device)
+    """Output and gradients in fp64 of matrices (M, ...), with positions computed in ``dtype``, on the CPU.
+
+    With ``shares_rounding`` positions are rounded where the kernels do on the device of ``input``.
+    """
+    device, fused = input.device, False
+    if shares_rounding:
+        from stn_triton.check.fused import is_fused
+
+        fused = is_fused(device)
     x, g = input.cpu().double(), grad_output.cpu().double()
     theta = theta.cpu().to(dtype)
     fills = None if fill is None else fill.cpu().double()
@@ -143,17 +167,9 @@ def solve(
         if options.antialias:
             samples = _samples(theta[m], size_in, size_out, options.align_corners)
         for offsets in itertools.product(*map(range, samples)):
-            one = _solve_one(
-                x[owner],
-                theta[m],
-                size_out,
-                g[m] / math.prod(samples),
-                options,
-                fills,
-                samples,
-                offsets,
-                fused,
-            )
+            share = g[m] / math.prod(samples)
+            how = (options, fills, samples, offsets, fused)
+            one = _solve_one(x[owner], theta[m], size_out, share, *how)
             output[m] += one.output / math.prod(samples)
             grad_input[owner] += one.grad_input
             grad_theta[m] += one.grad_theta
@@ -172,10 +188,21 @@ def _phis(base, size_out, options, dtype):
     return phis
 
 
-def _solve_one(x, theta, size_out, g, options, fill, samples, offsets, fused) -> Truth:
-    """One sample of one image's pixels under one matrix."""
+def places(
+    theta: Tensor, size_in: Sequence[int], size_out: Sequence[int], options: Options
+) -> Iterator[Place]:
+    """Of one matrix, where each sample of the output pixels lies, in fp64."""
+    theta = theta.cpu().double()
+    size_in, size_out = tuple(reversed(size_in)), tuple(reversed(size_out))
+    samples = [1] * len(size_in)
+    if options.antialias:
+        samples = _samples(theta, size_in, size_out, options.align_corners)
+    for offsets in itertools.product(*map(range, samples)):
+        yield _place(theta, size_in, size_out, options, samples, offsets, False)
+
+
+def _place(theta, size_in, size_out, options, samples, offsets, fused) -> Place:
     dim, dtype = len(size_out), theta.dtype
-    size_in = tuple(reversed(x.shape[1:]))
     fine = [n * s for n, s in zip(size_out, samples, strict=True)]
     scales = _scales(size_in, fine, options.align_corners, len(theta))
     a = theta[:, : dim + 1] * scales.to(dtype)
@@ -184,28 +211,41 @@ def _solve_one(x, theta, size_out, g, options, fill, samples, offsets, fused) ->
         for n, s, i in zip(size_out, samples, offsets, strict=True)
     ]
     base = tuple(reversed(torch.meshgrid(*reversed(axes), indexing="ij")))
-    rows = []
+    rows, terms = [], []
     for row in a:
         total = row[dim].expand_as(base[0])
         for j in reversed(range(dim)):
             total = _fma(row[j].expand_as(total), base[j], total, fused)
         rows.append(total)
+        terms.append(row[dim].abs() + sum(row[j].abs() * base[j].abs() for j in range(dim)))
     phis = _phis(base, size_out, options, dtype)
     for k, row in enumerate(theta if phis else ()):
-        rows[k] = rows[k] + scales[k, dim].to(dtype) * sum(
-            w * phi for w, phi in zip(row[dim + 1 :], phis, strict=True)
-        )
+        scale = scales[k, dim].to(dtype)
+        bends = list(zip(row[dim + 1 :], phis, strict=True))
+        rows[k] = rows[k] + scale * sum(w * phi for w, phi in bends)
+        terms[k] = terms[k] + scale * sum((w * phi).abs() for w, phi in bends)
     seen = torch.ones_like(base[0], dtype=torch.bool)
     divisor = torch.ones_like(base[0])
     if len(rows) > dim:
         divisor = rows.pop()
         seen = (divisor > 0) & divisor.isfinite()
         rows = [row / divisor for row in rows]
+        depth = terms.pop()
+        terms = [(t + r.abs() * depth) / divisor.abs() for t, r in zip(terms, rows, strict=True)]
     # From here in fp64. The whole part of the centre is added to a number that has been rounded already.
     positions = [
         (row + (0.5 if n % 2 == 0 else 0.0)).double() + (n - 1) // 2
         for row, n in zip(rows, size_in, strict=True)
     ]
+    return Place(base, phis, scales, rows, divisor, seen, positions, terms)
+
+
+def _solve_one(x, theta, size_out, g, options, fill, samples, offsets, fused) -> Truth:
+    """One sample of one image's pixels under one matrix."""
+    dim = len(size_out)
+    size_in = tuple(reversed(x.shape[1:]))
+    place = _place(theta, size_in, size_out, options, samples, offsets, fused)
+    base, phis, scales, rows, divisor, seen, positions, _ = place
     taps = [_taps(p, n, options) for p, n in zip(positions, size_in, strict=True)]
     output, coverage = torch.zeros_like(g), torch.zeros_like(g[0])
     grad_input = torch.zeros_like(x).flatten(1)
@@ -241,3 +281,16 @@ def _solve_one(x, theta, size_out, g, options, fill, samples, offsets, fused) ->
     scales = torch.cat((scales, scales[:, dim:].expand(-1, len(phis))), 1)
     grad_theta = torch.stack([torch.stack([(d * c).sum() for c in columns]) for d in by_row]) * scales
     return Truth(output, grad_input.view(x.shape), grad_theta, grad_fill)
+
+
+def spline_matrices(offsets: Tensor, points: Sequence[float]) -> Tensor:
+    """The matrices (M, 2, 3 + P) of thin plate splines from offsets (M, P, 2), in fp64, with gradients."""
+    at = torch.tensor(points, dtype=torch.float64, device=offsets.device).view(-1, 2)
+    square = (at[:, None] - at).square().sum(2)
+    affine = torch.cat((at, torch.ones_like(at[:, :1])), 1)
+    bends = torch.where(square > 0, square * torch.log2(square), 0)
+    upper, lower = torch.cat((bends, affine), 1), torch.cat((affine.T, affine.new_zeros(3, 3)), 1)
+    wanted = torch.cat((offsets, offsets.new_zeros(len(offsets), 3, 2)), 1)
+    weights, plane = torch.linalg.solve(torch.cat((upper, lower)), wanted).split([len(at), 3], 1)
+    identity = torch.eye(2, 3, dtype=torch.float64, device=offsets.device)
+    return torch.cat((plane.transpose(1, 2) + identity, weights.transpose(1, 2)), 2)

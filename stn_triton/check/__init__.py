@@ -1,0 +1,1 @@
+"""``python -m stn_triton check``: whether the operator is right on this machine."""

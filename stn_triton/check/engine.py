@@ -1,0 +1,129 @@
+"""What is under test: the kernels on a GPU, the plain PyTorch path on a CPU, or the kernels interpreted."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from importlib import util
+from typing import NamedTuple
+
+import torch
+
+from stn_triton import environment
+from stn_triton.command_line import UsageError
+
+KERNELS, REFERENCE, INTERPRETER = "GPU kernels", "plain PyTorch", "interpreted kernels"
+
+
+class Engine(NamedTuple):
+    """A device and what runs there."""
+
+    device: torch.device
+    name: str
+    threads: int = 1
+    """PyTorch's, as the user has them."""
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether exactness can be asked for."""
+        return self.name != REFERENCE
+
+    def truncates(self, dtype: torch.dtype) -> bool:
+        """Whether rounding is towards zero: the interpreter's to bf16."""
+        return self.name == INTERPRETER and dtype == torch.bfloat16
+
+    def describe(self) -> str:
+        """In a sentence."""
+        if self.name == REFERENCE:
+            return (
+                "What runs on a CPU is the plain PyTorch path, whose sampler is PyTorch's own; the kernels "
+                "run on a GPU, or here with --interpret. Exactness is the kernels' alone."
+            )
+        if self.name == INTERPRETER:
+            return "What runs are the kernels, in Triton's interpreter."
+        name = torch.cuda.get_device_name(self.device)
+        return f"What runs are the kernels, on {name}. The first time they are compiled: minutes."
+
+
+def choose(device: str | None, interpret: bool) -> Engine:
+    """The engine that the arguments of the command line ask for.
+
+    Raises:
+        UsageError: there is no such device here, or no interpreter.
+    """
+    if interpret and device is None:
+        device = "cpu"
+    try:
+        chosen = environment.choose_device(device)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if not interpret:
+        return Engine(chosen, KERNELS if chosen.type == "cuda" else REFERENCE, torch.get_num_threads())
+    if chosen.type != "cpu":
+        raise UsageError(f"--interpret: expected --device cpu, got {device!r}")
+    for package in ("triton", "numpy"):
+        if util.find_spec(package) is None:
+            raise UsageError(f"--interpret: {package} is not installed, expected triton and numpy")
+    return Engine(chosen, INTERPRETER)
+
+
+@contextlib.contextmanager
+def running(engine: Engine) -> Iterator[None]:
+    """Let calls reach the engine, with block sizes from tables and never tuned, in one thread.
+
+    Most calls are too small to share, and threads that wait keep all cores busy.
+    """
+    before = {key: os.environ.get(key) for key in ("STN_TRITON_AUTOTUNE", "TRITON_INTERPRET")}
+    os.environ["STN_TRITON_AUTOTUNE"] = "0"
+    with contextlib.ExitStack() as stack:
+        stack.callback(_restore, before)
+        stack.enter_context(threads(1))
+        if engine.name == INTERPRETER:
+            # Read when Triton is first imported, which `import stn_triton` does not do.
+            os.environ["TRITON_INTERPRET"] = "1"
+            stack.enter_context(_kernels_on_the_cpu())
+        yield
+
+
+def _restore(before: dict[str, str | None]) -> None:
+    for key, value in before.items():
+        if value is None:
+            os.environ.pop(key, None)
+        else:
+            os.environ[key] = value
+
+
+@contextlib.contextmanager
+def _kernels_on_the_cpu() -> Iterator[None]:
+    """The operators go to the kernels for CPU tensors too."""
+    from stn_triton import launch, ops
+
+    before = ops.reference, ops.reference_tangent
+    ops.reference, ops.reference_tangent = launch, launch
+    try:
+        yield
+    finally:
+        ops.reference, ops.reference_tangent = before
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """PyTorch with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def deterministic(is_on: bool = True) -> Iterator[None]:
+    """PyTorch's deterministic mode, in which fresh memory is NaN: an element left unwritten shows."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(is_on)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

@@ -1,0 +1,24 @@
+"""Whether the kernels' fused multiply-adds round once; asked of the device, since interpreters differ."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _fma_kernel(out_ptr, x_ptr):
+    x = tl.load(x_ptr)
+    tl.store(out_ptr, tl.fma(x, x, -x * x))
+
+
+@functools.cache
+def is_fused(device: torch.device) -> bool:
+    """On a GPU and in newer interpreters."""
+    x = torch.full((1,), 1 + 2**-12, device=device)
+    out = torch.zeros_like(x)
+    _fma_kernel[(1,)](out, x)
+    return bool(out.item())

@@ -1,0 +1,221 @@
+"""Whether a call's results are right: the truth, what may differ from it, and the worst element.
+
+What may differ is rounding, in three parts:
+
+- A coordinate is a sum of a few terms, each rounded a few times: in fp32 it is known to some four eps of the
+  largest, which is ``pixels`` pixels. Two neighbouring pixels differ by up to twice the largest value, so a
+  result changes by as much with a pixel: ``FACTOR * eps * pixels * size``, 8 for four times two.
+  ``size`` is the largest value of the tensor, or 1; of a sum over the output (grad_theta, grad_fill) at least
+  the norm of what is summed, the output's gradient. eps is fp32's, fp64's for fp64 images.
+- The kernels' own coordinates are known to the bit, so at kinks they are compared with a computation that
+  rounds coordinates as they do. Then the sums alone round: ``SUMS * eps * size``.
+- Each element is rounded once to its dtype: half an eps of it. Bytes: half a step.
+
+Beside PyTorch's pair there is no such bound: twice the largest error of the pair in fp32 on the same device,
+and the rounding to the dtype. The largest of the few numbers of grad_theta is a matter of luck; of those it
+is the root mean square error.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stn_triton.check import oracle
+from stn_triton.check.cases import Case
+from stn_triton.check.engine import Engine, deterministic, threads
+
+FACTOR = 8
+SUMS = 32
+
+
+class Finding(NamedTuple):
+    """The element of one tensor of one case that used most of what is allowed."""
+
+    part: str
+    """output, grad_input, grad_theta or grad_fill; or what else was compared."""
+    error: float
+    allowed: float
+    text: str
+    """The element, what it is and what was expected; or what is wrong with the whole tensor."""
+    call: tuple[str, ...] = ()
+    """The arguments, in lines."""
+    pair_error: float | None = None
+
+    def passed(self) -> bool:
+        """Written so that NaN fails."""
+        return self.error <= self.allowed
+
+    def share(self) -> float:
+        """Of what is allowed, for finding the worst."""
+        if math.isnan(self.error) or math.isnan(self.allowed):
+            return math.inf
+        if self.allowed == 0:
+            return math.inf if self.error else 0.0
+        return self.error / self.allowed
+
+
+class CallError(RuntimeError):
+    """A call raised, which ``args`` tells of: the error in a line, and the arguments in lines."""
+
+
+def results(case: Case) -> oracle.Truth:
+    """Output and gradients of a call of the public function.
+
+    Raises:
+        CallError: the call raised.
+    """
+    try:
+        return _results(case)
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise CallError(f"raised {type(error).__name__}: {first}", tuple(case.describe())) from error
+
+
+def _results(case: Case) -> oracle.Truth:
+    fill = None if case.fill is None else case.fill.detach()
+    if not case.input.is_floating_point():
+        return oracle.Truth(case.call(case.input, case.theta, fill), None, None, None)
+    leaves = [t.detach().requires_grad_() for t in (case.input, case.theta, fill) if t is not None]
+    output = case.call(*leaves, *[None] * (3 - len(leaves)))
+    gradients = torch.autograd.grad(output, leaves, case.grad)
+    return oracle.Truth(output.detach(), *gradients, *[None] * (3 - len(leaves)))
+
+
+def truth(case: Case, dtype: torch.dtype = torch.float64, shares_rounding: bool = False) -> oracle.Truth:
+    """The same by the oracle, in fp64."""
+    calls = case.grad.numel() // max(math.prod(case.grad.shape[-len(case.size) - 1 :]), 1)
+    theta = case.theta.detach().cpu().double().requires_grad_()
+    matrices = theta.flatten(0, 1) if theta.ndim == 4 else theta
+    matrices = matrices.expand(calls, *matrices.shape[1:])
+    if case.is_spline:
+        matrices = oracle.spline_matrices(matrices, case.options.points)
+    grad = case.grad.flatten(0, 1) if theta.ndim == 4 else case.grad
+    arguments = (case.size, grad, case.options, dtype, case.fill, case.image_index, shares_rounding)
+    found = oracle.solve(case.input, matrices.detach(), *arguments)
+    # Back through what was expanded.
+    (grad_theta,) = torch.autograd.grad(matrices, theta, found.grad_theta.cpu())
+    output = found.output.view(case.grad.shape)
+    return found._replace(output=output, grad_theta=grad_theta.to(output.device))
+
+
+def against_truth(case: Case, engine: Engine, is_poisoned: bool = True) -> list[Finding]:
+    """A finding for each result of a call."""
+    with deterministic(is_poisoned):
+        found = results(case)
+    wide = torch.float64 if case.input.dtype == torch.float64 else torch.float32
+    shares = case.is_kinked and engine.has_kernels
+    expected = truth(case, wide if shares else torch.float64, shares)
+    factor = SUMS if shares else FACTOR * case.pixels
+    findings = []
+    for part, actual, exact in zip(oracle.Truth._fields, found, expected, strict=True):
+        if actual is None:
+            continue
+        if case.is_kinked and part == "grad_theta" and not shares:
+            continue  # rounding decides which side of the kink is taken
+        like = {"output": case.input, "grad_input": case.input, "grad_fill": case.fill}.get(part, case.theta)
+        wrong = _form(case, part, actual, exact, like)
+        if wrong is not None:
+            findings.append(Finding(part, math.inf, 0.0, wrong, tuple(case.describe())))
+            continue
+        budget = factor * torch.finfo(wide).eps * _size(part, exact, case.grad)
+        skipped = None
+        if part == "output" and not case.is_kinked:
+            is_jumping = case.options.mode == "nearest" or case.function.__name__.startswith("persp")
+            skipped = case.skipped if is_jumping else None
+        findings.append(compare(case, engine, part, actual, exact, budget, skipped))
+    return findings
+
+
+def beside_pair(case: Case, engine: Engine) -> list[Finding]:
+    """A finding for each result of a call that ``F.affine_grid`` and ``F.grid_sample`` make too."""
+    # The pair has no deterministic backward on a GPU.
+    with deterministic(False), threads(engine.threads):
+        found, theirs = results(case), pair(case)
+    findings = []
+    for part, actual, other, exact in zip(oracle.Truth._fields, found, theirs, truth(case), strict=True):
+        if actual is None:
+            continue
+        if part == "grad_theta":
+            error = _mean(other.double() - exact)
+            finding = _on_average(case, part, actual, exact, 2 * error)
+        else:
+            error = (other.double() - exact).abs().max().item()
+            finding = compare(case, engine, part, actual, exact, 2 * error)
+        findings.append(finding._replace(pair_error=error))
+    return findings
+
+
+def _on_average(case: Case, part: str, actual: Tensor, exact: Tensor, budget: float) -> Finding:
+    error = _mean(actual.double() - exact)
+    allowed = budget + torch.finfo(actual.dtype).eps / 2 * _mean(exact)
+    text = f"{part}, of a root mean square of {_mean(exact):.3g}"
+    return Finding(part, error, allowed, text, tuple(case.describe()))
+
+
+def _mean(tensor: Tensor) -> float:
+    """The root mean square."""
+    return tensor.square().mean().sqrt().item()
+
+
+def pair(case: Case) -> oracle.Truth:
+    """PyTorch's pair in fp32."""
+    input, theta = (t.detach().float().requires_grad_() for t in (case.input, case.theta))
+    options = case.options
+    grid = F.affine_grid(theta, [*input.shape[:2], *case.size], options.align_corners)
+    output = F.grid_sample(input, grid, options.mode, options.padding_mode, options.align_corners)
+    gradients = torch.autograd.grad(output, (input, theta), case.grad.float())
+    return oracle.Truth(output.detach(), *gradients, None)
+
+
+def compare(
+    case: Case,
+    engine: Engine,
+    part: str,
+    actual: Tensor,
+    exact: Tensor,
+    budget: float,
+    skipped: Tensor | None = None,
+) -> Finding:
+    """The element that used most of the budget and its own rounding."""
+    if actual.numel() == 0:
+        return Finding(part, 0.0, 0.0, "no elements")
+    if actual.dtype == torch.uint8:
+        exact, rounding = exact.clamp(0, 255), torch.full_like(exact, 0.5)
+    else:
+        info = torch.finfo(actual.dtype)
+        rounding = info.eps * (1 if engine.truncates(actual.dtype) else 0.5) * exact.abs() + info.tiny
+    difference = actual.double() - exact
+    # The same infinity is no difference; NaN where there should be a number is one.
+    error = difference.abs().masked_fill(actual.double() == exact, 0).nan_to_num(math.inf, math.inf)
+    if skipped is not None:
+        error = error.view(-1, *error.shape[-len(case.size) - 1 :]).masked_fill(skipped[:, None], 0)
+        error = error.view(exact.shape)
+    allowed = budget + rounding
+    at = (error / allowed).argmax().item()
+    index = [i.item() for i in torch.unravel_index(torch.tensor(at), exact.shape)]
+    where = f"{part}{index} is {actual.flatten()[at].item():.9g}, expected {exact.flatten()[at].item():.9g}"
+    pick = error.flatten()[at].item(), allowed.flatten()[at].item()
+    return Finding(part, *pick, where, tuple(case.describe()))
+
+
+def _size(part: str, exact: Tensor, grad: Tensor) -> float:
+    least = grad.double().norm().item() if part in ("grad_theta", "grad_fill") else 1.0
+    return max(exact.abs().max().item(), least, 1.0) if exact.numel() else 1.0
+
+
+def _form(case: Case, part: str, actual: Tensor, exact: Tensor, like: Tensor) -> str | None:
+    """What is wrong with a tensor's shape, dtype or layout."""
+    if actual.shape != exact.shape or actual.dtype != like.dtype:
+        expected = f"{tuple(exact.shape)} {like.dtype}"
+        return f"{part} is {tuple(actual.shape)} {actual.dtype}, expected {expected}"
+    if part == "output" and case.layout == "channels_last":
+        form = torch.channels_last if case.input.ndim == 4 else torch.channels_last_3d
+        folded = actual.flatten(0, 1) if actual.ndim > case.input.ndim else actual
+        if not folded.is_contiguous(memory_format=form):
+            return f"output has strides {actual.stride()}, expected channels_last as the input"
+    return None

@@ -1,0 +1,149 @@
+"""The command line: which commands there are, what they take, and what their exit codes mean.
+
+``python -m stn_triton`` imports the package before anything else, so the package imports this first: help
+and wrong arguments are answered without torch, whose import takes seconds. Only the standard library here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+DESCRIPTION = """\
+What an installed stn_triton does on this machine.
+
+  check  whether the operator is right here: a table of PASS and FAIL
+  info   the environment, the table of block sizes in use, what is supported
+"""
+
+EPILOG = """\
+examples:
+  python -m stn_triton check          everything, in under a minute on a CPU
+  python -m stn_triton check --quick  in seconds
+  python -m stn_triton info           what to put into a bug report
+
+exit codes, of every command:
+  0    done; of check: every row passed
+  1    a row of check failed, or something else did; the output says what
+  2    a wrong argument, or no command
+  130  interrupted with Ctrl-C
+"""
+_MODULES = {"check": "stn_triton.check.command", "info": "stn_triton.info"}
+
+
+class UsageError(ValueError):
+    """An argument of the command line is wrong: the message names it, its value and what was expected."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="python -m stn_triton",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for add in (_check, _info):
+        add(commands)
+    return parser
+
+
+def _command(commands, name: str, summary: str, description: str, examples: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
+    parser.add_argument("--json", action="store_true", help="print JSON to standard output, not text")
+    return parser
+
+
+def _check(commands) -> None:
+    parser = _command(
+        commands,
+        "check",
+        "whether the operator is right on this machine",
+        """\
+Compare the operator with an independent computation in fp64, over dtypes,
+layouts, modes, paddings, sizes and maps, images and volumes, results and
+gradients, and with PyTorch's own pair; check that the identity, adjoints and
+repetitions are what they should be. A line per row: how many comparisons, the
+worst error, what is allowed, PASS or FAIL; of a failure also the arguments that
+reproduce it.
+
+On a GPU it is the kernels that run, with the block sizes of this machine's
+tables and no tuning; the first time they are compiled, which takes minutes. On
+a CPU it is the plain PyTorch path, unless --interpret.
+""",
+        """\
+  python -m stn_triton check
+  python -m stn_triton check --quick --json > check.json
+  python -m stn_triton check --only splines determinism  two rows of the table
+  python -m stn_triton check --device cpu       the plain PyTorch path
+  python -m stn_triton check --quick --interpret --only identity
+""",
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer cases of every row, in seconds")
+    parser.add_argument(
+        "--only", nargs="+", metavar="WORD", help="only rows whose names contain one of these words"
+    )
+    parser.add_argument(
+        "--interpret",
+        action="store_true",
+        help="on a CPU, the kernels in Triton's interpreter (minutes; needs numpy)",
+    )
+
+
+def _info(commands) -> None:
+    _command(
+        commands,
+        "info",
+        "the environment, the table of block sizes in use, and what is supported here",
+        """\
+Print the environment, which table of block sizes this GPU uses (and of those
+that it does not use, why), and what is supported on this machine.
+""",
+        "  python -m stn_triton info\n  python -m stn_triton info --json\n",
+    )
+
+
+def answer_early() -> None:
+    """If this process is ``python -m stn_triton``, exit here for help or wrong arguments."""
+    # While Python looks for the module, sys.argv[0] is "-m".
+    if sys.argv[:1] != ["-m"] or len(sys.orig_argv) < len(sys.argv):
+        return
+    if sys.orig_argv[-len(sys.argv)].removeprefix("-m") == "stn_triton":
+        _parse(build_parser(), sys.argv[1:])
+
+
+def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        sys.exit(EXIT_USAGE)
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    parser = build_parser()
+    args = _parse(parser, argv)
+    try:
+        return importlib.import_module(_MODULES[args.command]).main(args)
+    except UsageError as error:
+        parser.error(f"{args.command}: {error}")
+    except BrokenPipeError:  # who reads the output wants no more of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED

@@ -1,0 +1,454 @@
+"""``python -m stn_triton check`` and its commands: what passes passes, and what is wrong fails, by name."""
+
+import contextlib
+import io
+import json
+import math
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from stn_triton import launch, ops, reference
+from stn_triton.check import command, engine, judge, rows
+from stn_triton.check.rows import ROWS
+from stn_triton.command_line import main
+
+ROOT = Path(__file__).resolve().parents[1]
+# The plain PyTorch path, also where there is a GPU: that is where the defects are planted.
+CPU = ("--device", "cpu")
+TITLES = [
+    "images, bilinear: output",
+    "images, bilinear: gradients",
+    "images, nearest: output",
+    "images, nearest: gradients",
+    "identity: output",
+    "identity: gradients",
+    "adjoint in fp64",
+    "derivatives in fp64",
+    "determinism: output",
+    "determinism: gradients",
+]
+ONLY = (
+    "--only",
+    "images, bilinear",
+    "images, nearest",
+    "identity",
+    "adjoint in fp64",
+    "derivatives",
+    "determ",
+)
+
+
+def check(capsys, *arguments):
+    """Exit code, what is printed, and the titles of the rows by status."""
+    code = main(["check", "--quick", *CPU, *arguments, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    titles = {"PASS": [], "FAIL": [], "SKIP": []}
+    for row in found["rows"]:
+        titles[row["status"]].append(f"{row['name']}: {row['of']}" if row["of"] else row["name"])
+    return code, found, titles
+
+
+def test_this_machine_passes(capsys):
+    assert main(["check", "--quick", *CPU]) == 0
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    for row in ROWS:
+        own = [line for line in lines if line.startswith(row.name)]
+        assert own, row.name
+        assert all(line.endswith("PASS") for line in own)
+    assert lines[-1].startswith("PASS: ")
+    assert "plain PyTorch path" in printed.out
+    assert max(map(len, lines)) <= 80 or "/" in max(lines, key=len), "a path may be longer"
+
+
+@pytest.mark.gpu
+def test_this_gpu_passes(capsys):
+    assert main(["check", "--quick"]) == 0
+    assert "kernels, on" in capsys.readouterr().out
+
+
+def test_names_are_unique_and_quick_has_fewer_cases(monkeypatch):
+    """Counted, not run."""
+    assert len({(row.section, row.name) for row in ROWS}) == len(ROWS)
+    monkeypatch.setattr(rows, "against_truth", lambda *a, **k: [])
+    here = engine.choose("cpu", False)
+    for row in ROWS:
+        if row.name in ("images, bilinear", "projective", "uint8", "huge, infinite, NaN"):
+            quick, full = (sum(1 for _ in row.find(here, quick)) for quick in (True, False))
+            assert 0 < 3 * quick <= full, row.name
+
+
+def forward_of(change):
+    """A planted defect: the plain path with its output changed."""
+    right = reference.forward
+    return "forward", lambda *arguments: change(right(*arguments))
+
+
+def backward_of(change):
+    """The same with the gradients of input, theta and fill."""
+    right = reference.backward
+    return "backward", lambda *arguments: change(*right(*arguments))
+
+
+def sign_of_grad_theta(grad_input, grad_theta, grad_fill):
+    return grad_input, None if grad_theta is None else -grad_theta, grad_fill
+
+
+def sign_of_one_row(grad_input, grad_theta, grad_fill):
+    if grad_theta is not None:
+        grad_theta = grad_theta.clone()
+        grad_theta[..., -1, :] *= -1
+    return grad_input, grad_theta, grad_fill
+
+
+def without_last_fill(grad_input, grad_theta, grad_fill):
+    if grad_fill is not None:
+        grad_fill = grad_fill.clone()
+        grad_fill[-1] = 0
+    return grad_input, grad_theta, grad_fill
+
+
+def by_chance(grad_input, grad_theta, grad_fill):
+    """A last bit, as of sums in another order each time."""
+    if grad_theta is not None:
+        step = torch.finfo(grad_theta.dtype).eps * torch.randint(-1, 2, grad_theta.shape)
+        grad_theta = (grad_theta * (1 + step)).to(grad_theta.dtype)
+    return grad_input, grad_theta, grad_fill
+
+
+def in_bfloat16(grad_input, grad_theta, grad_fill):
+    return *(None if g is None else g.bfloat16().to(g.dtype) for g in (grad_input, grad_theta)), grad_fill
+
+
+def without_mask(input, theta, size, options, *rest):
+    """Outside counts as the border."""
+    if options.padding_mode == "zeros":
+        options = options._replace(padding_mode="border")
+    return RIGHT_FORWARD(input, theta, size, options, *rest)
+
+
+RIGHT_FORWARD = reference.forward
+DEFECTS = {
+    "the sign of grad_theta": (
+        backward_of(sign_of_grad_theta),
+        {"images, bilinear: gradients", "derivatives in fp64"},
+    ),
+    "the sign of a row of grad_theta": (
+        backward_of(sign_of_one_row),
+        {"images, bilinear: gradients", "derivatives in fp64"},
+    ),
+    "an image shifted by a pixel": (
+        forward_of(lambda output: output.roll(1, -1)),
+        {
+            "images, bilinear: output",
+            "images, nearest: output",
+            "identity: output",
+            "adjoint in fp64",
+            "derivatives in fp64",
+        },
+    ),
+    "a dropped mask": (
+        ("forward", without_mask),
+        {"images, bilinear: output", "images, nearest: output", "adjoint in fp64", "derivatives in fp64"},
+    ),
+    "the last channel's fill gradient left out": (
+        backward_of(without_last_fill),
+        {"images, bilinear: gradients", "images, nearest: gradients", "derivatives in fp64"},
+    ),
+    "gradients summed in bfloat16": (
+        backward_of(in_bfloat16),
+        {
+            "images, bilinear: gradients",
+            "images, nearest: gradients",
+            "identity: gradients",
+            "adjoint in fp64",
+            "derivatives in fp64",
+        },
+    ),
+    "a last bit that varies": (backward_of(by_chance), {"determinism: gradients"}),
+    "an element left NaN": (
+        forward_of(
+            lambda output: (
+                output.index_fill(-1, torch.tensor([0]), math.nan) if output.is_floating_point() else output
+            )
+        ),
+        {*TITLES} - {title for title in TITLES if "gradients" in title},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_a_planted_defect_fails_its_rows_and_no_others(name, capsys, monkeypatch):
+    (function, wrong), expected = DEFECTS[name]
+    monkeypatch.setattr(reference, function, wrong)
+    code, found, titles = check(capsys, *ONLY)
+    assert code == 1
+    assert not found["passed"]
+    assert set(titles["FAIL"]) == expected
+    assert set(titles["PASS"]) == {*TITLES} - expected
+
+
+def test_a_lost_memory_format_fails_its_row(capsys, monkeypatch):
+    monkeypatch.setattr(reference, *forward_of(lambda output: output.contiguous()))
+    code, found, titles = check(capsys, "--only", "channels_last", "images, nearest", "sliced")
+    assert (code, titles["FAIL"]) == (1, ["channels_last: output"])
+    texts = [row["text"] for row in found["rows"] if row["status"] == "FAIL"]
+    assert "expected channels_last as the input" in texts[0]
+
+
+def test_a_call_that_raises_fails_its_row_and_the_others_go_on(capsys, monkeypatch):
+    def wrong(input, theta, size, options, *rest):
+        if options.mode == "nearest":
+            raise RuntimeError("out of luck\nand more")
+        return RIGHT_FORWARD(input, theta, size, options, *rest)
+
+    monkeypatch.setattr(reference, "forward", wrong)
+    code, found, titles = check(capsys, "--only", "images, bilinear", "images, nearest")
+    assert code == 1
+    assert titles["FAIL"] == ["images, nearest"]
+    (row,) = [row for row in found["rows"] if row["status"] == "FAIL"]
+    assert row["text"] == "raised RuntimeError: out of luck"
+    assert row["error"] is None
+    assert "mode='nearest'" in row["call"][0]
+
+
+def test_a_failure_says_how_to_reproduce_it_and_what_to_do(capsys, monkeypatch):
+    monkeypatch.setattr(reference, *backward_of(sign_of_grad_theta))
+    assert main(["check", "--quick", *CPU, "--only", "bilinear"]) == 1
+    printed = capsys.readouterr().out
+    foot = printed[printed.index("\nFAIL: ") :]
+    joined = " ".join(foot.split())
+    assert "images, bilinear: gradients: " in foot
+    assert "grad_theta[" in joined
+    assert "affine_grid_sample(input, theta, (5, 3), mode='bilinear', padding_mode=" in joined
+    assert "input: float32 (2, 2, 4, 7) on cpu, contiguous, strides (56, 28, 7, 1)" in joined
+    assert "theta: float32 [[[" in joined
+    assert "What the operator computes on this machine is not to be relied on" in joined
+    (again,) = [line for line in foot.splitlines() if "again: " in line and "images" in line]
+    words = shlex.split(again.partition("again: ")[2])
+    assert words[:3] == ["python", "-m", "stn_triton"]
+    assert main(words[3:]) == 1
+    monkeypatch.undo()
+    assert main(words[3:]) == 0
+
+
+def test_what_is_allowed_is_little():
+    """Of numbers of about 1, in fp32; else a pass would say nothing."""
+    here = engine.choose("cpu", False)
+    for row in ROWS:
+        if row.name in ("images, bilinear", "images, bicubic", "volumes, bilinear", "splines"):
+            for finding in (f for findings in row.find(here, True) for f in findings):
+                if finding.part in ("output", "grad_input"):
+                    assert finding.allowed < 5e-5, (row.name, finding)
+
+
+class TestJson:
+    def test_output_is_json_alone(self):
+        """In a process of its own, as a user would redirect it."""
+        command_line = [sys.executable, "-m", "stn_triton", "check", "--quick", "--json", *CPU, "--only"]
+        done = subprocess.run(
+            [*command_line, "identity"], capture_output=True, text=True, cwd=ROOT, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert found["passed"] is True
+        assert found["engine"] == "plain PyTorch"
+        assert {"torch", "triton", "python", "cpu", "gpu", "system"} <= set(found["environment"])
+        assert [row["name"] for row in found["rows"]] == ["identity", "identity"]
+        for row in found["rows"]:
+            assert row["status"] == "PASS"
+            assert 0 <= row["error"] <= row["allowed"]
+            assert row["checks"] > row["failed"] == 0
+
+    def test_pytorch_s_own_error_is_in_it(self, capsys):
+        code, found, _ = check(capsys, "--only", "volumes in fp32")
+        assert code == 0
+        for row in found["rows"]:
+            assert 0 < 2 * row["pytorch_error"] <= row["allowed"]
+
+
+class TestProgress:
+    def test_a_line_every_ten_seconds_where_there_is_no_terminal(self, capsys, monkeypatch):
+        now = iter(range(0, 10_000, 4))
+        monkeypatch.setattr("stn_triton.check.report.time.monotonic", lambda: next(now))
+        assert main(["check", "--quick", *CPU, "--only", "volumes, bilinear"]) == 0
+        lines = capsys.readouterr().err.splitlines()
+        assert lines
+        assert all(line.startswith("1 of 1: volumes, bilinear, ") for line in lines)
+
+    def test_in_a_terminal_one_line_that_changes(self, monkeypatch):
+        class Terminal(io.StringIO):
+            def isatty(self):
+                return True
+
+        now = iter(range(0, 10_000, 4))
+        monkeypatch.setattr("stn_triton.check.report.time.monotonic", lambda: next(now))
+        with contextlib.redirect_stderr(Terminal()) as err, contextlib.redirect_stdout(io.StringIO()):
+            assert main(["check", "--quick", *CPU, "--only", "volumes, bilinear"]) == 0
+        assert "\n" not in err.getvalue()
+        assert err.getvalue().endswith("\r\x1b[K")
+
+
+class TestInterpreted:
+    """Slow: only a row."""
+
+    pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is chosen at import")
+
+    def test_the_kernels_copy_bit_for_bit(self, capsys):
+        code, found, _ = check(capsys, "--interpret", "--only", "whole-pixel")
+        assert code == 0
+        assert found["engine"] == "interpreted kernels"
+        assert [row["allowed"] for row in found["rows"]] == [0, 0]
+        assert ops.reference is reference
+
+    def test_a_defect_of_the_kernels_fails_there_alone(self, capsys, monkeypatch):
+        right = launch.forward
+        monkeypatch.setattr(launch, "forward", lambda *a: torch.nextafter(right(*a), torch.tensor(9.0)))
+        assert check(capsys, "--only", "whole-pixel")[0] == 0
+        code, _, titles = check(capsys, "--interpret", "--only", "whole-pixel")
+        assert (code, titles["FAIL"]) == (1, ["whole-pixel shifts: output"])
+
+
+def test_nothing_is_tuned_and_the_settings_come_back(monkeypatch):
+    import os
+
+    monkeypatch.setenv("STN_TRITON_AUTOTUNE", "1")
+    threads = torch.get_num_threads()
+    with engine.running(engine.choose("cpu", False)):
+        assert os.environ["STN_TRITON_AUTOTUNE"] == "0"
+        assert torch.get_num_threads() == 1
+    assert os.environ["STN_TRITON_AUTOTUNE"] == "1"
+    assert torch.get_num_threads() == threads
+
+
+def test_a_gpu_without_bfloat16_skips_it_and_says_so(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    gpu = engine.Engine(torch.device("cuda", 0), engine.KERNELS)
+    reasons = {row.name: row.unavailable(gpu) for row in ROWS}
+    assert reasons["bfloat16"] == "this GPU, of capability 7.5, has no bfloat16"
+    assert reasons["float16"] is None
+    monkeypatch.setattr(command, "ROWS", [row._replace(unavailable=lambda e: "no luck") for row in ROWS])
+    code, found, titles = check(capsys, "--only", "uint8")
+    assert (code, titles["SKIP"]) == (0, ["uint8"])
+    assert found["rows"][0]["reason"] == "no luck"
+    assert main(["check", *CPU, "--only", "uint8"]) == 0
+    assert "1 skipped" in capsys.readouterr().out
+
+
+def test_only_takes_a_row_by_its_name_else_all_that_contain_the_word():
+    chosen = lambda *words: [row.name for row in command.chosen(words)]  # noqa: E731
+    assert chosen("float16") == ["float16"]
+    assert chosen("loat16") == ["bfloat16", "float16", "images in bfloat16", "images in float16"]
+    assert chosen("uint8", "identity") == ["uint8", "identity"]
+    assert command.chosen(None) == list(ROWS)
+
+
+def test_a_row_that_compares_nothing_fails(capsys, monkeypatch):
+    monkeypatch.setattr(command, "ROWS", [row._replace(find=lambda *a: iter([[], []])) for row in ROWS])
+    code, found, titles = check(capsys, "--only", "uint8")
+    assert (code, titles["FAIL"]) == (1, ["uint8"])
+    assert found["rows"][0]["text"] == "there was nothing to compare"
+
+
+class TestCompare:
+    """The judge itself."""
+
+    CASE = rows.make(torch.device("cpu"))
+    HERE = engine.choose("cpu", False)
+
+    def find(self, actual, exact, budget=0.0):
+        tensors = [torch.as_tensor(t).view(1, 1, 1, -1) for t in (actual, exact)]
+        return judge.compare(self.CASE, self.HERE, "output", tensors[0], tensors[1].double(), budget)
+
+    def test_rounding_to_the_dtype_is_allowed_and_no_more(self):
+        exact = [1 + 2**-9]  # halfway between two numbers of bf16
+        assert self.find(torch.tensor([1.0]).bfloat16(), exact).passed()
+        assert not self.find(torch.tensor([1.0 - 2**-8]).bfloat16(), exact).passed()
+
+    def test_bytes_may_round_either_way_at_a_half(self):
+        for byte, passes in ((2, True), (3, True), (4, False), (1, False)):
+            assert self.find(torch.tensor([byte], dtype=torch.uint8), [2.5]).passed() == passes
+        assert self.find(torch.tensor([255], dtype=torch.uint8), [300.0]).passed()
+
+    @pytest.mark.parametrize(("actual", "exact"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan)])
+    def test_what_is_not_finite_fails(self, actual, exact):
+        finding = self.find([actual, 1.0], [exact, 1.0], 1e3)
+        assert not finding.passed()
+        assert finding.share() == math.inf
+
+    def test_the_worst_is_named(self):
+        finding = self.find([1.0, 2.5, 3.0], [1.0, 2.0, 3.0])
+        assert finding.text == "output[0, 0, 0, 1] is 2.5, expected 2"
+        assert finding.error == 0.5
+
+
+class TestCommandLine:
+    @pytest.fixture
+    def no_torch(self, tmp_path):
+        """A process that would fail if it imported torch."""
+        (tmp_path / "torch.py").write_text("raise ImportError('torch is imported')")
+
+        def run(*arguments):
+            environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": "/usr/bin:/bin"}
+            command_line = [sys.executable, "-m", "stn_triton", *arguments]
+            return subprocess.run(command_line, capture_output=True, text=True, env=environment, cwd=tmp_path)
+
+        return run
+
+    @pytest.mark.parametrize(
+        ("arguments", "code", "stream", "text"),
+        [
+            (["--help"], 0, "stdout", "exit codes, of every command:"),
+            (["check", "--help"], 0, "stdout", "examples:"),
+            (["info", "--help"], 0, "stdout", "examples:"),
+            ([], 2, "stderr", "examples:"),
+            (["chek"], 2, "stderr", "invalid choice: 'chek'"),
+            (["check", "--fast"], 2, "stderr", "unrecognized arguments: --fast"),
+        ],
+    )
+    def test_help_and_wrong_arguments_need_no_torch(self, no_torch, arguments, code, stream, text):
+        done = no_torch(*arguments)
+        assert done.returncode == code
+        assert text in getattr(done, stream)
+        assert "torch is imported" in no_torch("info").stderr, "and this would tell"
+
+    def test_importing_the_package_imports_no_check(self):
+        script = "import stn_triton, sys; print([m for m in sys.modules if m.startswith('stn_triton.check')])"
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+        assert done.stdout == "[]\n"
+
+    @pytest.mark.parametrize(
+        ("arguments", "text"),
+        [
+            (
+                ["--only", "spline", "nonsense"],
+                "check: --only: no row has 'nonsense' in its name; there are:",
+            ),
+            (["--device", "tpu"], "check: --device: no device 'tpu' here; available: "),
+        ],
+    )
+    def test_wrong_values_are_named(self, capsys, arguments, text):
+        with pytest.raises(SystemExit) as stop:
+            main(["check", *arguments])
+        assert stop.value.code == 2
+        assert text in capsys.readouterr().err
+
+    def test_the_interpreter_needs_numpy(self, capsys, monkeypatch):
+        monkeypatch.setattr(engine.util, "find_spec", lambda name: None if name == "numpy" else name)
+        with pytest.raises(SystemExit) as stop:
+            main(["check", "--interpret"])
+        assert stop.value.code == 2
+        assert "--interpret: numpy is not installed" in capsys.readouterr().err
+
+    def test_an_interruption_has_its_own_code(self, monkeypatch, capsys):
+        def interrupt(*arguments):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(reference, "forward", interrupt)
+        assert main(["check", "--quick", *CPU]) == 130
+        assert "interrupted" in capsys.readouterr().err

@@ -1,0 +1,171 @@
+"""``python -m stn_triton info``: tables that are used and those that are not, and what is supported."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from stn_triton import environment, info, tables, tuning
+from stn_triton.command_line import main
+from stn_triton.options import DEFAULT
+
+ROOT = Path(__file__).resolve().parents[1]
+GPU = "Imaginary GPU"
+VARIANT = tuning.variant_of(2, False, False, False, DEFAULT)
+BUCKETS = [tuning.bucket_of("forward", VARIANT, False, torch.float32, 8, c, 4096) for c in (3, 64)]
+ENTRIES = {bucket.name(): tuning.default(bucket) for bucket in BUCKETS}
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path, monkeypatch):
+    """Where tables are, none of them of this user."""
+    monkeypatch.setattr(tuning, "SHIPPED", tmp_path / "tuned")
+    monkeypatch.setenv("STN_TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    return {"shipped": tmp_path / "tuned", "user": tmp_path / "cache"}
+
+
+def write(folder, device=GPU, entries=ENTRIES, kernels=None, name=None):
+    folder.mkdir(exist_ok=True)
+    path = folder / (name or f"{tables.slug(device)}.json")
+    path.write_text(tables.dumps(tables.Table(device, kernels or tables.kernels(), entries)))
+    return path
+
+
+def states(gpu=GPU):
+    return [(s.origin, s.entries, s.bad_entries, s.is_used, s.reason) for s in info.table_states(gpu)]
+
+
+def is_known():
+    """Whether calls on the GPU would find the entries, by what they ask themselves."""
+    return set(tables.known(GPU, tuning.SHIPPED, tuning.checked)) == set(BUCKETS)
+
+
+def test_no_tables():
+    assert states() == []
+    assert not is_known()
+
+
+@pytest.mark.parametrize("origin", ["shipped", "user"])
+def test_a_table_that_is_used(folders, origin):
+    path = write(folders[origin])
+    assert states() == [(origin, 2, 0, True, "")]
+    assert info.table_states(GPU)[0].path == str(path)
+    assert is_known()
+
+
+def test_a_table_for_other_kernels_is_used_only_if_shipped(folders):
+    write(folders["user"], kernels="old")
+    assert states() == [("user", 2, 0, False, "ignored: tuned for other kernels than this version's")]
+    assert not is_known()
+    write(folders["shipped"], kernels="old")
+    reason = "tuned for older kernels: right, perhaps not the fastest"
+    assert states()[0] == ("shipped", 2, 0, True, reason)
+    assert is_known()
+
+
+def test_a_damaged_table_is_ignored_and_says_why(folders):
+    path = write(folders["user"])
+    path.write_text(path.read_text()[:-9])
+    assert states() == [("user", 0, 0, False, "ignored: not JSON")]
+    path.write_text('{"version": 7}')
+    assert states() == [("user", 0, 0, False, "ignored: version 7, expected 1")]
+
+
+def test_bad_entries_are_counted(folders):
+    bad = {**ENTRIES, "../../etc/passwd": {"BLOCK_C": 4}, BUCKETS[0].name(): {"BLOCK_C": 2**40}}
+    write(folders["user"], entries=bad)
+    assert states() == [("user", 1, 2, True, "2 entries are not good and ignored")]
+
+
+def test_another_gpu_s_table_is_listed_last(folders):
+    write(folders["user"], "Another GPU")
+    write(folders["user"])
+    assert [s[3:] for s in states()] == [(True, ""), (False, f"not used on {GPU}")]
+    write(folders["user"], "Another GPU", name=f"{tables.slug(GPU)}.json")
+    assert not any(s[3] for s in states())
+    assert not is_known()
+
+
+def test_without_a_gpu_no_table_is_used(folders):
+    write(folders["user"])
+    assert states(None) == [
+        ("user", 2, 0, False, "not used: block sizes are a GPU's, and this device is none")
+    ]
+
+
+def test_it_is_printed(folders, capsys, monkeypatch):
+    path = write(folders["user"])
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["info", "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{path} of {GPU}: 2 entries, not used" in " ".join(printed.split())
+    for name in (
+        "torch",
+        "triton",
+        "gpu",
+        "GPU kernels",
+        "torch.compile",
+        "ONNX export",
+        "DTensor",
+        "dtypes",
+    ):
+        assert f"\n  {name} " in printed
+    assert torch.__version__ in printed
+
+
+def test_json_is_json_alone_and_tells_nobody_of_tables(folders, tmp_path):
+    """In a process of its own; what is wrong with a table is in the output, not on the log."""
+    write(folders["user"]).write_text("no table")
+    done = subprocess.run(
+        [sys.executable, "-m", "stn_triton", "info", "--json", "--device", "cpu"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0
+    assert done.stderr == ""
+    found = json.loads(done.stdout)
+    assert found["kernels"] == tables.kernels()
+    assert found["tables"][0]["reason"] == "ignored: not JSON"
+    assert found["environment"]["torch"].startswith(torch.__version__)
+
+
+def test_what_is_missing_is_said(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(info.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(info.shutil, "which", lambda name: None)
+    found = info.support(cpu)
+    assert found["ONNX export"] == "no: onnx and onnxscript not installed"
+    assert found["interpreter"] == "no: triton and numpy not installed"
+    assert found["torch.compile"] == "backend='aot_eager' alone: no C++ compiler is found"
+
+
+@pytest.mark.parametrize(
+    ("capability", "kernels", "dtypes"),
+    [((9, 0), "yes", "uint8"), ((7, 5), "unlikely: Triton supports capability 8.0", "not on this GPU)")],
+)
+def test_of_a_gpu_its_capability_decides(monkeypatch, capability, kernels, dtypes):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", None)
+    found = info.support(torch.device("cuda", 0))
+    assert found["GPU kernels"].startswith(kernels)
+    assert found["dtypes"].endswith(dtypes)
+
+
+def test_a_wrong_device_is_a_wrong_argument(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["info", "--device", "cuda:99"])
+    assert stop.value.code == 2
+    assert "info: --device: no device 'cuda:99' here; available: " in capsys.readouterr().err
+
+
+def test_facts_have_the_settings_that_matter(monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/somewhere")
+    monkeypatch.setenv("UNRELATED", "1")
+    found = environment.facts(torch.device("cpu"))
+    assert "TRITON_CACHE_DIR=/somewhere" in found["variables"]
+    assert "UNRELATED" not in found["variables"]
