@@ -1,7 +1,7 @@
 """How large tensors may be: what coordinates tell apart and kernels can count.
 
-Kernels find an image and a channel by 64-bit offsets, and a pixel too where a plane needs it, so the number of
-elements has no limit of its own. They count programs, channels and pixels of an axis in 32 bits.
+Kernels find an image and a channel by 64-bit offsets, and a pixel too where a plane needs it, so the number
+of elements has no limit of its own. They count programs, channels and pixels of an axis in 32 bits.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 LARGEST_EXTENT = 2**24
-"""Pixels along an axis. Centred coordinates of more are not exact in fp32: neighbours would become one pixel.
-Antialiasing counts up to 64 times as many samples."""
+"""Pixels along an axis. Centred coordinates of more are not exact in fp32: neighbours would become one
+pixel. Antialiasing counts up to 64 times as many samples."""
 LARGEST_EXTENT_FP64 = 2**30
 """The same for fp64, where a first pixel plus a count of pixels must stay below 2**31."""
 MOST_CHANNELS = 2**31 - 1
 MOST_ELEMENTS = 2**56
-"""Of an output. More have no address, however wide the elements of the tensors that a call needs on the way."""
+"""Of an output. More have no address, whatever else a call needs on the way."""
 
 
 def largest_extent(dtype: torch.dtype, antialias: bool) -> int:
@@ -39,7 +39,10 @@ def check_size(size: Sequence[int], dtype: torch.dtype, antialias: bool) -> None
 
 
 def check(input: Tensor, maps: int, size: Sequence[int], antialias: bool) -> None:
-    """Raise ValueError if an input (N, C, ...) or an output (maps, C, *size) is too large; unknown sizes pass."""
+    """Raise ValueError if an input (N, C, ...) or an output (maps, C, *size) is too large.
+
+    Sizes that a compiler does not know yet pass; what it compiles checks them when it runs.
+    """
     numbers = (*input.shape, maps, *size)
     if any(isinstance(number, torch.SymInt) for number in numbers):
         return
@@ -69,4 +72,6 @@ def _reason(largest: int, antialias: bool) -> str:
         return ""
     if antialias:
         return " with antialias"
-    return f" (fp32 coordinates tell no more pixels apart; an fp64 input may have {_power(LARGEST_EXTENT_FP64)})"
+    return (
+        f" (fp32 coordinates tell no more pixels apart; an fp64 input may have {_power(LARGEST_EXTENT_FP64)})"
+    )
