@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stn_triton import derivatives, sharding, splines
+from stn_triton import derivatives, limits, sharding, splines
 from stn_triton.options import INPUT_DTYPES, MODES, PADDING_MODES, THETA_DTYPES
 
 
@@ -236,14 +236,12 @@ def _sample(
     points: Sequence[float] = (),
 ) -> Tensor:
     """Check what all functions share, bring theta to one map after the other, and call the operator."""
-    size = _check_size(size, input)
+    size = _check_size(size, input, antialias)
     _check_choice("mode", mode, MODES)
     _check_choice("padding_mode", padding_mode, PADDING_MODES)
     if mode == "bicubic" and input.ndim == 5:
         raise ValueError("mode must be 'bilinear' or 'nearest' for volumes (5-D input), got 'bicubic'")
     _check_bool("align_corners", align_corners)
-    if antialias and any(extent >= 2**25 for extent in size):  # times 64 samples it must fit into 31 bits
-        raise ValueError(f"size must be less than 2**25 on each axis for antialias, got {tuple(size)}")
     fill = _check_fill(fill_value, padding_mode, input)
     arguments = (fill, image_index, size, mode, padding_mode, align_corners, antialias, points)
     n = input.shape[0]
@@ -356,7 +354,7 @@ def _check_points(points: Sequence[int] | Sequence[Sequence[float]] | None, coun
     return flat
 
 
-def _check_size(size: int | Sequence[int] | None, input: Tensor) -> list[int]:
+def _check_size(size: int | Sequence[int] | None, input: Tensor, antialias: bool) -> list[int]:
     dim = input.ndim - 2
     if size is None:
         return list(input.shape[2:])
@@ -374,8 +372,7 @@ def _check_size(size: int | Sequence[int] | None, input: Tensor) -> list[int]:
             raise TypeError(f"{expected}, got {tuple(size)} with {_describe(extent)}")
         if extent < 1:
             raise ValueError(f"size must be positive, got {tuple(size)}")
-        if extent >= 2**31:
-            raise ValueError(f"size must be less than 2**31 on each axis, got {tuple(size)}")
+    limits.check_size(size, input.dtype, antialias)  # here, for the dispatcher takes no larger ints
     return list(size)
 
 

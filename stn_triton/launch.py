@@ -253,7 +253,10 @@ def compile_options(
 
 def _check_programs(programs: int, tiled: Tensor) -> None:
     if programs > _MAX_PROGRAMS:
-        raise ValueError(f"too many tiles for one launch: {programs} over shape {tuple(tiled.shape)}")
+        raise ValueError(
+            f"too many tiles for one launch: {programs} over shape {tuple(tiled.shape)}, expected at most "
+            f"{_MAX_PROGRAMS}; call with fewer images at a time"
+        )
 
 
 def _device_of(tensor: Tensor) -> contextlib.AbstractContextManager:

@@ -13,7 +13,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from stn_triton import reference, reference_tangent, splines
+from stn_triton import limits, reference, reference_tangent, splines
 from stn_triton.options import Options, Tangents
 
 library = torch.library.Library("stn_triton", "DEF")
@@ -51,17 +51,20 @@ def _implementations(plain: Callable[[], ModuleType], tangent: Callable[[], Modu
 
     def forward(input, theta, fill, image_index, size, *options):
         options = _options(options)
+        limits.check(input, theta.shape[0], size, options.antialias)
         return plain().forward(input, _matrices(input, theta, options), size, options, fill, image_index)
 
     def backward(grad_output, input, theta, fill, image_index, *rest):
         *options, mask = rest
         options = _options(options)
+        limits.check(input, theta.shape[0], grad_output.shape[2:], options.antialias)
         matrices = _matrices(input, theta, options)
         grads = plain().backward(grad_output, input, matrices, options, mask, fill, image_index)
         return _fill_unwanted(_of_theta(grads, theta, options), input, theta)
 
     def forward_tangent(input, theta, fill, image_index, d_input, d_theta, d_fill, size, *options):
         options = _options(options)
+        limits.check(input, theta.shape[0], size, options.antialias)
         tangents = Tangents(d_input, _directions(input, d_theta, options), d_fill)
         matrices = _matrices(input, theta, options)
         return tangent().forward(input, matrices, size, options, fill, image_index, tangents)
@@ -69,6 +72,7 @@ def _implementations(plain: Callable[[], ModuleType], tangent: Callable[[], Modu
     def backward_tangent(grad_output, input, theta, fill, image_index, d_input, d_theta, d_fill, *rest):
         *options, mask = rest
         options = _options(options)
+        limits.check(input, theta.shape[0], grad_output.shape[2:], options.antialias)
         tangents = Tangents(d_input, _directions(input, d_theta, options), d_fill)
         rest = (options, mask, fill, image_index, tangents)
         grads = tangent().backward(grad_output, input, _matrices(input, theta, options), *rest)
@@ -108,17 +112,18 @@ def _fill_unwanted(grads: Sequence[Tensor | None], input: Tensor, theta: Tensor)
     return tuple(like.new_empty(0) if grad is None else grad for grad, like in zip(grads, likes, strict=True))
 
 
-def _fake_output(input, theta, size):
+def _fake_output(input, theta, size, options):
+    limits.check(input, theta.shape[0], size, _options(options).antialias)
     output = input.new_empty(theta.shape[0], input.shape[1], *size)
     return output.contiguous(memory_format=reference.memory_format(input, size))
 
 
 def _fake_forward(input, theta, fill, image_index, size, *options):
-    return _fake_output(input, theta, size)
+    return _fake_output(input, theta, size, options)
 
 
 def _fake_forward_tangent(input, theta, fill, image_index, d_input, d_theta, d_fill, size, *options):
-    return _fake_output(input, theta, size)
+    return _fake_output(input, theta, size, options)
 
 
 def _fake_backward(grad_output, input, theta, fill, image_index, *rest):

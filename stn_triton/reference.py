@@ -133,8 +133,9 @@ def backward(
     parts = parts_of(input, theta, size, options, image_index)
     is_whole = _is_whole(parts, image_index)
     grad_input = grad_theta = None
-    if not is_whole:
+    if not is_whole and output_mask[0]:  # as large as the images
         grad_input = input.new_zeros(input.shape, dtype=dtype)
+    if not is_whole:
         grad_theta = theta.new_zeros(theta.shape, dtype=dtype)
     grad_fill = None if fill is None else fill.new_zeros(fill.shape, dtype=dtype)
     for part in parts:

@@ -21,8 +21,10 @@ import json
 import logging
 import os
 import re
+import secrets
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +35,8 @@ MAX_BYTES = 64 * 2**20
 Parsed = dict[Any, dict[str, int]]
 Parse = Callable[[str, object], tuple[Any, dict[str, int]] | None]
 """An entry by its name and what the file has for it; None if it is not good."""
+_PATIENCE = 10.0
+"""Seconds to wait for whoever changes a folder; writing a table takes milliseconds."""
 _log = logging.getLogger("stn_triton")
 _told: set[str] = set()
 _telling = threading.Lock()
@@ -52,17 +56,29 @@ class Table(NamedTuple):
 
 def slug(device: str) -> str:
     """A GPU's name as the name of a file."""
-    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") or "gpu"
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")[:100] or "gpu"
 
 
 def cache_path(device: str) -> Path:
     """The user's table for a GPU: in STN_TRITON_CACHE_DIR, or the user's cache directory."""
     folder = os.environ.get("STN_TRITON_CACHE_DIR")
     if not folder:
-        # Not Path.home(), which raises for a user without one.
+        # Not Path.home(), which raises for a user without one; what is left then must not be a folder here.
         home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        folder = os.path.join(home, "stn_triton")
+        folder = os.path.join("/nonexistent" if home.startswith("~") else home, "stn_triton")
     return Path(folder) / f"{slug(device)}.json"
+
+
+def distrusted(path: Path) -> str:
+    """Why a table in the cache directory is neither used nor written: everyone can change it. Or nothing."""
+    for place, what, is_kind in ((path.parent, "its directory", stat.S_ISDIR), (path, "it", stat.S_ISREG)):
+        with contextlib.suppress(OSError):
+            mode = place.stat().st_mode
+            if is_kind(mode) and mode & stat.S_IWOTH:
+                return (
+                    f"everyone may write to {what}, mode {stat.S_IMODE(mode):04o}, expected one such as 0755"
+                )
+    return ""
 
 
 @functools.cache
@@ -87,7 +103,7 @@ def read(path: Path, device: str | None = None) -> Table | None:
             raise TableError("not a file")
         if status.st_size > MAX_BYTES:
             raise TableError(f"{status.st_size} bytes, expected at most {MAX_BYTES}")
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes(), object_pairs_hook=_once)
     except FileNotFoundError:
         return None
     except TableError:
@@ -107,6 +123,16 @@ def read(path: Path, device: str | None = None) -> Table | None:
     if device is not None and content["device"] != device:
         raise TableError(f"a table of {shortened(content['device'])}, expected {device!r}")
     return Table(content["device"], content["kernels"], content["configs"])
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object; of a name that stands there twice, readers would take one or the other."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise TableError(f"it has {shortened(twice, 100)} twice")
+    return found
 
 
 def load(path: Path, parse: Parse, device: str | None = None) -> tuple[Parsed, str]:
@@ -129,7 +155,11 @@ def known(device: str, shipped_folder: Path, parse: Parse) -> Parsed:
     """What the shipped and the user's table of a GPU have; tells if it is nothing, or wrong."""
     own_path = cache_path(device)
     shipped, shipped_kernels = load(shipped_folder / own_path.name, parse, device)
-    own, own_kernels = load(own_path, parse, device)
+    own, own_kernels = {}, ""
+    if reason := distrusted(own_path):
+        tell_once(f"{own_path} is ignored: {reason}")
+    else:
+        own, own_kernels = load(own_path, parse, device)
     if own_kernels != kernels():
         if own:
             tell_once(f"{own_path} was tuned for other kernels and is ignored")
@@ -148,7 +178,7 @@ def merge(path: Path, table: Table, parse: Parse) -> None:
     Raises:
         OSError: the file cannot be written; what was there is still there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     with locked(path.parent):
         try:
             old = read(path, table.device)
@@ -175,9 +205,12 @@ def replace(path: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written; what was there is still there.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        # Not through a link that someone put there.
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
         temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -187,18 +220,39 @@ def replace(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes that change files of a folder out; where that cannot be, the last one wins."""
+    """Keep other processes that change files of a folder out; where that cannot be, the last one wins.
+
+    Nor where another holds on to the folder, stopped or of ill will: it is waited for a while only.
+    """
     descriptor = None
     try:
         with contextlib.suppress(OSError, ImportError):
             import fcntl  # Windows has none
 
             descriptor = os.open(folder, os.O_RDONLY)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            end = time.monotonic() + _PATIENCE
+            while time.monotonic() < end:
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                time.sleep(0.01)
         yield
     finally:
         if descriptor is not None:
+            # Not only closed: a process that was forked meanwhile has a copy, which would keep the lock.
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
+
+
+def _after_fork() -> None:
+    """The child has no thread that would ever release the lock it inherited."""
+    global _telling
+    _telling = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def tell_once(message: str) -> None:

@@ -194,6 +194,16 @@ def _config(*values: int) -> Config:
     return dict(zip(CONFIG_KEYS, values, strict=True))
 
 
+def _after_fork() -> None:
+    """The child has no thread that would ever release the locks it inherited."""
+    global _lock, _loading
+    _lock, _loading = threading.Lock(), threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 Launch = Callable[[Config], object]
 """Runs a kernel with a configuration, on the arguments of the call at hand."""
 Chooser = Callable[[Bucket, Launch], Config]
@@ -225,15 +235,18 @@ def configuration(bucket: Bucket, device: torch.device, run: Launch) -> Config:
         return default(bucket)
     with _lock:
         if bucket not in table:
-            table[bucket] = tune(bucket, run)
-            _keep(name, bucket, table[bucket])
+            found = tune(bucket, run)
+            table[bucket] = found or default(bucket)
+            if found is not None:
+                _keep(name, bucket, found)
     return table[bucket]
 
 
-def tune(bucket: Bucket, run: Launch) -> Config:
+def tune(bucket: Bucket, run: Launch) -> Config | None:
     """The fastest configuration of the bucket's space, or the default if none is clearly faster.
 
-    Timed with the arguments of the call at hand, its theta included.
+    Timed with the arguments of the call at hand, its theta included. None if nothing could be timed, because
+    the GPU's memory is full for example: that says nothing for later calls.
     """
     from triton.testing import do_bench
 
@@ -243,7 +256,7 @@ def tune(bucket: Bucket, run: Launch) -> Config:
         with contextlib.suppress(Exception):
             launch = functools.partial(run, config)
             timed.append((config, do_bench(launch, warmup=5, rep=20, quantiles=(0.2, 0.5, 0.8))))
-    return fastest(default(bucket), timed)
+    return fastest(default(bucket), timed) if timed else None
 
 
 def fastest(default: Config, timed: Sequence[tuple[Config, Sequence[float]]]) -> Config:
@@ -296,8 +309,10 @@ def write_table(path: Path, device: str, found: Mapping[Bucket, Config]) -> None
 
 
 def _keep(device: str, bucket: Bucket, config: Config) -> None:
-    """Add to the user's table; a disk that refuses costs only that."""
+    """Add to the user's table; a disk that refuses costs only that, and so does a place open to everyone."""
     path = tables.cache_path(device)
+    if tables.distrusted(path):  # told when the table was looked for
+        return
     try:
         write_table(path, device, {bucket: config})
     except OSError as error:

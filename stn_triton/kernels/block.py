@@ -200,7 +200,7 @@ def rounded(value):
 def load_fill(fill_ptr, stride, c_start, channels, g: tl.constexpr, RUN_C: tl.constexpr, DTYPE: tl.constexpr):
     """The fill values of group g, as [1, run]."""
     c = g * RUN_C + tl.arange(0, RUN_C)
-    fill = tl.load(fill_ptr + (c_start + c) * stride, mask=c < channels, other=0)
+    fill = tl.load(fill_ptr + (c_start + c).to(tl.int64) * stride, mask=c < channels, other=0)
     return fill.to(DTYPE)[None, :]
 
 

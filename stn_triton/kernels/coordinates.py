@@ -82,10 +82,11 @@ def fold_theta(
     """The numbers of matrix m, or of a vector of matrices, in pixels, row by row."""
     ROWS: tl.constexpr = DIM + 1 if PROJECTIVE else DIM
     row = theta_ptr + tl.cast(m, tl.int64) * strides[0]
+    stride_column = tl.cast(strides[2], tl.int64)
     a = ()
     for k in tl.static_range(ROWS):
         for j in tl.static_range(DIM + 1):
-            a = a + (tl.load(row + j * strides[2]).to(DTYPE) * scales[k * (DIM + 1) + j],)
+            a = a + (tl.load(row + j * stride_column).to(DTYPE) * scales[k * (DIM + 1) + j],)
         row += strides[1]
     return a
 

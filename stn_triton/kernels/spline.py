@@ -50,12 +50,13 @@ def bends_at(
     """What the weights of matrix m add to the source positions of output pixels, for x and y, in pixels."""
     base = (centred(pixels[0], sizes_out[0], DTYPE), centred(pixels[1], sizes_out[1], DTYPE))
     units = units_of(sizes_out, ALIGN_CORNERS, DTYPE)
-    weights = theta_ptr + tl.cast(m, tl.int64) * strides[0] + 3 * strides[2]
+    stride_column = tl.cast(strides[2], tl.int64)
+    weights = theta_ptr + tl.cast(m, tl.int64) * strides[0] + 3 * stride_column
     x = tl.zeros(base[0].shape, DTYPE)
     y = tl.zeros(base[0].shape, DTYPE)
     for i in range(point_count):
         phi = phi_at(base, units, points_ptr, i)
-        weight = weights + i * strides[2]
+        weight = weights + i * stride_column
         x = tl.fma(tl.load(weight).to(DTYPE) * scales[2], phi, x)
         y = tl.fma(tl.load(weight + strides[1]).to(DTYPE) * scales[5], phi, y)
     return x, y

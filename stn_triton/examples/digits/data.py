@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ DIGIT = 20 / 28
 """Share of the frame that the digit fills, as in MNIST."""
 TEST_SHARE = 0.25
 """Of the bundled digits; MNIST comes split."""
+MAX_BYTES = 2**30
+"""Of the pixels in a file; MNIST's largest has 47 million."""
 _PARTS = {"train": "train", "test": "t10k"}
 _KINDS = {"images": (3, "idx3"), "labels": (1, "idx1")}
 
@@ -131,21 +134,33 @@ def read_idx(path: Path, dims: int) -> np.ndarray:
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rb") as file:
-            data = file.read()
+            head = file.read(4 + 4 * dims)
+            shape = _shape_of(path, head, dims)
+            # Not all there is: what is packed may be a thousand times as large as the file.
+            count = math.prod(shape)
+            data = file.read(count + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
+    if len(data) != count:
+        got = f"{len(head) + len(data)}" if len(data) < count else "more"
+        raise UsageError(f"{path} is damaged: {shape} takes {len(head) + count} bytes, got {got}")
+    return np.frombuffer(data, dtype=np.uint8).reshape(shape)
+
+
+def _shape_of(path: Path, head: bytes, dims: int) -> tuple[int, ...]:
+    """What the head of an IDX file promises, if it can be believed."""
     magic = bytes((0, 0, 8, dims))
-    if data[:4] != magic:
+    if head[:4] != magic:
         raise UsageError(
             f"{path} is no IDX file of bytes with {dims} dimensions: expected it to begin with "
-            f"{magic.hex()}, got {data[:4].hex() or 'nothing'}"
+            f"{magic.hex()}, got {head[:4].hex() or 'nothing'}"
         )
-    head = 4 + 4 * dims
-    shape = tuple(int(n) for n in np.frombuffer(data[4:head].ljust(4 * dims, b"\0"), dtype=">u4"))
-    expected = head + int(np.prod(shape, dtype=object))
-    if len(data) != expected:
-        raise UsageError(f"{path} is damaged: {shape} takes {expected} bytes, got {len(data)}")
-    return np.frombuffer(data, dtype=np.uint8, offset=head).reshape(shape)
+    if len(head) != 4 + 4 * dims:
+        raise UsageError(f"{path} is damaged: its head takes {4 + 4 * dims} bytes, got {len(head)}")
+    shape = tuple(int(n) for n in np.frombuffer(head, dtype=">u4", offset=4))
+    if math.prod(shape) > MAX_BYTES:
+        raise UsageError(f"{path} is damaged or too large: {shape}, expected at most {MAX_BYTES} bytes")
+    return shape
 
 
 def in_frame(images: Tensor, share: float) -> Tensor:

@@ -93,8 +93,16 @@ class State:
             return None
         try:
             state = torch.load(self.path, weights_only=True)
-            facts = state["facts"]
-        except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+            facts = dict(state["facts"])
+        except (
+            OSError,
+            RuntimeError,
+            EOFError,
+            LookupError,
+            TypeError,
+            ValueError,
+            pickle.UnpicklingError,
+        ) as error:
             raise UsageError(
                 f"{self.path} is damaged ({type(error).__name__}); delete it to train that network anew"
             ) from error

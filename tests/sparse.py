@@ -1,0 +1,76 @@
+"""Tensors larger than memory: files without content behind them, of which only touched pages exist."""
+
+import contextlib
+from unittest import mock
+
+import torch
+from triton.runtime import interpreter
+
+from stn_triton import launch
+
+
+class Sparse:
+    """Makes tensors of zeros in a folder; a page takes memory and disk once it is written."""
+
+    def __init__(self, folder):
+        self.folder, self.count = folder, 0
+
+    def strided(self, shape, strides, dtype):
+        """A tensor of any layout."""
+        size = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+        self.count += 1
+        path = self.folder / f"{self.count}.bin"
+        flat = torch.from_file(str(path), shared=True, size=size, dtype=dtype)
+        path.unlink()  # the mapping stays
+        return flat.as_strided(shape, strides)
+
+    def empty(self, shape, dtype, memory_format=torch.contiguous_format):
+        """A dense tensor."""
+        strides = torch.empty(shape, device="meta").contiguous(memory_format=memory_format).stride()
+        return self.strided(shape, strides, dtype)
+
+    def like(self, tensor, strides):
+        """A copy with other strides."""
+        return self.strided(tensor.shape, strides, tensor.dtype).copy_(tensor)
+
+    @contextlib.contextmanager
+    def allocating(self, make):
+        """What the launcher allocates for results is made by ``make(shape, dtype, memory_format)``."""
+
+        def empty(shape, dtype=None, device=None, memory_format=torch.contiguous_format):
+            return make(tuple(shape), dtype, memory_format)
+
+        def empty_like(tensor, dtype=None, memory_format=torch.contiguous_format):
+            return make(tuple(tensor.shape), dtype or tensor.dtype, memory_format)
+
+        class Torch:
+            """Of the launcher alone: PyTorch itself allocates as ever."""
+
+            def __getattr__(self, name):
+                return {"empty": empty, "empty_like": empty_like}.get(name) or getattr(torch, name)
+
+        with mock.patch.object(launch, "torch", Torch()):
+            yield
+
+
+class SomePrograms:
+    """A kernel of which only some programs are interpreted, however many there are."""
+
+    def __init__(self, kernel, choose):
+        self.kernel, self.choose = kernel, choose
+        self.arg_names = kernel.arg_names
+
+    def __getitem__(self, grid):
+        def launched(**arguments):
+            builder = interpreter.interpreter_builder
+            (programs,) = grid  # along one axis: the others end at 65,535
+            for program in self.choose(programs):
+                assert 0 <= program < programs < 2**31
+
+                def set_grid_idx(x, y, z, program=program):
+                    builder.grid_idx = (program, 0, 0)
+
+                with mock.patch.object(builder, "set_grid_idx", set_grid_idx):
+                    self.kernel[(1,)](**arguments)
+
+        return launched
