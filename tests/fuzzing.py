@@ -262,7 +262,8 @@ def expected_of(args: Case, options: Options, is_shared: bool) -> Expected:
             grad[m] = grad[m].masked_fill(loose[m], 0)
             truth = solve()
         output[m] = truth.output[0]
-        grad_theta[m] = truth.grad_theta[0]
+        if options.mode != "nearest":  # else there is none, also of what is not finite
+            grad_theta[m] = truth.grad_theta[0]
         grad_input[owner] += truth.grad_input[0]
         if grad_fill is not None:
             grad_fill += truth.grad_fill
