@@ -181,7 +181,7 @@ class _Elements:
 
 
 class Watch:
-    """Every access of interpreted kernels, from `start` on until `monkeypatch` ends it."""
+    """Every access of interpreted kernels, and every number that becomes an integer, from `start` on."""
 
     def __init__(self):
         self.launches: list[str] = []
@@ -199,6 +199,7 @@ class Watch:
             "create_masked_load": ["self", "ptrs", "mask"],
             "create_masked_store": ["self", "ptrs", "value", "mask"],
             "create_atomic_rmw": ["self", "rmwOp", "ptr", "val", "mask"],
+            "create_fp_to_si": ["self", "src", "dst_type"],
         }
         for name, parameters in first.items():
             method = getattr(builder, name, None)
@@ -214,6 +215,7 @@ class Watch:
         builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
         load, store = builder.create_masked_load, builder.create_masked_store
         add, arguments, call = builder.create_atomic_rmw, executor._init_args_hst, executor.__call__
+        convert = builder.create_fp_to_si
         watch = self
 
         def watched_load(self, ptrs, mask, *args, **kwargs):
@@ -228,13 +230,20 @@ class Watch:
             watch._see("added to", watch.added, ptr, mask)
             return add(self, op, ptr, value, mask, *args, **kwargs)
 
+        def watched_conversion(self, src, dtype):
+            bits = dtype.scalar.primitive_bitwidth
+            fits = np.abs(src.data) < 2 ** (bits - 1)  # False for NaN
+            assert fits.all(), f"{watch.launches[-1]}: {src.data[~fits][0]} does not fit into {bits} bits"
+            return convert(self, src, dtype)
+
         def watched_arguments(self, args, kwargs):
             found = arguments(self, args, kwargs)
             name = self.fn.__name__
             if name not in _WRITTEN:  # a test's own
                 watch.written = watch.added = watch.read = None
                 return found
-            tensors = {k: t for k, t in found[1].items() if isinstance(t, Tensor)}
+            named = dict(zip(self.arg_names, found[0], strict=False)) | found[1]
+            tensors = {k: t for k, t in named.items() if isinstance(t, Tensor)}
             written, added = _WRITTEN[name], _ADDED_TO.get(name, ())
             watch.launches.append(name)
             watch.written = _Elements({k: t for k, t in tensors.items() if k in written})
@@ -254,6 +263,7 @@ class Watch:
         monkeypatch.setattr(builder, "create_masked_load", watched_load)
         monkeypatch.setattr(builder, "create_masked_store", watched_store)
         monkeypatch.setattr(builder, "create_atomic_rmw", watched_add)
+        monkeypatch.setattr(builder, "create_fp_to_si", watched_conversion)
         monkeypatch.setattr(executor, "_init_args_hst", watched_arguments)
         monkeypatch.setattr(executor, "__call__", watched_call)
         return self
