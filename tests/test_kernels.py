@@ -2,8 +2,6 @@
 
 import math
 
-import hypothesis
-import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
@@ -451,30 +449,3 @@ def test_steps_of_other_options(device, steps, options):
     (grad_input, grad_theta), (same, close) = results
     assert torch.equal(same, grad_input)
     assert_close(close, grad_theta, 2e-6 * max(grad_theta.abs().max().item(), 1), "grad_theta")
-
-
-NUMBERS = st.one_of(
-    st.floats(-3, 3, width=32),
-    st.sampled_from([0.0, 1.0, -1.0, 0.5, 2.0, 1e-7, 1e-3, 1 + 2**-23, 1 - 2**-24, 0.2, 1 / 3]),
-)
-
-
-@hypothesis.settings(
-    max_examples=60,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
-)
-@hypothesis.given(
-    st.lists(NUMBERS, min_size=6, max_size=6),
-    st.lists(st.integers(1, 12), min_size=4, max_size=4),
-    st.booleans(),
-)
-def test_the_gather_misses_nothing_whatever_the_map(device, theta, sizes, align_corners):
-    """A missed pair of weight zero still owes its derivative, so grad_theta tells of every one."""
-    theta = [theta[:3], theta[3:]]
-    args = case(device, [theta], sizes[:2], sizes[2:], channels=1)
-    truth = solve(*args, align_corners, torch.float32)
-    result = run(*args, align_corners)
-    for part, actual, expected in parts(result, truth):
-        assert_close(actual, expected, 1e-5 * max(expected.abs().max().item(), 1), part)

@@ -3,8 +3,6 @@
 import itertools
 import math
 
-import hypothesis
-import hypothesis.strategies as st
 import pytest
 import torch
 from test_kernels import assert_close, parts
@@ -343,36 +341,3 @@ def test_huge_maps_end(device, variant):
         args.theta[0, 0, 0] *= scale
         for _, result in parts(run(args, variant.options())):
             assert not result[1:].isnan().any()
-
-
-NUMBERS = st.one_of(
-    st.floats(-2, 2, width=32), st.sampled_from([0.0, 1.0, -1.0, 0.5, 2.0, 1e-7, 1 + 2**-23, 1 / 3])
-)
-
-
-@hypothesis.settings(
-    max_examples=50,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
-)
-@hypothesis.given(
-    st.lists(NUMBERS, min_size=9, max_size=9),
-    st.lists(st.integers(1, 7), min_size=4, max_size=4),
-    st.sampled_from([v for v in EXISTING if v.kind in ("plain", "projective") and v.dim == 2]),
-)
-def test_the_gather_misses_nothing_whatever_the_map(device, numbers, sizes, variant):
-    """A missed pair of weight zero still owes its derivative, so grad_theta tells of every one."""
-    options = variant.options()
-    args = case(variant, 1, tuple(sizes[:2]), tuple(sizes[2:]))
-    rows = 3 if variant.kind == "projective" else 2
-    theta = torch.tensor(numbers, dtype=torch.float64).view(1, 3, 3)[:, :rows].clone()
-    if rows == 3:
-        theta[:, 2] = theta[:, 2] * 0.3 + torch.tensor([0, 0, 1.0])
-    args = args._replace(input=args.input[:1], grad=args.grad[:1], theta=theta).to(device, torch.float32)
-    truth = solve(args, options, torch.float32)
-    # Near the horizon a position and its derivative are as large as they please.
-    if rows == 3 and truth.grad_theta.abs().max() > 1e4:
-        return
-    for part, actual, expected in parts(run(args, options), truth):
-        assert_close(actual, expected, 1e-5 * max(expected.abs().max().item(), 1), part)
