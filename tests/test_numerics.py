@@ -168,7 +168,7 @@ def _kernel(out_ptr, x_ptr, N: tl.constexpr):
 
 
 def test_the_pair_is_not_run_where_it_leaves_its_memory():
-    """Refused are 16-bit planes of more than 32,768 pixels on a CPU, if this PyTorch needs it, and no others."""
+    """16-bit planes of more than 32,768 pixels on a CPU, if this PyTorch needs it, and no others."""
     assert providers._addresses_beyond(torch.float32)
     for dtype in (torch.bfloat16, torch.float16):
         expected = "" if providers._addresses_beyond(dtype) else providers.UNADDRESSED
