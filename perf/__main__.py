@@ -19,6 +19,7 @@ Measure stn_triton's operator on the device at hand: a GPU if there is one, else
   static    compile every kernel without a GPU: registers, spills, occupancy, instructions per element
   overhead  host time of a call: what checks and dispatch cost, without the arithmetic
   step      what spatial transformers cost in a training step of a network
+  numerics  errors against fp64, beside the eager pair's, over dtypes and sizes
   plot      draw the charts of a result file again
   report    make one self-contained HTML page of a result file
   compare   two result files: what became faster or slower, beyond the noise
@@ -50,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
-    for add in (_bench, _tune, _static, _overhead, _step, _plot, _report, _compare):
+    for add in (_bench, _tune, _static, _overhead, _step, _numerics, _plot, _report, _compare):
         add(commands)
     return parser
 
@@ -226,6 +227,37 @@ batches. The paper reports 6 % for four transformers.
     _device(parser)
     parser.add_argument("--quick", action="store_true", help="fewer samples, in about twenty seconds")
     _json(parser)
+
+
+def _numerics(commands) -> None:
+    parser = _command(
+        commands,
+        "numerics",
+        "errors against fp64, beside the eager pair's",
+        """\
+Set the output and both gradients against fp64, for fp32, bf16 and fp16, sizes 28 to 8192, with and without
+autocast: of the operator and of PyTorch's eager pair (F.affine_grid, then F.grid_sample) on the same
+arguments. Without a GPU the kernels run in Triton's interpreter, beside the path that CPUs take. Writes
+into the output directory
+  numerics.csv  a row per map, size, dtype, autocast, quantity and provider: RMS and largest error, machine
+  numerics.png  the errors over the size
+Exits with 1 if an error of the operator is larger than the pair's.
+""",
+        """\
+  python -m perf numerics            about seven minutes on two cores
+  python -m perf numerics --quick    two sizes, in about a minute
+  python -m perf numerics --results perf/results/numerics-cpu-epyc-2-threads.csv --markdown
+""",
+    )
+    _device(parser)
+    _out(parser)
+    parser.add_argument("--quick", action="store_true", help="the sizes 28 and 224 alone")
+    parser.add_argument(
+        "--results", type=Path, metavar="FILE", help="show the CSV of an earlier run, measure nothing"
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="print the README's tables")
+    _json(form)
 
 
 def _plot(commands) -> None:

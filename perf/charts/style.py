@@ -100,7 +100,12 @@ def head(run: Run, notes: Sequence[str]) -> list[str]:
         lines.append("On a CPU the operator runs its plain PyTorch path, not its GPU kernels.")
     if run.quick:
         lines.append("Quick run: small batches, few repetitions.")
-    return [part for line in lines for part in textwrap.wrap(shorten(line, 450), _CHARACTERS)]
+    return [part for line in lines for part in wrapped(shorten(line, 450))]
+
+
+def wrapped(text: str) -> list[str]:
+    """The lines of a subtitle."""
+    return textwrap.wrap(text, _CHARACTERS)
 
 
 def figure(

@@ -1,0 +1,110 @@
+"""The kernels on a machine without a GPU: Triton's interpreter, made to round as a GPU does, and faster.
+
+Triton's interpreter carries out each operation of a kernel in numpy, in the kernel's dtypes. In three things
+it is not what a GPU computes (Triton 3.7), and they are replaced here:
+
+- it truncates fp32 to bf16, where a GPU rounds to nearest, ties to even;
+- its FMA rounds twice, where a GPU's rounds once. In fp64 the product of two fp32 numbers is exact;
+- it reduces several tensors at once one element after the other, in Python. Halves are added instead, as the
+  lanes of a GPU are.
+
+What remains different is the compiler's: it may contract weighted sums into FMAs, and blocks are larger here
+(an interpreted program costs milliseconds, a lane next to nothing), so that sums are split otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from perf import UsageError
+from stn_triton import tuning
+
+_SIDE = 256  # of a square block, in pixels
+
+
+def choose() -> None:
+    """Have kernels interpreted from now on in this process; before Triton is first imported.
+
+    Raises:
+        UsageError: this process has imported it already, for a compiler.
+    """
+    os.environ["TRITON_INTERPRET"] = "1"
+    if "triton" in sys.modules:
+        import triton
+
+        if not isinstance(triton.language.sum, triton.runtime.interpreter.InterpretedFunction):
+            raise UsageError("Triton was imported without TRITON_INTERPRET=1; expected it to be set before")
+
+
+@contextmanager
+def rounding_as_gpus(sides: Sequence[int]) -> Iterator[None]:
+    """Within, interpreted kernels round as on a GPU and take images of one channel in large blocks.
+
+    Args:
+        sides: height and width of the images, which blocks are to fit.
+    """
+    rows, columns = (1 << (n - 1).bit_length() for n in sides)
+    rows = min(rows, max(_SIDE, _SIDE**2 // columns))
+    columns = min(columns, _SIDE**2 // rows)
+
+    def large_blocks(bucket: tuning.Bucket, run: tuning.Launch) -> tuning.Config:
+        config = tuning.default(bucket)
+        return {**config, "BLOCK_C": 1, "STEPS_C": 1, "RUN_C": 1, "BLOCK_H": rows, "BLOCK_W": columns}
+
+    from triton.runtime import interpreter
+
+    builder, reduce_ops = interpreter.InterpreterBuilder, interpreter.ReduceOps
+    before = builder.cast_impl, builder.create_fma, reduce_ops.generic_reduce
+    builder.cast_impl = _cast(before[0])
+    builder.create_fma = _fma
+    reduce_ops.generic_reduce = _reduce(before[2])
+    try:
+        with tuning.choosing(large_blocks):
+            yield
+    finally:
+        builder.cast_impl, builder.create_fma, reduce_ops.generic_reduce = before
+
+
+def _cast(original):
+    import triton.language as tl
+    from triton.runtime.interpreter import TensorHandle
+
+    def cast_impl(self, src, dst_type):
+        if (src.dtype.scalar, dst_type.scalar) != (tl.float32, tl.bfloat16):
+            return original(self, src, dst_type)
+        rounded = torch.from_numpy(np.ascontiguousarray(src.data)).to(torch.bfloat16)
+        return TensorHandle(rounded.view(torch.uint16).numpy(), dst_type.scalar)
+
+    return cast_impl
+
+
+def _fma(self, x, y, z):
+    from triton.runtime.interpreter import TensorHandle
+
+    if z.data.dtype != np.float32:
+        return TensorHandle(x.data * y.data + z.data, z.dtype.scalar)
+    exact = x.data.astype(np.float64) * y.data.astype(np.float64)
+    return TensorHandle((exact + z.data.astype(np.float64)).astype(np.float32), z.dtype.scalar)
+
+
+def _reduce(original):
+    def generic_reduce(self, input):
+        first = input[0].handle.data
+        if self.axis != 0 or first.ndim != 1 or self.keep_dims or first.size & (first.size - 1):
+            return original(self, input)
+        data = [tensor.handle.data for tensor in input]
+        while (half := data[0].size // 2) >= 1:
+            halves = [part for cut in (slice(0, half), slice(half, None)) for part in (d[cut] for d in data)]
+            tensors = [self.to_tensor(part, input[i % len(input)].dtype) for i, part in enumerate(halves)]
+            total = self.combine_fn.fn(*tensors)
+            total = total if isinstance(total, tuple) else (total,)
+            data = [tensor.handle.data for tensor in total]
+        return [self.to_tensor(d.reshape(-1)[0], tensor.dtype) for d, tensor in zip(data, input, strict=True)]
+
+    return generic_reduce
