@@ -4,11 +4,12 @@ import json
 import math
 from pathlib import Path
 
-import oracle
 import pytest
 import torch
 import triton
 import triton.language as tl
+
+from stn_triton.check import oracle
 
 pd = pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
