@@ -99,7 +99,7 @@ a CPU it is the plain PyTorch path, unless --interpret.
     parser.add_argument(
         "--interpret",
         action="store_true",
-        help="on a CPU, the kernels in Triton's interpreter (minutes; needs numpy)",
+        help="on a CPU, the kernels in Triton's interpreter: very slow, so with --quick and --only",
     )
 
 

@@ -63,23 +63,27 @@ class CallError(RuntimeError):
     """A call raised, which ``args`` tells of: the error in a line, and the arguments in lines."""
 
 
-def results(case: Case) -> oracle.Truth:
-    """Output and gradients of a call of the public function.
+def results(case: Case, input_only: bool = False) -> oracle.Truth:
+    """Output and gradients of a call of the public function; with ``input_only`` that of the input alone.
 
     Raises:
         CallError: the call raised.
     """
     try:
-        return _results(case)
+        return _results(case, input_only)
     except Exception as error:
         first = (str(error).splitlines() or [""])[0]
         raise CallError(f"raised {type(error).__name__}: {first}", tuple(case.describe())) from error
 
 
-def _results(case: Case) -> oracle.Truth:
+def _results(case: Case, input_only: bool) -> oracle.Truth:
     fill = None if case.fill is None else case.fill.detach()
     if not case.input.is_floating_point():
         return oracle.Truth(case.call(case.input, case.theta, fill), None, None, None)
+    if input_only:
+        leaf = case.input.detach().requires_grad_()
+        output = case.call(leaf, case.theta, fill)
+        return oracle.Truth(output.detach(), *torch.autograd.grad(output, leaf, case.grad), None, None)
     leaves = [t.detach().requires_grad_() for t in (case.input, case.theta, fill) if t is not None]
     output = case.call(*leaves, *[None] * (3 - len(leaves)))
     gradients = torch.autograd.grad(output, leaves, case.grad)
