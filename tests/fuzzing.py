@@ -105,7 +105,7 @@ def examples(draw, kind, dtypes, is_public=False):
     size_in = tuple(draw(sizes) for _ in range(dim))
     smaller = st.sampled_from((1, 2, 3, 4, 2, 3, 9) if dim == 2 else (1, 2, 3))
     size = tuple(min(n, 4) for n in size_in) if draw(st.booleans()) else tuple(draw(smaller) for _ in size_in)
-    images = draw(st.sampled_from((1, 1, 1, 1, 2, 0)))
+    images = draw(st.sampled_from((1, 1, 1, 1, 2, 0) if dim == 2 else (1, 1, 1, 0)))
     channels = draw(st.sampled_from((1, 2, 1, 3, 2, 1, 5, 0) if dim == 2 else (1, 2, 1, 0)))
     index, count = None, images
     if "index" in kind:

@@ -10,13 +10,14 @@ import math
 
 import hypothesis
 import hypothesis.strategies as st
+import oracle
 import pytest
 import torch
 from fuzzing import KINDS, MANY, examples, expected_of
 from memory import Storage, Watch
 
 from stn_triton import affine_grid_sample, launch, perspective_grid_sample, reference, tuning
-from stn_triton.options import INPUT_DTYPES
+from stn_triton.options import INPUT_DTYPES, Options
 
 EVERY = hypothesis.settings(hypothesis.settings.get_profile("fuzz"))
 FLOATING = (torch.float32, torch.float32, torch.float64, *INPUT_DTYPES[:2])
@@ -208,3 +209,30 @@ def test_bytes(device, data):
     check_bytes(
         data.draw(st.sampled_from(KINDS).flatmap(lambda kind: examples(kind, (torch.uint8,)))), device
     )
+
+
+def gradients(device, input, theta, grad, options):
+    """Of theta: the kernels', both ways; plain PyTorch's; the oracle's."""
+    args = [torch.tensor(t, dtype=torch.float32) for t in (grad, input, theta)]
+    here = [t.to(device) for t in args]
+    found = [launch.backward(*here, options, (needs, True, False))[1].cpu() for needs in (True, False)]
+    found.append(reference.backward(*args, options)[1])
+    truth = oracle.solve(args[1], args[2], args[0].shape[2:], args[0], options, torch.float32)
+    return [*found, truth.grad_theta.float()]
+
+
+def test_a_nan_gradient_of_a_pixel_without_a_position_is_not_seen(device):
+    """Found in the oracle: zero times NaN."""
+    theta = [[[0.0, 0.0, 0.0], [math.nan, 0.0, 0.0]]]
+    for found in gradients(device, [[[[1.0]]]], theta, [[[[math.nan]]]], Options()):
+        assert torch.equal(found, torch.zeros(1, 2, 3))
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "border"])
+def test_an_infinite_position_of_a_homography_has_no_gradient(device, padding_mode):
+    """Found in the oracle: zero times infinity, in the row that divides."""
+    theta = [[[math.inf, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.25, 1.0]]]
+    image, grad = [[[[1.0, 2.0, 3.0]]]], [[[[1.0, -2.0]]]]
+    for found in gradients(device, image, theta, grad, Options("bilinear", padding_mode)):
+        assert torch.equal(found[:, 0], torch.zeros(1, 3))
+        assert found.isfinite().all()
