@@ -495,7 +495,7 @@ class TestOnAGpu:
         "shape", [(70_001, 3, 102, 103), (1, 70_003, 182, 181), (1, 1, 46_345, 46_343)], ids=str
     )
     def test_an_input_of_2_31_elements_and_its_gradients(self, shape):
-        self.needs(22)
+        self.needs(48)  # of which the pair's fp32 planes take most
         input = torch.rand(shape, dtype=torch.float16, device="cuda")
         n = shape[0]
         theta = torch.tensor([[[0.5, 0.1, 0.4], [-0.1, 0.5, 0.4]]], device="cuda").repeat(n, 1, 1)
@@ -511,7 +511,7 @@ class TestOnAGpu:
             near = part.shape[-1] * 2**-20 + 1e-2
             torch.testing.assert_close(output[image : image + 1, -2:].float(), expected, atol=near, rtol=0)
             (expected_grad,) = torch.autograd.grad(expected, part, grad[image : image + 1, -2:].float())
-            actual = grad_input[image : image + 1, -2:].float()
-            torch.testing.assert_close(actual.sum((2, 3)), expected_grad.sum((2, 3)), atol=0.05, rtol=0)
+            wrong = grad_input[image : image + 1, -2:].float().sub_(expected_grad).abs_().max()
+            assert wrong <= 2 * near
             assert grad_theta[image].isfinite().all()
         assert grad_theta.shape == theta.shape
