@@ -235,3 +235,16 @@ def test_an_infinite_position_of_a_homography_has_no_gradient(device, padding_mo
     for found in gradients(device, image, theta, grad, Options("bilinear", padding_mode)):
         assert torch.equal(found[:, 0], torch.zeros(1, 3))
         assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("end", [1e-40, -1e-40])
+def test_a_position_below_a_pixel_by_next_to_nothing_is_in_the_cell_below(device, end):
+    """Found in the oracle: the kernels count from the image's centre, where so little is not lost."""
+    theta = [[[1.0, 0.0, 0.0], [0.0, end, 0.0]]]
+    image, grad = [[[[1.0], [3.0], [9.0]]]], [[[[1.0], [0.0], [0.0]]]]
+    kernels, alone, _, truth = gradients(device, image, theta, grad, Options())
+    # The slope below the pixel in the middle is 2, above it 6; its row, and half of 3 pixels.
+    slope = 2 if end > 0 else 6
+    assert truth[0, 1].tolist() == [0, pytest.approx(-slope), 1.5 * slope]
+    assert torch.equal(kernels[:, 1], truth[:, 1])
+    assert torch.equal(alone[:, 1], truth[:, 1])

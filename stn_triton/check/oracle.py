@@ -234,10 +234,17 @@ def _place(theta, size_in, size_out, options, samples, offsets, fused) -> Place:
         terms = [(t + r.abs() * depth) / divisor.abs() for t, r in zip(terms, rows, strict=True)]
     # From here in fp64. The whole part of the centre is added to a number that has been rounded already.
     positions = [
-        (row + (0.5 if n % 2 == 0 else 0.0)).double() + (n - 1) // 2
+        _plus_whole((row + (0.5 if n % 2 == 0 else 0.0)).double(), (n - 1) // 2)
         for row, n in zip(rows, size_in, strict=True)
     ]
     return Place(base, phis, scales, rows, divisor, seen, positions, terms)
+
+
+def _plus_whole(position, whole):
+    """The sum, in the cell that `position` lies in: a number below 0, however small, stays below the whole."""
+    total = position + whole
+    is_lost = (total == total.floor()) & (position != position.floor()) & position.isfinite()
+    return torch.where(is_lost, torch.nextafter(total, total + position.sign()), total)
 
 
 def _solve_one(x, theta, size_out, g, options, fill, samples, offsets, fused) -> Truth:
