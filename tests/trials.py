@@ -1,0 +1,205 @@
+"""Runs tests of the kernels on mutants: pytest collects once, and each trial is a fork of that process.
+
+A mutant costs what its tests cost and no more: nothing is imported or collected again. The kernels come from
+a folder, a copy of the package's with one thing changed; the checkout is never written to.
+"""
+
+import contextlib
+import importlib
+import itertools
+import json
+import math
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+TESTS = Path(__file__).resolve().parent
+KERNELS = TESTS.parent / "stn_triton" / "kernels"
+# Those that launch kernels and check what comes out; others run the plain PyTorch path.
+FILES = ("test_variants.py", "test_kernels.py", "test_splines.py", "test_derivatives.py")
+
+
+class Trial(NamedTuple):
+    """What a run of some tests came to; ``killer`` is the test that failed, None if all passed."""
+
+    killer: str | None
+    how: str
+    seconds: float  # of CPU time
+    passed: dict[str, dict]  # by test: its seconds, and the lines it reached where they were asked for
+
+
+def collected(work: Callable[[dict], object], files: Iterable[Path], options: Iterable[str] = ()) -> int:
+    """Let pytest collect the files, and call ``work`` with the tests by name; pytest's exit code."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # kernels are interpreted
+    import hypothesis
+    import pytest
+    import torch
+
+    torch.set_num_threads(1)  # a forked process has no thread pool
+    # An example that fails is enough: no smaller one is looked for.
+    phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+    hypothesis.settings.register_profile("mutants", phases=phases, database=None)
+    hypothesis.settings.load_profile("mutants")
+
+    class Loop:
+        def pytest_runtestloop(self, session):
+            work({item.nodeid.rpartition("/")[2]: item for item in session.items})
+            return True
+
+    plugins = ("-p", "no:xdist", "-p", "no:terminal", "-p", "no:cacheprovider", "-s", "-o", "addopts=")
+    return pytest.main([*plugins, *options, *map(str, files)], [Loop()])
+
+
+def use(folder: Path) -> None:
+    """Load the kernels again, from a folder, in all modules that use them."""
+    package = importlib.import_module("stn_triton.kernels")
+    package.__path__ = [str(folder)]
+    importlib.invalidate_caches()
+    loaded = [name for name in sys.modules if name.startswith("stn_triton.kernels.")]
+    for name in [*loaded, "stn_triton.launch"]:  # in the order in which they were imported: needed ones first
+        if name in sys.modules:
+            importlib.reload(sys.modules[name])
+
+
+def _reached(lines: dict[str, set[int]], folder: Path) -> Callable:
+    """A trace function that collects the lines of the files in a folder."""
+    prefix = f"{folder}{os.sep}"
+
+    def call(frame, event, arg):
+        name = frame.f_code.co_filename
+        if not name.startswith(prefix):
+            return None
+        found = lines.setdefault(name[len(prefix) :], set())
+
+        def line(frame, event, arg):
+            found.add(frame.f_lineno)
+            return line
+
+        return line(frame, event, arg)
+
+    return call
+
+
+def _one(item, next_item, traced: Path | None) -> tuple[str | None, dict]:
+    """Run a test. Why it failed, or None; its CPU time, and the lines that it reached."""
+    from _pytest.runner import runtestprotocol
+
+    lines: dict[str, set[int]] = {}
+    start = time.process_time()
+    if traced:
+        sys.settrace(_reached(lines, traced))
+    reports = runtestprotocol(item, log=False, nextitem=next_item)
+    sys.settrace(None)
+    facts = {"seconds": round(time.process_time() - start, 3)}
+    if traced:
+        facts["lines"] = {name: sorted(found) for name, found in lines.items()}
+    for report in reports:
+        if report.failed:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            return str(crash.message if crash else report.longrepr).strip().split("\n")[0][:200], facts
+    return None, facts
+
+
+def _child(
+    write: int, items: list, folder: Path | None, limits: Mapping[str, float], traced: Path | None
+) -> None:
+    """Tell of every test in a line of JSON, until one fails."""
+    tell = os.fdopen(write, "w", buffering=1)
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1), os.dup2(quiet, 2)
+    try:
+        if folder is not None:
+            use(folder)
+    except Exception as error:
+        print(json.dumps({"failed": "import", "why": f"{type(error).__name__}: {error}"[:200]}), file=tell)
+        return
+    for (name, item), (_, next_item) in zip(items, [*items[1:], (None, None)], strict=True):
+        # A loop without end takes CPU time, which no other process does: busy machines kill nothing.
+        used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+        limit = math.ceil(used + limits.get(name, 3600))
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
+        print(json.dumps({"started": name}), file=tell)
+        why, facts = _one(item, next_item, traced)
+        print(json.dumps({"failed": name, "why": why} if why else {"passed": name, **facts}), file=tell)
+        if why:
+            return
+
+
+class Fork:
+    """Runs (name, item) pairs in a process of its own until one fails.
+
+    The kernels are those of a folder, or as they are. ``limits`` are seconds of CPU time, by test, after
+    which it is called endless. Which lines of the folder ``traced`` it reaches is told.
+    """
+
+    def __init__(
+        self,
+        items: list,
+        folder: Path | None = None,
+        limits: Mapping[str, float] | None = None,
+        traced: Path | None = None,
+    ):
+        self.count, self.passed, self.started, self.killer, self.how = len(items), {}, None, None, ""
+        read, write = os.pipe()
+        self.process = os.fork()
+        if self.process == 0:
+            with contextlib.suppress(BaseException):
+                os.close(read)
+                _child(write, items, folder, limits or {}, traced)
+            os._exit(0)
+        os.close(write)
+        self.told = os.fdopen(read, "rb", buffering=0)
+        self.rest = b""
+
+    def fileno(self) -> int:
+        return self.told.fileno()
+
+    def listen(self) -> Trial | None:
+        """Read what the process told meanwhile; in the end, what came out."""
+        data = self.told.read(2**20)
+        *lines, self.rest = (self.rest + data).split(b"\n")
+        for event in map(json.loads, lines):
+            self.started = event.get("started", self.started)
+            self.killer, self.how = event.get("failed", self.killer), event.get("why", self.how)
+            if "passed" in event:
+                self.passed[event.pop("passed")] = event
+        return None if data else self._end()
+
+    def _end(self) -> Trial:
+        self.told.close()
+        _, status, usage = os.wait4(self.process, 0)
+        if os.WIFSIGNALED(status):
+            number = os.WTERMSIG(status)
+            self.killer = self.started
+            self.how = "endless" if number == signal.SIGXCPU else signal.Signals(number).name
+        elif self.killer is None and len(self.passed) < self.count:
+            self.killer, self.how = self.started, "left the process"
+        return Trial(self.killer, self.how, round(usage.ru_utime + usage.ru_stime, 2), self.passed)
+
+    def kill(self) -> None:
+        os.kill(self.process, signal.SIGKILL)
+
+
+def run_all(forks: Iterable[Callable[[], Fork]], jobs: int) -> Iterator[tuple[int, Trial]]:
+    """Start forks one after the other, so many at once; the number and the outcome of each as it ends."""
+    waiting = enumerate(forks)
+    running: dict[Fork, int] = {}
+    try:
+        while True:
+            for number, start in itertools.islice(waiting, jobs - len(running)):
+                running[start()] = number
+            if not running:
+                return
+            for fork in select.select(list(running), [], [])[0]:
+                trial = fork.listen()
+                if trial is not None:
+                    yield running.pop(fork), trial
+    finally:
+        for fork in running:
+            fork.kill()
