@@ -241,7 +241,7 @@ class Source:
         return Mutant(self.file, function, *lines, kind, before, after, start, end, text)
 
     def mutants(self) -> Iterator[Mutant]:
-        known = names_in(self.tree.body)
+        known = names_in(top for top in self.tree.body if isinstance(top, ast.Assign))
         for top in self.tree.body:
             if isinstance(top, ast.FunctionDef):
                 for statement in top.body:

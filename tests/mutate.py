@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     add("--list", action="store_true", help="list the mutants and run nothing")
     add("--json", action="store_true", help="print results as JSON on stdout")
     add("--jobs", type=int, default=1, help="processes at once (default: 1)")
-    add("--budget", type=float, default=math.inf, metavar="S", help="tests that take S seconds, no more")
+    add("--budget", type=float, default=math.inf, metavar="S", help="the first tests, that take S seconds")
     help = "CPU time beyond five times the usual after which a test is called endless (default: 10)"
     add("--patience", type=float, default=10, metavar="S", help=help)
     add("--out", type=Path, default=Path("mutation-results"), help="folder of results")
@@ -148,7 +148,8 @@ class Suite:
         for name in self.reaching(mutant):
             seconds = self.facts[name]["seconds"]
             spent += seconds
-            if spent <= self.args.budget and self.key(name) not in passed:
+            is_affordable = spent <= self.args.budget or spent == seconds
+            if is_affordable and self.key(name) not in passed:
                 items.append((name, self.items[name]))
                 limits[name] = self.args.patience + 5 * seconds
         return trials.Fork(items, folder, limits)
