@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 
+import hypothesis
 import pytest
 import torch
 
@@ -68,6 +69,30 @@ if not HAS_GPU:
     with contextlib.suppress(ImportError, AttributeError):
         _patch_once_per_launch()
         _look_up_types_once()
+
+
+ORDINARY, LONG = 2_500, 100_000
+FUZZ_TESTS = 25  # that share the examples
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("fuzzing")
+    what = "examples that tests/test_fuzz.py runs in all, new ones each time; without it %d, always the same"
+    group.addoption("--examples", type=int, metavar="N", help=what % ORDINARY)
+    group.addoption("--long", dest="examples", action="store_const", const=LONG, help=f"--examples {LONG}")
+
+
+def pytest_configure(config):
+    """A failure of the ordinary run is the fault of a change, not of chance; the long ones look for more."""
+    examples = config.getoption("examples")
+    hypothesis.settings.register_profile(
+        "fuzz",
+        max_examples=max((examples or ORDINARY) // FUZZ_TESTS, 1),
+        derandomize=examples is None,
+        deadline=None,
+        print_blob=True,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
 
 
 def pytest_collection_modifyitems(items):

@@ -224,7 +224,7 @@ def _solve_one(x, theta, size_out, g, options, fill, samples, offsets, fused) ->
         coverage += weight
         grad_input.scatter_add_(1, index, (torch.where(weight != 0, g, 0) * weight).flatten(1))
         content = tap if fill is None else tap - fill.view(-1, *[1] * dim)
-        product = (torch.where(inside, content, 0) * g).sum(0)
+        product = torch.where(inside, content * g, 0).sum(0)
         for k in range(dim):
             along[k] += product * math.prod(s if i == k else w for i, (_, w, s) in enumerate(chosen))
     grad_fill = None
@@ -235,7 +235,8 @@ def _solve_one(x, theta, size_out, g, options, fill, samples, offsets, fused) ->
     if len(theta) > dim:
         depth = divisor.double().where(seen, 1)
         by_row = [d / depth for d in along]
-        by_row.append(-sum(d * row.double().where(seen, 0) for d, row in zip(by_row, rows, strict=True)))
+        # Where nothing changes with the position, however large, nothing changes with the divisor.
+        by_row.append(-sum(d * row.double().where(d != 0, 0) for d, row in zip(by_row, rows, strict=True)))
     columns = [b.double() for b in base] + [torch.ones_like(base[0], dtype=torch.float64)]
     columns += [phi.double() for phi in phis]
     scales = torch.cat((scales, scales[:, dim:].expand(-1, len(phis))), 1)

@@ -1,0 +1,270 @@
+"""What the fuzzer draws: arguments of the operator in any layout, and what the oracle says of them.
+
+The oracle shares the kernels' positions, so that exact kinks are compared too. What cannot be compared is the
+rest of a kink's neighbourhood, within a few units in the last place of a position, where one rounding more
+decides: such output pixels are `loose`, their gradients are set to zero and their outputs not compared.
+"""
+
+import contextlib
+import math
+from typing import NamedTuple
+
+import hypothesis.strategies as st
+import oracle
+import torch
+from memory import Layout
+from torch import Tensor
+from variants import Case
+
+from stn_triton import reference, splines
+from stn_triton.options import MODES, PADDING_MODES, THETA_DTYPES, Options
+
+KINDS = (
+    *("plain", "many", "index", "projective", "projective index", "spline", "spline index"),
+    *("antialias", "antialias index", "volume", "volume many", "volume antialias"),
+)
+MANY = 512  # roundings of a position that is not computed as the oracle does it
+MOST_SAMPLES = 6  # of an antialiased pixel: the oracle takes them one by one
+KINKS = (0.0, 1.0, -1.0, 0.5, -0.5, 2.0, 0.25, 1 / 3, 1 + 2**-23, 1 - 2**-24, 1e-7, 1e-3)
+WILD = (1e4, 1e30, -1e30, 3e38, math.nan, math.inf, -math.inf, 1e-40, -1e-45, -1e-30)
+MILD = st.one_of(st.floats(-2, 2, width=32), st.sampled_from(KINKS))
+POINTS = (tuple(splines.regular_points(2, 2)), (-0.9, -0.7, 0.8, -0.6, 0.1, 0.2, -0.5, 0.9))
+
+
+class Example(NamedTuple):
+    args: Case
+    options: Options
+    layouts: dict[str, Layout]
+    """Of input, theta, grad, fill and image_index."""
+    needs: tuple[bool, bool]
+    """Which gradients, of input and theta."""
+    choice: int
+    """Of all configurations of a kernel; 0 is the default."""
+    pattern: int
+    """Of `memory.Storage`."""
+    is_deterministic: bool
+
+
+@st.composite
+def layouts(draw, dims):
+    """Permuted, sliced, with gaps, expanded, at any offset; every second contiguous or channels_last."""
+    if draw(st.booleans()):
+        return Layout.of((1,) * dims, draw(st.booleans()), offset=draw(st.integers(0, 3)))
+    return Layout(
+        tuple(draw(st.permutations(range(dims)))),
+        tuple(draw(st.lists(st.sampled_from((1, 1, 1, 2, 3, 0)), min_size=dims, max_size=dims))),
+        tuple(draw(st.lists(st.sampled_from((0, 0, 1, 5)), min_size=dims, max_size=dims))),
+        draw(st.integers(0, 3)),
+    )
+
+
+def named_matrices(dim, size_in):
+    """Everywhere at kinks, or singular."""
+    eye = torch.eye(dim, dim + 1, dtype=torch.float64)
+    flip, shift, half, zoom, ones = (eye.clone() for _ in range(5))
+    flip[0, 0] = -1
+    for axis, n in enumerate(reversed(size_in)):
+        shift[axis, dim] = 2 / n * (axis + 1)
+        half[axis, dim] = 1 / n
+    zoom[:, :dim] *= 2
+    ones[:, :dim] = 1
+    nearly = ones.clone()
+    nearly[1, 1] += 1e-6
+    return (eye, flip, eye.flip(0), shift, half, zoom, ones, nearly, -eye, 0 * eye)
+
+
+@st.composite
+def matrices(draw, dim, size_in, is_projective):
+    """One map: numbers at random, one with a name, or either with an entry that is out of all measure."""
+    if draw(st.booleans()):
+        matrix = draw(st.sampled_from(named_matrices(dim, size_in))).clone()
+    else:
+        entries = st.lists(MILD, min_size=dim * (dim + 1), max_size=dim * (dim + 1))
+        matrix = torch.tensor(draw(entries), dtype=torch.float64).view(dim, dim + 1)
+    if is_projective:
+        tilt = st.sampled_from((0.0, 0.25, -0.25, 0.5, 1.0)) | st.floats(-0.5, 0.5, width=32)
+        last = [draw(tilt), draw(tilt), draw(st.sampled_from((1.0, 1.0, 0.5, 0.0, -1.0)))]
+        matrix = torch.cat((matrix, torch.tensor([last], dtype=torch.float64)))
+    if draw(st.integers(0, 5)) == 5:
+        entry = draw(st.integers(0, matrix.numel() - 1))
+        matrix.view(-1)[entry] = draw(st.sampled_from(WILD))
+    return matrix
+
+
+@st.composite
+def examples(draw, kind, dtypes, is_public=False):
+    """Arguments that the operator takes; of the kernels, also an index out of range."""
+    dim = 3 if "volume" in kind else 2
+    mode = draw(st.sampled_from(MODES if dim == 2 else MODES[:2]))
+    points = draw(st.sampled_from(POINTS)) if "spline" in kind else ()
+    padding_mode = draw(st.sampled_from(PADDING_MODES))
+    options = Options(mode, padding_mode, draw(st.booleans()), "antialias" in kind, points)
+    dtype = draw(st.sampled_from(dtypes))
+    # Small, for what the interpreter costs is the number of steps; 17 is more than one tile.
+    sizes = st.sampled_from((1, 2, 3, 4, 5, 2, 3, 7, 17) if dim == 2 else (1, 2, 3))
+    size_in = tuple(draw(sizes) for _ in range(dim))
+    smaller = st.sampled_from((1, 2, 3, 4) if dim == 2 else (1, 2, 3))
+    size = tuple(min(n, 4) for n in size_in) if draw(st.booleans()) else tuple(draw(smaller) for _ in size_in)
+    images = draw(st.sampled_from((1, 1, 1, 1, 2, 0)))
+    channels = draw(st.sampled_from((1, 2, 1, 3, 2, 1, 5, 0) if dim == 2 else (1, 2, 1, 0)))
+    index, count = None, images
+    if "index" in kind:
+        images = draw(st.sampled_from((1, 2, 3) if is_public else (2, 3, 0)))
+        numbers = st.integers(0, images - 1) if is_public else st.integers(-1, images)
+        index = torch.tensor(draw(st.lists(numbers, max_size=2)), dtype=torch.int64)
+        count = len(index)
+    elif "many" in kind:
+        count = 2 * images
+    is_projective = "projective" in kind
+    if points:
+        numbers = st.lists(MILD, min_size=len(points), max_size=len(points))
+        strength = draw(st.sampled_from((0.3, 0.0, 1.0)))
+        offsets = strength * torch.tensor([draw(numbers) for _ in range(count)], dtype=torch.float64)
+        theta = splines.coefficients(offsets.view(count, len(points) // 2, 2), points, torch.float64)
+    else:
+        drawn = [draw(matrices(dim, size_in, is_projective)) for _ in range(count)]
+        theta = torch.stack(drawn) if drawn else torch.zeros(0, dim + is_projective, dim + 1).double()
+    theta = theta.to(draw(st.sampled_from(THETA_DTYPES)) if draw(st.booleans()) else torch.float32)
+    if options.antialias:
+        theta = _tamed(theta, size_in, size, options)
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    randn = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    input, grad = randn(images, channels, *size_in), randn(count, channels, *size)
+    if dtype == torch.uint8:
+        input = (input * 80 + 128).clamp(0, 255)
+    else:
+        for tensor in (input, grad):
+            for place in draw(st.lists(st.floats(0, 0.999), max_size=2)) if draw(st.booleans()) else ():
+                if tensor.numel():
+                    tensor.view(-1)[int(place * tensor.numel())] = draw(
+                        st.sampled_from((math.nan, math.inf, -math.inf))
+                    )
+    fill = None
+    if padding_mode == "fill":
+        fill = randn(channels).to(draw(st.sampled_from((torch.float32, torch.float64, torch.float16))))
+    grad_dtype = torch.float32 if dtype == torch.uint8 else dtype
+    args = Case(input.to(dtype), theta, size, grad.to(grad_dtype), fill, index)
+    tensors = {n: t for n, t in args._asdict().items() if isinstance(t, Tensor)}
+    return Example(
+        args,
+        options,
+        {name: draw(layouts(tensor.ndim)) for name, tensor in tensors.items()},
+        draw(st.sampled_from(((True, True), (True, False), (False, True)))),
+        draw(st.integers(0, 99)) if draw(st.booleans()) else 0,
+        draw(st.integers(0, 1)),
+        draw(st.booleans()),
+    )
+
+
+def _tamed(theta, size_in, size, options):
+    """Halved until it does not take too many samples."""
+    while len(theta):
+        samples = reference.samples_per_pixel(theta.float(), size_in, size, options.align_corners)
+        if samples.prod(1).max() <= MOST_SAMPLES:
+            break
+        theta = theta * 0.5
+    return theta
+
+
+@contextlib.contextmanager
+def _positions():
+    """Every position that the oracle interpolates at, with the size of its axis."""
+    found, original = [], oracle._taps
+
+    def taps(position, n, options):
+        found.append((position, n))
+        return original(position, n, options)
+
+    oracle._taps = taps
+    try:
+        yield found
+    finally:
+        oracle._taps = original
+
+
+def _near_and_far(position, n, options, eps, rounding):
+    """Where a rounding may decide about a kink, and where a reflection has lost count."""
+    inside = (position > -10) & (position < n + 10)
+    far = torch.zeros_like(inside)
+    if options.padding_mode == "reflection":  # what is not finite is the first edge
+        inside = position.isfinite()
+        far = inside & (position.abs() > 0.25 / eps**0.75)
+    distance = (2 * position - (2 * position).round()).abs() / 2
+    near = inside & (distance < rounding * eps * position.abs().clamp(min=n))
+    return near & (distance > 0) if rounding < MANY else near, far
+
+
+def _depths(theta, size_in, size, options):
+    """Of a projective map, what divides."""
+    scales = oracle._scales(size_in[::-1], size[::-1], options.align_corners, 3)[2] * theta[2].double()
+    v, u = (torch.arange(n, dtype=torch.float64) - (n - 1) / 2 for n in size)
+    return scales[0] * u + scales[1] * v[:, None] + scales[2]
+
+
+class Expected(NamedTuple):
+    truth: oracle.Truth
+    grad: Tensor
+    """With zeros where pixels are loose."""
+    loose: Tensor
+    """(M, 1, *size): a rounding decides about derivatives."""
+    lost: Tensor
+    """(M, 1, *size): and about the output."""
+    stretch: Tensor
+    """(M,): how much larger derivatives are than those of an affine map."""
+
+
+def expected_of(args: Case, options: Options, is_shared: bool) -> Expected:
+    """The oracle's answer, matrix by matrix, and where it binds; it may share positions to the last bit."""
+    dtype = reference.coordinate_dtype(args.input.dtype)
+    eps = torch.finfo(dtype).eps
+    count, images = len(args.theta), len(args.input)
+    owners = args.image_index
+    if owners is None:
+        owners = torch.arange(count) // max(count // max(images, 1), 1)
+    exists = (owners >= 0) & (owners < images)
+    grad = args.grad.clone()
+    loose, lost = torch.zeros(2, count, 1, *args.size, dtype=torch.bool)
+    stretch = torch.ones(count, dtype=torch.float64)
+    output = torch.full(grad.shape, math.nan, dtype=torch.float64)
+    grad_input = torch.zeros(args.input.shape, dtype=torch.float64)
+    grad_theta = torch.zeros(args.theta.shape, dtype=torch.float64)
+    grad_fill = None if args.fill is None else torch.zeros(len(args.fill), dtype=torch.float64)
+    jumps = options.mode == "nearest" or not args.input.isfinite().all()
+    for m in torch.nonzero(exists).flatten().tolist() if grad.numel() else ():
+        owner = int(owners[m])
+
+        def solve(m=m, owner=owner):
+            one = args.input[owner : owner + 1], args.theta[m : m + 1], args.size, grad[m : m + 1]
+            return oracle.solve(*one, options, dtype, args.fill)
+
+        with _positions() as found:
+            truth = solve()
+        if args.theta.shape[1] == 3 and len(args.size) == 2:
+            depth = _depths(args.theta[m], args.input.shape[2:], args.size, options)
+            lost[m, 0] |= (depth.abs() < 1e-3) | (depth.abs() > 1e30)
+            for position, _ in found:
+                if options.padding_mode == "reflection":
+                    lost[m, 0] |= position.abs() > 1e3
+                loose[m, 0] |= ~position.isfinite()  # times a change of rounding
+            kept = depth[~lost[m, 0]].abs()
+            stretch[m] = (1 / kept).max().clamp(min=1) ** 2 if kept.numel() else 1
+        rounding = 8
+        if not is_shared:
+            largest = args.theta[m].double().abs().nan_to_num(0, posinf=0).max()
+            lost[m] |= bool(largest > 100)
+            rounding = MANY * stretch[m] * (1 + largest)
+        for position, n in found:
+            near, far = _near_and_far(position, n, options, eps, rounding)
+            loose[m, 0] |= near
+            lost[m, 0] |= far | (near & jumps)
+        loose[m] |= lost[m]
+        if loose[m].any():
+            grad[m] = grad[m].masked_fill(loose[m], 0)
+            truth = solve()
+        output[m] = truth.output[0]
+        if options.mode != "nearest":  # else there is none, also of what is not finite
+            grad_theta[m] = truth.grad_theta[0]
+        grad_input[owner] += truth.grad_input[0]
+        if grad_fill is not None:
+            grad_fill += truth.grad_fill
+    return Expected(oracle.Truth(output, grad_input, grad_theta, grad_fill), grad, loose, lost, stretch)

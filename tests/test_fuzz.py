@@ -1,0 +1,210 @@
+"""Arguments at random: interpreted kernels (compiled on a GPU) and plain PyTorch against the oracle.
+
+`python -m pytest tests/test_fuzz.py` runs 2,500 examples, always the same ones: a failure is the fault of
+what was changed. `--examples 10000` or `--long` (100,000) run others each time, to look for what nobody has
+thought of; what fails is kept in `.hypothesis` and tried first the next time. An example that has failed
+becomes a test with a name at the end.
+"""
+
+import math
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+import torch
+from fuzzing import KINDS, MANY, examples, expected_of
+from memory import Storage, Watch
+
+from stn_triton import affine_grid_sample, launch, perspective_grid_sample, reference, tuning
+from stn_triton.options import INPUT_DTYPES
+
+EVERY = hypothesis.settings(hypothesis.settings.get_profile("fuzz"))
+FLOATING = (torch.float32, torch.float32, torch.float64, *INPUT_DTYPES[:2])
+TERMS = 16  # eps of which every term of a sum may be off
+
+
+def magnitude(tensor):
+    """The largest finite number, at least 1."""
+    finite = tensor[tensor.isfinite()]
+    return max(finite.abs().max().item() if finite.numel() else 0, 1)
+
+
+def close(what, actual, expected, budget, where=True, is_strict=True):
+    """Within a budget and the rounding of the dtype; what is not finite is equal, or as strictly as asked."""
+    info = torch.finfo(actual.dtype)
+    truncates = actual.dtype == torch.bfloat16 and not actual.is_cuda  # as the interpreter does
+    found, expected = actual.double(), expected.double()
+    same = (found == expected) | (found.isnan() & expected.isnan())
+    if not is_strict:  # beside what is not finite there may be more of it
+        same |= ~found.isfinite()
+    # Rounding to a dtype of a small range overflows.
+    same |= expected.isfinite() & (expected.abs() > 0.99 * info.max)
+    rounding = info.eps * (1 if truncates else 0.5) * expected.abs() + info.tiny
+    wrong = ~(same | ((found - expected).abs() <= budget + rounding)) & where
+    if wrong.any():
+        at = tuple(torch.nonzero(wrong)[0].tolist())
+        raise AssertionError(
+            f"{what}{list(at)} is {found[at].item()}, not {expected[at].item()}: off by "
+            f"{(found - expected)[at].abs().item():.2e}; {int(wrong.sum())} of {wrong.numel()} are wrong"
+        )
+
+
+def compare(result, expected, args, options, eps, leaks=False):
+    """Output and gradients, within what the rounding of every term of their sums allows.
+
+    Args:
+        result: output, grad_input, grad_theta, grad_fill; None for what was not asked for.
+        expected: what the oracle says.
+        args: of the operator.
+        options: of the operator.
+        eps: of coordinates; many times that of the dtype if the oracle does not share positions.
+        leaks: numbers that are not finite may reach neighbours at weight zero.
+    """
+    truth, grad, _, lost, stretch = expected
+    x, g = magnitude(args.input.double()), magnitude(grad.double())
+    if args.fill is not None:
+        x += magnitude(args.fill.double())
+    count, channels = grad.shape[:2]
+    pixels = max(math.prod(args.size) * count, 1)
+    worst = stretch.max().item() if count else 1
+    is_tame = bool(args.input.isfinite().all() and grad.isfinite().all())
+    # Of several taps on one pixel, infinity times their sum is as good as the sum of infinities.
+    is_strict = is_tame or not (leaks or options.mode == "bicubic")
+    close("output", result[0], truth.output, TERMS * eps * x * worst, ~lost, is_tame or not leaks)
+    if result[1] is not None:
+        close("grad_input", result[1], truth.grad_input, TERMS * eps * g * pixels * worst, True, is_strict)
+    if result[2] is not None:
+        terms = TERMS * eps * g * x * max(channels, 1) * pixels * max(args.input.shape[2:])
+        close("grad_theta", result[2], truth.grad_theta, terms * stretch.view(-1, 1, 1), True, is_tame)
+    if result[3] is not None and grad.isfinite().all():
+        close("grad_fill", result[3], truth.grad_fill, TERMS * eps * g * pixels * worst)
+
+
+def chooser(choice):
+    """One of all configurations of a kernel."""
+
+    def choose(bucket, run):
+        configs = tuning.space(bucket)
+        return configs[choice % len(configs)]
+
+    return tuning.choosing(choose)
+
+
+def run_kernels(example, expected, device):
+    """All tensors in poisoned storage, every access watched."""
+    args, options = example.args, example.options
+    storage = Storage(example.pattern)
+    tensors = {**args._asdict(), "grad": expected.grad}
+    layouts = dict(example.layouts)
+    if expected.loose.any():  # some of the gradients have become zero
+        layouts["grad"] = layouts["grad"].unexpanded()
+    placed = {n: storage.place(tensors[n].to(device), layout) for n, layout in layouts.items()}
+    images = placed["input"], placed["theta"]
+    rest = placed.get("fill"), placed.get("image_index")
+    grads = (None, None, None)
+    torch.use_deterministic_algorithms(example.is_deterministic)
+    with pytest.MonkeyPatch.context() as patch, storage, chooser(example.choice):
+        if Watch.missing() is None:
+            Watch().start(patch)
+        output = launch.forward(*images, args.size, options, *rest)
+        if args.input.dtype != torch.uint8:
+            mask = (*example.needs, args.fill is not None)
+            grads = launch.backward(placed["grad"], *images, options, mask, *rest)
+    torch.use_deterministic_algorithms(False)
+    storage.check()
+    return [None if t is None else t.cpu() for t in (output, *grads)]
+
+
+def expanded(example):
+    """The arguments as their layouts leave them: along an expanded dimension all are the first."""
+    storage = Storage()
+    args = example.args
+    placed = {n: storage.place(getattr(args, n), layout) for n, layout in example.layouts.items()}
+    return args._replace(**{n: t.contiguous() for n, t in placed.items()})
+
+
+def check_kernels(example, device):
+    args, options = expanded(example), example.options
+    expected = expected_of(args, options, is_shared=not options.points)
+    result = run_kernels(example, expected, device)
+    eps = torch.finfo(reference.coordinate_dtype(args.input.dtype)).eps
+    is_alone = args.image_index is None and len(args.theta) == len(args.input)
+    # With grad_theta, pairs of weight zero are loaded; see kernels/backward.py.
+    leaks = all(example.needs) and is_alone and not options.points and options.mode != "nearest"
+    compare(result, expected, args, options, eps * (MANY if options.points else 1), leaks)
+
+
+def public_function(args, options):
+    """As a user would call it."""
+    arguments = {"mode": options.mode, "padding_mode": options.padding_mode, "fill_value": args.fill}
+    arguments |= {"align_corners": options.align_corners, "image_index": args.image_index}
+    theta, images = args.theta, len(args.input)
+    is_many = args.image_index is None and len(theta) > images
+    if is_many:
+        theta = theta.unflatten(0, (images, -1))
+    if theta.shape[-2:] == (3, 3):
+        output = perspective_grid_sample(args.input, theta, args.size, **arguments)
+    else:
+        arguments["antialias"] = options.antialias
+        output = affine_grid_sample(args.input, theta, args.size, **arguments)
+    return output.flatten(0, 1) if is_many else output
+
+
+def run_plain_pytorch(example, grad):
+    """The public function and autograd; for a spline, whose public function has other arguments, below it."""
+    storage, options = Storage(example.pattern), example.options
+    tensors = {**example.args._asdict(), "grad": grad}
+    placed = {n: storage.place(tensors[n], layout.unexpanded()) for n, layout in example.layouts.items()}
+    args = example.args._replace(**placed)
+    if options.points:
+        rest = args.fill, args.image_index
+        mask = (True, True, args.fill is not None)
+        grads = reference.backward(args.grad, args.input, args.theta, options, mask, *rest)
+        return reference.forward(args.input, args.theta, args.size, options, *rest), *grads
+    leaves = {name: placed[name].requires_grad_() for name in ("input", "theta", "fill") if name in placed}
+    output = public_function(args, options)
+    grads = torch.autograd.grad(output, list(leaves.values()), args.grad)
+    storage.check()
+    found = dict(zip(leaves, grads, strict=True))
+    return output.detach(), *(found.get(name) for name in ("input", "theta", "fill"))
+
+
+def check_plain_pytorch(example):
+    """PyTorch rounds positions in its own way: derivatives next to kinks, and at them, are left out."""
+    args, options = expanded(example), example.options
+    expected = expected_of(args, options, is_shared=False)
+    result = run_plain_pytorch(example._replace(args=args), expected.grad)
+    eps = torch.finfo(reference.coordinate_dtype(args.input.dtype)).eps
+    compare(result, expected, args, options, 64 * MANY * eps, leaks=True)
+
+
+def check_bytes(example, device):
+    """Rounded; a tie may fall to either side."""
+    args, options = expanded(example), example.options
+    expected = expected_of(args, options, is_shared=not options.points)
+    result = run_kernels(example, expected, device)[0]
+    exact = expected.truth.output.nan_to_num(0).clamp(0, 255)
+    wrong = ((result.double() - exact).abs() > 0.5 + 1e-3) & ~expected.lost
+    assert not wrong.any(), (result, exact)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@EVERY
+@hypothesis.given(st.data())
+def test_kernels(device, kind, data):
+    check_kernels(data.draw(examples(kind, FLOATING)), device)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@EVERY
+@hypothesis.given(st.data())
+def test_plain_pytorch(kind, data):
+    check_plain_pytorch(data.draw(examples(kind, (torch.float64, torch.float32), is_public=True)))
+
+
+@EVERY
+@hypothesis.given(st.data())
+def test_bytes(device, data):
+    check_bytes(
+        data.draw(st.sampled_from(KINDS).flatmap(lambda kind: examples(kind, (torch.uint8,)))), device
+    )
