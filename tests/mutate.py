@@ -142,8 +142,8 @@ class Suite:
         order = [name for turn in itertools.zip_longest(*turns.values()) for name in turn if name]
         return sorted(order, key=lambda name: -self.kills[mutant.file, mutant.function, name])
 
-    def fork(self, mutant: Mutant, folder: Path, passed: Iterable[str]) -> trials.Fork:
-        """Start its tests, on a folder of kernels that has it, but for those that it passed before."""
+    def fork(self, mutant: Mutant, mutated: Path, passed: Iterable[str]) -> trials.Fork:
+        """Start its tests on a file that has it, but for those that it passed before."""
         items, limits, spent, passed = [], {}, 0, set(passed)
         for name in self.reaching(mutant):
             seconds = self.facts[name]["seconds"]
@@ -152,7 +152,7 @@ class Suite:
             if is_affordable and self.key(name) not in passed:
                 items.append((name, self.items[name]))
                 limits[name] = self.args.patience + 5 * seconds
-        return trials.Fork(items, folder, limits)
+        return trials.Fork(items, mutated, limits)
 
     def key(self, name: str) -> str:
         """The test as it is now."""
@@ -166,11 +166,11 @@ def attempt(left: list[tuple[Mutant, dict]], suite: Suite) -> Iterator[tuple[Mut
 
         def start(number):
             mutant, known = left[number]
-            folder = Path(place) / str(number)
-            shutil.copytree(kernels, folder, ignore=shutil.ignore_patterns("__pycache__"))
             source = sources.setdefault(mutant.file, (kernels / mutant.file).read_text())
-            (folder / mutant.file).write_text(mutant.applied(source))
-            return suite.fork(mutant, folder, known.get("passed", ()))
+            mutated = Path(place) / str(number) / mutant.file
+            mutated.parent.mkdir()
+            mutated.write_text(mutant.applied(source))
+            return suite.fork(mutant, mutated, known.get("passed", ()))
 
         forks = (lambda n=number: start(n) for number in range(len(left)))
         for number, trial in progress(trials.run_all(forks, suite.args.jobs), len(left), "mutants"):

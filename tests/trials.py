@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 TESTS = Path(__file__).resolve().parent
@@ -49,6 +50,7 @@ def collected(work: Callable[[dict], object], files: Iterable[Path], options: It
 
     class Loop:
         def pytest_runtestloop(self, session):
+            warm()
             work({item.nodeid.rpartition("/")[2]: item for item in session.items})
             return True
 
@@ -56,49 +58,48 @@ def collected(work: Callable[[dict], object], files: Iterable[Path], options: It
     return pytest.main([*plugins, *options, *map(str, files)], [Loop()])
 
 
-def use(folder: Path) -> None:
-    """Load the kernels again, from a folder, in all modules that use them."""
-    package = importlib.import_module("stn_triton.kernels")
-    package.__path__ = [str(folder)]
+def kernel_modules() -> dict[str, ModuleType]:
+    return {name: module for name, module in sys.modules.items() if name.startswith("stn_triton.kernels.")}
+
+
+def warm() -> None:
+    """Triton's interpreter rewrites each function when it is first called: once, and not in every fork."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    for module in kernel_modules().values():
+        for function in list(vars(module).values()):
+            if isinstance(function, InterpretedFunction):
+                function.rewrite()
+
+
+def use(file: Path) -> None:
+    """Load a file of kernels in place of the package's, and give what is in it to all that imported it."""
+    sys.modules["stn_triton.kernels"].__path__ = [str(file.parent)]
     importlib.invalidate_caches()
-    loaded = [name for name in sys.modules if name.startswith("stn_triton.kernels.")]
-    for name in [*loaded, "stn_triton.launch"]:  # in the order in which they were imported: needed ones first
-        if name in sys.modules:
-            importlib.reload(sys.modules[name])
-
-
-def _reached(lines: dict[str, set[int]], folder: Path) -> Callable:
-    """A trace function that collects the lines of the files in a folder."""
-    prefix = f"{folder}{os.sep}"
-
-    def call(frame, event, arg):
-        name = frame.f_code.co_filename
-        if not name.startswith(prefix):
-            return None
-        found = lines.setdefault(name[len(prefix) :], set())
-
-        def line(frame, event, arg):
-            found.add(frame.f_lineno)
-            return line
-
-        return line(frame, event, arg)
-
-    return call
+    mutated = sys.modules[f"stn_triton.kernels.{file.stem}"]
+    before = dict(vars(mutated))
+    importlib.reload(mutated)
+    for module in kernel_modules().values():
+        for name, value in vars(mutated).items():
+            if not name.startswith("_") and vars(module).get(name) is before.get(name, module):
+                setattr(module, name, value)
+    if "stn_triton.launch" in sys.modules:
+        importlib.reload(sys.modules["stn_triton.launch"])
 
 
 def _one(item, next_item, traced: Path | None) -> tuple[str | None, dict]:
-    """Run a test. Why it failed, or None; its CPU time, and the lines that it reached."""
+    """Run a test. Why it failed, or None; its CPU time, and the lines of a folder that it reached."""
+    import coverage
     from _pytest.runner import runtestprotocol
 
-    lines: dict[str, set[int]] = {}
+    tracer = coverage.Coverage(data_file=None, include=[f"{traced}/*"], config_file=False)
     start = time.process_time()
-    if traced:
-        sys.settrace(_reached(lines, traced))
-    reports = runtestprotocol(item, log=False, nextitem=next_item)
-    sys.settrace(None)
+    with tracer.collect() if traced else contextlib.nullcontext():
+        reports = runtestprotocol(item, log=False, nextitem=next_item)
     facts = {"seconds": round(time.process_time() - start, 3)}
     if traced:
-        facts["lines"] = {name: sorted(found) for name, found in lines.items()}
+        data = tracer.get_data()
+        facts["lines"] = {Path(name).name: sorted(data.lines(name)) for name in data.measured_files()}
     for report in reports:
         if report.failed:
             crash = getattr(report.longrepr, "reprcrash", None)
@@ -107,15 +108,15 @@ def _one(item, next_item, traced: Path | None) -> tuple[str | None, dict]:
 
 
 def _child(
-    write: int, items: list, folder: Path | None, limits: Mapping[str, float], traced: Path | None
+    write: int, items: list, mutated: Path | None, limits: Mapping[str, float], traced: Path | None
 ) -> None:
     """Tell of every test in a line of JSON, until one fails."""
     tell = os.fdopen(write, "w", buffering=1)
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1), os.dup2(quiet, 2)
     try:
-        if folder is not None:
-            use(folder)
+        if mutated is not None:
+            use(mutated)
     except Exception as error:
         print(json.dumps({"failed": "import", "why": f"{type(error).__name__}: {error}"[:200]}), file=tell)
         return
@@ -134,14 +135,14 @@ def _child(
 class Fork:
     """Runs (name, item) pairs in a process of its own until one fails.
 
-    The kernels are those of a folder, or as they are. ``limits`` are seconds of CPU time, by test, after
+    ``mutated`` is a file of kernels that takes the place of the package's. ``limits`` are seconds of CPU time, by test, after
     which it is called endless. Which lines of the folder ``traced`` it reaches is told.
     """
 
     def __init__(
         self,
         items: list,
-        folder: Path | None = None,
+        mutated: Path | None = None,
         limits: Mapping[str, float] | None = None,
         traced: Path | None = None,
     ):
@@ -151,7 +152,7 @@ class Fork:
         if self.process == 0:
             with contextlib.suppress(BaseException):
                 os.close(read)
-                _child(write, items, folder, limits or {}, traced)
+                _child(write, items, mutated, limits or {}, traced)
             os._exit(0)
         os.close(write)
         self.told = os.fdopen(read, "rb", buffering=0)
