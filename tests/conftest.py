@@ -42,10 +42,34 @@ def _patch_once_per_launch():
     interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch_lang, call
 
 
+def _look_up_types_once():
+    """It also makes a table of all types for each value, and a type for each scalar that meets a vector."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    of_numpy, with_element = interpreter._get_np_dtype, tl.block_type.with_element_ty
+    dtypes, types = {}, {}
+
+    def np_dtype(dtype):
+        name = dtype.scalar.name
+        if name not in dtypes:
+            dtypes[name] = of_numpy(dtype)
+        return dtypes[name]
+
+    def with_element_ty(self, scalar):
+        key = self.shape, scalar.name
+        if key not in types:
+            types[key] = with_element(self, scalar)
+        return types[key]
+
+    interpreter._get_np_dtype, tl.block_type.with_element_ty = np_dtype, with_element_ty
+
+
 if not HAS_GPU:
     # Internals of Triton: a version without them is only slower.
     with contextlib.suppress(ImportError, AttributeError):
         _patch_once_per_launch()
+        _look_up_types_once()
 
 
 ORDINARY, LONG = 2_500, 100_000

@@ -1,0 +1,97 @@
+"""Every kernel cut into small blocks: several tiles and blocks of channels, none of which fits, one after another."""
+
+import pytest
+import torch
+from variants import Case, Variant, case, tangents_of
+
+from stn_triton import launch, reference, reference_tangent, splines, tuning
+from stn_triton.options import Options, Tangents
+
+POINTS = tuple(splines.regular_points(2, 2))
+IMAGES, VOLUMES = ((5, 9), (6, 5)), ((2, 3, 5), (3, 5, 2))
+CALLS = {  # what is called, and how many channels: blocks are of two
+    "plain": (Variant(2, "bilinear", "zeros", "plain", False), 3),
+    "fill": (Variant(2, "bilinear", "fill", "plain", True), 7),
+    "nearest": (Variant(2, "nearest", "border", "plain", True), 7),
+    "bicubic": (Variant(2, "bicubic", "border", "plain", False), 3),
+    "reflection": (Variant(2, "bilinear", "reflection", "plain", True), 3),
+    "many": (Variant(2, "bilinear", "zeros", "many", False), 3),
+    "index": (Variant(2, "bilinear", "fill", "index", False), 3),
+    "projective": (Variant(2, "bilinear", "fill", "projective", False), 3),
+    "antialias": (Variant(2, "bilinear", "border", "antialias", False), 3),
+    "volume": (Variant(3, "bilinear", "fill", "plain", False), 3),
+    "volume antialias": (Variant(3, "nearest", "zeros", "antialias", True), 3),
+    "tangent": (Variant(2, "bilinear", "zeros", "plain", False), 3),
+    "tangent bicubic": (Variant(2, "bicubic", "fill", "plain", True), 3),
+    "tangent projective": (Variant(2, "bilinear", "fill", "projective", True), 3),
+    "tangent volume": (Variant(3, "bilinear", "fill", "plain", True), 3),
+    "spline": (Variant(2, "bilinear", "fill", "many", False), 3),
+    "spline tangent": (Variant(2, "bilinear", "border", "plain", True), 3),
+    "scatter": (Variant(2, "bilinear", "reflection", "index", True), 3),
+    "scatter tangent": (Variant(2, "bilinear", "zeros", "plain", False), 7),
+}
+
+
+def arguments(name: str) -> tuple[Case, Options, Tangents | None]:
+    variant, channels = CALLS[name]
+    args = case(variant, channels, *(IMAGES if variant.dim == 2 else VOLUMES))
+    options = variant.options()
+    if "spline" in name or "scatter" in name:
+        options = options._replace(points=POINTS)
+        noise = torch.randn(len(args.theta), 4, 2, generator=torch.Generator().manual_seed(1))
+        args = args._replace(theta=splines.coefficients(0.2 * noise, POINTS, torch.float64))
+    return args, options, tangents_of(args) if "tangent" in name else None
+
+
+def results(module, args, options, tangents):
+    moved = () if tangents is None else (tangents,)
+    rest = (args.fill, args.image_index, *moved)
+    mask = (True, True, args.fill is not None)
+    output = module.forward(args.input, args.theta, args.size, options, *rest)
+    grads = module.backward(args.grad, args.input, args.theta, options, mask, *rest)
+    return {"output": output, "input": grads[0], "theta": grads[1], "fill": grads[2]}
+
+
+@pytest.fixture
+def blocks(request, monkeypatch):
+    """Two channels and 4 x 8 pixels, or 8 x 4; two blocks of channels where a kernel can go through them."""
+    height, width = (4, 8) if request.param == "nchw" else (8, 4)
+    run = 1 if request.param == "nchw" else 2
+    used = set()
+
+    def configuration(bucket, *_):
+        used.add(bucket.kernel)
+        config = {"BLOCK_C": 2, "RUN_C": 1 if bucket.is_boxed() else run, "STEPS_C": 1 + bucket.has_steps()}
+        return {**tuning.default(bucket), **config, "BLOCK_H": height, "BLOCK_W": width}
+
+    monkeypatch.setattr(tuning, "configuration", configuration)
+    yield request.param, used
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("blocks", ["nchw", "channels_last"], indirect=True)
+def test_equal_plain_pytorch(device, blocks, name):
+    """In fp64, so that nothing but a mistake is left."""
+    layout, used = blocks
+    args, options, tangents = arguments(name)
+    # In the layouts by turns: a kernel sees the other one in another call.
+    if (list(CALLS).index(name) + (layout == "nchw")) % 2 and device.type != "cuda":
+        pytest.skip("interpreted kernels are slow")
+    torch.use_deterministic_algorithms("scatter" not in name)  # and poisons what is not written
+    expected = results(reference if tangents is None else reference_tangent, args, options, tangents)
+    form = torch.contiguous_format
+    if layout == "channels_last":
+        form = torch.channels_last if args.input.ndim == 4 else torch.channels_last_3d
+    place = lambda t: None if t is None else t.to(device)  # noqa: E731
+    here = args.to(device, torch.float64, form)
+    moved = None
+    if tangents is not None:
+        moved = Tangents(place(tangents.input).contiguous(memory_format=form), *map(place, tangents[1:]))
+    actual = results(launch, here, options, moved)
+    assert {"forward"} < used
+    for part, value in expected.items():
+        if value is not None:
+            torch.testing.assert_close(
+                actual[part].cpu(), value, rtol=1e-10, atol=1e-10, msg=lambda m, part=part: f"{part}: {m}"
+            )

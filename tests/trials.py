@@ -1,0 +1,206 @@
+"""Runs tests of the kernels on mutants: pytest collects once, and each trial is a fork of that process.
+
+A mutant costs what its tests cost and no more: nothing is imported or collected again. The kernels come from
+a folder, a copy of the package's with one thing changed; the checkout is never written to.
+"""
+
+import contextlib
+import importlib
+import itertools
+import json
+import math
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+TESTS = Path(__file__).resolve().parent
+KERNELS = TESTS.parent / "stn_triton" / "kernels"
+# Those that launch kernels and check what comes out; others run the plain PyTorch path.
+FILES = ("test_search.py", "test_variants.py", "test_kernels.py", "test_splines.py", "test_derivatives.py")
+
+
+class Trial(NamedTuple):
+    """What a run of some tests came to; ``killer`` is the test that failed, None if all passed."""
+
+    killer: str | None
+    how: str
+    seconds: float  # of CPU time
+    passed: dict[str, dict]  # by test: its seconds, and the lines it reached where they were asked for
+
+
+def collected(work: Callable[[dict], object], files: Iterable[Path], options: Iterable[str] = ()) -> int:
+    """Let pytest collect the files, and call ``work`` with the tests by name; pytest's exit code."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # kernels are interpreted
+    import hypothesis
+    import pytest
+    import torch
+
+    torch.set_num_threads(1)  # a forked process has no thread pool
+    # An example that fails is enough: no smaller one is looked for.
+    phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+    hypothesis.settings.register_profile("mutants", phases=phases, database=None)
+    hypothesis.settings.load_profile("mutants")
+
+    class Loop:
+        def pytest_runtestloop(self, session):
+            warm()
+            work({item.nodeid.rpartition("/")[2]: item for item in session.items})
+            return True
+
+    plugins = ("-p", "no:xdist", "-p", "no:terminal", "-p", "no:cacheprovider", "-s", "-o", "addopts=")
+    return pytest.main([*plugins, *options, *map(str, files)], [Loop()])
+
+
+def kernel_modules() -> dict[str, ModuleType]:
+    return {name: module for name, module in sys.modules.items() if name.startswith("stn_triton.kernels.")}
+
+
+def warm() -> None:
+    """Triton's interpreter rewrites each function when it is first called: once, and not in every fork."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    for module in kernel_modules().values():
+        for function in list(vars(module).values()):
+            if isinstance(function, InterpretedFunction):
+                function.rewrite()
+
+
+def use(file: Path) -> None:
+    """Load a file of kernels in place of the package's, and give what is in it to all that imported it."""
+    sys.modules["stn_triton.kernels"].__path__ = [str(file.parent)]
+    importlib.invalidate_caches()
+    mutated = sys.modules[f"stn_triton.kernels.{file.stem}"]
+    before = dict(vars(mutated))
+    importlib.reload(mutated)
+    for module in kernel_modules().values():
+        for name, value in vars(mutated).items():
+            if not name.startswith("_") and vars(module).get(name) is before.get(name, module):
+                setattr(module, name, value)
+    if "stn_triton.launch" in sys.modules:
+        importlib.reload(sys.modules["stn_triton.launch"])
+
+
+def _one(item, next_item, traced: Path | None) -> tuple[str | None, dict]:
+    """Run a test. Why it failed, or None; its CPU time, and the lines of a folder that it reached."""
+    import coverage
+    from _pytest.runner import runtestprotocol
+
+    tracer = coverage.Coverage(data_file=None, include=[f"{traced}/*"], config_file=False)
+    start = time.process_time()
+    with tracer.collect() if traced else contextlib.nullcontext():
+        reports = runtestprotocol(item, log=False, nextitem=next_item)
+    facts = {"seconds": round(time.process_time() - start, 3)}
+    if traced:
+        data = tracer.get_data()
+        facts["lines"] = {Path(name).name: sorted(data.lines(name)) for name in data.measured_files()}
+    for report in reports:
+        if report.failed:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            return str(crash.message if crash else report.longrepr).strip().split("\n")[0][:200], facts
+    return None, facts
+
+
+def _child(
+    write: int, items: list, mutated: Path | None, limits: Mapping[str, float], traced: Path | None
+) -> None:
+    """Tell of every test in a line of JSON, until one fails."""
+    tell = os.fdopen(write, "w", buffering=1)
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1), os.dup2(quiet, 2)
+    try:
+        if mutated is not None:
+            use(mutated)
+    except Exception as error:
+        print(json.dumps({"failed": "import", "why": f"{type(error).__name__}: {error}"[:200]}), file=tell)
+        return
+    for (name, item), (_, next_item) in zip(items, [*items[1:], (None, None)], strict=True):
+        # A loop without end takes CPU time, which no other process does: busy machines kill nothing.
+        used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+        limit = math.ceil(used + limits.get(name, 3600))
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
+        print(json.dumps({"started": name}), file=tell)
+        why, facts = _one(item, next_item, traced)
+        print(json.dumps({"failed": name, "why": why} if why else {"passed": name, **facts}), file=tell)
+        if why:
+            return
+
+
+class Fork:
+    """Runs (name, item) pairs in a process of its own until one fails.
+
+    ``mutated`` is a file of kernels that takes the place of the package's. ``limits`` are seconds of CPU time, by test, after
+    which it is called endless. Which lines of the folder ``traced`` it reaches is told.
+    """
+
+    def __init__(
+        self,
+        items: list,
+        mutated: Path | None = None,
+        limits: Mapping[str, float] | None = None,
+        traced: Path | None = None,
+    ):
+        self.count, self.passed, self.started, self.killer, self.how = len(items), {}, None, None, ""
+        read, write = os.pipe()
+        self.process = os.fork()
+        if self.process == 0:
+            with contextlib.suppress(BaseException):
+                os.close(read)
+                _child(write, items, mutated, limits or {}, traced)
+            os._exit(0)
+        os.close(write)
+        self.told = os.fdopen(read, "rb", buffering=0)
+        self.rest = b""
+
+    def fileno(self) -> int:
+        return self.told.fileno()
+
+    def listen(self) -> Trial | None:
+        """Read what the process told meanwhile; in the end, what came out."""
+        data = self.told.read(2**20)
+        *lines, self.rest = (self.rest + data).split(b"\n")
+        for event in map(json.loads, lines):
+            self.started = event.get("started", self.started)
+            self.killer, self.how = event.get("failed", self.killer), event.get("why", self.how)
+            if "passed" in event:
+                self.passed[event.pop("passed")] = event
+        return None if data else self._end()
+
+    def _end(self) -> Trial:
+        self.told.close()
+        _, status, usage = os.wait4(self.process, 0)
+        if os.WIFSIGNALED(status):
+            number = os.WTERMSIG(status)
+            self.killer = self.started
+            self.how = "endless" if number == signal.SIGXCPU else signal.Signals(number).name
+        elif self.killer is None and len(self.passed) < self.count:
+            self.killer, self.how = self.started, "left the process"
+        return Trial(self.killer, self.how, round(usage.ru_utime + usage.ru_stime, 2), self.passed)
+
+    def kill(self) -> None:
+        os.kill(self.process, signal.SIGKILL)
+
+
+def run_all(forks: Iterable[Callable[[], Fork]], jobs: int) -> Iterator[tuple[int, Trial]]:
+    """Start forks one after the other, so many at once; the number and the outcome of each as it ends."""
+    waiting = enumerate(forks)
+    running: dict[Fork, int] = {}
+    try:
+        while True:
+            for number, start in itertools.islice(waiting, jobs - len(running)):
+                running[start()] = number
+            if not running:
+                return
+            for fork in select.select(list(running), [], [])[0]:
+                trial = fork.listen()
+                if trial is not None:
+                    yield running.pop(fork), trial
+    finally:
+        for fork in running:
+            fork.kill()
