@@ -190,7 +190,7 @@ def samples_per_pixel(
     steps = theta[:, :dim, :dim] * extents[0][:, None] / extents[1].clamp(min=1)
     steps = torch.where(extents[1] > 0, steps, 0)
     counts = torch.ceil(steps.square().sum(1).sqrt() * SHRINK_TOLERANCE)
-    return counts.nan_to_num(1, posinf=1).clamp(1, MAX_SAMPLES).long()
+    return counts.nan_to_num(1, posinf=MAX_SAMPLES).clamp(1, MAX_SAMPLES).long()
 
 
 def _like(grad: Tensor | None, tensor: Tensor | None, form=torch.contiguous_format) -> Tensor | None:

@@ -104,6 +104,13 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     """A failure of the ordinary run is the fault of a change, not of chance; the long ones look for more."""
     examples = config.getoption("examples")
+    if examples is None:
+        # It also tries numbers that it reads in whatever modules are loaded: other ones after any change.
+        with contextlib.suppress(ImportError, AttributeError):
+            from hypothesis.internal.conjecture import providers
+
+            constants = providers.Constants()
+            providers._get_local_constants = lambda: constants
     hypothesis.settings.register_profile(
         "fuzz",
         max_examples=max((examples or ORDINARY) // FUZZ_TESTS, 1),

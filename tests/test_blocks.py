@@ -1,4 +1,4 @@
-"""Every kernel cut into small blocks: several tiles and blocks of channels, none of which fits, one after another."""
+"""Every kernel cut into small blocks: several tiles and blocks of channels, none of which fits."""
 
 import pytest
 import torch

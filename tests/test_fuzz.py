@@ -248,3 +248,28 @@ def test_a_position_below_a_pixel_by_next_to_nothing_is_in_the_cell_below(device
     assert truth[0, 1].tolist() == [0, pytest.approx(-slope), 1.5 * slope]
     assert torch.equal(kernels[:, 1], truth[:, 1])
     assert torch.equal(alone[:, 1], truth[:, 1])
+
+
+def test_the_gradient_of_a_homography_of_an_image_one_pixel_wide(device):
+    """Found in the kernels: lines that are no lines meet nowhere, and not in row 0."""
+    theta = torch.eye(3)[None].tolist()
+    options = Options(align_corners=True)
+    for size_in, size in (((2, 1), (2, 1)), ((1, 1), (3, 5)), ((1, 2), (2, 1))):
+        input, grad = (
+            torch.randn(1, 2, *s, generator=torch.Generator().manual_seed(1)) for s in (size_in, size)
+        )
+        found = launch.backward(
+            grad.to(device), input.to(device), torch.tensor(theta, device=device), options
+        )[0]
+        truth = oracle.solve(input, torch.tensor(theta), size, grad, options, torch.float32).grad_input
+        assert truth.abs().max() > 0.1
+        torch.testing.assert_close(found.cpu(), truth.float())
+
+
+def test_a_shrink_whose_square_overflows_takes_all_samples(device):
+    """Found in the kernels and in plain PyTorch, which took one, and with it the middle of the image."""
+    options = Options(antialias=True)
+    for scale in (1e18, 1e30):
+        theta = torch.tensor([[[scale, 0.0, 0.0], [0.0, 1.0, 0.0]]])
+        found = launch.forward(torch.ones(1, 1, 1, 1, device=device), theta.to(device), (1, 1), options)
+        assert found.item() == reference.forward(torch.ones(1, 1, 1, 1), theta, (1, 1), options).item() == 0

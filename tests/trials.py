@@ -135,8 +135,8 @@ def _child(
 class Fork:
     """Runs (name, item) pairs in a process of its own until one fails.
 
-    ``mutated`` is a file of kernels that takes the place of the package's. ``limits`` are seconds of CPU time, by test, after
-    which it is called endless. Which lines of the folder ``traced`` it reaches is told.
+    ``mutated`` is a file of kernels that takes the place of the package's. ``limits`` are seconds of CPU
+    time, by test, after which it is called endless. Which lines of the folder ``traced`` it reaches is told.
     """
 
     def __init__(

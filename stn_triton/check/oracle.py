@@ -76,11 +76,14 @@ def _scales(size_in, size_out, align_corners, rows):
 
 
 def _samples(theta, size_in, size_out, align_corners):
-    """Antialiasing's samples along each output axis: the length of a step, up to 1/64 too long let pass."""
+    """Antialiasing's samples along each output axis: the length of a step, up to 1/64 too long let pass.
+
+    64 for a length that is infinite, one for NaN.
+    """
     dim = len(size_in)
     steps = (theta.double() * _scales(size_in, size_out, align_corners, len(theta)))[:dim, :dim]
-    lengths = [math.hypot(*column) for column in steps.T.tolist()]
-    return [min(max(math.ceil(n * 63 / 64), 1), 64) if math.isfinite(n) else 1 for n in lengths]
+    lengths = steps.square().sum(0).sqrt().tolist()
+    return [1 if math.isnan(n) else math.ceil(min(max(n * 63 / 64, 1), 64)) for n in lengths]
 
 
 def _reflect(position, n, align_corners):
@@ -241,7 +244,7 @@ def _place(theta, size_in, size_out, options, samples, offsets, fused) -> Place:
 
 
 def _plus_whole(position, whole):
-    """The sum, in the cell that `position` lies in: a number below 0, however small, stays below the whole."""
+    """The sum, in the cell of `position`: a number below 0, however small, stays below the whole."""
     total = position + whole
     is_lost = (total == total.floor()) & (position != position.floor()) & position.isfinite()
     return torch.where(is_lost, torch.nextafter(total, total + position.sign()), total)

@@ -95,8 +95,8 @@ def fold_theta(
 def samples_per_pixel(a, DIM: tl.constexpr):
     """For each output axis, into how many samples antialiasing splits a pixel: its footprint, rounded up.
 
-    The footprint is the length that a step of one output pixel along the axis has in the input; where it is
-    not finite, one sample is as good as many.
+    The footprint is the length that a step of one output pixel along the axis has in the input. One sample
+    where it is NaN; its square may well overflow.
     """
     counts = ()
     for j in tl.static_range(DIM):
@@ -108,7 +108,7 @@ def samples_per_pixel(a, DIM: tl.constexpr):
         else:
             length = tl.math.sqrt(square)
         count = tl.ceil(length * SHRINK_TOLERANCE)
-        count = tl.where((count > 1) & (count < float("inf")), count, 1)
+        count = tl.where(count > 1, count, 1)
         counts = counts + (tl.minimum(count, MAX_SAMPLES).to(tl.int32),)
     return counts
 

@@ -444,6 +444,7 @@ def box(
 def wedge_corner(x_line, y_line, last_line, magnitude, DTYPE: tl.constexpr):
     """Row v where two lines meet, its uncertainty, and whether they clearly meet before the horizon."""
     epsilon: tl.constexpr = epsilon_of(DTYPE)
+    tiny: tl.constexpr = 1e-30  # below it `reciprocal` is not that of its argument
     det, det_size = cofactors(x_line[0], x_line[1], y_line[0], y_line[1])
     top_v, top_v_size = cofactors(x_line[2], x_line[0], y_line[2], y_line[0])
     top_u, top_u_size = cofactors(x_line[1], x_line[2], y_line[1], y_line[2])
@@ -455,7 +456,7 @@ def wedge_corner(x_line, y_line, last_line, magnitude, DTYPE: tl.constexpr):
     error_v = epsilon * (top_v_size * tl.abs(inverse) + relative * tl.abs(v))
     depth = last_line[0] * u + last_line[1] * v + last_line[2]
     error = tl.abs(last_line[0]) * error_u + tl.abs(last_line[1]) * error_v + epsilon * magnitude
-    is_clear = (epsilon * relative < 0.25) & (depth > 2 * error)
+    is_clear = (tl.abs(det) > tiny) & (epsilon * relative < 0.25) & (depth > 2 * error)
     return v, error_v, is_clear
 
 
