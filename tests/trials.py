@@ -23,7 +23,10 @@ from typing import NamedTuple
 TESTS = Path(__file__).resolve().parent
 KERNELS = TESTS.parent / "stn_triton" / "kernels"
 # Those that launch kernels and check what comes out; others run the plain PyTorch path.
-FILES = ("test_search.py", "test_variants.py", "test_kernels.py", "test_splines.py", "test_derivatives.py")
+FILES = (
+    *("test_blocks.py", "test_search.py", "test_variants.py"),
+    *("test_kernels.py", "test_splines.py", "test_derivatives.py"),
+)
 
 
 class Trial(NamedTuple):
