@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import os
 import shutil
+import sys
 import tempfile
 import warnings
 
@@ -82,6 +83,23 @@ def _make_room_on_the_stack():
     )
 
 
+def _trace_no_kernels():
+    """Coverage leaves kernels out, but asks at each call in the interpreter: twice the time of a test."""
+    from triton.runtime import interpreter
+
+    original = interpreter.GridExecutor.__call__
+
+    def call(self, *args, **kwargs):
+        tracer = sys.gettrace()
+        sys.settrace(None)
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            sys.settrace(tracer)
+
+    interpreter.GridExecutor.__call__ = call
+
+
 if not HAS_GPU:
     # Internals of Triton: a version without them is only slower.
     with contextlib.suppress(ImportError, AttributeError):
@@ -103,6 +121,9 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     """A failure of the ordinary run is the fault of a change, not of chance; the long ones look for more."""
+    if not HAS_GPU and config.getoption("cov_source", None):
+        with contextlib.suppress(ImportError, AttributeError):
+            _trace_no_kernels()
     examples = config.getoption("examples")
     if examples is None:
         # It also tries numbers that it reads in whatever modules are loaded: other ones after any change.
