@@ -189,8 +189,8 @@ def samples_per_pixel(
     dim = len(size)
     steps = theta[:, :dim, :dim] * extents[0][:, None] / extents[1].clamp(min=1)
     steps = torch.where(extents[1] > 0, steps, 0)
-    counts = torch.ceil(steps.square().sum(1).sqrt() * SHRINK_TOLERANCE)
-    return counts.nan_to_num(1, posinf=MAX_SAMPLES).clamp(1, MAX_SAMPLES).long()
+    counts = torch.ceil(steps.square().sum(1).sqrt() * SHRINK_TOLERANCE).clamp(1, MAX_SAMPLES)
+    return torch.where(steps.isfinite().all(1), counts, 1).long()
 
 
 def _like(grad: Tensor | None, tensor: Tensor | None, form=torch.contiguous_format) -> Tensor | None:

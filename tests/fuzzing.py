@@ -105,13 +105,15 @@ def examples(draw, kind, dtypes, is_public=False):
     size_in = tuple(draw(sizes) for _ in range(dim))
     smaller = st.sampled_from((1, 2, 3, 4, 2, 3, 9) if dim == 2 else (1, 2, 3))
     size = tuple(min(n, 4) for n in size_in) if draw(st.booleans()) else tuple(draw(smaller) for _ in size_in)
-    images = draw(st.sampled_from((1, 1, 1, 1, 2, 0) if dim == 2 else (1, 1, 1, 0)))
-    channels = draw(st.sampled_from((1, 2, 1, 3, 2, 1, 5, 0) if dim == 2 else (1, 2, 1, 0)))
+    # Rarely none at all: there is nothing to compare.
+    images = draw(st.sampled_from((1,) * 14 + ((2,) * 5 if dim == 2 else (1,)) + (0,)))
+    channels = draw(st.sampled_from((1, 2) * 7 + ((3, 3, 5) if dim == 2 else (1,)) + (0,)))
     index, count = None, images
     if "index" in kind:
-        images = draw(st.sampled_from((1, 2, 3) if is_public else (2, 3, 0)))
+        images = draw(st.sampled_from((1, 2, 3) if is_public else (2, 3) * 9 + (0,)))
         numbers = st.integers(0, images - 1) if is_public else st.integers(-1, images)
-        index = torch.tensor(draw(st.lists(numbers, max_size=2)), dtype=torch.int64)
+        least = draw(st.sampled_from((1,) * 15 + (0,)))
+        index = torch.tensor(draw(st.lists(numbers, min_size=least, max_size=2)), dtype=torch.int64)
         count = len(index)
     elif "many" in kind:
         count = 2 * images

@@ -78,12 +78,12 @@ def _scales(size_in, size_out, align_corners, rows):
 def _samples(theta, size_in, size_out, align_corners):
     """Antialiasing's samples along each output axis: the length of a step, up to 1/64 too long let pass.
 
-    64 for a length that is infinite, one for NaN.
+    One where the matrix is not finite.
     """
     dim = len(size_in)
-    steps = (theta.double() * _scales(size_in, size_out, align_corners, len(theta)))[:dim, :dim]
-    lengths = steps.square().sum(0).sqrt().tolist()
-    return [1 if math.isnan(n) else math.ceil(min(max(n * 63 / 64, 1), 64)) for n in lengths]
+    steps = (theta * _scales(size_in, size_out, align_corners, len(theta)).to(theta.dtype))[:dim, :dim]
+    lengths = torch.where(steps.isfinite().all(0), steps.double().square().sum(0).sqrt(), 1).tolist()
+    return [math.ceil(min(max(n * 63 / 64, 1), 64)) for n in lengths]
 
 
 def _reflect(position, n, align_corners):
@@ -276,7 +276,8 @@ def _solve_one(x, theta, size_out, g, options, fill, samples, offsets, fused) ->
         content = tap if fill is None else tap - fill.view(-1, *[1] * dim)
         product = torch.where(inside, content * g, 0).sum(0)
         for k in range(dim):
-            along[k] += product * math.prod(s if i == k else w for i, (_, w, s) in enumerate(chosen))
+            factor = math.prod(s if i == k else w for i, (_, w, s) in enumerate(chosen))
+            along[k] += torch.where(factor != 0, product, 0) * factor
     grad_fill = None
     if fill is not None:
         output += fill.view(-1, *[1] * dim) * (1 - coverage)

@@ -49,6 +49,12 @@ def divide(a, b):
 
 
 @triton.jit
+def is_finite(a):
+    """Neither infinite nor NaN."""
+    return tl.abs(a) < float("inf")
+
+
+@triton.jit
 def theta_scales(
     sizes_in,
     sizes_out,
@@ -95,20 +101,22 @@ def fold_theta(
 def samples_per_pixel(a, DIM: tl.constexpr):
     """For each output axis, into how many samples antialiasing splits a pixel: its footprint, rounded up.
 
-    The footprint is the length that a step of one output pixel along the axis has in the input. One sample
-    where it is NaN; its square may well overflow.
+    The footprint is the length that a step of one output pixel along the axis has in the input. Where the
+    matrix is not finite one sample is as good as many.
     """
     counts = ()
     for j in tl.static_range(DIM):
         square = a[j] * a[j]
+        finite = is_finite(a[j])
         for k in tl.static_range(1, DIM):
             square = tl.fma(a[k * (DIM + 1) + j], a[k * (DIM + 1) + j], square)
+            finite = finite & is_finite(a[k * (DIM + 1) + j])
         if square.dtype == tl.float32:
             length = tl.math.sqrt_rn(square)
         else:
             length = tl.math.sqrt(square)
         count = tl.ceil(length * SHRINK_TOLERANCE)
-        count = tl.where(count > 1, count, 1)
+        count = tl.where((count > 1) & finite, count, 1)  # the square may overflow
         counts = counts + (tl.minimum(count, MAX_SAMPLES).to(tl.int32),)
     return counts
 

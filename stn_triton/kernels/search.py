@@ -20,6 +20,7 @@ horizon, bound the rows.
 import triton
 import triton.language as tl
 
+from stn_triton.kernels.coordinates import is_finite
 from stn_triton.kernels.taps import BORDER, REFLECTION, is_odd, mirrors
 
 
@@ -35,12 +36,6 @@ def reciprocal(a):
     """1/a, finite also where a is zero; NaN if it is NaN."""
     tiny: tl.constexpr = 1e-30
     return 1 / tl.where(tl.abs(a) <= tiny, tl.where(a < 0, -tiny, tiny), a)
-
-
-@triton.jit
-def is_finite(a):
-    """Neither infinite nor NaN."""
-    return tl.abs(a) < float("inf")
 
 
 @triton.jit
@@ -322,8 +317,8 @@ def fold_range(
         least = tl.where(is_safe, least, float("nan"))
     slack = 4 * epsilon_of(DTYPE) * magnitude
     start, period = mirrors(low, high, ALIGN_CORNERS)
-    is_single = period == 0
-    period = tl.where(is_single, 1, period)
+    is_single = (period == 0) & is_finite(magnitude)
+    period = tl.where(period == 0, 1, period)
     first = tl.floor((least + half - slack - start) / period)
     last = tl.floor((most + half + slack - start) / period)
     return tl.where(is_single, 0, first), tl.where(is_single, 0, last)
