@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 VERSION = 1
-MAX_BYTES = 64 * 2**20
+MAX_BYTES = 8 * 2**20
 """What is larger is no table: every bucket of the plain operator takes half a megabyte."""
 Parsed = dict[Any, dict[str, int]]
 Parse = Callable[[str, object], tuple[Any, dict[str, int]] | None]
@@ -98,16 +98,13 @@ def read(path: Path, device: str | None = None) -> Table | None:
         TableError: what is there is no table, or another GPU's.
     """
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise TableError("not a file")
-        if status.st_size > MAX_BYTES:
-            raise TableError(f"{status.st_size} bytes, expected at most {MAX_BYTES}")
-        content = json.loads(path.read_bytes(), object_pairs_hook=_once)
+        content = json.loads(_content(path), object_pairs_hook=_once)
     except FileNotFoundError:
         return None
     except TableError:
         raise
+    except IsADirectoryError as error:
+        raise TableError("not a file") from error
     except OSError as error:
         raise TableError(f"cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -125,13 +122,34 @@ def read(path: Path, device: str | None = None) -> Table | None:
     return Table(content["device"], content["kernels"], content["configs"])
 
 
+def _content(path: Path) -> bytes:
+    """Of a file, looked at once it is open: another may take its place, and it may grow.
+
+    Raises:
+        TableError: it is no file, or too large.
+        OSError: it cannot be read.
+    """
+    # A pipe that nobody writes to would be waited for. Windows has neither.
+    flags = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    with open(path, "rb", opener=lambda path, mode: os.open(path, mode | flags)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise TableError("not a file")
+        if status.st_size > MAX_BYTES:
+            raise TableError(f"{status.st_size} bytes, expected at most {MAX_BYTES}")
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise TableError(f"it grows, expected at most {MAX_BYTES} bytes")
+    return content
+
+
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """A JSON object; of a name that stands there twice, readers would take one or the other."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in found if names.count(name) > 1)
-        raise TableError(f"it has {shortened(twice, 100)} twice")
+    found: dict[str, object] = {}
+    for name, value in pairs:
+        if name in found:
+            raise TableError(f"it has {shortened(name, 100)} twice")
+        found[name] = value
     return found
 
 

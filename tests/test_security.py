@@ -13,6 +13,7 @@ import os
 import pickle
 import resource
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -214,6 +215,17 @@ class TestTables:
         monkeypatch.setattr(tuning, "tune", lambda bucket, run: other)
         assert tuning.configuration(BUCKET, GPU, None) == other
         assert messages(caplog)[0] == f"stn_triton: {gpu} is ignored: it has {name!r} twice"
+
+    def test_of_a_great_many_names_one_stands_there_twice(self, tmp_path):
+        """The last of 400,000; to compare each with each would take hours, while every thread waits."""
+        names = [f"{i:x}" for i in range(400_000)]
+        path = tmp_path / "table.json"
+        path.write_text("{" + ",".join(f'"{name}":1' for name in (*names, names[-1])) + "}")
+        assert path.stat().st_size < tables.MAX_BYTES
+        began = time.monotonic()
+        with pytest.raises(tables.TableError, match=r"^it has '61a7f' twice$"):
+            tables.read(path)
+        assert time.monotonic() - began < 30
 
     @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400", "true", "4.0", "null", "{}"])
     def test_numbers_that_are_none_are_told_with_their_bucket(self, gpu, monkeypatch, caplog, number):  # noqa: F811

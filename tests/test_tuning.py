@@ -290,15 +290,48 @@ class TestCorruptTables:
         with place.open("wb") as file:
             file.truncate(10 * 2**40)
         assert self.used(monkeypatch) == [4, 4, 4]
-        assert "10995116277760 bytes, expected at most 67108864" in messages(caplog)[0]
+        assert "10995116277760 bytes, expected at most 8388608" in messages(caplog)[0]
+
+    def test_one_that_grows_while_it_is_read(self, place, monkeypatch, caplog):
+        write(place, {BUCKET.name(): CONFIG})
+        real = os.fstat
+
+        def grow(descriptor):
+            status = real(descriptor)
+            os.truncate(place, 10 * 2**40)
+            return status
+
+        monkeypatch.setattr(os, "fstat", grow)
+        assert self.used(monkeypatch) == [4, 4, 4]
+        assert (
+            messages(caplog)[0] == f"stn_triton: {place} is ignored: it grows, expected at most 8388608 bytes"
+        )
+
+    def test_a_pipe_that_takes_the_place_of_a_file_that_was_looked_at(self, place, monkeypatch, caplog):
+        """What counts is what is open; whoever waits for the pipe would wait for ever."""
+        write(place, {BUCKET.name(): CONFIG})
+        real = os.open
+
+        def exchange(path, *args, **kwargs):
+            if Path(path) == place and place.is_file():
+                place.unlink(), os.mkfifo(place)
+            return real(path, *args, **kwargs)
+
+        monkeypatch.setattr(os, "open", exchange)
+        assert self.used(monkeypatch) == [4, 4, 4]
+        assert messages(caplog)[0] == f"stn_triton: {place} is ignored: not a file"
 
     def test_one_that_may_not_be_read(self, place, monkeypatch, caplog):
         write(place, {BUCKET.name(): CONFIG})
 
-        def refuse(path):
-            raise PermissionError(13, "Permission denied")
+        real = os.open
 
-        monkeypatch.setattr(Path, "read_bytes", refuse)
+        def refuse(path, *args, **kwargs):
+            if Path(path) == place:
+                raise PermissionError(13, "Permission denied")
+            return real(path, *args, **kwargs)
+
+        monkeypatch.setattr(os, "open", refuse)
         assert self.used(monkeypatch) == [4, 4, 4]
         assert messages(caplog)[0] == f"stn_triton: {place} is ignored: cannot be read: Permission denied"
 
