@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_tuning import BUCKET, CONFIG, GPU, NAME, OTHER, gpu, head, messages, write  # noqa: F401, a fixture
+from test_tuning import BUCKET, CONFIG, FOUR, GPU, NAME, OTHER, gpu, head, messages, write  # noqa: F401, a fixture
 
 from stn_triton import tables, tuning
 
@@ -211,9 +211,8 @@ class TestTables:
         assert was in text
         gpu.parent.mkdir()
         gpu.write_text(text.replace(was, twice, 1))
-        other = {**CONFIG, "num_warps": 4}
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: other)
-        assert tuning.configuration(BUCKET, GPU, None) == other
+        monkeypatch.setattr(tuning, "tune", lambda bucket, run: FOUR)
+        assert tuning.configuration(BUCKET, GPU, None) == FOUR
         assert messages(caplog)[0] == f"stn_triton: {gpu} is ignored: it has {name!r} twice"
 
     def test_of_a_great_many_names_one_stands_there_twice(self, tmp_path):
@@ -232,9 +231,8 @@ class TestTables:
         text = json.dumps(head()).replace('"BLOCK_C": 4', f'"BLOCK_C": {number}')
         gpu.parent.mkdir()
         gpu.write_text(text)
-        other = {**CONFIG, "num_warps": 4}
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: other)
-        assert tuning.configuration(BUCKET, GPU, None) == other
+        monkeypatch.setattr(tuning, "tune", lambda bucket, run: FOUR)
+        assert tuning.configuration(BUCKET, GPU, None) == FOUR
         told = messages(caplog)[0]
         assert told == f"stn_triton: {gpu}: 1 of 1 entries are ignored, such as {BUCKET.name()!r}"
 
@@ -244,10 +242,9 @@ class TestTables:
         place, mode = {"directory": (gpu.parent, 0o1777), "file": (gpu, 0o666)}[what]
         place.chmod(mode)
         before = gpu.read_bytes()
-        other = {**CONFIG, "num_warps": 4}
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: other)
+        monkeypatch.setattr(tuning, "tune", lambda bucket, run: FOUR)
         for bucket in (BUCKET, OTHER):
-            assert tuning.configuration(bucket, GPU, None) == other
+            assert tuning.configuration(bucket, GPU, None) == FOUR
         told = [text for text in messages(caplog) if "ignored" in text]
         subject = "its directory" if what == "directory" else "it"
         assert told == [

@@ -16,6 +16,7 @@ from stn_triton import tables, tuning
 from stn_triton.options import DEFAULT
 
 CONFIG = {**dict.fromkeys(tuning.CONFIG_KEYS, 1), "BLOCK_C": 4, "BLOCK_H": 8, "BLOCK_W": 8, "num_warps": 2}
+FOUR = {**CONFIG, "BLOCK_W": 16, "num_warps": 4}
 PLAIN = tuning.variant_of(2, False, False, False, DEFAULT)
 BUCKET = tuning.bucket_of("forward", PLAIN, False, torch.float32, 8, 3, 224 * 224)
 OTHER = BUCKET._replace(kernel="theta")
@@ -85,6 +86,33 @@ def test_every_configuration_of_the_space_can_be_launched(layout, channels, pixe
         assert 1 <= lanes / (32 * config["num_warps"]) <= 2
 
 
+@pytest.mark.parametrize("kernel", ["forward/3d-bilinear-zeros", "backward_input/2d-bicubic-reflection"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_configurations_that_would_stall_or_break_a_call_are_none(kernel, dtype):
+    """Powers of two below each limit, and yet nothing to launch."""
+    bucket = tuning.Bucket(*kernel.split("/"), "nchw", dtype, 128, 2**15, 4096)
+    hostile = {
+        "1024 values a thread, 128 times the taps unrolled": (128, 1, 1, 16, 16, 1),
+        "512 threads of 64 values: more registers than there are": (1, 1, 1, 128, 256, 16),
+        "512 threads for one pixel": (128, 1, 1, 1, 1, 16),
+    }
+    found = {why for why, values in hostile.items() if tuning.checked(bucket.name(), tuning._config(*values))}
+    assert not found
+    assert all(tuning.checked(bucket.name(), config) for config in tuning.space(bucket))
+
+
+def test_what_earlier_versions_found_is_still_good():
+    """Configurations that no space has any more, and defaults that have changed since."""
+    heavy = tuning.Bucket(
+        "backward", "2d-bicubic-zeros-antialias-tangent", "nchw", "float32", 128, 2**15, 4096
+    )
+    for bucket, values in ((BUCKET, (4, 1, 1, 4, 32, 4)), (heavy, (4, 1, 1, 8, 16, 4))):
+        config = tuning._config(*values)
+        assert config not in tuning.space(bucket)[:1]
+        assert tuning.checked(bucket.name(), config)
+    assert tuning._config(4, 1, 1, 4, 32, 4) not in tuning.space(BUCKET)
+
+
 def test_sizes_of_one_bucket_share_a_tuning_and_its_name_leads_back():
     same = tuning.bucket_of("forward", PLAIN, False, torch.float32, 9, 3, 200 * 230)
     assert same == BUCKET
@@ -113,14 +141,14 @@ def test_a_bucket_is_tuned_once_and_kept_on_disk(gpu, monkeypatch):
 
 def test_a_shipped_table_is_used_untuned_and_comes_before_the_user_s(gpu, caplog):
     write(tuning.SHIPPED / gpu.name, {BUCKET.name(): CONFIG})
-    write(gpu, {BUCKET.name(): {**CONFIG, "num_warps": 4}})
+    write(gpu, {BUCKET.name(): FOUR})
     assert tuning.configuration(BUCKET, GPU, None) == CONFIG
     assert tuning.shipped_configurations() == [(BUCKET, CONFIG)]
     assert messages(caplog) == []
 
 
 def test_a_shipped_table_for_older_kernels_is_used_but_after_what_the_user_tuned_for_these(gpu, caplog):
-    theirs = {**CONFIG, "num_warps": 4}
+    theirs = FOUR
     write(tuning.SHIPPED / gpu.name, {BUCKET.name(): CONFIG, OTHER.name(): CONFIG}, kernels="older")
     write(gpu, {BUCKET.name(): theirs})
     assert tuning.configuration(BUCKET, GPU, None) == theirs
@@ -224,6 +252,9 @@ BAD_ENTRIES = [
     (BUCKET.name(), {**CONFIG, "BLOCK_C": "4"}),
     (BUCKET.name(), {**CONFIG, "BLOCK_C": [4]}),
     (BUCKET.name(), {**CONFIG, "num_warps": 32}),
+    (BUCKET.name(), {**CONFIG, "num_warps": 4}),  # threads without pixels
+    (BUCKET.name(), {**CONFIG, "BLOCK_C": 8}),  # channels that there are not
+    (BUCKET.name(), {**CONFIG, "STEPS_C": 2}),
     (BUCKET.name(), {**CONFIG, "RUN_C": 4}),  # would address wrong memory
     (BUCKET.name(), {"BLOCK_C": 4}),
     (BUCKET.name(), {**CONFIG, "extra": 1}),
@@ -234,6 +265,8 @@ BAD_ENTRIES = [
     (BUCKET.name().replace("c4", "c04"), CONFIG),
     (BUCKET.name().replace("c4", "c" + "4" * 5000), CONFIG),
     (BUCKET.name().replace("nchw", "nhwc"), CONFIG),
+    (BUCKET.name().replace("float32", "int"), CONFIG),
+    (BUCKET.name().replace("nchw", "channels_last_16").replace("float32", "load"), CONFIG),
     ("", CONFIG),
 ]
 
@@ -249,7 +282,7 @@ def place(request, gpu):
 class TestCorruptTables:
     def used(self, monkeypatch):
         """The configurations of a bucket and of another, if tables have none for them."""
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: {**CONFIG, "num_warps": 4})
+        monkeypatch.setattr(tuning, "tune", lambda bucket, run: FOUR)
         return [tuning.configuration(bucket, GPU, None)["num_warps"] for bucket in (BUCKET, GOOD, BUCKET)]
 
     @pytest.mark.parametrize(("content", "reason"), CORRUPT, ids=[reason for _, reason in CORRUPT])
@@ -422,7 +455,7 @@ def test_tables_of_two_processes_are_merged(gpu, monkeypatch):
 
 
 def test_a_tuning_of_other_kernels_is_told_of_and_forgotten(gpu, monkeypatch, caplog):
-    write(gpu, {BUCKET.name(): {**CONFIG, "num_warps": 4}, OTHER.name(): CONFIG})
+    write(gpu, {BUCKET.name(): FOUR, OTHER.name(): CONFIG})
     monkeypatch.setattr(tables, "kernels", lambda: "newer")
     monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
     assert tuning.configuration(BUCKET, GPU, None) == CONFIG
