@@ -22,6 +22,7 @@ import logging
 import os
 import re
 import secrets
+import shlex
 import stat
 import threading
 import time
@@ -40,6 +41,20 @@ _PATIENCE = 10.0
 _log = logging.getLogger("stn_triton")
 _told: set[str] = set()
 _telling = threading.Lock()
+
+
+class Found(NamedTuple):
+    """What became of a file."""
+
+    device: str
+    """Empty if the file does not tell, as ``kernels``."""
+    kernels: str
+    entries: Parsed
+    """The good ones."""
+    bad: list[str]
+    """Names of the others."""
+    reason: str
+    """Why no call uses it, in words that follow its path; empty if calls do."""
 
 
 class TableError(ValueError):
@@ -70,14 +85,27 @@ def cache_path(device: str) -> Path:
 
 
 def distrusted(path: Path) -> str:
-    """Why a table in the cache directory is neither used nor written: everyone can change it. Or nothing."""
+    """Why a table in the cache directory is neither used nor written, and what to do; nothing if it is.
+
+    It, or its directory, is of a user who is neither this one nor root, or everyone may write to it. Nobody
+    looks at groups that may write, at access lists, at the directories above, nor at Windows, where modes say
+    nothing.
+    """
+    if os.name != "posix":
+        return ""
     for place, what, is_kind in ((path.parent, "its directory", stat.S_ISDIR), (path, "it", stat.S_ISREG)):
         with contextlib.suppress(OSError):
-            mode = place.stat().st_mode
-            if is_kind(mode) and mode & stat.S_IWOTH:
+            status = place.stat()
+            if not is_kind(status.st_mode):
+                continue
+            if status.st_uid not in (0, os.geteuid()):
                 return (
-                    f"everyone may write to {what}, mode {stat.S_IMODE(mode):04o}, expected one such as 0755"
+                    f"{what} belongs to user {status.st_uid}, expected {os.geteuid()} or root; "
+                    "set STN_TRITON_CACHE_DIR to a directory of your own"
                 )
+            if status.st_mode & stat.S_IWOTH:
+                mode = stat.S_IMODE(status.st_mode)
+                return f"everyone may write to {what}, mode {mode:04o}; chmod o-w {shlex.quote(str(place))}"
     return ""
 
 
@@ -153,35 +181,50 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-def load(path: Path, parse: Parse, device: str | None = None) -> tuple[Parsed, str]:
-    """The good entries of the table at a path, and the kernels it is for; tells what is wrong with it."""
+def examine(path: Path, parse: Parse, device: str | None = None, is_own: bool = False) -> Found | None:
+    """What is in the table at a path, and whether calls on a device use it; None if there is no file.
+
+    Args:
+        path: Where the table is.
+        parse: Says which entries are good.
+        device: The GPU that it should be of; None for any.
+        is_own: Whether it is the user's, of whom no more is used than what was tuned here for these kernels.
+    """
+    if is_own and (reason := distrusted(path)):
+        return Found("", "", {}, [], reason)
     try:
         table = read(path, device)
     except TableError as error:
-        tell_once(f"{path} is ignored: {error}")
-        return {}, ""
+        return Found("", "", {}, [], str(error))
     if table is None:
+        return None
+    parsed = {name: parse(name, config) for name, config in table.configs.items()}
+    bad = [name for name, entry in parsed.items() if entry is None]
+    good = dict(entry for entry in parsed.values() if entry is not None)
+    is_old = is_own and table.kernels != kernels()
+    reason = "tuned for other kernels than this version's" if is_old else ""
+    return Found(table.device, table.kernels, good, bad, reason)
+
+
+def load(path: Path, parse: Parse, device: str | None = None, is_own: bool = False) -> tuple[Parsed, str]:
+    """What calls use of the table at a path, and the kernels it is for; tells what is wrong with it."""
+    found = examine(path, parse, device, is_own)
+    if found is None:
         return {}, ""
-    found = {name: parse(name, config) for name, config in table.configs.items()}
-    bad = [name for name, entry in found.items() if entry is None]
-    if bad:
-        tell_once(f"{path}: {len(bad)} of {len(found)} entries are ignored, such as {shortened(bad[0], 100)}")
-    return dict(entry for entry in found.values() if entry is not None), table.kernels
+    if found.reason:
+        tell_once(f"{path} is ignored: {found.reason}")
+        return {}, ""
+    if bad := found.bad:
+        count = len(bad) + len(found.entries)
+        tell_once(f"{path}: {len(bad)} of {count} entries are ignored, such as {shortened(bad[0], 100)}")
+    return found.entries, found.kernels
 
 
 def known(device: str, shipped_folder: Path, parse: Parse) -> Parsed:
     """What the shipped and the user's table of a GPU have; tells if it is nothing, or wrong."""
     own_path = cache_path(device)
     shipped, shipped_kernels = load(shipped_folder / own_path.name, parse, device)
-    own, own_kernels = {}, ""
-    if reason := distrusted(own_path):
-        tell_once(f"{own_path} is ignored: {reason}")
-    else:
-        own, own_kernels = load(own_path, parse, device)
-    if own_kernels != kernels():
-        if own:
-            tell_once(f"{own_path} was tuned for other kernels and is ignored")
-        own = {}
+    own, _ = load(own_path, parse, device, True)
     if not shipped and not own:
         tell_once(
             f"no table of block sizes for {device}: calls are tuned when they first run, or take defaults; "

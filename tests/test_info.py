@@ -80,6 +80,23 @@ def test_bad_entries_are_counted(folders):
     assert states() == [("user", 1, 2, True, "2 entries are not good and ignored")]
 
 
+@pytest.mark.parametrize("what", ["directory", "file"])
+def test_a_table_that_is_distrusted_is_not_used_and_says_why(folders, what):
+    path = write(folders["user"])
+    place, mode, subject = {
+        "directory": (path.parent, 0o777, "its directory"),
+        "file": (path, 0o666, "it"),
+    }[what]
+    place.chmod(mode)
+    reason = f"ignored: everyone may write to {subject}, mode {mode:04o}; chmod o-w {place}"
+    assert states() == [("user", 0, 0, False, reason)]
+    assert not is_known()
+    path = write(folders["shipped"])
+    path.chmod(0o666)  # who may write to the package may change its code
+    assert states()[0] == ("shipped", 2, 0, True, "")
+    assert is_known()
+
+
 def test_another_gpu_s_table_is_listed_last(folders):
     write(folders["user"], "Another GPU")
     write(folders["user"])

@@ -14,6 +14,7 @@ import pickle
 import resource
 import struct
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -248,11 +249,46 @@ class TestTables:
         told = [text for text in messages(caplog) if "ignored" in text]
         subject = "its directory" if what == "directory" else "it"
         assert told == [
-            f"stn_triton: {gpu} is ignored: everyone may write to {subject}, mode {mode:04o}, "
-            "expected one such as 0755"
+            f"stn_triton: {gpu} is ignored: everyone may write to {subject}, mode {mode:04o}; "
+            f"chmod o-w {place}"
         ]
         assert gpu.read_bytes() == before
         assert list(gpu.parent.iterdir()) == [gpu]
+
+    @pytest.mark.parametrize("what", ["directory", "file"])
+    def test_what_another_user_owns_is_neither_used_nor_written(self, gpu, monkeypatch, caplog, what):  # noqa: F811
+        """Whatever its mode is: the owner may change that."""
+        write(gpu, {BUCKET.name(): CONFIG})
+        place = {"directory": gpu.parent, "file": gpu}[what]
+        mine = place.stat().st_uid
+        real = Path.stat
+
+        def stat(path, **options):
+            status = real(path, **options)
+            return os.stat_result((*status[:4], 54321, *status[5:])) if path == place else status
+
+        monkeypatch.setattr(Path, "stat", stat)
+        before = gpu.read_bytes()
+        monkeypatch.setattr(tuning, "tune", lambda bucket, run: FOUR)
+        assert tuning.configuration(BUCKET, GPU, None) == FOUR
+        subject = "its directory" if what == "directory" else "it"
+        assert messages(caplog)[0] == (
+            f"stn_triton: {gpu} is ignored: {subject} belongs to user 54321, expected {mine} or root; "
+            "set STN_TRITON_CACHE_DIR to a directory of your own"
+        )
+        assert gpu.read_bytes() == before
+        monkeypatch.setattr(os, "geteuid", lambda: 54321)
+        other = {"directory": gpu, "file": gpu.parent}[what]
+        is_root_s = real(other).st_uid == 0
+        assert bool(tables.distrusted(gpu)) != is_root_s
+
+    def test_where_modes_and_owners_say_nothing_tables_are_used(self, gpu, monkeypatch):  # noqa: F811
+        """Windows reports every file as one that everyone may write, and no owner."""
+        write(gpu, {BUCKET.name(): CONFIG})
+        gpu.chmod(0o666), gpu.parent.chmod(0o777)
+        assert tables.distrusted(gpu)
+        monkeypatch.setattr(tables, "os", types.SimpleNamespace(name="nt"))
+        assert not tables.distrusted(gpu)
 
     def test_what_is_made_is_not_open_to_everyone(self, gpu, monkeypatch):  # noqa: F811
         """Whatever the umask lets."""

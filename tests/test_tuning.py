@@ -460,7 +460,9 @@ def test_a_tuning_of_other_kernels_is_told_of_and_forgotten(gpu, monkeypatch, ca
     monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
     assert tuning.configuration(BUCKET, GPU, None) == CONFIG
     assert json.loads(gpu.read_text()) == head(kernels="newer")
-    assert messages(caplog)[0] == f"stn_triton: {gpu} was tuned for other kernels and is ignored"
+    assert messages(caplog)[0] == (
+        f"stn_triton: {gpu} is ignored: tuned for other kernels than this version's"
+    )
 
 
 def test_a_configuration_that_does_not_compile_loses(monkeypatch):
