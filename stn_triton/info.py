@@ -19,6 +19,8 @@ from stn_triton.options import INPUT_DTYPES
 
 # The least that Triton compiles for.
 _CAPABILITY = (8, 0)
+# Letters of a GPU's name; what a file says it is has any number of them.
+_DEVICE = 60
 
 
 class TableState(NamedTuple):
@@ -101,7 +103,7 @@ def _state(path: Path, origin: str, gpu: str | None) -> TableState:
 
 
 def _sentence(state: TableState) -> str:
-    of = f" of {state.gpu}: {state.entries} entries" if state.gpu else ""
+    of = f" of {tables.cut(state.gpu, _DEVICE)}: {state.entries} entries" if state.gpu else ""
     return f"{state.path}{of}, {state.reason or 'used'}" + (
         ", used" if state.is_used and state.reason else ""
     )
@@ -169,6 +171,6 @@ def _print(title: str, facts: Sequence[tuple[str, str]]) -> None:
     print(title)
     for key, value in facts:
         if value:
-            line = f"  {key:14} {value}"
+            line = tables.printable(f"  {key:14} {value}")
             print(environment.wrapped(line, 17, width))
     print()

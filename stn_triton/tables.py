@@ -322,10 +322,20 @@ def tell_once(message: str) -> None:
         if message in _told:
             return
         _told.add(message)
-    _log.warning("stn_triton: %s", message)
+    _log.warning("stn_triton: %s", printable(message))
+
+
+def printable(text: str) -> str:
+    """Text of others for a terminal: what would steer it, or change the order of letters, as an escape."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def shortened(value: object, limit: int = 60) -> str:
     """Something read from a file, in one short line."""
     text = f"a {type(value).__name__}" if isinstance(value, list | dict) else repr(value)
+    return cut(text, limit)
+
+
+def cut(text: str, limit: int) -> str:
+    """Text of at most so many letters."""
     return text if len(text) <= limit else text[: limit - 3] + "..."

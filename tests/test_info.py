@@ -133,6 +133,35 @@ def test_it_is_printed(folders, capsys, monkeypatch):
     assert torch.__version__ in printed
 
 
+HOSTILE = "\x1b]0;x\x07\r\n\x9b2J\u202e"
+
+
+@pytest.mark.parametrize("place", ["device", "kernels", "file", "directory", "entry"])
+def test_what_is_in_tables_and_paths_does_not_steer_the_terminal(
+    folders, tmp_path, capsys, monkeypatch, place
+):
+    device = HOSTILE + "x" * 10**6 if place == "device" else "Another GPU"
+    folder = folders["user"]
+    if place == "directory":
+        folder = tmp_path / HOSTILE
+        monkeypatch.setenv("STN_TRITON_CACHE_DIR", str(folder))
+    write(
+        folder,
+        device,
+        {HOSTILE: 1} if place == "entry" else ENTRIES,
+        HOSTILE if place == "kernels" else None,
+        f"{HOSTILE}\udcff.json" if place == "file" else "another-gpu.json",
+    )
+    assert main(["info", "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert all(letter.isprintable() for letter in printed.replace("\n", ""))
+    assert len(printed) < 10_000
+    if place in ("device", "file", "directory"):
+        assert r"\x1b]0;x\x07\r\n\x9b2J\u202e" in printed
+    assert main(["info", "--json", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.replace("\n", "").isprintable()
+
+
 def test_json_is_json_alone_and_tells_nobody_of_tables(folders, tmp_path):
     """In a process of its own; what is wrong with a table is in the output, not on the log."""
     write(folders["user"]).write_text("no table")
