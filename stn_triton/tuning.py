@@ -253,18 +253,20 @@ def configuration(bucket: Bucket, device: torch.device, run: Launch) -> Config:
         return default(bucket)
     with _lock:
         if bucket not in table:
-            found = tune(bucket, run)
-            table[bucket] = found or default(bucket)
-            if found is not None:
-                _keep(name, bucket, found)
+            table[bucket], is_lasting = tune(bucket, run)
+            if is_lasting:
+                _keep(name, bucket, table[bucket])
     return table[bucket]
 
 
-def tune(bucket: Bucket, run: Launch) -> Config | None:
-    """The fastest configuration of the bucket's space, or the default if none is clearly faster.
+def tune(bucket: Bucket, run: Launch) -> tuple[Config, bool]:
+    """The fastest configuration of the bucket's space, or the default if none is clearly faster or runs.
 
-    Timed with the arguments of the call at hand, its theta included. None if nothing could be timed, because
-    the GPU's memory is full for example: that says nothing for later calls.
+    Timed with the arguments of the call at hand, its theta included.
+
+    Returns:
+        The configuration, for this process, and whether later ones should have it too. They tune anew if the
+        default could not be timed, because the GPU's memory was full for example: whatever won had no rival.
     """
     from triton.testing import do_bench
 
@@ -274,7 +276,8 @@ def tune(bucket: Bucket, run: Launch) -> Config | None:
         with contextlib.suppress(Exception):
             launch = functools.partial(run, config)
             timed.append((config, do_bench(launch, warmup=5, rep=20, quantiles=(0.2, 0.5, 0.8))))
-    return fastest(default(bucket), timed) if timed else None
+    usual = default(bucket)
+    return fastest(usual, timed), any(config == usual for config, _ in timed)
 
 
 def fastest(default: Config, timed: Sequence[tuple[Config, Sequence[float]]]) -> Config:

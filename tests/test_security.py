@@ -148,7 +148,7 @@ class TestPickles:
         trace = tmp_path / "trace"
         gpu.parent.mkdir()
         gpu.write_bytes(pickle.dumps(Planted(trace)))
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
+        monkeypatch.setattr(tuning, "tune", lambda bucket, run: (CONFIG, True))
         assert tuning.configuration(BUCKET, GPU, None) == CONFIG
         assert messages(caplog)[0] == f"stn_triton: {gpu} is ignored: not JSON"
         assert not trace.exists()
@@ -193,7 +193,7 @@ class TestTables:
         assert set(path.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-.")
         assert not path.name.startswith(".")
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
+        monkeypatch.setattr(tuning, "tune", lambda bucket, run: (CONFIG, True))
         before = set(gpu.parents[1].rglob("*"))
         tuning.configuration(BUCKET, GPU, None)
         assert set(gpu.parents[1].rglob("*")) - before == {gpu.parent, path}
@@ -212,7 +212,7 @@ class TestTables:
         assert was in text
         gpu.parent.mkdir()
         gpu.write_text(text.replace(was, twice, 1))
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: FOUR)
+        monkeypatch.setattr(tuning, "tune", lambda bucket, run: (FOUR, True))
         assert tuning.configuration(BUCKET, GPU, None) == FOUR
         assert messages(caplog)[0] == f"stn_triton: {gpu} is ignored: it has {name!r} twice"
 
@@ -232,7 +232,7 @@ class TestTables:
         text = json.dumps(head()).replace('"BLOCK_C": 4', f'"BLOCK_C": {number}')
         gpu.parent.mkdir()
         gpu.write_text(text)
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: FOUR)
+        monkeypatch.setattr(tuning, "tune", lambda bucket, run: (FOUR, True))
         assert tuning.configuration(BUCKET, GPU, None) == FOUR
         told = messages(caplog)[0]
         assert told == f"stn_triton: {gpu}: 1 of 1 entries are ignored, such as {BUCKET.name()!r}"
@@ -243,7 +243,7 @@ class TestTables:
         place, mode = {"directory": (gpu.parent, 0o1777), "file": (gpu, 0o666)}[what]
         place.chmod(mode)
         before = gpu.read_bytes()
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: FOUR)
+        monkeypatch.setattr(tuning, "tune", lambda bucket, run: (FOUR, True))
         for bucket in (BUCKET, OTHER):
             assert tuning.configuration(bucket, GPU, None) == FOUR
         told = [text for text in messages(caplog) if "ignored" in text]
@@ -269,7 +269,7 @@ class TestTables:
 
         monkeypatch.setattr(Path, "stat", stat)
         before = gpu.read_bytes()
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: FOUR)
+        monkeypatch.setattr(tuning, "tune", lambda bucket, run: (FOUR, True))
         assert tuning.configuration(BUCKET, GPU, None) == FOUR
         subject = "its directory" if what == "directory" else "it"
         assert messages(caplog)[0] == (
@@ -292,7 +292,7 @@ class TestTables:
 
     def test_what_is_made_is_not_open_to_everyone(self, gpu, monkeypatch):  # noqa: F811
         """Whatever the umask lets."""
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
+        monkeypatch.setattr(tuning, "tune", lambda bucket, run: (CONFIG, True))
         before = os.umask(0)
         try:
             tuning.configuration(BUCKET, GPU, None)

@@ -130,7 +130,7 @@ def test_channels_last_reads_whole_vectors_only_where_16_divides_the_channels():
 
 def test_a_bucket_is_tuned_once_and_kept_on_disk(gpu, monkeypatch):
     calls = []
-    monkeypatch.setattr(tuning, "tune", lambda bucket, run: calls.append(bucket) or CONFIG)
+    monkeypatch.setattr(tuning, "tune", lambda bucket, run: calls.append(bucket) or (CONFIG, True))
     for _ in range(2):
         assert tuning.configuration(BUCKET, GPU, None) == CONFIG
     tuning._tables.clear()  # as a new process
@@ -169,7 +169,7 @@ def test_the_default_is_used_inside_a_capture_when_switched_off_and_without_a_gp
 
 class TestTelling:
     def test_no_table_is_told_once_in_a_line_that_says_how_to_make_one(self, gpu, monkeypatch, caplog):
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
+        monkeypatch.setattr(tuning, "tune", lambda bucket, run: (CONFIG, True))
         for bucket in (BUCKET, OTHER):
             tuning.configuration(bucket, GPU, None)
         (message,) = messages(caplog)
@@ -282,7 +282,7 @@ def place(request, gpu):
 class TestCorruptTables:
     def used(self, monkeypatch):
         """The configurations of a bucket and of another, if tables have none for them."""
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: FOUR)
+        monkeypatch.setattr(tuning, "tune", lambda bucket, run: (FOUR, True))
         return [tuning.configuration(bucket, GPU, None)["num_warps"] for bucket in (BUCKET, GOOD, BUCKET)]
 
     @pytest.mark.parametrize(("content", "reason"), CORRUPT, ids=[reason for _, reason in CORRUPT])
@@ -376,13 +376,13 @@ class TestCorruptTables:
     def test_the_user_s_is_replaced_by_what_is_tuned(self, gpu, monkeypatch):
         gpu.parent.mkdir()
         gpu.write_text("{")
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
+        monkeypatch.setattr(tuning, "tune", lambda bucket, run: (CONFIG, True))
         tuning.configuration(BUCKET, GPU, None)
         assert json.loads(gpu.read_text()) == head()
 
     def test_bad_entries_are_not_kept(self, gpu, monkeypatch):
         write(gpu, {**dict(BAD_ENTRIES[-3:]), GOOD.name(): CONFIG})
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
+        monkeypatch.setattr(tuning, "tune", lambda bucket, run: (CONFIG, True))
         tuning.configuration(BUCKET, GPU, None)
         assert json.loads(gpu.read_text())["configs"] == {BUCKET.name(): CONFIG, GOOD.name(): CONFIG}
 
@@ -427,7 +427,7 @@ def test_every_entry_of_a_shipped_table_is_used(path, caplog):
 
 def test_a_cache_that_cannot_be_written_costs_only_the_cache_and_is_told_once(gpu, monkeypatch, caplog):
     gpu.parent.write_text("a file where the directory should be")
-    monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
+    monkeypatch.setattr(tuning, "tune", lambda bucket, run: (CONFIG, True))
     for bucket in (BUCKET, OTHER):
         assert tuning.configuration(bucket, GPU, None) == CONFIG
     assert len([m for m in messages(caplog) if f"{gpu} cannot be written" in m]) == 1
@@ -440,14 +440,14 @@ def test_a_failed_write_leaves_the_old_table_and_no_litter(gpu, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(Path, "replace", fail)
-    monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
+    monkeypatch.setattr(tuning, "tune", lambda bucket, run: (CONFIG, True))
     assert tuning.configuration(BUCKET, GPU, None) == CONFIG
     assert json.loads(gpu.read_text())["configs"] == {OTHER.name(): CONFIG}
     assert list(gpu.parent.iterdir()) == [gpu]
 
 
 def test_tables_of_two_processes_are_merged(gpu, monkeypatch):
-    monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
+    monkeypatch.setattr(tuning, "tune", lambda bucket, run: (CONFIG, True))
     tuning._table(NAME)  # this process reads the table before the other writes
     write(gpu, {OTHER.name(): CONFIG})
     tuning.configuration(BUCKET, GPU, None)
@@ -457,7 +457,7 @@ def test_tables_of_two_processes_are_merged(gpu, monkeypatch):
 def test_a_tuning_of_other_kernels_is_told_of_and_forgotten(gpu, monkeypatch, caplog):
     write(gpu, {BUCKET.name(): FOUR, OTHER.name(): CONFIG})
     monkeypatch.setattr(tables, "kernels", lambda: "newer")
-    monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
+    monkeypatch.setattr(tuning, "tune", lambda bucket, run: (CONFIG, True))
     assert tuning.configuration(BUCKET, GPU, None) == CONFIG
     assert json.loads(gpu.read_text()) == head(kernels="newer")
     assert messages(caplog)[0] == (
@@ -477,9 +477,9 @@ def test_a_configuration_that_does_not_compile_loses(monkeypatch):
 
     monkeypatch.setattr(triton.testing, "do_bench", lambda function, **options: (function(),) * 3)
     assert len(tuning.space(BUCKET)) > 3
-    assert tuning.tune(BUCKET, run) == best
+    assert tuning.tune(BUCKET, run) == (best, False)
     monkeypatch.setattr(triton.testing, "do_bench", lambda function, **options: 1 / 0)
-    assert tuning.tune(BUCKET, run) is None
+    assert tuning.tune(BUCKET, run) == (tuning.default(BUCKET), False)
 
 
 def test_whoever_chooses_is_asked_on_every_device_and_thread_until_the_end(gpu, caplog):
