@@ -70,7 +70,11 @@ class Table(NamedTuple):
 
 
 def slug(device: str) -> str:
-    """A GPU's name as the name of a file."""
+    """A GPU's name as the name of a file.
+
+    Names that differ in case, signs or beyond 100 letters alone share a file, which has the table of the one
+    that wrote last: the other finds it is not its own. No two GPUs are known that do.
+    """
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")[:100] or "gpu"
 
 

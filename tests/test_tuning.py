@@ -95,6 +95,8 @@ def test_configurations_that_would_stall_or_break_a_call_are_none(kernel, dtype)
         "1024 values a thread, 128 times the taps unrolled": (128, 1, 1, 16, 16, 1),
         "512 threads of 64 values: more registers than there are": (1, 1, 1, 128, 256, 16),
         "512 threads for one pixel": (128, 1, 1, 1, 1, 16),
+        "512 threads of two pixels": (1, 1, 1, 32, 32, 16),
+        "64 values a thread": (64, 1, 1, 8, 8, 2),
     }
     found = {why for why, values in hostile.items() if tuning.checked(bucket.name(), tuning._config(*values))}
     assert not found
@@ -423,6 +425,19 @@ def test_every_entry_of_a_shipped_table_is_used(path, caplog):
     assert path.stem == tables.slug(table.device)
     assert len(tables.load(path, tuning.checked)[0]) == len(table.configs) > 0
     assert messages(caplog) == []
+
+
+def test_gpus_that_share_a_file_never_share_configurations(gpu, monkeypatch, caplog):
+    """The one that wrote last has it; each is told that what is there is not its own."""
+    monkeypatch.setattr(tuning, "tune", lambda bucket, run: (FOUR, True))
+    for name, config in (("A 100", CONFIG), ("a-100", FOUR), ("A 100", FOUR)):
+        if config is CONFIG:
+            tuning.write_table(tables.cache_path(name), name, {BUCKET: CONFIG})
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        new_process(), tuning._device_name.cache_clear()
+        assert tuning.configuration(BUCKET, GPU, None) == config
+        assert tables.read(tables.cache_path(name)).device == name
+    assert "is ignored: a table of 'a-100', expected 'A 100'" in messages(caplog)[-2]
 
 
 def test_a_cache_that_cannot_be_written_costs_only_the_cache_and_is_told_once(gpu, monkeypatch, caplog):
