@@ -19,6 +19,8 @@ from stn_triton.options import INPUT_DTYPES
 
 # The least that Triton compiles for.
 _CAPABILITY = (8, 0)
+# Letters of a GPU's name; what a file says it is has any number of them.
+_DEVICE = 60
 
 
 class TableState(NamedTuple):
@@ -78,34 +80,30 @@ def table_states(gpu: str | None) -> list[TableState]:
 
 
 def _state(path: Path, origin: str, gpu: str | None) -> TableState:
-    try:
-        table = tables.read(path)
-    except tables.TableError as error:
-        return TableState(str(path), origin, "", 0, 0, False, False, f"ignored: {error}")
-    if table is None:
+    is_gpus = gpu is not None and path.name == f"{tables.slug(gpu)}.json"
+    found = tables.examine(path, tuning.checked, gpu if is_gpus else None, origin == "user")
+    if found is None:
         return TableState(str(path), origin, "", 0, 0, False, False, "removed just now")
-    good = sum(tuning.checked(name, config) is not None for name, config in table.configs.items())
-    bad = len(table.configs) - good
-    is_current = table.kernels == tables.kernels()
-    # As `tables.known` decides.
-    if gpu is None:
+    good, bad = len(found.entries), len(found.bad)
+    is_current = found.kernels == tables.kernels()
+    is_used = False
+    if found.reason and (is_gpus or not found.device):
+        reason = f"ignored: {found.reason}"
+    elif gpu is None:
         reason = "not used: block sizes are a GPU's, and this device is none"
-    elif path.name != f"{tables.slug(gpu)}.json" or table.device != gpu:
+    elif not is_gpus:
         reason = f"not used on {gpu}"
-    elif not is_current and origin == "user":
-        reason = "ignored: tuned for other kernels than this version's"
     elif not good:
         reason = "ignored: no good entries"
     else:
         rest = f"{bad} entries are not good and ignored" if bad else ""
         old = "" if is_current else "tuned for older kernels: right, perhaps not the fastest"
-        notes = "; ".join(note for note in (rest, old) if note)
-        return TableState(str(path), origin, table.device, good, bad, is_current, True, notes)
-    return TableState(str(path), origin, table.device, good, bad, is_current, False, reason)
+        is_used, reason = True, "; ".join(note for note in (rest, old) if note)
+    return TableState(str(path), origin, found.device, good, bad, is_current, is_used, reason)
 
 
 def _sentence(state: TableState) -> str:
-    of = f" of {state.gpu}: {state.entries} entries" if state.gpu else ""
+    of = f" of {tables.cut(state.gpu, _DEVICE)}: {state.entries} entries" if state.gpu else ""
     return f"{state.path}{of}, {state.reason or 'used'}" + (
         ", used" if state.is_used and state.reason else ""
     )
@@ -173,6 +171,6 @@ def _print(title: str, facts: Sequence[tuple[str, str]]) -> None:
     print(title)
     for key, value in facts:
         if value:
-            line = f"  {key:14} {value}"
+            line = tables.printable(f"  {key:14} {value}")
             print(environment.wrapped(line, 17, width))
     print()

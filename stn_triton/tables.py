@@ -22,6 +22,7 @@ import logging
 import os
 import re
 import secrets
+import shlex
 import stat
 import threading
 import time
@@ -30,7 +31,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 VERSION = 1
-MAX_BYTES = 64 * 2**20
+MAX_BYTES = 8 * 2**20
 """What is larger is no table: every bucket of the plain operator takes half a megabyte."""
 Parsed = dict[Any, dict[str, int]]
 Parse = Callable[[str, object], tuple[Any, dict[str, int]] | None]
@@ -40,6 +41,20 @@ _PATIENCE = 10.0
 _log = logging.getLogger("stn_triton")
 _told: set[str] = set()
 _telling = threading.Lock()
+
+
+class Found(NamedTuple):
+    """What became of a file."""
+
+    device: str
+    """Empty if the file does not tell, as ``kernels``."""
+    kernels: str
+    entries: Parsed
+    """The good ones."""
+    bad: list[str]
+    """Names of the others."""
+    reason: str
+    """Why no call uses it, in words that follow its path; empty if calls do."""
 
 
 class TableError(ValueError):
@@ -55,7 +70,11 @@ class Table(NamedTuple):
 
 
 def slug(device: str) -> str:
-    """A GPU's name as the name of a file."""
+    """A GPU's name as the name of a file.
+
+    Names that differ in case, signs or beyond 100 letters alone share a file, which has the table of the one
+    that wrote last: the other finds it is not its own. No two GPUs are known that do.
+    """
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")[:100] or "gpu"
 
 
@@ -70,14 +89,27 @@ def cache_path(device: str) -> Path:
 
 
 def distrusted(path: Path) -> str:
-    """Why a table in the cache directory is neither used nor written: everyone can change it. Or nothing."""
+    """Why a table in the cache directory is neither used nor written, and what to do; nothing if it is.
+
+    It, or its directory, is of a user who is neither this one nor root, or everyone may write to it. Nobody
+    looks at groups that may write, at access lists, at the directories above, nor at Windows, where modes say
+    nothing.
+    """
+    if os.name != "posix":
+        return ""
     for place, what, is_kind in ((path.parent, "its directory", stat.S_ISDIR), (path, "it", stat.S_ISREG)):
         with contextlib.suppress(OSError):
-            mode = place.stat().st_mode
-            if is_kind(mode) and mode & stat.S_IWOTH:
+            status = place.stat()
+            if not is_kind(status.st_mode):
+                continue
+            if status.st_uid not in (0, os.geteuid()):
                 return (
-                    f"everyone may write to {what}, mode {stat.S_IMODE(mode):04o}, expected one such as 0755"
+                    f"{what} belongs to user {status.st_uid}, expected {os.geteuid()} or root; "
+                    "set STN_TRITON_CACHE_DIR to a directory of your own"
                 )
+            if status.st_mode & stat.S_IWOTH:
+                mode = stat.S_IMODE(status.st_mode)
+                return f"everyone may write to {what}, mode {mode:04o}; chmod o-w {shlex.quote(str(place))}"
     return ""
 
 
@@ -98,16 +130,13 @@ def read(path: Path, device: str | None = None) -> Table | None:
         TableError: what is there is no table, or another GPU's.
     """
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise TableError("not a file")
-        if status.st_size > MAX_BYTES:
-            raise TableError(f"{status.st_size} bytes, expected at most {MAX_BYTES}")
-        content = json.loads(path.read_bytes(), object_pairs_hook=_once)
+        content = json.loads(_content(path), object_pairs_hook=_once)
     except FileNotFoundError:
         return None
     except TableError:
         raise
+    except IsADirectoryError as error:
+        raise TableError("not a file") from error
     except OSError as error:
         raise TableError(f"cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -125,45 +154,81 @@ def read(path: Path, device: str | None = None) -> Table | None:
     return Table(content["device"], content["kernels"], content["configs"])
 
 
+def _content(path: Path) -> bytes:
+    """Of a file, looked at once it is open: another may take its place, and it may grow.
+
+    Raises:
+        TableError: it is no file, or too large.
+        OSError: it cannot be read.
+    """
+    # A pipe that nobody writes to would be waited for. Windows has neither.
+    flags = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    with open(path, "rb", opener=lambda path, mode: os.open(path, mode | flags)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise TableError("not a file")
+        if status.st_size > MAX_BYTES:
+            raise TableError(f"{status.st_size} bytes, expected at most {MAX_BYTES}")
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise TableError(f"it grows, expected at most {MAX_BYTES} bytes")
+    return content
+
+
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """A JSON object; of a name that stands there twice, readers would take one or the other."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in found if names.count(name) > 1)
-        raise TableError(f"it has {shortened(twice, 100)} twice")
+    found: dict[str, object] = {}
+    for name, value in pairs:
+        if name in found:
+            raise TableError(f"it has {shortened(name, 100)} twice")
+        found[name] = value
     return found
 
 
-def load(path: Path, parse: Parse, device: str | None = None) -> tuple[Parsed, str]:
-    """The good entries of the table at a path, and the kernels it is for; tells what is wrong with it."""
+def examine(path: Path, parse: Parse, device: str | None = None, is_own: bool = False) -> Found | None:
+    """What is in the table at a path, and whether calls on a device use it; None if there is no file.
+
+    Args:
+        path: Where the table is.
+        parse: Says which entries are good.
+        device: The GPU that it should be of; None for any.
+        is_own: Whether it is the user's, of whom no more is used than what was tuned here for these kernels.
+    """
+    if is_own and (reason := distrusted(path)):
+        return Found("", "", {}, [], reason)
     try:
         table = read(path, device)
     except TableError as error:
-        tell_once(f"{path} is ignored: {error}")
-        return {}, ""
+        return Found("", "", {}, [], str(error))
     if table is None:
+        return None
+    parsed = {name: parse(name, config) for name, config in table.configs.items()}
+    bad = [name for name, entry in parsed.items() if entry is None]
+    good = dict(entry for entry in parsed.values() if entry is not None)
+    is_old = is_own and table.kernels != kernels()
+    reason = "tuned for other kernels than this version's" if is_old else ""
+    return Found(table.device, table.kernels, good, bad, reason)
+
+
+def load(path: Path, parse: Parse, device: str | None = None, is_own: bool = False) -> tuple[Parsed, str]:
+    """What calls use of the table at a path, and the kernels it is for; tells what is wrong with it."""
+    found = examine(path, parse, device, is_own)
+    if found is None:
         return {}, ""
-    found = {name: parse(name, config) for name, config in table.configs.items()}
-    bad = [name for name, entry in found.items() if entry is None]
-    if bad:
-        tell_once(f"{path}: {len(bad)} of {len(found)} entries are ignored, such as {shortened(bad[0], 100)}")
-    return dict(entry for entry in found.values() if entry is not None), table.kernels
+    if found.reason:
+        tell_once(f"{path} is ignored: {found.reason}")
+        return {}, ""
+    if bad := found.bad:
+        count = len(bad) + len(found.entries)
+        tell_once(f"{path}: {len(bad)} of {count} entries are ignored, such as {shortened(bad[0], 100)}")
+    return found.entries, found.kernels
 
 
 def known(device: str, shipped_folder: Path, parse: Parse) -> Parsed:
     """What the shipped and the user's table of a GPU have; tells if it is nothing, or wrong."""
     own_path = cache_path(device)
     shipped, shipped_kernels = load(shipped_folder / own_path.name, parse, device)
-    own, own_kernels = {}, ""
-    if reason := distrusted(own_path):
-        tell_once(f"{own_path} is ignored: {reason}")
-    else:
-        own, own_kernels = load(own_path, parse, device)
-    if own_kernels != kernels():
-        if own:
-            tell_once(f"{own_path} was tuned for other kernels and is ignored")
-        own = {}
+    own, _ = load(own_path, parse, device, True)
     if not shipped and not own:
         tell_once(
             f"no table of block sizes for {device}: calls are tuned when they first run, or take defaults; "
@@ -261,10 +326,20 @@ def tell_once(message: str) -> None:
         if message in _told:
             return
         _told.add(message)
-    _log.warning("stn_triton: %s", message)
+    _log.warning("stn_triton: %s", printable(message))
+
+
+def printable(text: str) -> str:
+    """Text of others for a terminal: what would steer it, or change the order of letters, as an escape."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def shortened(value: object, limit: int = 60) -> str:
     """Something read from a file, in one short line."""
     text = f"a {type(value).__name__}" if isinstance(value, list | dict) else repr(value)
+    return cut(text, limit)
+
+
+def cut(text: str, limit: int) -> str:
+    """Text of at most so many letters."""
     return text if len(text) <= limit else text[: limit - 3] + "..."

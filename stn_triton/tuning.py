@@ -24,10 +24,11 @@ from typing import NamedTuple
 import torch
 
 from stn_triton import tables
-from stn_triton.options import Options
+from stn_triton.options import INPUT_DTYPES, Options
 
 Config = dict[str, int]
 CONFIG_KEYS = ("BLOCK_C", "STEPS_C", "RUN_C", "BLOCK_H", "BLOCK_W", "num_warps")
+_DTYPES = {str(dtype).removeprefix("torch.") for dtype in INPUT_DTYPES}
 _MANY_PROGRAMS = 4096
 SHIPPED = Path(__file__).parent / "tuned"
 _NOISE = 0.02
@@ -127,15 +128,32 @@ def space(bucket: Bucket) -> list[Config]:
     for block_c, steps_c, run_c, (tile, num_warps) in itertools.product(
         blocks_c, (1, 2, 4, 8, 16), runs_c, tiles
     ):
-        threads = 32 * num_warps
-        elements = block_c * tile[0] * tile[1] // threads
-        lanes = run_c * tile[0] * tile[1] // bucket.lane()
-        fits = bucket.lane() <= run_c <= block_c and min(bucket.channels, 4) <= elements <= 32
-        loops = steps_c == 1 or (bucket.has_steps() and block_c * steps_c <= bucket.channels and block_c >= 8)
         config = _config(block_c, steps_c, run_c, *tile, num_warps)
-        if fits and loops and threads <= lanes <= 2 * threads and config not in configs:
+        elements = block_c * tile[0] * tile[1] // (32 * num_warps)
+        is_worth_it = elements >= min(bucket.channels, 4) and (steps_c == 1 or block_c >= 8)
+        if is_worth_it and _fits(bucket, config) and config not in configs:
             configs.append(config)
     return configs
+
+
+def _fits(bucket: Bucket, config: Config) -> bool:
+    """Whether each thread has something to do and registers for it, and the kernel has such loops.
+
+    A thread has one lane or two, and at most 32 values: what a kernel unrolls is bounded by that. With 256
+    threads at most, each may have the 255 registers that there are.
+    """
+    block_c, steps_c, run_c, block_h, block_w, num_warps = (config[key] for key in CONFIG_KEYS)
+    threads = 32 * num_warps
+    lanes = run_c * block_h * block_w // bucket.lane()
+    return (
+        bucket.lane() <= run_c <= block_c
+        and (run_c == 1 or bucket.layout != "nchw")
+        and block_c * steps_c <= bucket.channels
+        and (steps_c == 1 or bucket.has_steps())
+        and block_c * block_h * block_w <= 32 * threads
+        and threads <= lanes <= 2 * threads
+        and num_warps <= 8
+    )
 
 
 def default(bucket: Bucket) -> Config:
@@ -235,18 +253,20 @@ def configuration(bucket: Bucket, device: torch.device, run: Launch) -> Config:
         return default(bucket)
     with _lock:
         if bucket not in table:
-            found = tune(bucket, run)
-            table[bucket] = found or default(bucket)
-            if found is not None:
-                _keep(name, bucket, found)
+            table[bucket], is_lasting = tune(bucket, run)
+            if is_lasting:
+                _keep(name, bucket, table[bucket])
     return table[bucket]
 
 
-def tune(bucket: Bucket, run: Launch) -> Config | None:
-    """The fastest configuration of the bucket's space, or the default if none is clearly faster.
+def tune(bucket: Bucket, run: Launch) -> tuple[Config, bool]:
+    """The fastest configuration of the bucket's space, or the default if none is clearly faster or runs.
 
-    Timed with the arguments of the call at hand, its theta included. None if nothing could be timed, because
-    the GPU's memory is full for example: that says nothing for later calls.
+    Timed with the arguments of the call at hand, its theta included.
+
+    Returns:
+        The configuration, for this process, and whether later ones should have it too. They tune anew if the
+        default could not be timed, because the GPU's memory was full for example: whatever won had no rival.
     """
     from triton.testing import do_bench
 
@@ -256,7 +276,8 @@ def tune(bucket: Bucket, run: Launch) -> Config | None:
         with contextlib.suppress(Exception):
             launch = functools.partial(run, config)
             timed.append((config, do_bench(launch, warmup=5, rep=20, quantiles=(0.2, 0.5, 0.8))))
-    return fastest(default(bucket), timed) if timed else None
+    usual = default(bucket)
+    return fastest(usual, timed), any(config == usual for config, _ in timed)
 
 
 def fastest(default: Config, timed: Sequence[tuple[Config, Sequence[float]]]) -> Config:
@@ -327,14 +348,12 @@ def shipped_configurations() -> list[tuple[Bucket, Config]]:
 
 
 def _is_valid(bucket: Bucket, config: object) -> bool:
-    """Powers of two that the bucket's kernel can use: a wrong run would address wrong memory."""
-    if not isinstance(config, dict) or sorted(config) != sorted(CONFIG_KEYS):
+    """Powers of two that the bucket's kernel can use: a wrong run would address wrong memory.
+
+    And such as a space has had or may have, though perhaps not today's: a table for older kernels is used.
+    """
+    if bucket.dtype not in _DTYPES or not isinstance(config, dict) or sorted(config) != sorted(CONFIG_KEYS):
         return False
     if not all(type(v) is int and 0 < v <= 256 and v & (v - 1) == 0 for v in config.values()):
         return False
-    if config["RUN_C"] > (1 if bucket.layout == "nchw" else config["BLOCK_C"]):
-        return False
-    if config["STEPS_C"] > 1 and not bucket.has_steps():
-        return False
-    tile = config["BLOCK_C"] * config["BLOCK_H"] * config["BLOCK_W"]
-    return tile <= 2**15 and config["num_warps"] <= 16
+    return _fits(bucket, config)

@@ -104,7 +104,7 @@ assert len(results) == {THREADS} and all(result == results[0] for result in resu
         def tune(bucket, run):
             tuned.append(bucket)
             time.sleep(0.05)
-            return {**CONFIG, "BLOCK_C": 2 ** len(tuned)}
+            return {**CONFIG, "BLOCK_C": 2 ** len(tuned)}, True
 
         load = tables.load
         monkeypatch.setattr(tuning, "tune", tune)
@@ -120,7 +120,7 @@ assert len(results) == {THREADS} and all(result == results[0] for result in resu
         monkeypatch.setattr(tuning, "tune", lambda bucket, run: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             tuning.configuration(BUCKET, GPU, None)
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
+        monkeypatch.setattr(tuning, "tune", lambda bucket, run: (CONFIG, True))
         assert in_threads(lambda i: tuning.configuration(BUCKET, GPU, None)) == [CONFIG] * THREADS
 
 

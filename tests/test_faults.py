@@ -214,6 +214,23 @@ class TestTuning:
 
         clock(bench)
         assert tuning.configuration(BUCKET, GPU, print) == best
+        assert tables.load(gpu, tuning.checked)[0] == {BUCKET: best}
+
+    def test_what_won_because_the_default_found_no_memory_is_for_this_process(self, gpu, clock):  # noqa: F811
+        """The call at hand runs with it; what it would be on a GPU that is not full is not known."""
+        runs = []
+
+        def bench(run, **options):
+            runs.append(run)
+            if run.args[0] != tuning.space(BUCKET)[-1]:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return 1.0, 1.0, 1.0
+
+        clock(bench)
+        for _ in range(2):
+            assert tuning.configuration(BUCKET, GPU, print) == tuning.space(BUCKET)[-1]
+        assert len(runs) == len(tuning.space(BUCKET))  # once
+        assert not gpu.exists()
 
 
 TUNE = tuning.tune
@@ -243,7 +260,7 @@ def in_child(function, *, seconds=60):
 def keeps(bucket=BUCKET):
     """Tunes a bucket, as the first call of a process, and says whether its table has it then."""
     tuning._tables.clear()
-    tuning.tune = lambda bucket, run: CONFIG
+    tuning.tune = lambda bucket, run: (CONFIG, True)
     assert tuning.configuration(bucket, GPU, None) == CONFIG
     return bucket in tables.load(tables.cache_path(NAME), tuning.checked)[0]
 

@@ -80,6 +80,23 @@ def test_bad_entries_are_counted(folders):
     assert states() == [("user", 1, 2, True, "2 entries are not good and ignored")]
 
 
+@pytest.mark.parametrize("what", ["directory", "file"])
+def test_a_table_that_is_distrusted_is_not_used_and_says_why(folders, what):
+    path = write(folders["user"])
+    place, mode, subject = {
+        "directory": (path.parent, 0o777, "its directory"),
+        "file": (path, 0o666, "it"),
+    }[what]
+    place.chmod(mode)
+    reason = f"ignored: everyone may write to {subject}, mode {mode:04o}; chmod o-w {place}"
+    assert states() == [("user", 0, 0, False, reason)]
+    assert not is_known()
+    path = write(folders["shipped"])
+    path.chmod(0o666)  # who may write to the package may change its code
+    assert states()[0] == ("shipped", 2, 0, True, "")
+    assert is_known()
+
+
 def test_another_gpu_s_table_is_listed_last(folders):
     write(folders["user"], "Another GPU")
     write(folders["user"])
@@ -114,6 +131,35 @@ def test_it_is_printed(folders, capsys, monkeypatch):
     ):
         assert f"\n  {name} " in printed
     assert torch.__version__ in printed
+
+
+HOSTILE = "\x1b]0;x\x07\r\n\x9b2J\u202e"
+
+
+@pytest.mark.parametrize("place", ["device", "kernels", "file", "directory", "entry"])
+def test_what_is_in_tables_and_paths_does_not_steer_the_terminal(
+    folders, tmp_path, capsys, monkeypatch, place
+):
+    device = HOSTILE + "x" * 10**6 if place == "device" else "Another GPU"
+    folder = folders["user"]
+    if place == "directory":
+        folder = tmp_path / HOSTILE
+        monkeypatch.setenv("STN_TRITON_CACHE_DIR", str(folder))
+    write(
+        folder,
+        device,
+        {HOSTILE: 1} if place == "entry" else ENTRIES,
+        HOSTILE if place == "kernels" else None,
+        f"{HOSTILE}\udcff.json" if place == "file" else "another-gpu.json",
+    )
+    assert main(["info", "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert all(letter.isprintable() for letter in printed.replace("\n", ""))
+    assert len(printed) < 10_000
+    if place in ("device", "file", "directory"):
+        assert r"\x1b]0;x\x07\r\n\x9b2J\u202e" in printed
+    assert main(["info", "--json", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.replace("\n", "").isprintable()
 
 
 def test_json_is_json_alone_and_tells_nobody_of_tables(folders, tmp_path):

@@ -13,11 +13,13 @@ import os
 import pickle
 import resource
 import struct
+import time
+import types
 from pathlib import Path
 
 import pytest
 import torch
-from test_tuning import BUCKET, CONFIG, GPU, NAME, OTHER, gpu, head, messages, write  # noqa: F401, a fixture
+from test_tuning import BUCKET, CONFIG, FOUR, GPU, NAME, OTHER, gpu, head, messages, write  # noqa: F401, a fixture
 
 from stn_triton import tables, tuning
 
@@ -146,7 +148,7 @@ class TestPickles:
         trace = tmp_path / "trace"
         gpu.parent.mkdir()
         gpu.write_bytes(pickle.dumps(Planted(trace)))
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
+        monkeypatch.setattr(tuning, "tune", lambda bucket, run: (CONFIG, True))
         assert tuning.configuration(BUCKET, GPU, None) == CONFIG
         assert messages(caplog)[0] == f"stn_triton: {gpu} is ignored: not JSON"
         assert not trace.exists()
@@ -191,7 +193,7 @@ class TestTables:
         assert set(path.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-.")
         assert not path.name.startswith(".")
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
+        monkeypatch.setattr(tuning, "tune", lambda bucket, run: (CONFIG, True))
         before = set(gpu.parents[1].rglob("*"))
         tuning.configuration(BUCKET, GPU, None)
         assert set(gpu.parents[1].rglob("*")) - before == {gpu.parent, path}
@@ -210,19 +212,28 @@ class TestTables:
         assert was in text
         gpu.parent.mkdir()
         gpu.write_text(text.replace(was, twice, 1))
-        other = {**CONFIG, "num_warps": 4}
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: other)
-        assert tuning.configuration(BUCKET, GPU, None) == other
+        monkeypatch.setattr(tuning, "tune", lambda bucket, run: (FOUR, True))
+        assert tuning.configuration(BUCKET, GPU, None) == FOUR
         assert messages(caplog)[0] == f"stn_triton: {gpu} is ignored: it has {name!r} twice"
+
+    def test_of_a_great_many_names_one_stands_there_twice(self, tmp_path):
+        """The last of 400,000; to compare each with each would take hours, while every thread waits."""
+        names = [f"{i:x}" for i in range(400_000)]
+        path = tmp_path / "table.json"
+        path.write_text("{" + ",".join(f'"{name}":1' for name in (*names, names[-1])) + "}")
+        assert path.stat().st_size < tables.MAX_BYTES
+        began = time.monotonic()
+        with pytest.raises(tables.TableError, match=r"^it has '61a7f' twice$"):
+            tables.read(path)
+        assert time.monotonic() - began < 30
 
     @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400", "true", "4.0", "null", "{}"])
     def test_numbers_that_are_none_are_told_with_their_bucket(self, gpu, monkeypatch, caplog, number):  # noqa: F811
         text = json.dumps(head()).replace('"BLOCK_C": 4', f'"BLOCK_C": {number}')
         gpu.parent.mkdir()
         gpu.write_text(text)
-        other = {**CONFIG, "num_warps": 4}
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: other)
-        assert tuning.configuration(BUCKET, GPU, None) == other
+        monkeypatch.setattr(tuning, "tune", lambda bucket, run: (FOUR, True))
+        assert tuning.configuration(BUCKET, GPU, None) == FOUR
         told = messages(caplog)[0]
         assert told == f"stn_triton: {gpu}: 1 of 1 entries are ignored, such as {BUCKET.name()!r}"
 
@@ -232,22 +243,56 @@ class TestTables:
         place, mode = {"directory": (gpu.parent, 0o1777), "file": (gpu, 0o666)}[what]
         place.chmod(mode)
         before = gpu.read_bytes()
-        other = {**CONFIG, "num_warps": 4}
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: other)
+        monkeypatch.setattr(tuning, "tune", lambda bucket, run: (FOUR, True))
         for bucket in (BUCKET, OTHER):
-            assert tuning.configuration(bucket, GPU, None) == other
+            assert tuning.configuration(bucket, GPU, None) == FOUR
         told = [text for text in messages(caplog) if "ignored" in text]
         subject = "its directory" if what == "directory" else "it"
         assert told == [
-            f"stn_triton: {gpu} is ignored: everyone may write to {subject}, mode {mode:04o}, "
-            "expected one such as 0755"
+            f"stn_triton: {gpu} is ignored: everyone may write to {subject}, mode {mode:04o}; "
+            f"chmod o-w {place}"
         ]
         assert gpu.read_bytes() == before
         assert list(gpu.parent.iterdir()) == [gpu]
 
+    @pytest.mark.parametrize("what", ["directory", "file"])
+    def test_what_another_user_owns_is_neither_used_nor_written(self, gpu, monkeypatch, caplog, what):  # noqa: F811
+        """Whatever its mode is: the owner may change that."""
+        write(gpu, {BUCKET.name(): CONFIG})
+        place = {"directory": gpu.parent, "file": gpu}[what]
+        mine = place.stat().st_uid
+        real = Path.stat
+
+        def stat(path, **options):
+            status = real(path, **options)
+            return os.stat_result((*status[:4], 54321, *status[5:])) if path == place else status
+
+        monkeypatch.setattr(Path, "stat", stat)
+        before = gpu.read_bytes()
+        monkeypatch.setattr(tuning, "tune", lambda bucket, run: (FOUR, True))
+        assert tuning.configuration(BUCKET, GPU, None) == FOUR
+        subject = "its directory" if what == "directory" else "it"
+        assert messages(caplog)[0] == (
+            f"stn_triton: {gpu} is ignored: {subject} belongs to user 54321, expected {mine} or root; "
+            "set STN_TRITON_CACHE_DIR to a directory of your own"
+        )
+        assert gpu.read_bytes() == before
+        monkeypatch.setattr(os, "geteuid", lambda: 54321)
+        other = {"directory": gpu, "file": gpu.parent}[what]
+        is_root_s = real(other).st_uid == 0
+        assert bool(tables.distrusted(gpu)) != is_root_s
+
+    def test_where_modes_and_owners_say_nothing_tables_are_used(self, gpu, monkeypatch):  # noqa: F811
+        """Windows reports every file as one that everyone may write, and no owner."""
+        write(gpu, {BUCKET.name(): CONFIG})
+        gpu.chmod(0o666), gpu.parent.chmod(0o777)
+        assert tables.distrusted(gpu)
+        monkeypatch.setattr(tables, "os", types.SimpleNamespace(name="nt"))
+        assert not tables.distrusted(gpu)
+
     def test_what_is_made_is_not_open_to_everyone(self, gpu, monkeypatch):  # noqa: F811
         """Whatever the umask lets."""
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
+        monkeypatch.setattr(tuning, "tune", lambda bucket, run: (CONFIG, True))
         before = os.umask(0)
         try:
             tuning.configuration(BUCKET, GPU, None)

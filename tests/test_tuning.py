@@ -16,6 +16,7 @@ from stn_triton import tables, tuning
 from stn_triton.options import DEFAULT
 
 CONFIG = {**dict.fromkeys(tuning.CONFIG_KEYS, 1), "BLOCK_C": 4, "BLOCK_H": 8, "BLOCK_W": 8, "num_warps": 2}
+FOUR = {**CONFIG, "BLOCK_W": 16, "num_warps": 4}
 PLAIN = tuning.variant_of(2, False, False, False, DEFAULT)
 BUCKET = tuning.bucket_of("forward", PLAIN, False, torch.float32, 8, 3, 224 * 224)
 OTHER = BUCKET._replace(kernel="theta")
@@ -85,6 +86,35 @@ def test_every_configuration_of_the_space_can_be_launched(layout, channels, pixe
         assert 1 <= lanes / (32 * config["num_warps"]) <= 2
 
 
+@pytest.mark.parametrize("kernel", ["forward/3d-bilinear-zeros", "backward_input/2d-bicubic-reflection"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_configurations_that_would_stall_or_break_a_call_are_none(kernel, dtype):
+    """Powers of two below each limit, and yet nothing to launch."""
+    bucket = tuning.Bucket(*kernel.split("/"), "nchw", dtype, 128, 2**15, 4096)
+    hostile = {
+        "1024 values a thread, 128 times the taps unrolled": (128, 1, 1, 16, 16, 1),
+        "512 threads of 64 values: more registers than there are": (1, 1, 1, 128, 256, 16),
+        "512 threads for one pixel": (128, 1, 1, 1, 1, 16),
+        "512 threads of two pixels": (1, 1, 1, 32, 32, 16),
+        "64 values a thread": (64, 1, 1, 8, 8, 2),
+    }
+    found = {why for why, values in hostile.items() if tuning.checked(bucket.name(), tuning._config(*values))}
+    assert not found
+    assert all(tuning.checked(bucket.name(), config) for config in tuning.space(bucket))
+
+
+def test_what_earlier_versions_found_is_still_good():
+    """Configurations that no space has any more, and defaults that have changed since."""
+    heavy = tuning.Bucket(
+        "backward", "2d-bicubic-zeros-antialias-tangent", "nchw", "float32", 128, 2**15, 4096
+    )
+    for bucket, values in ((BUCKET, (4, 1, 1, 4, 32, 4)), (heavy, (4, 1, 1, 8, 16, 4))):
+        config = tuning._config(*values)
+        assert config not in tuning.space(bucket)[:1]
+        assert tuning.checked(bucket.name(), config)
+    assert tuning._config(4, 1, 1, 4, 32, 4) not in tuning.space(BUCKET)
+
+
 def test_sizes_of_one_bucket_share_a_tuning_and_its_name_leads_back():
     same = tuning.bucket_of("forward", PLAIN, False, torch.float32, 9, 3, 200 * 230)
     assert same == BUCKET
@@ -102,7 +132,7 @@ def test_channels_last_reads_whole_vectors_only_where_16_divides_the_channels():
 
 def test_a_bucket_is_tuned_once_and_kept_on_disk(gpu, monkeypatch):
     calls = []
-    monkeypatch.setattr(tuning, "tune", lambda bucket, run: calls.append(bucket) or CONFIG)
+    monkeypatch.setattr(tuning, "tune", lambda bucket, run: calls.append(bucket) or (CONFIG, True))
     for _ in range(2):
         assert tuning.configuration(BUCKET, GPU, None) == CONFIG
     tuning._tables.clear()  # as a new process
@@ -113,14 +143,14 @@ def test_a_bucket_is_tuned_once_and_kept_on_disk(gpu, monkeypatch):
 
 def test_a_shipped_table_is_used_untuned_and_comes_before_the_user_s(gpu, caplog):
     write(tuning.SHIPPED / gpu.name, {BUCKET.name(): CONFIG})
-    write(gpu, {BUCKET.name(): {**CONFIG, "num_warps": 4}})
+    write(gpu, {BUCKET.name(): FOUR})
     assert tuning.configuration(BUCKET, GPU, None) == CONFIG
     assert tuning.shipped_configurations() == [(BUCKET, CONFIG)]
     assert messages(caplog) == []
 
 
 def test_a_shipped_table_for_older_kernels_is_used_but_after_what_the_user_tuned_for_these(gpu, caplog):
-    theirs = {**CONFIG, "num_warps": 4}
+    theirs = FOUR
     write(tuning.SHIPPED / gpu.name, {BUCKET.name(): CONFIG, OTHER.name(): CONFIG}, kernels="older")
     write(gpu, {BUCKET.name(): theirs})
     assert tuning.configuration(BUCKET, GPU, None) == theirs
@@ -141,7 +171,7 @@ def test_the_default_is_used_inside_a_capture_when_switched_off_and_without_a_gp
 
 class TestTelling:
     def test_no_table_is_told_once_in_a_line_that_says_how_to_make_one(self, gpu, monkeypatch, caplog):
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
+        monkeypatch.setattr(tuning, "tune", lambda bucket, run: (CONFIG, True))
         for bucket in (BUCKET, OTHER):
             tuning.configuration(bucket, GPU, None)
         (message,) = messages(caplog)
@@ -224,6 +254,9 @@ BAD_ENTRIES = [
     (BUCKET.name(), {**CONFIG, "BLOCK_C": "4"}),
     (BUCKET.name(), {**CONFIG, "BLOCK_C": [4]}),
     (BUCKET.name(), {**CONFIG, "num_warps": 32}),
+    (BUCKET.name(), {**CONFIG, "num_warps": 4}),  # threads without pixels
+    (BUCKET.name(), {**CONFIG, "BLOCK_C": 8}),  # channels that there are not
+    (BUCKET.name(), {**CONFIG, "STEPS_C": 2}),
     (BUCKET.name(), {**CONFIG, "RUN_C": 4}),  # would address wrong memory
     (BUCKET.name(), {"BLOCK_C": 4}),
     (BUCKET.name(), {**CONFIG, "extra": 1}),
@@ -234,6 +267,8 @@ BAD_ENTRIES = [
     (BUCKET.name().replace("c4", "c04"), CONFIG),
     (BUCKET.name().replace("c4", "c" + "4" * 5000), CONFIG),
     (BUCKET.name().replace("nchw", "nhwc"), CONFIG),
+    (BUCKET.name().replace("float32", "int"), CONFIG),
+    (BUCKET.name().replace("nchw", "channels_last_16").replace("float32", "load"), CONFIG),
     ("", CONFIG),
 ]
 
@@ -249,7 +284,7 @@ def place(request, gpu):
 class TestCorruptTables:
     def used(self, monkeypatch):
         """The configurations of a bucket and of another, if tables have none for them."""
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: {**CONFIG, "num_warps": 4})
+        monkeypatch.setattr(tuning, "tune", lambda bucket, run: (FOUR, True))
         return [tuning.configuration(bucket, GPU, None)["num_warps"] for bucket in (BUCKET, GOOD, BUCKET)]
 
     @pytest.mark.parametrize(("content", "reason"), CORRUPT, ids=[reason for _, reason in CORRUPT])
@@ -290,15 +325,48 @@ class TestCorruptTables:
         with place.open("wb") as file:
             file.truncate(10 * 2**40)
         assert self.used(monkeypatch) == [4, 4, 4]
-        assert "10995116277760 bytes, expected at most 67108864" in messages(caplog)[0]
+        assert "10995116277760 bytes, expected at most 8388608" in messages(caplog)[0]
+
+    def test_one_that_grows_while_it_is_read(self, place, monkeypatch, caplog):
+        write(place, {BUCKET.name(): CONFIG})
+        real = os.fstat
+
+        def grow(descriptor):
+            status = real(descriptor)
+            os.truncate(place, 10 * 2**40)
+            return status
+
+        monkeypatch.setattr(os, "fstat", grow)
+        assert self.used(monkeypatch) == [4, 4, 4]
+        assert (
+            messages(caplog)[0] == f"stn_triton: {place} is ignored: it grows, expected at most 8388608 bytes"
+        )
+
+    def test_a_pipe_that_takes_the_place_of_a_file_that_was_looked_at(self, place, monkeypatch, caplog):
+        """What counts is what is open; whoever waits for the pipe would wait for ever."""
+        write(place, {BUCKET.name(): CONFIG})
+        real = os.open
+
+        def exchange(path, *args, **kwargs):
+            if Path(path) == place and place.is_file():
+                place.unlink(), os.mkfifo(place)
+            return real(path, *args, **kwargs)
+
+        monkeypatch.setattr(os, "open", exchange)
+        assert self.used(monkeypatch) == [4, 4, 4]
+        assert messages(caplog)[0] == f"stn_triton: {place} is ignored: not a file"
 
     def test_one_that_may_not_be_read(self, place, monkeypatch, caplog):
         write(place, {BUCKET.name(): CONFIG})
 
-        def refuse(path):
-            raise PermissionError(13, "Permission denied")
+        real = os.open
 
-        monkeypatch.setattr(Path, "read_bytes", refuse)
+        def refuse(path, *args, **kwargs):
+            if Path(path) == place:
+                raise PermissionError(13, "Permission denied")
+            return real(path, *args, **kwargs)
+
+        monkeypatch.setattr(os, "open", refuse)
         assert self.used(monkeypatch) == [4, 4, 4]
         assert messages(caplog)[0] == f"stn_triton: {place} is ignored: cannot be read: Permission denied"
 
@@ -310,13 +378,13 @@ class TestCorruptTables:
     def test_the_user_s_is_replaced_by_what_is_tuned(self, gpu, monkeypatch):
         gpu.parent.mkdir()
         gpu.write_text("{")
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
+        monkeypatch.setattr(tuning, "tune", lambda bucket, run: (CONFIG, True))
         tuning.configuration(BUCKET, GPU, None)
         assert json.loads(gpu.read_text()) == head()
 
     def test_bad_entries_are_not_kept(self, gpu, monkeypatch):
         write(gpu, {**dict(BAD_ENTRIES[-3:]), GOOD.name(): CONFIG})
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
+        monkeypatch.setattr(tuning, "tune", lambda bucket, run: (CONFIG, True))
         tuning.configuration(BUCKET, GPU, None)
         assert json.loads(gpu.read_text())["configs"] == {BUCKET.name(): CONFIG, GOOD.name(): CONFIG}
 
@@ -359,9 +427,22 @@ def test_every_entry_of_a_shipped_table_is_used(path, caplog):
     assert messages(caplog) == []
 
 
+def test_gpus_that_share_a_file_never_share_configurations(gpu, monkeypatch, caplog):
+    """The one that wrote last has it; each is told that what is there is not its own."""
+    monkeypatch.setattr(tuning, "tune", lambda bucket, run: (FOUR, True))
+    for name, config in (("A 100", CONFIG), ("a-100", FOUR), ("A 100", FOUR)):
+        if config is CONFIG:
+            tuning.write_table(tables.cache_path(name), name, {BUCKET: CONFIG})
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        new_process(), tuning._device_name.cache_clear()
+        assert tuning.configuration(BUCKET, GPU, None) == config
+        assert tables.read(tables.cache_path(name)).device == name
+    assert "is ignored: a table of 'a-100', expected 'A 100'" in messages(caplog)[-2]
+
+
 def test_a_cache_that_cannot_be_written_costs_only_the_cache_and_is_told_once(gpu, monkeypatch, caplog):
     gpu.parent.write_text("a file where the directory should be")
-    monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
+    monkeypatch.setattr(tuning, "tune", lambda bucket, run: (CONFIG, True))
     for bucket in (BUCKET, OTHER):
         assert tuning.configuration(bucket, GPU, None) == CONFIG
     assert len([m for m in messages(caplog) if f"{gpu} cannot be written" in m]) == 1
@@ -374,14 +455,14 @@ def test_a_failed_write_leaves_the_old_table_and_no_litter(gpu, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(Path, "replace", fail)
-    monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
+    monkeypatch.setattr(tuning, "tune", lambda bucket, run: (CONFIG, True))
     assert tuning.configuration(BUCKET, GPU, None) == CONFIG
     assert json.loads(gpu.read_text())["configs"] == {OTHER.name(): CONFIG}
     assert list(gpu.parent.iterdir()) == [gpu]
 
 
 def test_tables_of_two_processes_are_merged(gpu, monkeypatch):
-    monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
+    monkeypatch.setattr(tuning, "tune", lambda bucket, run: (CONFIG, True))
     tuning._table(NAME)  # this process reads the table before the other writes
     write(gpu, {OTHER.name(): CONFIG})
     tuning.configuration(BUCKET, GPU, None)
@@ -389,12 +470,14 @@ def test_tables_of_two_processes_are_merged(gpu, monkeypatch):
 
 
 def test_a_tuning_of_other_kernels_is_told_of_and_forgotten(gpu, monkeypatch, caplog):
-    write(gpu, {BUCKET.name(): {**CONFIG, "num_warps": 4}, OTHER.name(): CONFIG})
+    write(gpu, {BUCKET.name(): FOUR, OTHER.name(): CONFIG})
     monkeypatch.setattr(tables, "kernels", lambda: "newer")
-    monkeypatch.setattr(tuning, "tune", lambda bucket, run: CONFIG)
+    monkeypatch.setattr(tuning, "tune", lambda bucket, run: (CONFIG, True))
     assert tuning.configuration(BUCKET, GPU, None) == CONFIG
     assert json.loads(gpu.read_text()) == head(kernels="newer")
-    assert messages(caplog)[0] == f"stn_triton: {gpu} was tuned for other kernels and is ignored"
+    assert messages(caplog)[0] == (
+        f"stn_triton: {gpu} is ignored: tuned for other kernels than this version's"
+    )
 
 
 def test_a_configuration_that_does_not_compile_loses(monkeypatch):
@@ -409,9 +492,9 @@ def test_a_configuration_that_does_not_compile_loses(monkeypatch):
 
     monkeypatch.setattr(triton.testing, "do_bench", lambda function, **options: (function(),) * 3)
     assert len(tuning.space(BUCKET)) > 3
-    assert tuning.tune(BUCKET, run) == best
+    assert tuning.tune(BUCKET, run) == (best, False)
     monkeypatch.setattr(triton.testing, "do_bench", lambda function, **options: 1 / 0)
-    assert tuning.tune(BUCKET, run) is None
+    assert tuning.tune(BUCKET, run) == (tuning.default(BUCKET), False)
 
 
 def test_whoever_chooses_is_asked_on_every_device_and_thread_until_the_end(gpu, caplog):
