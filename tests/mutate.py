@@ -123,13 +123,18 @@ class Suite:
     def learn(self) -> None:
         """Run the tests that are not known yet. RuntimeError if one fails without any mutant."""
         unknown = [pair for pair in self.items.items() if self.log.get(pair[0], self.states[pair[0]]) is None]
-        chunks = [unknown[i : i + 8] for i in range(0, len(unknown), 8)]
-        forks = (lambda c=chunk: trials.Fork(c, traced=self.args.kernels) for chunk in chunks)
-        for _, trial in progress(trials.run_all(forks, self.args.jobs), len(chunks), "tests, by eight"):
-            if trial.killer:
-                raise RuntimeError(f"{trial.killer} fails on the kernels as they are: {trial.how}")
-            for name, fact in trial.passed.items():
-                self.log.add(name, self.states[name], fact)
+        chunks = [unknown[i : i + 32] for i in range(0, len(unknown), 32)]
+        with tempfile.TemporaryDirectory() as place:
+            files = [Path(place) / path.name for path in sorted(self.args.kernels.glob("*.py"))]
+            for file in files:
+                file.write_text(trials.marked(self.args.kernels / file.name))
+            kernels = [file for file in files if file.name != "__init__.py"]
+            forks = (lambda c=chunk: trials.Fork(c, kernels) for chunk in chunks)
+            for _, trial in progress(trials.run_all(forks, self.args.jobs), len(chunks), "tests, by 32"):
+                if trial.killer:
+                    raise RuntimeError(f"{trial.killer} fails on the kernels as they are: {trial.how}")
+                for name, fact in trial.passed.items():
+                    self.log.add(name, self.states[name], fact)
         self.facts = {name: self.log.get(name, self.states[name]) for name in self.items}
 
     def reaching(self, mutant: Mutant) -> list[str]:
@@ -137,7 +142,7 @@ class Suite:
         lines = set(range(mutant.line, mutant.end_line + 1))
         turns = defaultdict(list)
         for name, fact in sorted(self.facts.items(), key=lambda pair: pair[1]["seconds"]):
-            if not mutant.function or lines & set(fact["lines"].get(mutant.file, ())):
+            if not mutant.function or lines & set(fact.get("lines", {}).get(mutant.file, ())):
                 turns[name.split("[")[0]].append(name)
         order = [name for turn in itertools.zip_longest(*turns.values()) for name in turn if name]
         return sorted(order, key=lambda name: -self.kills[mutant.file, mutant.function, name])
@@ -152,7 +157,7 @@ class Suite:
             if is_affordable and self.key(name) not in passed:
                 items.append((name, self.items[name]))
                 limits[name] = self.args.patience + 5 * seconds
-        return trials.Fork(items, mutated, limits)
+        return trials.Fork(items, [mutated], limits)
 
     def key(self, name: str) -> str:
         """The test as it is now."""

@@ -4,6 +4,8 @@ A mutant costs what its tests cost and no more: nothing is imported or collected
 a folder, a copy of the package's with one thing changed; the checkout is never written to.
 """
 
+import ast
+import builtins
 import contextlib
 import importlib
 import itertools
@@ -90,19 +92,47 @@ def use(file: Path) -> None:
         importlib.reload(sys.modules["stn_triton.launch"])
 
 
-def _one(item, next_item, traced: Path | None) -> tuple[str | None, dict]:
-    """Run a test. Why it failed, or None; its CPU time, and the lines of a folder that it reached."""
-    import coverage
+REACHED: dict[str, set[int]] = {}
+"""Lines of kernels, by file: what `marked` files add to while they run."""
+
+
+def marked(path: Path) -> str:
+    """The source of a file of kernels, in which each statement says that it is reached.
+
+    Tracing would do without, but costs more than the interpreter: this costs nothing.
+    """
+    tree = ast.parse(path.read_text())
+    bodies = [
+        body
+        for function in tree.body
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+        for body in (getattr(node, "body", []), getattr(node, "orelse", []))
+        if isinstance(body, list)
+    ]
+    for body in bodies:
+        for statement in list(body):
+            inner = getattr(statement, "body", None)
+            end = inner[0].lineno - 1 if inner else statement.end_lineno
+            call = f"__reached__({path.name!r}, {statement.lineno}, {end})"
+            body.insert(body.index(statement), ast.parse(call).body[0])
+    return ast.unparse(tree)
+
+
+def _reach(name: str, first: int, last: int) -> None:
+    REACHED.setdefault(name, set()).update(range(first, last + 1))
+
+
+def _one(item, next_item) -> tuple[str | None, dict]:
+    """Run a test. Why it failed, or None; its CPU time, and the lines of marked files that it reached."""
     from _pytest.runner import runtestprotocol
 
-    tracer = coverage.Coverage(data_file=None, include=[f"{traced}/*"], config_file=False)
+    REACHED.clear()
     start = time.process_time()
-    with tracer.collect() if traced else contextlib.nullcontext():
-        reports = runtestprotocol(item, log=False, nextitem=next_item)
-    facts = {"seconds": round(time.process_time() - start, 3)}
-    if traced:
-        data = tracer.get_data()
-        facts["lines"] = {Path(name).name: sorted(data.lines(name)) for name in data.measured_files()}
+    reports = runtestprotocol(item, log=False, nextitem=next_item)
+    facts: dict = {"seconds": round(time.process_time() - start, 3)}
+    if REACHED:
+        facts["lines"] = {name: sorted(lines) for name, lines in REACHED.items()}
     for report in reports:
         if report.failed:
             crash = getattr(report.longrepr, "reprcrash", None)
@@ -110,16 +140,15 @@ def _one(item, next_item, traced: Path | None) -> tuple[str | None, dict]:
     return None, facts
 
 
-def _child(
-    write: int, items: list, mutated: Path | None, limits: Mapping[str, float], traced: Path | None
-) -> None:
+def _child(write: int, items: list, files: Iterable[Path], limits: Mapping[str, float]) -> None:
     """Tell of every test in a line of JSON, until one fails."""
     tell = os.fdopen(write, "w", buffering=1)
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1), os.dup2(quiet, 2)
     try:
-        if mutated is not None:
-            use(mutated)
+        builtins.__reached__ = _reach
+        for file in files:
+            use(file)
     except Exception as error:
         print(json.dumps({"failed": "import", "why": f"{type(error).__name__}: {error}"[:200]}), file=tell)
         return
@@ -129,7 +158,7 @@ def _child(
         limit = math.ceil(used + limits.get(name, 3600))
         resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
         print(json.dumps({"started": name}), file=tell)
-        why, facts = _one(item, next_item, traced)
+        why, facts = _one(item, next_item)
         print(json.dumps({"failed": name, "why": why} if why else {"passed": name, **facts}), file=tell)
         if why:
             return
@@ -138,24 +167,18 @@ def _child(
 class Fork:
     """Runs (name, item) pairs in a process of its own until one fails.
 
-    ``mutated`` is a file of kernels that takes the place of the package's. ``limits`` are seconds of CPU
-    time, by test, after which it is called endless. Which lines of the folder ``traced`` it reaches is told.
+    ``files`` of kernels take the place of the package's. ``limits`` are seconds of CPU time, by test, after
+    which it is called endless.
     """
 
-    def __init__(
-        self,
-        items: list,
-        mutated: Path | None = None,
-        limits: Mapping[str, float] | None = None,
-        traced: Path | None = None,
-    ):
+    def __init__(self, items: list, files: Iterable[Path] = (), limits: Mapping[str, float] | None = None):
         self.count, self.passed, self.started, self.killer, self.how = len(items), {}, None, None, ""
         read, write = os.pipe()
         self.process = os.fork()
         if self.process == 0:
             with contextlib.suppress(BaseException):
                 os.close(read)
-                _child(write, items, mutated, limits or {}, traced)
+                _child(write, items, files, limits or {})
             os._exit(0)
         os.close(write)
         self.told = os.fdopen(read, "rb", buffering=0)
