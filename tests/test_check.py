@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from stn_triton import launch, ops, reference
-from stn_triton.check import command, engine, judge, rows
+from stn_triton.check import cases, command, engine, judge, rows
 from stn_triton.check.rows import ROWS
 from stn_triton.command_line import main
 
@@ -353,6 +353,26 @@ def test_a_row_that_compares_nothing_fails(capsys, monkeypatch):
     code, found, titles = check(capsys, "--only", "uint8")
     assert (code, titles["FAIL"]) == (1, ["uint8"])
     assert found["rows"][0]["text"] == "there was nothing to compare"
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize("kind", ["plain", "many", "index"])
+@pytest.mark.parametrize("layout", cases.LAYOUTS)
+def test_no_pixel_near_a_kink_has_a_gradient_in_any_layout(layout, kind, dim, monkeypatch):
+    """Where memory is shared, not even what shares it with one: rounding would decide what it is."""
+
+    def by_chance(matrices, size_in, size, options):
+        generator = torch.Generator().manual_seed(dim)
+        return torch.rand(len(matrices), *size, generator=generator) < 0.1, 1.0
+
+    monkeypatch.setattr(cases, "_kinks", by_chance)
+    case = cases.make(torch.device("cpu"), kind=kind, dim=dim, layout=layout)
+    grad = case.grad.flatten(0, 1) if kind == "many" else case.grad
+    found = grad.abs().sum(1)
+    assert case.skipped.any(0).any()
+    assert not case.skipped.all(0).any()
+    assert (found[case.skipped] == 0).all()
+    assert (found > 0).any()
 
 
 class TestCompare:
