@@ -401,6 +401,24 @@ class TestCompare:
         assert not finding.passed()
         assert finding.share() == math.inf
 
+    @pytest.mark.parametrize("budget", [0.0, 1e3, math.inf, math.nan])
+    @pytest.mark.parametrize("beyond", [math.inf, -math.inf, math.nan])
+    def test_what_is_expected_not_to_be_finite_allows_nothing(self, beyond, budget):
+        for actual in ([1.0, 0.0], [1.0, 3e38], [1.0, -beyond if beyond == beyond else math.inf]):
+            finding = self.find(actual, [1.0, beyond], budget)
+            assert not finding.passed()
+            assert finding.share() == math.inf
+        assert not self.find([0.0, 0.0], [1.0, beyond], math.inf).passed()
+        same = self.find([beyond, 1.0], [beyond, 1.0], budget)
+        assert same.passed() == math.isfinite(budget)
+        assert not self.find([beyond, 1.0], [beyond, 1e9], budget).passed()
+
+    def test_one_infinite_element_does_not_widen_what_is_allowed_of_others(self):
+        exact = torch.tensor([1.0, math.inf, -3.0, math.nan], dtype=torch.float64)
+        assert judge._size("output", exact, torch.ones(4)) == 3
+        assert judge._size("output", exact[1::2], torch.ones(4)) == 1
+        assert judge._size("output", exact[:0], torch.ones(4)) == 1
+
     def test_the_worst_is_named(self):
         finding = self.find([1.0, 2.5, 3.0], [1.0, 2.0, 3.0])
         assert finding.text == "output[0, 0, 0, 1] is 2.5, expected 2"
