@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from stn_triton import launch, ops, reference
-from stn_triton.check import cases, command, engine, judge, rows
+from stn_triton.check import cases, command, engine, judge, properties, rows
 from stn_triton.check.rows import ROWS
 from stn_triton.command_line import main
 
@@ -338,6 +338,107 @@ def test_a_gpu_without_bfloat16_skips_it_and_says_so(capsys, monkeypatch):
     assert found["rows"][0]["reason"] == "no luck"
     assert main(["check", *CPU, "--only", "uint8"]) == 0
     assert "1 skipped" in capsys.readouterr().out
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch):
+    """By name only: what is called on it runs on the CPU."""
+    gpu = engine.Engine(torch.device("cuda", 0), engine.KERNELS)
+    monkeypatch.setattr(engine.torch.cuda, "get_device_capability", lambda device: (7, 5))
+    return gpu
+
+
+def test_the_identity_leaves_out_an_emulated_bfloat16_too(pretended_gpu, monkeypatch):
+    """`torch.cuda.is_bf16_supported` counts emulation."""
+    seen = set()
+
+    def make(device, *args, dtype, **kwargs):
+        seen.add(dtype)
+        return rows.make(torch.device("cpu"), *args, dtype=dtype, **kwargs)
+
+    monkeypatch.setattr(properties, "make", make)
+    monkeypatch.setattr(properties, "results", lambda case, input_only: judge.oracle.Truth(*[None] * 4))
+    for _ in properties.identity(pretended_gpu, False):
+        pass
+    assert seen == {torch.float32, torch.float16, torch.float64, torch.uint8}
+    monkeypatch.setattr(engine.torch.cuda, "get_device_capability", lambda device: (8, 0))
+    for _ in properties.identity(pretended_gpu, False):
+        pass
+    assert torch.bfloat16 in seen
+
+
+def test_what_a_gpu_tells_late_is_told_with_its_call(monkeypatch):
+    class OnAGpu(torch.Tensor):
+        is_cuda = True
+
+    def illegal(device):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nand advice")
+
+    monkeypatch.setattr(judge.torch.cuda, "synchronize", illegal)
+    case = rows.make(torch.device("cpu"))
+    judge.results(case)
+    with pytest.raises(judge.CallError) as raised:
+        judge.results(case._replace(input=case.input.as_subclass(OnAGpu)))
+    text, call = raised.value.args
+    assert text == "raised AcceleratorError: CUDA error: an illegal memory access was encountered"
+    assert call[0].startswith("affine_grid_sample(input, theta, (5, 3)")
+
+
+def test_after_a_gpu_is_lost_no_row_is_run_and_it_says_so(capsys, monkeypatch):
+    asked = []
+
+    def is_lost(self):
+        asked.append(self)
+        return True
+
+    monkeypatch.setattr(engine.Engine, "is_lost", is_lost)
+    only = ("--only", "images, bilinear", "images, nearest", "uint8")
+    assert check(capsys, *only)[0] == 0
+    assert not asked, "nothing failed"
+    monkeypatch.setattr(reference, *forward_of(lambda output: 1 / 0))
+    code, found, titles = check(capsys, *only)
+    assert (code, titles) == (
+        1,
+        {"PASS": [], "FAIL": ["images, bilinear"], "SKIP": ["images, nearest", "uint8"]},
+    )
+    assert found["rows"][-1]["reason"] == command.LOST
+    assert main(["check", "--quick", *CPU, *only]) == 1
+    printed = capsys.readouterr().out
+    assert "FAIL: 1 of 3 rows, 2 skipped" in printed
+    assert command.LOST in printed
+
+
+def test_a_gpu_is_lost_if_it_cannot_be_waited_for(pretended_gpu, monkeypatch):
+    monkeypatch.setattr(engine.torch.cuda, "synchronize", lambda device: None)
+    assert not pretended_gpu.is_lost()
+
+    def raises(device):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(engine.torch.cuda, "synchronize", raises)
+    assert pretended_gpu.is_lost()
+    assert not engine.Engine(torch.device("cpu"), engine.REFERENCE).is_lost()
+
+
+@pytest.mark.parametrize("value", ["1", "true", "ON", "y", "0", "", "false", None])
+def test_kernels_interpreted_on_a_gpu_are_refused(value, monkeypatch, capsys):
+    """They would pass without any kernel having been compiled."""
+    monkeypatch.setattr(engine.environment, "choose_device", lambda name: torch.device("cuda", 0))
+    monkeypatch.setattr(command, "ROWS", ())
+    monkeypatch.setattr(command.environment, "facts", lambda device: {})
+    monkeypatch.setattr(engine.torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    if value is not None:
+        monkeypatch.setenv("TRITON_INTERPRET", value)
+    if value in ("0", "", "false", None):
+        assert engine.choose(None, False).name == engine.KERNELS
+        return
+    with pytest.raises(SystemExit) as stop:
+        main(["check"])
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert "TRITON_INTERPRET: expected it unset on a GPU (unset TRITON_INTERPRET)" in printed
+    assert f"got {value!r}" in printed
 
 
 def test_only_takes_a_row_by_its_name_else_all_that_contain_the_word():

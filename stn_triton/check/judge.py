@@ -66,14 +66,20 @@ class CallError(RuntimeError):
 def results(case: Case, input_only: bool = False) -> oracle.Truth:
     """Output and gradients of a call of the public function; with ``input_only`` that of the input alone.
 
+    It waits for the GPU, so that an illegal access is told of here and not by a later call.
+
     Raises:
         CallError: the call raised.
     """
+    lines = tuple(case.describe())  # before the call: a GPU that is lost gives no arguments back
     try:
-        return _results(case, input_only)
+        found = _results(case, input_only)
+        if case.input.is_cuda:
+            torch.cuda.synchronize(case.input.device)
     except Exception as error:
         first = (str(error).splitlines() or [""])[0]
-        raise CallError(f"raised {type(error).__name__}: {first}", tuple(case.describe())) from error
+        raise CallError(f"raised {type(error).__name__}: {first}", lines) from error
+    return found
 
 
 def _results(case: Case, input_only: bool) -> oracle.Truth:
