@@ -4,6 +4,7 @@ Without a GPU the kernels really address such tensors too: interpreted, on files
 programs on few pixels that lie far apart, or few programs of a launch over billions of pixels.
 """
 
+import contextlib
 import itertools
 import json
 import math
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 import variants
 from sparse import SomePrograms, Sparse
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.autograd.profiler import profile
 
 import stn_triton
 from stn_triton import launch, limits, ops, tuning
@@ -32,19 +33,25 @@ def sparse(tmp_path):
     return Sparse(tmp_path)
 
 
-class NoMemory(TorchDispatchMode):
-    """Refuses to compute: for calls that must end before that."""
+class NoMemory(profile):
+    """Refuses to allocate or compute: for calls that must end before that.
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func.namespace == "stn_triton" or not func.name().startswith("aten::empty"), func
-        return func(*args, **(kwargs or {}))
+    A profiler, for it sees what happens within the operators too, where a dispatch mode is off.
+    """
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        names = {event.name for event in self.function_events}
+        names -= {"aten::expand", "aten::as_strided", "stn_triton::affine_grid_sample"}
+        assert not names, f"before it was refused the call did {sorted(names)}"
 
 
-def call(function, size, device="cpu", dtype=torch.float32, input=None, **options):
+def call(function, size, device="cpu", dtype=torch.float32, input=None, within=None, **options):
     input = torch.ones(2, 3, 2, 2, dtype=dtype, device=device) if input is None else input
     rows = {"perspective_grid_sample": (3, 3), "thin_plate_spline_grid_sample": (4, 2)}
     theta = torch.ones(1, *rows.get(function.__name__, (2, 3)), device=input.device)
-    return function(input, theta, size, **options)
+    with within or contextlib.nullcontext():
+        return function(input, theta, size, **options)
 
 
 FUNCTIONS = (
@@ -75,8 +82,8 @@ class TestSizes:
     )
     def test_that_cannot_be_are_refused_by_name_and_value(self, function, device, size, error, parts):
         input = torch.ones(2, 3, 2, 2, device=device)
-        with NoMemory(), pytest.raises(error) as raised:
-            call(function, size, input=input)
+        with pytest.raises(error) as raised:
+            call(function, size, input=input, within=NoMemory())
         message = str(raised.value)
         assert message.startswith("size must be")
         assert all(part in message for part in parts), message
@@ -108,8 +115,16 @@ class TestSizes:
     def test_inputs_that_cannot_be_are_refused_by_name_and_shape(self, device, shape, dtype, expected):
         input = torch.ones(1, 1, 1, 1, dtype=dtype, device=device).expand(shape)
         shown = str(shape).replace("(", r"\(").replace(")", r"\)")
-        with NoMemory(), pytest.raises(ValueError, match=f"input must have {expected}.*, got shape {shown}"):
-            call(FUNCTIONS[0], 2, input=input)
+        with pytest.raises(ValueError, match=f"input must have {expected}.*, got shape {shown}"):
+            call(FUNCTIONS[0], 2, input=input, within=NoMemory())
+
+    @pytest.mark.parametrize("device", ["cpu", "meta", pytest.param("cuda", marks=pytest.mark.gpu)])
+    @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
+    def test_what_is_allocated_within_an_operator_is_seen(self, function, device):
+        """Else the two above would say nothing."""
+        input = torch.ones(2, 3, 2, 2, device=device)
+        with pytest.raises(AssertionError, match="aten::empty"):
+            call(function, 2, input=input, within=NoMemory())
 
     def test_callers_of_the_operators_themselves_are_told_too(self):
         """As compiled and exported programs are, which skip the public functions."""
@@ -141,14 +156,32 @@ class TestSizes:
         assert is_exact(limits.LARGEST_EXTENT)
         assert not is_exact(limits.LARGEST_EXTENT + 2)
 
-    def test_too_many_tiles_for_one_launch_are_refused(self, monkeypatch):
-        monkeypatch.setattr(launch, "forward_kernel", SomePrograms(launch.forward_kernel, lambda n: 1 / 0))
+    @pytest.mark.parametrize(
+        ("kernel", "message"),
+        [
+            ("forward_kernel", "size must give .* an output of shape {}; call with fewer thetas or channels"),
+            (
+                "backward_kernel",
+                "input must give .* an input of shape {}; call with fewer images or channels",
+            ),
+            ("reach_kernel", "size must give .* an output of shape {}; call with fewer thetas or channels"),
+        ],
+    )
+    def test_too_many_tiles_for_one_launch_are_refused(self, monkeypatch, kernel, message):
+        """By the launch: what its results need is allocated by then, but nothing is computed."""
+        monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
         input = torch.ones(1, 1, 1, 1, device="meta").expand(2**31, 1, 1, 1)
         theta = torch.ones(1, 2, 3, device="meta").expand(2**31, 2, 3)
-        with pytest.raises(
-            ValueError, match=r"too many tiles .* 2147483648 over shape \(2147483648, 1, 1, 1\)"
-        ):
-            launch.forward(input, theta, (1, 1))
+        message = message.format(r"\(2147483648, 1, 1, 1\)")
+        options = Options("bilinear", "zeros", points=(-1.0, -1.0, 1.0, -1.0, -1.0, 1.0, 1.0, 1.0))
+        runs = {
+            "forward_kernel": lambda: launch.forward(input, theta, (1, 1)),
+            "backward_kernel": lambda: launch.backward(input, input, theta),
+            "reach_kernel": lambda: launch.backward(input, input, theta[..., :1].expand(-1, 2, 7), options),
+        }
+        with pytest.raises(ValueError, match=message) as raised:
+            runs[kernel]()
+        assert "at most 2147483647 tiles in one launch, got 2147483648" in str(raised.value)
 
 
 COMPILED = Path(__file__).parent / "compiled_offsets.py"
