@@ -1,7 +1,9 @@
 """Kernels read and write nothing but elements of their tensors, and write every element of an output.
 
 On a GPU guard bands show stray writes, and two kinds of poison in the gaps stray reads. In the interpreter
-each address is compared with those of the elements, too; for compiled kernels `tests/sanitize.py` does that.
+each address is compared with those of the elements, too. Of compiled kernels `tests/sanitize.py` tells nearly
+as much: there each tensor is an allocation of its own, without bands, whose ends memcheck knows, and
+initcheck which of its places have no value. Stray writes into gaps show only without it.
 """
 
 import math
@@ -252,6 +254,30 @@ class TestWhatWatches:
         flags = {"READ": 0, "WRITE": write, "TWICE": 0}
         with pytest.raises(AssertionError, match=words):
             self.launch(monkeypatch, _careless_kernel, is_watched=False, size=5, **flags)
+
+    def test_under_the_sanitizer_allocations_end_where_tensors_end(self, monkeypatch):
+        """And only what has a value is written: bands and poison would hide stray accesses from it."""
+        monkeypatch.setattr(memory, "IS_SANITIZED", True)
+        monkeypatch.setattr(torch, "empty", lambda *a, of=torch.empty, **k: of(*a, **k).fill_(77))
+        storage = Storage()
+        view = storage.place(torch.ones(2, 3), Layout.of((2, 3), step=2, gap=1, offset=1))
+        (kept,) = storage.kept
+        assert view.storage_offset() == 0
+        assert view.untyped_storage().nbytes() == 4 * (
+            1 + sum(s * (n - 1) for n, s in zip((2, 3), view.stride(), strict=True))
+        )
+        rest = torch.ones(len(kept.buffer), dtype=torch.bool)
+        rest[memory._places(view)] = False
+        assert rest.any()
+        assert (kept.buffer[rest] == 77).all()
+        assert (view == 1).all()
+        with storage:
+            output = torch.empty_like(view)
+        assert output.untyped_storage().nbytes() == 24
+        storage.check()
+        view[0, 0] = 2
+        with pytest.raises(AssertionError, match="only read"):
+            storage.check()
 
     def test_a_write_to_what_is_read_is_seen(self):
         storage = Storage()
