@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import math
+import os
 import shlex
 import subprocess
 import sys
@@ -64,6 +65,21 @@ def test_this_machine_passes(capsys):
     assert lines[-1].startswith("PASS: ")
     assert "plain PyTorch path" in printed.out
     assert max(map(len, lines)) <= 80 or "/" in max(lines, key=len), "a path may be longer"
+
+
+def test_all_of_it_passes_in_less_than_a_minute_of_a_cpu():
+    """As README and ``--help`` say; in processor time, for who else is busy is not its fault."""
+    before = os.times()
+    command_line = [sys.executable, "-m", "stn_triton", "check", "--json", *CPU]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command_line, capture_output=True, text=True, cwd=ROOT, env=environment)
+    after = os.times()
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert not found["quick"]
+    assert len({(row["section"], row["name"]) for row in found["rows"]}) == len(ROWS)
+    used = after.children_user + after.children_system - before.children_user - before.children_system
+    assert used < 60
 
 
 @pytest.mark.gpu
@@ -315,8 +331,6 @@ class TestInterpreted:
 
 
 def test_nothing_is_tuned_and_the_settings_come_back(monkeypatch):
-    import os
-
     monkeypatch.setenv("STN_TRITON_AUTOTUNE", "1")
     threads = torch.get_num_threads()
     with engine.running(engine.choose("cpu", False)):
