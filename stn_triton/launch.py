@@ -137,9 +137,9 @@ def _boxes(arguments: dict[str, object], flags: dict[str, object]) -> dict[str, 
         "boxes_ptr": (len(theta), chunks, 4, boxes.LANES.value),
         "chunk_boxes_ptr": (len(theta), 4, chunks),
     }
+    _check_programs(len(theta) * chunks, "size", arguments["grad_output_ptr"])
     found = {name: theta.new_empty(shape, dtype=torch.int32) for name, shape in shapes.items()}
     known = {key: value for key, value in {**arguments, **flags}.items() if key in kernel.arg_names}
-    _check_programs(len(theta) * chunks, theta)
     if not theta.is_meta:
         with _device_of(theta):
             kernel[(len(theta) * chunks,)](**found, **known, **REACH_OPTIONS)
@@ -251,11 +251,12 @@ def compile_options(
     return options
 
 
-def _check_programs(programs: int, tiled: Tensor) -> None:
+def _check_programs(programs: int, argument: str, tiled: Tensor) -> None:
     if programs > _MAX_PROGRAMS:
+        what, each = ("input", "images") if argument == "input" else ("output", "thetas")
         raise ValueError(
-            f"too many tiles for one launch: {programs} over shape {tuple(tiled.shape)}, expected at most "
-            f"{_MAX_PROGRAMS}; call with fewer images at a time"
+            f"{argument} must give at most {_MAX_PROGRAMS} tiles in one launch, got {programs} for an {what} "
+            f"of shape {tuple(tiled.shape)}; call with fewer {each} or channels at a time"
         )
 
 
@@ -293,7 +294,7 @@ def _launch(
         tiles = depth * math.prod(-(-size // block) for size, block in extents)
         blocks_c = -(-c // (config["BLOCK_C"] * config["STEPS_C"]))
         programs = n * blocks_c * tiles
-        _check_programs(programs, tiled)
+        _check_programs(programs, "input" if name.startswith("backward") else "size", tiled)
         partial = None
         if name == "fill":
             partial = tiled.new_empty((n, blocks_c, tiles, config["BLOCK_C"]), dtype=dtype)

@@ -30,37 +30,42 @@ def largest_extent(dtype: torch.dtype, antialias: bool) -> int:
 def check_size(size: Sequence[int], dtype: torch.dtype, antialias: bool) -> None:
     """Raise ValueError if ``size`` has an axis that is too long."""
     largest = largest_extent(dtype, antialias)
-    for extent in size:
-        if extent > largest:
-            raise ValueError(
-                f"size must be at most {_power(largest)} on each axis{_reason(largest, antialias)}, "
-                f"got {tuple(size)}"
-            )
+    if max(size) > largest:
+        raise ValueError(
+            f"size must be at most {_power(largest)} on each axis{_reason(largest, antialias)}, "
+            f"got {tuple(size)}"
+        )
 
 
 def check(input: Tensor, maps: int, size: Sequence[int], antialias: bool) -> None:
     """Raise ValueError if an input (N, C, ...) or an output (maps, C, *size) is too large.
 
-    Sizes that a compiler does not know yet pass; what it compiles checks them when it runs.
+    Each call of an operator asks this, backwards too: who calls one directly has no forward that asked, and
+    an axis that is too long would be counted beyond 32 bits.
     """
-    numbers = (*input.shape, maps, *size)
-    if any(isinstance(number, torch.SymInt) for number in numbers):
-        return
-    check_size(size, input.dtype, antialias)
     largest = largest_extent(input.dtype, antialias)
-    if max(input.shape[2:]) > largest:
+    shape = input.shape
+    if max(size) > largest:
+        check_size(size, input.dtype, antialias)
+    if max(shape[2:]) > largest:
         raise ValueError(
             f"input must have at most {_power(largest)} pixels on each axis{_reason(largest, antialias)}, "
-            f"got shape {tuple(input.shape)}"
+            f"got shape {tuple(shape)}"
         )
-    channels = input.shape[1]
+    channels = shape[1]
     if channels > MOST_CHANNELS:
-        raise ValueError(f"input must have fewer than 2**31 channels, got shape {tuple(input.shape)}")
+        raise ValueError(f"input must have fewer than 2**31 channels, got shape {tuple(shape)}")
     if maps * channels * math.prod(size) > MOST_ELEMENTS:
         raise ValueError(
             f"size must give an output of at most {_power(MOST_ELEMENTS)} elements, got {tuple(size)} for "
             f"{maps} maps and {channels} channels"
         )
+
+
+def check_known(input: Tensor, maps: int, size: Sequence[int], antialias: bool) -> None:
+    """The same for a compiler: sizes that it does not know pass, and are checked when its program runs."""
+    if not any(isinstance(number, torch.SymInt) for number in (*input.shape, maps, *size)):
+        check(input, maps, size, antialias)
 
 
 def _power(number: int) -> str:

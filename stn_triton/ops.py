@@ -113,7 +113,7 @@ def _fill_unwanted(grads: Sequence[Tensor | None], input: Tensor, theta: Tensor)
 
 
 def _fake_output(input, theta, size, options):
-    limits.check(input, theta.shape[0], size, _options(options).antialias)
+    limits.check_known(input, theta.shape[0], size, _options(options).antialias)
     output = input.new_empty(theta.shape[0], input.shape[1], *size)
     return output.contiguous(memory_format=reference.memory_format(input, size))
 

@@ -6,6 +6,7 @@
 Every tool runs all tests once, many times slower than without it, and leaves its reports and the output of
 pytest in a folder. Memory is not cached by PyTorch meanwhile: within its large blocks a stray access would
 hit no boundary; so tests of CUDA graphs, which need the cache, are left out, and those of huge tensors.
+For the same reason tests/memory.py lays tensors out without guard bands and poison.
 
 Exit codes: 0 nothing found; 1 a tool found something, or a test failed; 2 no compute-sanitizer or no GPU.
 """
@@ -77,7 +78,12 @@ def run_tool(sanitizer: str, tool: str, logs: Path, tests: Sequence[str]) -> Out
     command = [sanitizer, "--tool", tool, "--target-processes", "all", "--error-exitcode", str(FOUND)]
     command += ["--log-file", str(logs / f"{tool}.%p.log"), sys.executable]
     command += ["-m", "pytest", "-p", "no:cacheprovider", "-n", "0", *tests]
-    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "STN_TRITON_AUTOTUNE": "0"}
+    settings = {
+        "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
+        "STN_TRITON_SANITIZED": "1",
+        "STN_TRITON_AUTOTUNE": "0",
+    }
+    environment = {**os.environ, **settings}
     with (logs / f"{tool}.txt").open("w") as output:
         done = subprocess.run(command, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False)
     reports = [path.read_text(errors="replace") for path in sorted(logs.glob(f"{tool}.*.log"))]

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import math
+import os
 import shlex
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from stn_triton import launch, ops, reference
-from stn_triton.check import command, engine, judge, rows
+from stn_triton.check import cases, command, engine, judge, properties, rows
 from stn_triton.check.rows import ROWS
 from stn_triton.command_line import main
 
@@ -64,6 +65,21 @@ def test_this_machine_passes(capsys):
     assert lines[-1].startswith("PASS: ")
     assert "plain PyTorch path" in printed.out
     assert max(map(len, lines)) <= 80 or "/" in max(lines, key=len), "a path may be longer"
+
+
+def test_all_of_it_passes_in_less_than_a_minute_of_a_cpu():
+    """As README and ``--help`` say; in processor time, for who else is busy is not its fault."""
+    before = os.times()
+    command_line = [sys.executable, "-m", "stn_triton", "check", "--json", *CPU]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command_line, capture_output=True, text=True, cwd=ROOT, env=environment)
+    after = os.times()
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert not found["quick"]
+    assert len({(row["section"], row["name"]) for row in found["rows"]}) == len(ROWS)
+    used = after.children_user + after.children_system - before.children_user - before.children_system
+    assert used < 60
 
 
 @pytest.mark.gpu
@@ -315,8 +331,6 @@ class TestInterpreted:
 
 
 def test_nothing_is_tuned_and_the_settings_come_back(monkeypatch):
-    import os
-
     monkeypatch.setenv("STN_TRITON_AUTOTUNE", "1")
     threads = torch.get_num_threads()
     with engine.running(engine.choose("cpu", False)):
@@ -340,6 +354,107 @@ def test_a_gpu_without_bfloat16_skips_it_and_says_so(capsys, monkeypatch):
     assert "1 skipped" in capsys.readouterr().out
 
 
+@pytest.fixture
+def pretended_gpu(monkeypatch):
+    """By name only: what is called on it runs on the CPU."""
+    gpu = engine.Engine(torch.device("cuda", 0), engine.KERNELS)
+    monkeypatch.setattr(engine.torch.cuda, "get_device_capability", lambda device: (7, 5))
+    return gpu
+
+
+def test_the_identity_leaves_out_an_emulated_bfloat16_too(pretended_gpu, monkeypatch):
+    """`torch.cuda.is_bf16_supported` counts emulation."""
+    seen = set()
+
+    def make(device, *args, dtype, **kwargs):
+        seen.add(dtype)
+        return rows.make(torch.device("cpu"), *args, dtype=dtype, **kwargs)
+
+    monkeypatch.setattr(properties, "make", make)
+    monkeypatch.setattr(properties, "results", lambda case, input_only: judge.oracle.Truth(*[None] * 4))
+    for _ in properties.identity(pretended_gpu, False):
+        pass
+    assert seen == {torch.float32, torch.float16, torch.float64, torch.uint8}
+    monkeypatch.setattr(engine.torch.cuda, "get_device_capability", lambda device: (8, 0))
+    for _ in properties.identity(pretended_gpu, False):
+        pass
+    assert torch.bfloat16 in seen
+
+
+def test_what_a_gpu_tells_late_is_told_with_its_call(monkeypatch):
+    class OnAGpu(torch.Tensor):
+        is_cuda = True
+
+    def illegal(device):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nand advice")
+
+    monkeypatch.setattr(judge.torch.cuda, "synchronize", illegal)
+    case = rows.make(torch.device("cpu"))
+    judge.results(case)
+    with pytest.raises(judge.CallError) as raised:
+        judge.results(case._replace(input=case.input.as_subclass(OnAGpu)))
+    text, call = raised.value.args
+    assert text == "raised AcceleratorError: CUDA error: an illegal memory access was encountered"
+    assert call[0].startswith("affine_grid_sample(input, theta, (5, 3)")
+
+
+def test_after_a_gpu_is_lost_no_row_is_run_and_it_says_so(capsys, monkeypatch):
+    asked = []
+
+    def is_lost(self):
+        asked.append(self)
+        return True
+
+    monkeypatch.setattr(engine.Engine, "is_lost", is_lost)
+    only = ("--only", "images, bilinear", "images, nearest", "uint8")
+    assert check(capsys, *only)[0] == 0
+    assert not asked, "nothing failed"
+    monkeypatch.setattr(reference, *forward_of(lambda output: 1 / 0))
+    code, found, titles = check(capsys, *only)
+    assert (code, titles) == (
+        1,
+        {"PASS": [], "FAIL": ["images, bilinear"], "SKIP": ["images, nearest", "uint8"]},
+    )
+    assert found["rows"][-1]["reason"] == command.LOST
+    assert main(["check", "--quick", *CPU, *only]) == 1
+    printed = capsys.readouterr().out
+    assert "FAIL: 1 of 3 rows, 2 skipped" in printed
+    assert command.LOST in printed
+
+
+def test_a_gpu_is_lost_if_it_cannot_be_waited_for(pretended_gpu, monkeypatch):
+    monkeypatch.setattr(engine.torch.cuda, "synchronize", lambda device: None)
+    assert not pretended_gpu.is_lost()
+
+    def raises(device):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(engine.torch.cuda, "synchronize", raises)
+    assert pretended_gpu.is_lost()
+    assert not engine.Engine(torch.device("cpu"), engine.REFERENCE).is_lost()
+
+
+@pytest.mark.parametrize("value", ["1", "true", "ON", "y", "0", "", "false", None])
+def test_kernels_interpreted_on_a_gpu_are_refused(value, monkeypatch, capsys):
+    """They would pass without any kernel having been compiled."""
+    monkeypatch.setattr(engine.environment, "choose_device", lambda name: torch.device("cuda", 0))
+    monkeypatch.setattr(command, "ROWS", ())
+    monkeypatch.setattr(command.environment, "facts", lambda device: {})
+    monkeypatch.setattr(engine.torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    if value is not None:
+        monkeypatch.setenv("TRITON_INTERPRET", value)
+    if value in ("0", "", "false", None):
+        assert engine.choose(None, False).name == engine.KERNELS
+        return
+    with pytest.raises(SystemExit) as stop:
+        main(["check"])
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert "TRITON_INTERPRET: expected it unset on a GPU (unset TRITON_INTERPRET)" in printed
+    assert f"got {value!r}" in printed
+
+
 def test_only_takes_a_row_by_its_name_else_all_that_contain_the_word():
     chosen = lambda *words: [row.name for row in command.chosen(words)]  # noqa: E731
     assert chosen("float16") == ["float16"]
@@ -353,6 +468,26 @@ def test_a_row_that_compares_nothing_fails(capsys, monkeypatch):
     code, found, titles = check(capsys, "--only", "uint8")
     assert (code, titles["FAIL"]) == (1, ["uint8"])
     assert found["rows"][0]["text"] == "there was nothing to compare"
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize("kind", ["plain", "many", "index"])
+@pytest.mark.parametrize("layout", cases.LAYOUTS)
+def test_no_pixel_near_a_kink_has_a_gradient_in_any_layout(layout, kind, dim, monkeypatch):
+    """Where memory is shared, not even what shares it with one: rounding would decide what it is."""
+
+    def by_chance(matrices, size_in, size, options):
+        generator = torch.Generator().manual_seed(dim)
+        return torch.rand(len(matrices), *size, generator=generator) < 0.1, 1.0
+
+    monkeypatch.setattr(cases, "_kinks", by_chance)
+    case = cases.make(torch.device("cpu"), kind=kind, dim=dim, layout=layout)
+    grad = case.grad.flatten(0, 1) if kind == "many" else case.grad
+    found = grad.abs().sum(1)
+    assert case.skipped.any(0).any()
+    assert not case.skipped.all(0).any()
+    assert (found[case.skipped] == 0).all()
+    assert (found > 0).any()
 
 
 class TestCompare:
@@ -380,6 +515,24 @@ class TestCompare:
         finding = self.find([actual, 1.0], [exact, 1.0], 1e3)
         assert not finding.passed()
         assert finding.share() == math.inf
+
+    @pytest.mark.parametrize("budget", [0.0, 1e3, math.inf, math.nan])
+    @pytest.mark.parametrize("beyond", [math.inf, -math.inf, math.nan])
+    def test_what_is_expected_not_to_be_finite_allows_nothing(self, beyond, budget):
+        for actual in ([1.0, 0.0], [1.0, 3e38], [1.0, -beyond if beyond == beyond else math.inf]):
+            finding = self.find(actual, [1.0, beyond], budget)
+            assert not finding.passed()
+            assert finding.share() == math.inf
+        assert not self.find([0.0, 0.0], [1.0, beyond], math.inf).passed()
+        same = self.find([beyond, 1.0], [beyond, 1.0], budget)
+        assert same.passed() == math.isfinite(budget)
+        assert not self.find([beyond, 1.0], [beyond, 1e9], budget).passed()
+
+    def test_one_infinite_element_does_not_widen_what_is_allowed_of_others(self):
+        exact = torch.tensor([1.0, math.inf, -3.0, math.nan], dtype=torch.float64)
+        assert judge._size("output", exact, torch.ones(4)) == 3
+        assert judge._size("output", exact[1::2], torch.ones(4)) == 1
+        assert judge._size("output", exact[:0], torch.ones(4)) == 1
 
     def test_the_worst_is_named(self):
         finding = self.find([1.0, 2.5, 3.0], [1.0, 2.0, 3.0])

@@ -11,7 +11,8 @@ import os, pathlib, sys
 arguments = sys.argv[1:]
 tool = arguments[arguments.index("--tool") + 1]
 here = pathlib.Path(__file__).parent
-(here / f"{{tool}}.called").write_text("\\n".join([os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"], *arguments]))
+settings = [os.environ[name] for name in ("PYTORCH_NO_CUDA_MEMORY_CACHING", "STN_TRITON_SANITIZED")]
+(here / f"{{tool}}.called").write_text("\\n".join([*settings, *arguments]))
 report = here / f"{{tool}}.report"
 if report.exists():
     log = arguments[arguments.index("--log-file") + 1].replace("%p", str(os.getpid()))
@@ -59,8 +60,8 @@ def test_all_tools_that_find_nothing(fake, capsys):
 def test_what_is_run(fake):
     folder = fake(memcheck=CLEAN)
     assert run(folder, "--tools", "memcheck", "--", "tests/test_x.py", "-k", "some") == 0
-    caching, *arguments = (folder / "memcheck.called").read_text().split("\n")
-    assert caching == "1"
+    caching, sanitized, *arguments = (folder / "memcheck.called").read_text().split("\n")
+    assert (caching, sanitized) == ("1", "1")
     assert arguments[-3:] == ["tests/test_x.py", "-k", "some"]
     assert arguments[arguments.index(sys.executable) + 1 :][:2] == ["-m", "pytest"]
     assert not (folder / "racecheck.called").exists()

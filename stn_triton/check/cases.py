@@ -28,9 +28,11 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "every second channel": lambda t: t.repeat_interleave(2, 1)[:, ::2],
     "transposed": lambda t: t.transpose(-2, -1).contiguous().transpose(-2, -1),
     "at an odd offset": lambda t: F.pad(t, (3, 0))[..., 3:],
-    "one image expanded": lambda t: t[:1].expand_as(t),
-    "one row expanded": lambda t: t[..., :1, :].expand_as(t),
+    "one image expanded": lambda t: t.narrow(0, 0, 1).expand_as(t),
+    "one row expanded": lambda t: t.narrow(-2, 0, 1).expand_as(t),
 }
+_EXPANDED = {"one image expanded": 0, "one row expanded": -2}
+"""The axis along which a layout repeats its first values."""
 
 
 class Case(NamedTuple):
@@ -49,7 +51,8 @@ class Case(NamedTuple):
     is_kinked: bool
     """Coordinates lie on pixels or edges on purpose, where derivatives jump."""
     skipped: Tensor
-    """(M, *size): output pixels whose coordinates lie on a kink by chance; their gradient is 0."""
+    """(M, *size): output pixels whose coordinates lie on a kink by chance; their gradient is 0, and that of
+    whatever shares its place in memory with one of them."""
     pixels: float
     """The largest term of a coordinate, in pixels: what its rounding is relative to."""
 
@@ -161,7 +164,9 @@ def make(
     skipped, pixels = _kinks(matrices, size_in, size, options)
     skipped = skipped.expand(calls, *size)
     if not is_kinked:
-        grad = grad.masked_fill(skipped[:, None], 0)
+        axis = _EXPANDED.get(layout)
+        masked = skipped if axis is None else skipped.any(axis, keepdim=True)
+        grad = grad.masked_fill(masked.unsqueeze(1), 0)
     view = LAYOUTS[layout]
     floating = dtype if dtype.is_floating_point else torch.float32
     grad = view(grad.to(device, floating))

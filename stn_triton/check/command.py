@@ -17,6 +17,8 @@ from stn_triton.check.report import Line, Progress
 from stn_triton.check.rows import ROWS, Row
 from stn_triton.command_line import EXIT_FAILED, EXIT_OK, UsageError
 
+LOST = "the GPU answers no more since the failure above: this row would mean nothing"
+
 
 def main(args: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
@@ -54,14 +56,19 @@ def chosen(words: Sequence[str] | None) -> list[Row]:
 
 
 def run(rows: Sequence[Row], engine: Engine, quick: bool, table: report.Table | None = None) -> list[Line]:
-    """Run rows on an engine, telling the progress, and return what the table has."""
+    """Run rows on an engine, telling the progress, and return what the table has.
+
+    Once a GPU answers no more, the rest is left out.
+    """
     lines: list[Line] = []
     progress = Progress(len(rows))
+    is_lost = False
     with engines.running(engine):
         for row in rows:
             progress.begin(row.name)
-            own = _run_row(row, engine, quick, progress)
+            own = [_skipped(row, LOST)] if is_lost else _run_row(row, engine, quick, progress)
             progress.end()
+            is_lost = is_lost or (any(line.status == "FAIL" for line in own) and engine.is_lost())
             lines += own
             if table is not None:
                 table.add(own)
@@ -71,7 +78,7 @@ def run(rows: Sequence[Row], engine: Engine, quick: bool, table: report.Table | 
 def _run_row(row: Row, engine: Engine, quick: bool, progress: Progress) -> list[Line]:
     reason = row.unavailable(engine)
     if reason is not None:
-        return [Line(row.section, row.name, "", 0, 0, None, reason)]
+        return [_skipped(row, reason)]
     found: dict[str, list[Finding]] = {}
     try:
         for findings in row.find(engine, quick):
@@ -81,11 +88,15 @@ def _run_row(row: Row, engine: Engine, quick: bool, progress: Progress) -> list[
     except CallError as error:
         text, call = error.args
         found.setdefault("", []).append(Finding("", math.inf, 0.0, text, call))
-    except Exception as error:  # of the check itself, or a GPU that is lost: the other rows still count
+    except Exception as error:  # of the check itself: the other rows still count
         found.setdefault("", []).append(Finding("", math.inf, 0.0, f"{type(error).__name__}: {error}"))
     # What compared nothing has shown nothing.
     found = found or {"": [Finding("", math.inf, 0.0, "there was nothing to compare")]}
     return [Line.of(row, group, findings) for group, findings in found.items()]
+
+
+def _skipped(row: Row, reason: str) -> Line:
+    return Line(row.section, row.name, "", 0, 0, None, reason)
 
 
 def _again(args: argparse.Namespace) -> str:

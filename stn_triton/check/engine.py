@@ -30,6 +30,22 @@ class Engine(NamedTuple):
         """Whether exactness can be asked for."""
         return self.name != REFERENCE
 
+    def has_bfloat16(self) -> bool:
+        """Whether a GPU computes with it, and does not emulate it."""
+        if self.device.type != "cuda" or torch.version.hip:
+            return True
+        return torch.cuda.get_device_capability(self.device) >= (8, 0)
+
+    def is_lost(self) -> bool:
+        """Whether the GPU answers no more: in this process all that follows an illegal access fails."""
+        if self.device.type != "cuda":
+            return False
+        try:
+            torch.cuda.synchronize(self.device)
+        except RuntimeError:
+            return True
+        return False
+
     def truncates(self, dtype: torch.dtype) -> bool:
         """Whether rounding is towards zero: the interpreter's to bf16."""
         return self.name == INTERPRETER and dtype == torch.bfloat16
@@ -51,7 +67,7 @@ def choose(device: str | None, interpret: bool) -> Engine:
     """The engine that the arguments of the command line ask for.
 
     Raises:
-        UsageError: there is no such device here, or no interpreter.
+        UsageError: there is no such device here, or no interpreter; or kernels would be interpreted on a GPU.
     """
     if interpret and device is None:
         device = "cpu"
@@ -60,6 +76,12 @@ def choose(device: str | None, interpret: bool) -> Engine:
     except ValueError as error:
         raise UsageError(str(error)) from error
     if not interpret:
+        if chosen.type == "cuda" and _is_interpreting():
+            raise UsageError(
+                f"TRITON_INTERPRET: expected it unset on a GPU (unset TRITON_INTERPRET), got "
+                f"{os.environ['TRITON_INTERPRET']!r}: no kernel would be compiled, and to pass would mean "
+                "nothing; for the interpreter there is --interpret"
+            )
         return Engine(chosen, KERNELS if chosen.type == "cuda" else REFERENCE, torch.get_num_threads())
     if chosen.type != "cpu":
         raise UsageError(f"--interpret: expected --device cpu, got {device!r}")
@@ -67,6 +89,15 @@ def choose(device: str | None, interpret: bool) -> Engine:
         if util.find_spec(package) is None:
             raise UsageError(f"--interpret: {package} is not installed, expected triton and numpy")
     return Engine(chosen, INTERPRETER)
+
+
+def _is_interpreting() -> bool:
+    """As Triton reads it: "1", "true", "yes", "on" or "y"."""
+    if "TRITON_INTERPRET" not in os.environ:
+        return False
+    from triton import knobs
+
+    return knobs.runtime.interpret
 
 
 @contextlib.contextmanager

@@ -47,12 +47,12 @@ class Finding(NamedTuple):
     pair_error: float | None = None
 
     def passed(self) -> bool:
-        """Written so that NaN fails."""
-        return self.error <= self.allowed
+        """Written so that NaN fails, and so does whatever would be allowed without end."""
+        return math.isfinite(self.allowed) and self.error <= self.allowed
 
     def share(self) -> float:
         """Of what is allowed, for finding the worst."""
-        if math.isnan(self.error) or math.isnan(self.allowed):
+        if not (math.isfinite(self.error) and math.isfinite(self.allowed)):
             return math.inf
         if self.allowed == 0:
             return math.inf if self.error else 0.0
@@ -66,14 +66,20 @@ class CallError(RuntimeError):
 def results(case: Case, input_only: bool = False) -> oracle.Truth:
     """Output and gradients of a call of the public function; with ``input_only`` that of the input alone.
 
+    It waits for the GPU, so that an illegal access is told of here and not by a later call.
+
     Raises:
         CallError: the call raised.
     """
+    lines = tuple(case.describe())  # before the call: a GPU that is lost gives no arguments back
     try:
-        return _results(case, input_only)
+        found = _results(case, input_only)
+        if case.input.is_cuda:
+            torch.cuda.synchronize(case.input.device)
     except Exception as error:
         first = (str(error).splitlines() or [""])[0]
-        raise CallError(f"raised {type(error).__name__}: {first}", tuple(case.describe())) from error
+        raise CallError(f"raised {type(error).__name__}: {first}", lines) from error
+    return found
 
 
 def _results(case: Case, input_only: bool) -> oracle.Truth:
@@ -185,22 +191,29 @@ def compare(
     budget: float,
     skipped: Tensor | None = None,
 ) -> Finding:
-    """The element that used most of the budget and its own rounding."""
+    """The element that used most of the budget and its own rounding.
+
+    What is not finite has neither: it must be the same infinity, or NaN where NaN is expected.
+    """
     if actual.numel() == 0:
         return Finding(part, 0.0, 0.0, "no elements")
+    if not math.isfinite(budget):
+        text = f"{part} has nothing to be measured by: what may differ is {budget}"
+        return Finding(part, math.inf, budget, text, tuple(case.describe()))
     if actual.dtype == torch.uint8:
         exact, rounding = exact.clamp(0, 255), torch.full_like(exact, 0.5)
     else:
         info = torch.finfo(actual.dtype)
         rounding = info.eps * (1 if engine.truncates(actual.dtype) else 0.5) * exact.abs() + info.tiny
-    difference = actual.double() - exact
-    # The same infinity is no difference; NaN where there should be a number is one.
-    error = difference.abs().masked_fill(actual.double() == exact, 0).nan_to_num(math.inf, math.inf)
+    wide = actual.double()
+    is_same = (wide == exact) | (wide.isnan() & exact.isnan())
+    # Of what is not finite the difference says nothing.
+    error = (wide - exact).abs().nan_to_num(math.inf, math.inf).masked_fill(is_same, 0)
     if skipped is not None:
         error = error.view(-1, *error.shape[-len(case.size) - 1 :]).masked_fill(skipped[:, None], 0)
         error = error.view(exact.shape)
-    allowed = budget + rounding
-    at = (error / allowed).argmax().item()
+    allowed = torch.where(exact.isfinite(), budget + rounding, 0)
+    at = (error / allowed).masked_fill(error == 0, 0).argmax().item()
     index = [i.item() for i in torch.unravel_index(torch.tensor(at), exact.shape)]
     where = f"{part}{index} is {actual.flatten()[at].item():.9g}, expected {exact.flatten()[at].item():.9g}"
     pick = error.flatten()[at].item(), allowed.flatten()[at].item()
@@ -209,7 +222,8 @@ def compare(
 
 def _size(part: str, exact: Tensor, grad: Tensor) -> float:
     least = grad.double().norm().item() if part in ("grad_theta", "grad_fill") else 1.0
-    return max(exact.abs().max().item(), least, 1.0) if exact.numel() else 1.0
+    finite = exact[exact.isfinite()]
+    return max(finite.abs().max().item() if finite.numel() else 1.0, least, 1.0)
 
 
 def _form(case: Case, part: str, actual: Tensor, exact: Tensor, like: Tensor) -> str | None:

@@ -24,7 +24,7 @@ def identity(engine: Engine, quick: bool) -> Iterator[list[Finding]]:
     for i, (dim, mode, padding_mode, corners, dtype) in enumerate(product):
         if (dim == 3 and mode == "bicubic") or i % (7 if quick else 3):
             continue
-        if dtype == torch.bfloat16 and engine.device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        if dtype == torch.bfloat16 and not engine.has_bfloat16():
             continue
         size = (11, 18) if dim == 2 else (3, 5, 4)
         options = Options(mode, padding_mode, corners)

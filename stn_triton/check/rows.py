@@ -208,10 +208,10 @@ def _pair(dtype: torch.dtype, dim: int = 2):
 
 def _halves(dtype: torch.dtype) -> Callable[[Engine], str | None]:
     def unavailable(engine):
-        if engine.device.type != "cuda" or dtype != torch.bfloat16 or torch.version.hip:
+        if dtype != torch.bfloat16 or engine.has_bfloat16():
             return None
         major, minor = torch.cuda.get_device_capability(engine.device)
-        return None if major >= 8 else f"this GPU, of capability {major}.{minor}, has no bfloat16"
+        return f"this GPU, of capability {major}.{minor}, has no bfloat16"
 
     return unavailable
 
