@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_PIPE = 0, 1, 2, 130, 141
 
 DESCRIPTION = """\
 What an installed stn_triton does on this machine.
@@ -32,6 +32,7 @@ exit codes, of every command:
   1    a row of check failed, or something else did; the output says what
   2    a wrong argument, or no command
   130  interrupted with Ctrl-C
+  141  whoever reads the output closed it
 """
 _MODULES = {"check": "stn_triton.check.command", "info": "stn_triton.info"}
 
@@ -87,7 +88,7 @@ a CPU it is the plain PyTorch path, unless --interpret.
         """\
   python -m stn_triton check
   python -m stn_triton check --quick --json > check.json
-  python -m stn_triton check --only splines determinism  two rows of the table
+  python -m stn_triton check --only splines determinism  these rows of the table
   python -m stn_triton check --device cpu       the plain PyTorch path
   python -m stn_triton check --quick --interpret --only identity
 """,
@@ -99,7 +100,8 @@ a CPU it is the plain PyTorch path, unless --interpret.
     parser.add_argument(
         "--interpret",
         action="store_true",
-        help="on a CPU, the kernels in Triton's interpreter: very slow, so with --quick and --only",
+        help="on a CPU, the kernels in Triton's interpreter, which needs NumPy: very slow, so with --quick "
+        "and --only",
     )
 
 
@@ -143,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"{args.command}: {error}")
     except BrokenPipeError:  # who reads the output wants no more of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
+        return EXIT_PIPE
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

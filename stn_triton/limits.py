@@ -45,13 +45,13 @@ def check(input: Tensor, maps: int, size: Sequence[int], antialias: bool) -> Non
     """
     largest = largest_extent(input.dtype, antialias)
     shape = input.shape
-    if max(size) > largest:
-        check_size(size, input.dtype, antialias)
     if max(shape[2:]) > largest:
         raise ValueError(
             f"input must have at most {_power(largest)} pixels on each axis{_reason(largest, antialias)}, "
             f"got shape {tuple(shape)}"
         )
+    if max(size) > largest:
+        check_size(size, input.dtype, antialias)
     channels = shape[1]
     if channels > MOST_CHANNELS:
         raise ValueError(f"input must have fewer than 2**31 channels, got shape {tuple(shape)}")

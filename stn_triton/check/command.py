@@ -47,7 +47,8 @@ def chosen(words: Sequence[str] | None) -> list[Row]:
     """
     wanted = set()
     for word in words or ():
-        own = {row.name for row in ROWS if row.name == word} or {row.name for row in ROWS if word in row.name}
+        own = {row.name for row in ROWS if row.name == word}
+        own = own or {row.name for row in ROWS if word and word.lower() in row.name.lower()}
         if not own:
             listing = "; ".join(row.name for row in ROWS)
             raise UsageError(f"--only: no row has {word!r} in its name; there are: {listing}")

@@ -55,7 +55,7 @@ class Engine(NamedTuple):
         if self.name == REFERENCE:
             return (
                 "What runs on a CPU is the plain PyTorch path, whose sampler is PyTorch's own; the kernels "
-                "run on a GPU, or here with --interpret. Exactness is the kernels' alone."
+                "run on a GPU, or with NumPy here by --interpret. Exactness is the kernels' alone."
             )
         if self.name == INTERPRETER:
             return "What runs are the kernels, in Triton's interpreter."

@@ -170,7 +170,7 @@ class Progress:
 
     def __init__(self, rows: int) -> None:
         self._rows, self._row, self._name, self._cases = rows, 0, "", 0
-        self._is_terminal = sys.stderr.isatty()
+        self._is_terminal = sys.stderr is not None and sys.stderr.isatty()  # None if it was closed
         self._began = self._told = time.monotonic()
 
     def begin(self, name: str) -> None:

@@ -36,8 +36,8 @@ DEGENERATE = {
     "a single point": [[0, 0, 0.13], [0, 0, 0.21]],
     "outside": [[1, 0, 5], [0, 1, 0.1]],
 }
-# Not under reflection, where the fraction of so large a number would matter. For output sizes that are even,
-# so that no output position is zero.
+# Finite ones not under reflection, where the fraction of so large a number would matter. For output sizes
+# that are even, so that no output position is zero.
 WILD = {
     "far outside": [[1, 0, 1e6], [0, 1, 0.1]],
     "huge": [[1e30, 0, 0.1], [0, 1, 0.1]],
@@ -47,6 +47,7 @@ WILD = {
     "NaN": [[1, 0, math.nan], [0, 1, 0.1]],
     "NaN everywhere": [[math.nan] * 3] * 2,
 }
+NOT_FINITE = {name: theta for name, theta in WILD.items() if "NaN" in name or "infinite" in name}
 # Coordinates on pixels, at both corner conventions; sizes are chosen with them.
 KINKED = {
     "identity": [[1, 0, 0], [0, 1, 0]],
@@ -178,6 +179,24 @@ def _maps(thetas: dict[str, list], paddings: Sequence[str] = PADDING_MODES):
     return make_cases
 
 
+def _antialias(engine, quick):
+    """All kinds; a shrink that is let pass, one that is not, and one that would take more than 64 samples.
+
+    Matrices are multiplied by 1.2 there.
+    """
+    yield from _kinds("antialias")(engine, quick)
+    for scale, sizes in ((0.8435, ((9, 6), (9, 6))), (0.86, ((9, 6), (9, 6))), (1, ((3, 70), (2, 1)))):
+        theta = [[scale, 0, 0.013], [0, scale, -0.02]]
+        yield make(
+            engine.device, Options("bilinear"), "antialias", theta=theta, size_in=sizes[0], size=sizes[1]
+        )
+
+
+def _wild(engine, quick):
+    yield from _maps(WILD, ("zeros", "border", "fill"))(engine, quick)
+    yield from _maps(NOT_FINITE, ("reflection",))(engine, quick)
+
+
 def _kinked(engine, quick):
     for theta, mode, padding_mode, corners in itertools.product(
         KINKED.values(), ("bilinear", "bicubic"), PADDING_MODES[:: 3 if quick else 1], CORNERS
@@ -227,7 +246,7 @@ ROWS = (
     Row(TRUTH, "splines", _truths(_splines)),
     Row(TRUTH, "many thetas per image", _truths(_kinds("many", "single image", "one for all"))),
     Row(TRUTH, "image_index", _truths(_kinds("index"))),
-    Row(TRUTH, "antialias", _truths(_kinds("antialias"))),
+    Row(TRUTH, "antialias", _truths(_antialias)),
     *(
         Row(TRUTH, str(dtype).removeprefix("torch."), _truths(_dtype(dtype)), _halves(dtype))
         for dtype in (torch.float64, torch.bfloat16, torch.float16)
@@ -238,7 +257,7 @@ ROWS = (
     Row(TRUTH, "sizes from 1x1", _truths(_sizes)),
     Row(TRUTH, "rotate, zoom, shift, shear", _truths(_maps(BASIC))),
     Row(TRUTH, "singular, outside", _truths(_maps(DEGENERATE))),
-    Row(TRUTH, "huge, infinite, NaN", _truths(_maps(WILD, ("zeros", "border", "fill")))),
+    Row(TRUTH, "huge, infinite, NaN", _truths(_wild)),
     Row(TRUTH, "exactly on pixels", _truths(_kinked)),
     Row(PAIR, "images in fp32", _pair(torch.float32)),
     Row(PAIR, "images in bfloat16", _pair(torch.bfloat16), _halves(torch.bfloat16)),
