@@ -22,6 +22,7 @@ from stn_triton.kernels.block import (
     add_rows,
     block_start,
     is_inside,
+    only_if,
     pixel_offset,
     store_block,
     tile_origin,
@@ -309,7 +310,7 @@ def boxes_kernel(
                     added = ()
                     for g in tl.static_range(BLOCK_C):
                         pointers = gradient_start + tl.cast(grad_output_stride_c, tl.int64) * g + offset
-                        mask = hit if EVEN_C else hit & (g < channels)
+                        mask = hit if EVEN_C else only_if(g < channels, hit)
                         gradient = tl.load(pointers, mask=mask, other=0).to(DTYPE)
                         added = added + (accumulator[g] + tl.sum(weight * gradient, 0),)
                     accumulator = added
