@@ -27,6 +27,7 @@ SAMPLE = [
     )
 ]
 LARGE = {2: ((19, 37), (21, 34)), 3: ((3, 9, 17), (3, 10, 18))}
+SMALL = {2: ((9, 15), (10, 13)), 3: ((2, 6, 11), (2, 7, 9))}  # for small blocks
 
 
 @pytest.fixture(autouse=True)
@@ -152,11 +153,12 @@ def everything(args, options):
 
 
 @interpreted
-@pytest.mark.parametrize("variant", LIGHT[2::9], ids=Variant.name)
+@pytest.mark.parametrize("variant", LIGHT[2::23], ids=Variant.name)
 def test_the_order_of_programs_does_not_matter(device, shuffled, variant):
-    size_in, size = LARGE[variant.dim]
+    size_in, size = SMALL[variant.dim]
     args = case(variant, 1, size_in, size).to(device, torch.float32)
-    assert_same_bits(everything(args, variant.options()), everything(args, variant.options()))
+    with tuning.choosing(lambda bucket, run: {**tuning.default(bucket), "BLOCK_H": 4, "BLOCK_W": 8}):
+        assert_same_bits(everything(args, variant.options()), everything(args, variant.options()))
     assert all(order != sorted(order) for order in shuffled if len(order) > 4)
     assert max(map(len, shuffled)) >= 8
 
@@ -189,7 +191,7 @@ def test_the_order_of_atomics_matters(device, shuffled):
 CHOICES = [v for v in LIGHT if v.align_corners and v.dim == 2]
 
 
-@pytest.mark.parametrize("variant", CHOICES if ON_GPU else CHOICES[1::5], ids=Variant.name)
+@pytest.mark.parametrize("variant", CHOICES if ON_GPU else CHOICES[1::13], ids=Variant.name)
 def test_block_sizes_change_the_last_bits_of_sums_over_pixels_alone(device, monkeypatch, variant):
     """Those of theta and the fill values, which programs share; see test_kernels.py for the whole space."""
     args = case(variant, 5, *LARGE[2]).to(device, torch.float32)
