@@ -7,6 +7,7 @@ and wrong arguments are answered without torch, whose import takes seconds. Only
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -143,9 +144,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return importlib.import_module(_MODULES[args.command]).main(args)
     except UsageError as error:
         parser.error(f"{args.command}: {error}")
-    except BrokenPipeError:  # who reads the output wants no more of it
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError) and error.errno != errno.ENOSPC:
+            raise
+        # Nothing more can be written there, not even when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_PIPE
+        if isinstance(error, BrokenPipeError):  # who reads the output wants no more of it
+            return EXIT_PIPE
+        print(f"error: {args.command}: the output cannot be written: {error.strerror}", file=sys.stderr)
+        return EXIT_FAILED
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -215,3 +215,21 @@ def test_facts_have_the_settings_that_matter(monkeypatch):
     found = environment.facts(torch.device("cpu"))
     assert "TRITON_CACHE_DIR=/somewhere" in found["variables"]
     assert "UNRELATED" not in found["variables"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk here that is always full")
+def test_a_full_disk_is_told_of():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "stn_triton", "info"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "error: info: the output cannot be written: No space left on device"
+    )
+
+
+def test_a_reader_who_leaves_is_no_failure():
+    script = f"set -o pipefail; {sys.executable} -m stn_triton info | head -1"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode in (0, 141)  # 0 if all was written before
+    assert "Traceback" not in done.stderr
