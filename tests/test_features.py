@@ -303,11 +303,11 @@ class TestAntialias:
             assert reference.samples_per_pixel(turn, (99, 99), (99, 99), False).tolist() == [[1, 1]]
 
     def test_each_image_has_its_own_number(self):
-        scales = ((2.5, 1), (1, 40), (1e15, 1), (1e30, 1), (math.nan, 1))
+        scales = ((2.5, 1), (1, 40), (1e15, 1), (1e30, 1), (math.inf, 1), (math.nan, 1))
         theta = torch.tensor([[[x, 0, 0], [0, y, 0]] for x, y in scales])
         counts = reference.samples_per_pixel(theta, (8, 8), (8, 8), False)
-        # The square of 1e30 is not finite in fp32: one sample is as good as many.
-        assert counts.tolist() == [[3, 1], [1, 40], [64, 1], [1, 1], [1, 1]]
+        # The square of 1e30 is not finite in fp32. Where theta is not, one sample is as good as many.
+        assert counts.tolist() == [[3, 1], [1, 40], [64, 1], [64, 1], [1, 1], [1, 1]]
 
 
 class TestBytes:
