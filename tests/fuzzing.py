@@ -249,7 +249,7 @@ def expected_of(args: Case, options: Options, is_shared: bool, device: torch.dev
                 if options.padding_mode == "reflection":
                     lost[m, 0] |= position.abs() > 1e3
                 loose[m, 0] |= ~position.isfinite()  # times a change of rounding
-            kept = depth[~lost[m, 0]].abs()
+            kept = depth[~lost[m, 0] & depth.isfinite()].abs()
             stretch[m] = (1 / kept).max().clamp(min=1) ** 2 if kept.numel() else 1
         rounding = 8
         if not is_shared:
