@@ -10,6 +10,7 @@ import argparse
 import errno
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -66,6 +67,7 @@ def _command(commands, name: str, summary: str, description: str, examples: str)
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
     parser.add_argument("--json", action="store_true", help="print JSON to standard output, not text")
+    parser.set_defaults(parser=parser)
     return parser
 
 
@@ -120,30 +122,42 @@ that it does not use, why), and what is supported on this machine.
 
 
 def answer_early() -> None:
-    """If this process is ``python -m stn_triton``, exit here for help or wrong arguments."""
+    """If this process is ``python -m stn_triton``, exit here for help or wrong arguments.
+
+    Until `main`, Ctrl-C ends it without a traceback of whatever torch was importing.
+    """
     # While Python looks for the module, sys.argv[0] is "-m".
     if sys.argv[:1] != ["-m"] or len(sys.orig_argv) < len(sys.argv):
         return
     if sys.orig_argv[-len(sys.argv)].removeprefix("-m") == "stn_triton":
         _parse(build_parser(), sys.argv[1:])
+        signal.signal(signal.SIGINT, _leave)
+
+
+def _leave(*_: object) -> None:
+    os.write(2, b"\ninterrupted\n")
+    os._exit(EXIT_INTERRUPTED)
 
 
 def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    args = parser.parse_args(argv)
-    if args.command is None:
+    args, unknown = parser.parse_known_args(argv)
+    if args.command is None and not unknown:
         parser.print_help(sys.stderr)
         sys.exit(EXIT_USAGE)
+    if unknown:  # whose usage is the command's, not all commands'
+        getattr(args, "parser", parser).error(f"unrecognized arguments: {' '.join(unknown)}")
     return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
-    parser = build_parser()
-    args = _parse(parser, argv)
+    args = _parse(build_parser(), argv)
+    if signal.getsignal(signal.SIGINT) is _leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return importlib.import_module(_MODULES[args.command]).main(args)
     except UsageError as error:
-        parser.error(f"{args.command}: {error}")
+        args.parser.error(str(error))
     except OSError as error:
         if not isinstance(error, BrokenPipeError) and error.errno != errno.ENOSPC:
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from stn_triton import derivatives, limits, sharding, splines
 from stn_triton.options import INPUT_DTYPES, MODES, PADDING_MODES, THETA_DTYPES
+
+_LARGEST = sys.float_info.max
 
 
 def affine_grid_sample(
@@ -32,7 +35,7 @@ def affine_grid_sample(
 
     Args:
         input: images (N, C, H_in, W_in) or volumes (N, C, D_in, H_in, W_in), fp16, bf16, fp32 or fp64, any
-            strides; or uint8, without gradients: the result is rounded, half to even.
+            strides; or uint8, without gradients: the result is rounded, half to even, and cut to 0 and 255.
         theta: matrices (N, 2, 3), for volumes (N, 3, 4), any floating dtype. Each maps an output position
             (x, y, 1) to an input position (x, y), both in normalised coordinates: -1 and 1 are the edges of
             the image. (1, 2, 3) serves all images; (N, K, 2, 3) warps each image K times; (M, 2, 3) warps
@@ -332,7 +335,7 @@ def _check_points(points: Sequence[int] | Sequence[Sequence[float]] | None, coun
                 f"offsets has {count}"
             )
         return splines.regular_points(side, side)
-    if not isinstance(points, Sequence) or isinstance(points, str):
+    if not isinstance(points, Sequence) or isinstance(points, str | bytes | bytearray):
         raise TypeError(f"{expected}, got {_describe(points)}")
     if len(points) == 2 and all(_is_int(n) for n in points):
         if min(points) < 2:
@@ -362,7 +365,7 @@ def _check_size(size: int | Sequence[int] | None, input: Tensor, antialias: bool
     expected = f"size must be None, an int, or {names}"
     if _is_int(size):
         size = (size,) * dim
-    if not isinstance(size, Sequence) or isinstance(size, str):
+    if not isinstance(size, Sequence) or isinstance(size, str | bytes | bytearray):
         raise TypeError(f"{expected}, got {_describe(size)}")
     if len(size) != dim:
         hint = "; give the spatial size alone, without (N, C)" if len(size) == dim + 2 else ""
@@ -430,7 +433,9 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) <= _LARGEST
+    return isinstance(value, float)
 
 
 def _is_int(value: object) -> bool:

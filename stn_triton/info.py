@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import shutil
+import stat
 from collections.abc import Sequence
 from importlib import util
 from pathlib import Path
@@ -54,6 +55,7 @@ def main(args: argparse.Namespace) -> int:
             "environment": facts,
             "kernels": tables.kernels(),
             "tables": [state._asdict() for state in states],
+            "cache": cache(),
             "tuning": _tuning(gpu),
             "supported": supported,
         }
@@ -62,8 +64,8 @@ def main(args: argparse.Namespace) -> int:
     _print("Environment", list(facts.items()))
     found = [(f"{state.origin} table", _sentence(state)) for state in states]
     none = [("tables", f"none in {tuning.SHIPPED} or {tables.cache_path('gpu').parent}")]
-    digest = ("kernels", tables.kernels())
-    _print("Block sizes", [digest, *(found or none), ("first calls", _tuning(gpu))])
+    rest = [("cache", cache()), ("first calls", _tuning(gpu))]
+    _print("Block sizes", [("kernels", tables.kernels()), *(found or none), *rest])
     _print("Supported here", list(supported.items()))
     return EXIT_OK
 
@@ -87,8 +89,12 @@ def _state(path: Path, origin: str, gpu: str | None) -> TableState:
     good, bad = len(found.entries), len(found.bad)
     is_current = found.kernels == tables.kernels()
     is_used = False
+    old = ""
+    own_name = f"{tables.slug(found.device)}.json"
     if found.reason and (is_gpus or not found.device):
         reason = f"ignored: {found.reason}"
+    elif path.name != own_name:
+        reason = f"ignored: a table of this GPU is looked for as {own_name}"
     elif gpu is None:
         reason = "not used: block sizes are a GPU's, and this device is none"
     elif not is_gpus:
@@ -96,10 +102,11 @@ def _state(path: Path, origin: str, gpu: str | None) -> TableState:
     elif not good:
         reason = "ignored: no good entries"
     else:
-        rest = f"{bad} entries are not good and ignored" if bad else ""
+        is_used, reason = True, ""
         old = "" if is_current else "tuned for older kernels: right, perhaps not the fastest"
-        is_used, reason = True, "; ".join(note for note in (rest, old) if note)
-    return TableState(str(path), origin, found.device, good, bad, is_current, is_used, reason)
+    rest = f"{bad} entries are not good and ignored" if bad else ""
+    notes = "; ".join(note for note in (reason, rest, old) if note)
+    return TableState(str(path), origin, found.device, good, bad, is_current, is_used, notes)
 
 
 def _sentence(state: TableState) -> str:
@@ -107,6 +114,27 @@ def _sentence(state: TableState) -> str:
     return f"{state.path}{of}, {state.reason or 'used'}" + (
         ", used" if state.is_used and state.reason else ""
     )
+
+
+def cache() -> str:
+    """The directory of the user's tables, and whether it can be used."""
+    folder = tables.cache_path("gpu").parent
+    try:
+        is_folder = stat.S_ISDIR(folder.stat().st_mode)
+    except FileNotFoundError:
+        if folder.is_symlink():
+            return f"{folder} cannot be used: a link to nothing"
+        above = next((parent for parent in folder.parents if parent.is_dir()), None)
+        if above is None or not os.access(above, os.W_OK | os.X_OK):
+            return f"{folder} is not there and cannot be made"
+        return f"{folder}, made when it is first needed"
+    except OSError as error:
+        return f"{folder} cannot be used: {error.strerror}"
+    if not is_folder:
+        return f"{folder} cannot be used: not a directory"
+    modes = {"read": os.R_OK | os.X_OK, "written": os.W_OK | os.X_OK}
+    missing = [what for what, mode in modes.items() if not os.access(folder, mode)]
+    return f"{folder} cannot be {' or '.join(missing)}" if missing else f"{folder}, read and written"
 
 
 def _tuning(gpu: str | None) -> str:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -251,6 +252,14 @@ def test_a_failure_says_how_to_reproduce_it_and_what_to_do(capsys, monkeypatch):
     assert main(words[3:]) == 1
     monkeypatch.undo()
     assert main(words[3:]) == 0
+
+
+def test_of_many_failures_the_arguments_of_the_first_are_printed(capsys, monkeypatch):
+    monkeypatch.setattr(reference, *backward_of(sign_of_grad_theta))
+    assert main(["check", "--quick", *CPU, "--only", "images"]) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("again: ") > 3
+    assert printed.count("  input: ") == 3
 
 
 def test_what_is_allowed_is_little():
@@ -570,6 +579,18 @@ class TestCommandLine:
         assert text in getattr(done, stream)
         assert "torch is imported" in no_torch("info").stderr, "and this would tell"
 
+    def test_an_interruption_while_torch_is_imported_is_one_line(self, tmp_path):
+        (tmp_path / "torch.py").write_text("print('begun', flush=True)\nimport time\ntime.sleep(60)")
+        environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": "/usr/bin:/bin"}
+        command_line = [sys.executable, "-m", "stn_triton", "info"]
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command_line, env=environment, cwd=tmp_path, **streams) as process:
+            assert process.stdout.readline() == "begun\n"
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert told == "\ninterrupted\n"
+
     def test_importing_the_package_imports_no_check(self):
         script = "import stn_triton, sys; print([m for m in sys.modules if m.startswith('stn_triton.check')])"
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
@@ -580,9 +601,9 @@ class TestCommandLine:
         [
             (
                 ["--only", "spline", "nonsense"],
-                "check: --only: no row has 'nonsense' in its name; there are:",
+                "check: error: --only: no row has 'nonsense' in its name; there are:",
             ),
-            (["--device", "tpu"], "check: --device: no device 'tpu' here; available: "),
+            (["--device", "tpu"], "check: error: --device: no device 'tpu' here; available: "),
         ],
     )
     def test_wrong_values_are_named(self, capsys, arguments, text):

@@ -365,6 +365,7 @@ BAD = {
     "affine_grid's size": ({"size": (2, 3, 4, 5)}, ValueError, [SIZE, "(2, 3, 4, 5)", "without (N, C)"]),
     "size is a float": ({"size": 2.5}, TypeError, [SIZE, "2.5", "float"]),
     "size is a str": ({"size": "45"}, TypeError, [SIZE, "'45'", "str"]),
+    "size is bytes": ({"size": b"45"}, TypeError, [SIZE, "b'45'", "bytes"]),
     "size is a bool": ({"size": True}, TypeError, [SIZE, "True", "bool"]),
     "an extent is a float": ({"size": (4, 5.0)}, TypeError, [SIZE, "5.0", "float"]),
     "two extents for a volume": (
@@ -415,6 +416,11 @@ BAD = {
         {"fill_value": [0.5, 0.5], "padding_mode": "fill"},
         ValueError,
         ["3 values", "[0.5, 0.5]"],
+    ),
+    "fill value beyond fp64": (
+        {"fill_value": 10**400, "padding_mode": "fill"},
+        TypeError,
+        ["number", "1000", "type int"],
     ),
     "fill value is a str": ({"fill_value": "0", "padding_mode": "fill"}, TypeError, ["number", "'0'"]),
     "index and many thetas": (

@@ -1,6 +1,7 @@
 """``python -m stn_triton info``: tables that are used and those that are not, and what is supported."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -77,7 +78,16 @@ def test_a_damaged_table_is_ignored_and_says_why(folders):
 def test_bad_entries_are_counted(folders):
     bad = {**ENTRIES, "../../etc/passwd": {"BLOCK_C": 4}, BUCKETS[0].name(): {"BLOCK_C": 2**40}}
     write(folders["user"], entries=bad)
-    assert states() == [("user", 1, 2, True, "2 entries are not good and ignored")]
+    told = "2 entries are not good and ignored"
+    assert states() == [("user", 1, 2, True, told)]
+    assert states(None)[0][4].endswith(f"this device is none; {told}")
+
+
+def test_a_table_whose_file_has_another_name_is_not_found_and_says_which(folders):
+    write(folders["user"], name="tuned-by-hand.json")
+    reason = "ignored: a table of this GPU is looked for as imaginary-gpu.json"
+    assert states() == [("user", 2, 0, False, reason)]
+    assert not is_known()
 
 
 @pytest.mark.parametrize("what", ["directory", "file"])
@@ -206,7 +216,60 @@ def test_a_wrong_device_is_a_wrong_argument(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["info", "--device", "cuda:99"])
     assert stop.value.code == 2
-    assert "info: --device: no device 'cuda:99' here; available: " in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert told.startswith("usage: python -m stn_triton info ")
+    assert "info: error: --device: no device 'cuda:99' here; available: " in told
+
+
+def test_of_an_unknown_argument_the_command_s_usage_is_shown(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["info", "--frobnicate"])
+    assert stop.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("usage: python -m stn_triton info ")
+    assert told.endswith("error: unrecognized arguments: --frobnicate\n")
+
+
+CACHES = {
+    "there": (lambda path: path.mkdir(), ", read and written"),
+    "not there": (lambda path: None, ", made when it is first needed"),
+    "a file": (lambda path: path.write_text(""), " cannot be used: not a directory"),
+    "under a file": (lambda path: path.parent.write_text(""), " cannot be used: Not a directory"),
+    "a link to nothing": (lambda path: path.symlink_to("nothing"), " cannot be used: a link to nothing"),
+    "a link to itself": (
+        lambda path: path.symlink_to(path),
+        " cannot be used: Too many levels of symbolic links",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CACHES)
+def test_the_cache_is_named_and_what_is_wrong_with_it(tmp_path, monkeypatch, case):
+    make, expected = CACHES[case]
+    path = tmp_path / "own" / "cache"
+    if case != "under a file":
+        path.parent.mkdir()
+    monkeypatch.setenv("STN_TRITON_CACHE_DIR", str(path))
+    make(path)
+    assert info.cache() == f"{path}{expected}"
+
+
+@pytest.mark.parametrize(
+    ("denied", "expected"),
+    [
+        (os.W_OK, " cannot be written"),
+        (os.R_OK, " cannot be read"),
+        (os.X_OK, " cannot be read or written"),
+    ],
+)
+def test_a_cache_whose_mode_forbids_it(tmp_path, monkeypatch, denied, expected):
+    """Root, who often runs tests, may do everything: so the answer is replaced."""
+    monkeypatch.setenv("STN_TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(info.os, "access", lambda path, mode: not mode & denied)
+    assert info.cache() == f"{tmp_path}{expected}"
+    monkeypatch.setenv("STN_TRITON_CACHE_DIR", str(tmp_path / "new"))
+    if denied != os.R_OK:
+        assert info.cache() == f"{tmp_path / 'new'} is not there and cannot be made"
 
 
 def test_facts_have_the_settings_that_matter(monkeypatch):

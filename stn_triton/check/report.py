@@ -19,6 +19,8 @@ from stn_triton.environment import columns, wrapped
 
 _LAYOUT = "{:28} {:9} {:>6} {:>12} {:>9}  {}"
 _SECONDS_BETWEEN_LINES = 10
+# Failures whose arguments are printed; one reason often fails many rows.
+_SHOWN_WHOLE = 3
 
 
 class Line(NamedTuple):
@@ -93,18 +95,19 @@ def foot(lines: Sequence[Line], engine: Engine, seconds: float, again: str) -> s
     if not failed:
         return f"\nPASS: {len(lines) - skipped} rows{rest}, {checks}"
     text = [f"\nFAIL: {len(failed)} of {len(lines)} rows{rest}, {checks}"]
-    text += [_failure(line, again) for line in failed]
+    text += [_failure(line, again, i < _SHOWN_WHOLE) for i, line in enumerate(failed)]
     return "\n\n".join([*text, _advice(engine, again)])
 
 
-def _failure(line: Line, again: str) -> str:
+def _failure(line: Line, again: str, is_whole: bool) -> str:
     worst = line.worst
     lines = [f"{line.title()}: {line.failed} of {line.cases} checks; the worst:"]
     lines.append(worst.text)
     if math.isfinite(worst.error) and worst.error:
         lines[-1] += f": off by {worst.error:.2e}, allowed {worst.allowed:.2e}"
     width = columns()
-    text = [lines[0], *(wrapped(f"  {line}", 6, width) for line in [*lines[1:], *worst.call])]
+    call = worst.call if is_whole else ()
+    text = [lines[0], *(wrapped(f"  {line}", 6, width) for line in [*lines[1:], *call])]
     # Never wrapped: to be copied.
     return "\n".join([*text, f"  again: {again} --only {shlex.quote(line.name)}"])
 
