@@ -156,7 +156,8 @@ def test_coordinates_beyond_all_measure_stay_within_the_tensors(device, mode, pa
     args = case(variant, 1, *SIZES[variant.dim]).to(device, torch.float32)
     options = variant.options()
     if "spline" in name:
-        options = options._replace(points=POINTS)
+        # No pixel lies on one: a rounding there, times 3e38, may be anywhere.
+        options = options._replace(points=(-0.9, -0.8, 1.1, -0.7, -1.2, 0.6, 0.8, 1.3))
         args = args._replace(theta=torch.eye(2, 7, device=device).repeat(2, 1, 1))
     if kind != "many":
         args = args._replace(input=args.input[:1], theta=args.theta[:1], grad=args.grad[:1])
