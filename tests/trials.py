@@ -12,10 +12,14 @@ import itertools
 import json
 import math
 import os
+import re
 import resource
 import select
+import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -59,8 +63,8 @@ def collected(work: Callable[[dict], object], files: Iterable[Path], options: It
             work({item.nodeid.rpartition("/")[2]: item for item in session.items})
             return True
 
-    plugins = ("-p", "no:xdist", "-p", "no:terminal", "-p", "no:cacheprovider", "-s", "-o", "addopts=")
-    return pytest.main([*plugins, *options, *map(str, files)], [Loop()])
+    plugins = [f"-pno:{name}" for name in ("xdist", "terminal", "cacheprovider", "faulthandler")]
+    return pytest.main([*plugins, "-s", "-o", "addopts=", *options, *map(str, files)], [Loop()])
 
 
 def kernel_modules() -> dict[str, ModuleType]:
@@ -211,6 +215,31 @@ class Fork:
 
     def kill(self) -> None:
         os.kill(self.process, signal.SIGKILL)
+
+
+def in_a_copy(mutated: Path) -> Trial:
+    """Run the tests of large tensors in a copy of the checkout: some compile in processes of their own.
+
+    RuntimeError if pytest does not get to run them.
+    """
+    start = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with tempfile.TemporaryDirectory() as place:
+        for name in ("stn_triton", "perf", "tests"):
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(TESTS.parent / name, Path(place) / name, ignore=ignored)
+        shutil.copy(TESTS.parent / "pyproject.toml", place)
+        shutil.copy(mutated, Path(place) / "stn_triton" / "kernels")
+        options = ("-x", "-q", "-p", "no:xdist", "-o", "addopts=")
+        command = [sys.executable, "-m", "pytest", *options, "tests/test_large.py"]
+        done = subprocess.run(
+            command, cwd=place, env={**os.environ, "PYTHONPATH": place}, capture_output=True, text=True
+        )
+    end = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = round(end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime, 2)
+    found = re.search(r"^(?:FAILED|ERROR) tests/(\S+)(?: - (.*))?$", done.stdout, re.MULTILINE)
+    if done.returncode not in (0, 1) or (done.returncode == 1 and not found):
+        raise RuntimeError(f"pytest ends with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return Trial(found and found[1], (found and (found[2] or "")) or "", seconds, {})
 
 
 def run_all(forks: Iterable[Callable[[], Fork]], jobs: int) -> Iterator[tuple[int, Trial]]:
