@@ -236,7 +236,7 @@ def in_a_copy(mutated: Path) -> Trial:
         )
     end = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = round(end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime, 2)
-    found = re.search(r"^(?:FAILED|ERROR) tests/(\S+)(?: - (.*))?$", done.stdout, re.MULTILINE)
+    found = re.search(r"^(?:FAILED|ERROR) tests/(.+?)(?: - (.*))?$", done.stdout, re.MULTILINE)
     if done.returncode not in (0, 1) or (done.returncode == 1 and not found):
         raise RuntimeError(f"pytest ends with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     return Trial(found and found[1], (found and (found[2] or "")) or "", seconds, {})
