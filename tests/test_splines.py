@@ -101,6 +101,24 @@ def test_scattering_agrees_with_the_oracle(device, launched, mode, padding_mode,
     assert "backward_input" not in launched
 
 
+@pytest.mark.usefixtures("atomics")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_scattering_in_several_steps_of_channels(device, layout):
+    """In the last of which there are few."""
+    options, stepped = Options(points=GRID), []
+
+    def choose(bucket, run):
+        if bucket.kernel != "scatter":
+            return tuning.default(bucket)
+        stepped.append(next(config for config in tuning.space(bucket) if config["STEPS_C"] > 1))
+        return stepped[0]
+
+    with tuning.choosing(choose):
+        check(device, options, torch.float32, case(options, channels=21), layout=layout)
+    (config,) = stepped
+    assert config["BLOCK_C"] * config["STEPS_C"] < 21
+
+
 def test_launches_pass_only_what_kernels_take(device, monkeypatch):
     """A compiled kernel refuses others; the interpreter does not."""
     seen = set()

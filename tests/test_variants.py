@@ -162,6 +162,26 @@ def test_the_identity_copies_bit_for_bit(device, dtype, mode, padding_mode, dim)
         assert torch.equal(result.grad_input.nan_to_num(7, 8, 9), args.grad.nan_to_num(7, 8, 9))
 
 
+def test_a_shrink_of_up_to_a_64th_is_none(device):
+    """For a matrix of rounded numbers may be that of a rotation."""
+    args = case(Variant(2, "bilinear", "zeros", "plain", False), 2, (9, 9), (9, 9)).to(device, torch.float32)
+    for scale, is_shrunk in ((1.015, False), (1.018, True)):
+        args = args._replace(theta=torch.eye(2, 3, device=device).repeat(len(args.theta), 1, 1) * scale)
+        results = run(args, Options()), run(args, Options(antialias=True))
+        for part, without, with_it in parts(*results):
+            assert torch.equal(without, with_it) is not is_shrunk, part
+
+
+def test_a_gradient_that_is_not_finite_reaches_fill_values_from_where_they_count(device):
+    args = case(Variant(2, "bilinear", "fill", "plain", False), 2, (5, 6), (5, 6)).to(device, torch.float32)
+    args = args._replace(theta=torch.eye(2, 3, device=device).repeat(len(args.theta), 1, 1))
+    args.theta[:, 0, 2] = 0.5  # one and a half pixels
+    args.grad[:, :, :, :2] = float("nan")
+    assert run(args, Options(padding_mode="fill")).grad_fill.isfinite().all()
+    args.grad[:, 0, 2, 4] = float("nan")
+    assert run(args, Options(padding_mode="fill")).grad_fill.isnan().tolist() == [True, False]
+
+
 def test_antialias_changes_nothing_where_a_map_does_not_shrink(device):
     """Rotations, whose footprint is 1 but for its rounding, and a zoom; bit for bit, gradients too."""
     args = case(Variant(2, "bilinear", "zeros", "plain", False), 2, (9, 9), (9, 9))
