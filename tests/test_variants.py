@@ -8,7 +8,7 @@ import torch
 from test_kernels import assert_close, parts
 from variants import CELLS, EXISTING, LIGHT, Variant, case
 
-from stn_triton import launch, reference
+from stn_triton import launch, reference, tuning
 from stn_triton.check import oracle
 from stn_triton.options import MODES, PADDING_MODES, Options
 
@@ -180,6 +180,74 @@ def test_a_gradient_that_is_not_finite_reaches_fill_values_from_where_they_count
     assert run(args, Options(padding_mode="fill")).grad_fill.isfinite().all()
     args.grad[:, 0, 2, 4] = float("nan")
     assert run(args, Options(padding_mode="fill")).grad_fill.isnan().tolist() == [True, False]
+
+
+INF = math.inf
+MAPS = {  # a variant, sizes, and maps of which each entry counts
+    "dense, of volumes": (
+        (3, "bilinear", "zeros", "plain", False),
+        ((6, 7, 8), (7, 6, 8)),
+        [[[0.8, -0.5, 0.4, 0.1], [0.4, 0.9, -0.3, -0.1], [-0.5, 0.3, 0.7, 0.05]]],
+    ),
+    "horizons beyond each corner": (
+        (2, "bilinear", "reflection", "projective", False),
+        ((5, 6), (6, 5)),
+        [[[1.5, 0.2, 0.1], [-0.3, 1.4, 0], [g, h, 1]] for g in (-0.4, 0.4) for h in (-0.4, 0.4)],
+    ),
+    "long in one axis": (
+        (2, "bilinear", "reflection", "plain", True),
+        ((5, 6), (6, 5)),
+        [[[0.3, 0.2, 0], [2.5, -0.4, 0.1]], [[0.2, -2.5, 0.1], [0.1, 0.3, 0]]],
+    ),
+    "of one column": (
+        (2, "bilinear", "reflection", "plain", True),
+        ((4, 1), (3, 3)),
+        [[[1, 0, 0], [0.1, 0.8, 0.3]], [[0, 2, 0.5], [1.5, 0, 0]]],
+    ),
+    "of two columns": (
+        (2, "bilinear", "reflection", "plain", True),
+        ((4, 2), (5, 7)),
+        [[[3.1, 0.2, 0.3], [0.1, 0.8, 0.3]]],
+    ),
+    "nearly singular": (
+        (2, "bicubic", "zeros", "plain", False),
+        ((9, 7), (6, 8)),
+        [[[1, 1, 0], [1, 1 + 2**-20, 0.1]], [[1e-7, 0.9, 0], [1, -1e-7, 0]]],
+    ),
+    "infinite and antialiased": (
+        (2, "bilinear", "border", "antialias", False),
+        ((4, 5), (3, 3)),
+        [[[INF, 0, 0], [0, 1.5, 0]]],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_maps_of_which_each_entry_counts(device, name):
+    variant, sizes, theta = MAPS[name]
+    variant, theta = Variant(*variant), torch.tensor(theta, device=device)
+    args = case(variant, 1, *sizes).to(device, torch.float32)
+    for matrix in theta:
+        one = args._replace(input=args.input[:1], theta=matrix[None].float(), grad=args.grad[:1])
+        truth = solve(one, variant.options(), torch.float32)
+        for part, actual, expected in parts(run(one, variant.options()), truth):
+            assert_close(actual, expected, budget(part, expected, torch.float32), part)
+
+
+@pytest.mark.parametrize("shape", [(8, 16), (16, 8)])
+def test_lists_of_tiles_that_are_not_square(device, shape):
+    """Programs that list their pixels, for they go through several blocks of channels."""
+    variant = Variant(2, "bilinear", "zeros", "plain", False)
+    args = case(variant, 5, (19, 21), (20, 18)).to(device, torch.float32)
+
+    def choose(bucket, run):
+        sizes = {"BLOCK_C": 2, "STEPS_C": 2, "RUN_C": 1, "BLOCK_H": shape[0], "BLOCK_W": shape[1]}
+        return {**tuning.default(bucket), **sizes}
+
+    with tuning.choosing(choose):
+        results = run(args, variant.options())
+    for part, actual, expected in parts(results, solve(args, variant.options(), torch.float32)):
+        assert_close(actual, expected, budget(part, expected, torch.float32), part)
 
 
 def test_antialias_changes_nothing_where_a_map_does_not_shrink(device):
