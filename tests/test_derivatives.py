@@ -1,6 +1,7 @@
 """Second derivatives, forward mode and torch.func: all right, or an error; never zeros, never wrong."""
 
 import copy
+import math
 from functools import partial
 
 import pytest
@@ -14,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from variants import CELLS, EXISTING, Variant, case, tangents_of
 
 from stn_triton import affine_grid_sample, launch, ops, reference_tangent
-from stn_triton.options import Options, Tangents
+from stn_triton.options import PADDING_MODES, Options, Tangents
 
 SMOOTH = [v for v in CELLS if v.mode != "nearest"]
 # A sample of everything, and of projective maps every mode and padding.
@@ -358,6 +359,19 @@ def test_just_before_the_horizon_nothing_is_nan(device, padding_mode):
     for actual, expected in zip(*results, strict=True):
         assert not actual.isnan().any()
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_of_a_map_that_is_not_finite_second_derivatives_are(device, mode, padding_mode):
+    variant = Variant(2, mode, padding_mode, "plain", False)
+    args = case(variant, 1, (4, 6), (5, 3)).to(device, torch.float32)
+    tangents = tangents_of(args)
+    for number in (math.inf, math.nan):
+        args.theta[0, 0, 0] = number
+        rest = variant.options(), (True, True, args.fill is not None), args.fill, None, tangents
+        for gradient in launch.backward(args.grad, args.input, args.theta, *rest):
+            assert gradient is None or gradient.isfinite().all(), number
 
 
 def test_bytes_refuse_derivatives_through_vmap():
