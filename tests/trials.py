@@ -60,7 +60,7 @@ def collected(work: Callable[[dict], object], files: Iterable[Path], options: It
     class Loop:
         def pytest_runtestloop(self, session):
             warm()
-            work({item.nodeid.rpartition("/")[2]: item for item in session.items})
+            work({f"{item.path.name}::{item.nodeid.partition('::')[2]}": item for item in session.items})
             return True
 
     plugins = [f"-pno:{name}" for name in ("xdist", "terminal", "cacheprovider", "faulthandler")]
