@@ -335,7 +335,7 @@ def _check_points(points: Sequence[int] | Sequence[Sequence[float]] | None, coun
                 f"offsets has {count}"
             )
         return splines.regular_points(side, side)
-    if not isinstance(points, Sequence) or isinstance(points, str | bytes | bytearray):
+    if not _is_sequence(points):
         raise TypeError(f"{expected}, got {_describe(points)}")
     if len(points) == 2 and all(_is_int(n) for n in points):
         if min(points) < 2:
@@ -365,7 +365,7 @@ def _check_size(size: int | Sequence[int] | None, input: Tensor, antialias: bool
     expected = f"size must be None, an int, or {names}"
     if _is_int(size):
         size = (size,) * dim
-    if not isinstance(size, Sequence) or isinstance(size, str | bytes | bytearray):
+    if not _is_sequence(size):
         raise TypeError(f"{expected}, got {_describe(size)}")
     if len(size) != dim:
         hint = "; give the spatial size alone, without (N, C)" if len(size) == dim + 2 else ""
@@ -436,6 +436,10 @@ def _is_number(value: object) -> bool:
     if isinstance(value, int):
         return not isinstance(value, bool) and abs(value) <= _LARGEST
     return isinstance(value, float)
+
+
+def _is_sequence(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray))
 
 
 def _is_int(value: object) -> bool:

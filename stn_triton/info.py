@@ -63,7 +63,7 @@ def main(args: argparse.Namespace) -> int:
         return EXIT_OK
     _print("Environment", list(facts.items()))
     found = [(f"{state.origin} table", _sentence(state)) for state in states]
-    none = [("tables", f"none in {tuning.SHIPPED} or {tables.cache_path('gpu').parent}")]
+    none = [("tables", f"none in {tuning.SHIPPED} or {tables.cache_folder()}")]
     rest = [("cache", cache()), ("first calls", _tuning(gpu))]
     _print("Block sizes", [("kernels", tables.kernels()), *(found or none), *rest])
     _print("Supported here", list(supported.items()))
@@ -72,7 +72,7 @@ def main(args: argparse.Namespace) -> int:
 
 def table_states(gpu: str | None) -> list[TableState]:
     """All tables of this GPU, or, without one, of any; shipped ones first."""
-    folders = {"shipped": tuning.SHIPPED, "user": tables.cache_path("gpu").parent}
+    folders = {"shipped": tuning.SHIPPED, "user": tables.cache_folder()}
     states = []
     for origin, folder in folders.items():
         for path in sorted(folder.glob("*.json")):
@@ -118,7 +118,7 @@ def _sentence(state: TableState) -> str:
 
 def cache() -> str:
     """The directory of the user's tables, and whether it can be used."""
-    folder = tables.cache_path("gpu").parent
+    folder = tables.cache_folder()
     try:
         is_folder = stat.S_ISDIR(folder.stat().st_mode)
     except FileNotFoundError:

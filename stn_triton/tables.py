@@ -78,14 +78,19 @@ def slug(device: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")[:100] or "gpu"
 
 
-def cache_path(device: str) -> Path:
-    """The user's table for a GPU: in STN_TRITON_CACHE_DIR, or the user's cache directory."""
+def cache_folder() -> Path:
+    """Where the user's tables are: STN_TRITON_CACHE_DIR, or in the user's cache directory."""
     folder = os.environ.get("STN_TRITON_CACHE_DIR")
     if not folder:
         # Not Path.home(), which raises for a user without one; what is left then must not be a folder here.
         home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         folder = os.path.join("/nonexistent" if home.startswith("~") else home, "stn_triton")
-    return Path(folder) / f"{slug(device)}.json"
+    return Path(folder)
+
+
+def cache_path(device: str) -> Path:
+    """The user's table for a GPU."""
+    return cache_folder() / f"{slug(device)}.json"
 
 
 def distrusted(path: Path) -> str:

@@ -239,7 +239,8 @@ def in_a_copy(mutated: Path) -> Trial:
     found = re.search(r"^(?:FAILED|ERROR) tests/(.+?)(?: - (.*))?$", done.stdout, re.MULTILINE)
     if done.returncode not in (0, 1) or (done.returncode == 1 and not found):
         raise RuntimeError(f"pytest ends with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return Trial(found and found[1], (found and (found[2] or "")) or "", seconds, {})
+    killer, how = found.groups("") if found else (None, "")
+    return Trial(killer, how, seconds, {})
 
 
 def run_all(forks: Iterable[Callable[[], Fork]], jobs: int) -> Iterator[tuple[int, Trial]]:
