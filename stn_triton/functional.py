@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stn_triton import derivatives, limits, sharding, splines
+from stn_triton import constants, derivatives, limits, sharding, splines
 from stn_triton.options import INPUT_DTYPES, MODES, PADDING_MODES, THETA_DTYPES
 
 _LARGEST = sys.float_info.max
+_fill_numbers = constants.numbers_of("fill_value")
 
 
 def affine_grid_sample(
@@ -71,6 +72,7 @@ def affine_grid_sample(
     Raises:
         TypeError: an argument has the wrong type or dtype.
         ValueError: an argument has the wrong shape, device or value.
+        RuntimeError: the numbers of ``fill_value`` are new while a CUDA graph is being captured.
         NotImplementedError: third derivatives, second ones in forward mode alone, and forward mode under
             ``torch.compile``.
 
@@ -137,6 +139,7 @@ def perspective_grid_sample(
     Raises:
         TypeError: an argument has the wrong type or dtype.
         ValueError: an argument has the wrong shape, device or value.
+        RuntimeError: the numbers of ``fill_value`` are new while a CUDA graph is being captured.
         NotImplementedError: third derivatives, second ones in forward mode alone, and forward mode under
             ``torch.compile``.
 
@@ -200,6 +203,7 @@ def thin_plate_spline_grid_sample(
     Raises:
         TypeError: an argument has the wrong type or dtype.
         ValueError: an argument has the wrong shape, device or value.
+        RuntimeError: numbers of ``fill_value`` or ``points`` are new while a CUDA graph is being captured.
         NotImplementedError: third derivatives, second ones in forward mode alone, and forward mode under
             ``torch.compile``.
 
@@ -409,8 +413,7 @@ def _check_fill(
                 f"fill_value must be a number or have one value per channel, {channels} values, "
                 f"got {_describe(fill_value)}"
             )
-        values = torch.tensor(fill_value, dtype=dtype, device=input.device)
-        return sharding.replicated(values, input)
+        return sharding.replicated(_fill_numbers(fill_value, input.device, dtype), input)
     if not _is_number(fill_value):
         raise TypeError(
             "fill_value must be a number or one per channel, as a sequence or a tensor, for padding_mode "

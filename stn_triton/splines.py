@@ -13,17 +13,18 @@ logarithm's base scales the weights and changes nothing; GPUs compute that of ba
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from stn_triton import constants
+
 # What a unit offset may give as a weight: points on a line, or nearly on top of each other, give more, and
 # coordinates would lose their last digits. A regular grid of 32 x 32 points gives 107; two points a hundredth
 # apart give 313.
 _LARGEST_WEIGHT = 1e3
-_captured: dict[int, Tensor] = {}
+_numbers = constants.numbers_of("points")
 
 
 def regular_points(rows: int, columns: int) -> list[float]:
@@ -43,41 +44,29 @@ def coefficients(offsets: Tensor, points: Sequence[float], dtype: torch.dtype) -
 
 def directions(offsets: Tensor, points: Sequence[float], dtype: torch.dtype) -> Tensor:
     """How matrices of splines change with the offsets: ``coefficients`` without the identity."""
-    return _times(offsets.transpose(1, 2), _kept(_solution(tuple(points), offsets.device))).to(dtype)
+    return _times(offsets.transpose(1, 2), _solution(points, offsets.device)).to(dtype)
 
 
 def grad_offsets(grad: Tensor, points: Sequence[float], dtype: torch.dtype) -> Tensor:
     """The gradient for offsets (M, P, 2) from that for the matrices of splines."""
-    return _times(grad, _kept(_solution(tuple(points), grad.device)).T).transpose(1, 2).to(dtype).contiguous()
+    return _times(grad, _solution(points, grad.device).T).transpose(1, 2).to(dtype).contiguous()
 
 
 def basis(base: Sequence[Tensor], points: Sequence[float]) -> Tensor:
     """The phi_i at output positions given by their coordinates on each axis, x first: (H, W, P)."""
     x, y = base
-    at = x.new_tensor(points).view(-1, 2)
+    at = centres(points, x.device, x.dtype)
     square = (x[:, None] - at[:, 0]).square() + (y[:, None, None] - at[:, 1]).square()
     return square * square.clamp(min=torch.finfo(square.dtype).tiny).log2()
 
 
-def centres(points: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+def centres(points: Sequence[float], device: torch.device, dtype: torch.dtype) -> Tensor:
     """The points (P, 2) on a device."""
-    return _kept(_centres(points, device, dtype))
+    return _numbers(points, device, dtype).view(-1, 2)
 
 
-@functools.lru_cache(maxsize=64)
-def _centres(points: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    return torch.tensor(points, dtype=dtype, device=device).view(-1, 2)
-
-
-def _kept(constant: Tensor) -> Tensor:
-    """A constant, for good if a CUDA graph that is being captured will read it."""
-    if constant.is_cuda and torch.cuda.is_current_stream_capturing():
-        _captured[constant.data_ptr()] = constant
-    return constant
-
-
-@functools.lru_cache(maxsize=64)
-def _solution(points: tuple[float, ...], device: torch.device) -> Tensor:
+@constants.once_per_device("points")
+def _solution(points: Sequence[float], device: torch.device) -> Tensor:
     """(3 + P, P): the affine part and the weights that a unit offset of each point gives."""
     at = torch.tensor(points, dtype=torch.float64).view(-1, 2)
     count = len(at)

@@ -100,7 +100,7 @@ def penalty(images, theta):
 
 
 def spline(images, offsets):
-    splines._solution.cache_clear(), splines._centres.cache_clear()
+    splines._solution.cache_clear()
     return thin_plate_spline_grid_sample(images, offsets, 3)
 
 

@@ -1,0 +1,88 @@
+"""Numbers that a call brings along, as tensors on its device: copied there once.
+
+A copy from the host waits for the GPU, and a CUDA graph cannot have one.
+"""
+
+from __future__ import annotations
+
+import functools
+import reprlib
+from array import array
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+MOST = 64
+"""Constants of a kind that are kept, those used last. The largest, of 1000 control points, has 8 MB."""
+_captured: dict[int, Tensor] = {}
+
+Make = Callable[..., Tensor]
+"""Makes a tensor: of numbers, on a device, and of whatever else it takes."""
+
+
+def once_per_device(argument: str) -> Callable[[Make], Make]:
+    """Let a function of (numbers, device, ...) make each of its tensors once; nobody may write into them.
+
+    The numbers are those of an ``argument``, which errors name. They are compared bit by bit: NaN is NaN, and
+    -0.0 is not 0.0. What a compiler traces makes its tensor itself: it could not use one that is there.
+    """
+
+    def decorate(make: Make) -> Make:
+        @functools.lru_cache(maxsize=MOST)
+        def made(packed: bytes, device: torch.device, *rest: object) -> Tensor:
+            numbers = tuple(array("d", packed))
+            if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(
+                    f"the numbers of {argument} must be on {device} before a CUDA graph is captured, got new "
+                    f"ones, {reprlib.repr(list(numbers))}: make the same call once before the capture"
+                )
+            # Inference mode, transforms, modes and memory pools of the caller do not reach another thread:
+            # what is made there can be used anywhere. A copy that returns is complete, for all streams.
+            with ThreadPoolExecutor(max_workers=1) as thread:
+                return thread.submit(make, numbers, device, *rest).result()
+
+        @functools.wraps(make)
+        def constant(numbers: Sequence[float], device: torch.device, *rest: object) -> Tensor:
+            if _is_traced():
+                return make(numbers, device, *rest)
+            return _kept(made(array("d", numbers).tobytes(), device, *rest))
+
+        constant.cache_clear = made.cache_clear
+        return constant
+
+    return decorate
+
+
+def numbers_of(argument: str) -> Callable[[Sequence[float], torch.device, torch.dtype], Tensor]:
+    """A function that gives the numbers of an argument as a tensor (n,) of a device and a dtype."""
+
+    @once_per_device(argument)
+    def on_device(numbers: Sequence[float], device: torch.device, dtype: torch.dtype) -> Tensor:
+        return torch.tensor(numbers, dtype=dtype, device=device)
+
+    def tensor(numbers: Sequence[float], device: torch.device, dtype: torch.dtype) -> Tensor:
+        if device.type == "cpu":  # nothing waits, and to look it up takes as long
+            return torch.tensor(numbers, dtype=dtype, device=device)
+        return on_device(numbers, device, dtype)
+
+    return tensor
+
+
+def _is_traced() -> bool:
+    if torch.compiler.is_compiling():
+        return True
+    modes = torch._C._TorchDispatchModeKey
+    kinds = (modes.FAKE, modes.PROXY, modes.FUNCTIONAL)
+    return any(torch._C._get_dispatch_mode(kind) is not None for kind in kinds)
+
+
+def _kept(constant: Tensor) -> Tensor:
+    """A constant that stays until the GPU has read it; for good, if a CUDA graph being captured will."""
+    if constant.is_cuda:
+        if torch.cuda.is_current_stream_capturing():
+            _captured[constant.data_ptr()] = constant
+        else:
+            constant.record_stream(torch.cuda.current_stream(constant.device))
+    return constant
