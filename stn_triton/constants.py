@@ -9,7 +9,8 @@ import functools
 import reprlib
 from array import array
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from threading import Thread
 
 import torch
 from torch import Tensor
@@ -38,10 +39,7 @@ def once_per_device(argument: str) -> Callable[[Make], Make]:
                     f"the numbers of {argument} must be on {device} before a CUDA graph is captured, got new "
                     f"ones, {reprlib.repr(list(numbers))}: make the same call once before the capture"
                 )
-            # Inference mode, transforms, modes and memory pools of the caller do not reach another thread:
-            # what is made there can be used anywhere. A copy that returns is complete, for all streams.
-            with ThreadPoolExecutor(max_workers=1) as thread:
-                return thread.submit(make, numbers, device, *rest).result()
+            return _in_a_new_thread(lambda: make(numbers, device, *rest))
 
         @functools.wraps(make)
         def constant(numbers: Sequence[float], device: torch.device, *rest: object) -> Tensor:
@@ -68,6 +66,23 @@ def numbers_of(argument: str) -> Callable[[Sequence[float], torch.device, torch.
         return on_device(numbers, device, dtype)
 
     return tensor
+
+
+def _in_a_new_thread(make: Callable[[], Tensor]) -> Tensor:
+    """What is made out of reach of the caller's inference mode, transforms, modes and memory pools.
+
+    So it can be used anywhere; on any stream too, for a copy that returns is complete.
+    """
+    made: Future[Tensor] = Future()
+
+    def run() -> None:
+        try:
+            made.set_result(make())
+        except BaseException as error:
+            made.set_exception(error)
+
+    Thread(target=run).start()
+    return made.result()
 
 
 def _is_traced() -> bool:
