@@ -5,7 +5,7 @@ import random
 
 import pandas as pd
 
-MAPS = ("identity", "rotate-15", "rotate-45", "zoom-0.5", "zoom-2", "random")
+MAPS = ("identity", "rotate-30", "rotate-45", "zoom-0.5", "zoom-2", "random")
 PASSES = ("forward", "backward", "forward+backward", "theta", "input")
 PROVIDERS = ("operator", "eager", "eager-corners", "eager-broadcast", "compile", "kornia")
 WORKLOADS = {

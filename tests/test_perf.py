@@ -276,7 +276,7 @@ def test_what_failed_to_compile_is_not_tried_under_the_next_map(monkeypatch, tmp
 def test_bytes_have_no_gradients_and_rows_that_say_so(monkeypatch, tmp_path, drawn):
     small = replace(workloads.WORKLOADS["images-224-uint8"], shape=(2, 3, 32, 32))
     monkeypatch.setitem(workloads.WORKLOADS, small.name, small)
-    arguments = ["bench", "--device", "cpu", "--quick", "--workloads", small.name, "--maps", "rotate-15"]
+    arguments = ["bench", "--device", "cpu", "--quick", "--workloads", small.name, "--maps", "rotate-30"]
     assert main([*arguments, "--providers", *RIVALS, "--out", str(tmp_path)]) == 0
     table = pd.read_csv(tmp_path / "speed.csv").set_index("pass")
     assert (table.loc["forward", "status"] == "ok").all()
@@ -551,7 +551,7 @@ class TestCommandLine:
             (["--device", "abacus"], "cpu ("),
             (["--device", "cuda:99"], "cpu ("),
             (["--workloads", "nothing"], "digits-28"),
-            (["--maps", "mercator"], "identity, rotate-15"),
+            (["--maps", "mercator"], "identity, rotate-30"),
             (["--passes", "sideways"], "forward, backward"),
             (["--providers", "nobody"], "operator, eager, eager-corners"),
         ],

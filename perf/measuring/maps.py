@@ -74,7 +74,7 @@ MAPS = {
     one.name: one
     for one in (
         Map("identity", "nothing is moved: where a spatial transformer starts to learn", _zoom(1)),
-        Map("rotate-15", "rotation by 15 degrees; of volumes about one axis", _rotation(15)),
+        Map("rotate-30", "rotation by 30 degrees; of volumes about one axis", _rotation(30)),
         Map("rotate-45", "rotation by 45 degrees; the corners of the output see nothing", _rotation(45)),
         Map(
             "zoom-0.5",
