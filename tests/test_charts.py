@@ -21,6 +21,7 @@ from tables import small, without_time  # noqa: E402
 from perf import charts, files, plot  # noqa: E402
 from perf.__main__ import main  # noqa: E402
 from perf.charts import landscape, style, workloads  # noqa: E402
+from perf.kernels.rival_scatter import SCATTER  # noqa: E402
 
 OLD = Path(__file__).resolve().parents[1] / "perf" / "results" / "cpu-epyc-2-threads.csv"
 FEW = ("digits-28", "features-56-channels-last")
@@ -337,6 +338,13 @@ class TestBlackAndWhite:
         assert len({look.marker for look in looks}) == len(looks)
         assert len({look.line for look in looks}) == len(looks)
         assert style.look("somebody-new").marker not in {look.marker for look in looks}
+
+    def test_so_does_a_kernel_that_is_no_provider_of_users(self):
+        looks = [style.look(name) for name in (*tables.PROVIDERS, "nobody")]
+        scatter = style.look(SCATTER.name)
+        assert style.label(SCATTER.name) == SCATTER.label
+        assert scatter.marker not in {look.marker for look in looks}
+        assert scatter.line not in {look.line for look in looks}
 
     @pytest.mark.parametrize("color", [style.WIN, style.LOSS, style.INK, style.MUTED])
     def test_what_is_drawn_stands_out_from_the_paper(self, color):
