@@ -11,7 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stn_triton import affine_grid_sample, constants, splines, thin_plate_spline_grid_sample
+from stn_triton import affine_grid_sample, constants, splines, thin_plate_spline_grid_sample, transforms
 from stn_triton.nn import outside_penalty
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -81,8 +81,18 @@ def centres(device):
     return splines.centres(POINTS, device, torch.float32)
 
 
+def pixels(device):
+    matrix = torch.empty(2, 3, 3, device=device)
+    transforms.to_pixels(transforms.from_pixels(matrix, (5, 7), (4, 3)), (5, 7))
+    numbers, pairs = matrix[:, 0, 0], matrix[:, 0, :2]
+    given = {"angle": numbers, "scale": numbers, "translate": pairs, "shear": pairs, "center": pairs}
+    return transforms.from_torchvision_affine((5, 7), **given)
+
+
 class TestOnce:
-    @pytest.mark.parametrize("function", [fill, coefficients, penalty, centres], ids=lambda f: f.__name__)
+    @pytest.mark.parametrize(
+        "function", [fill, coefficients, penalty, centres, pixels], ids=lambda f: f.__name__
+    )
     def test_a_second_call_makes_no_tensor_of_numbers(self, function, fresh, monkeypatch):
         threads = []
 
@@ -226,8 +236,9 @@ class TestCapture:
             (fill, "fill_value", r"\[0.125, 0.25, 0.375\]"),
             (coefficients, "points", r"\[-0.9, -0.7, 0.8, "),
             (centres, "points", r"\[-0.9, -0.7, 0.8, "),
+            (pixels, "size_in and size_out", r"\["),
         ],
-        ids=["fill", "coefficients", "centres"],
+        ids=["fill", "coefficients", "centres", "pixels"],
     )
     def test_new_numbers_are_refused_before_anything_is_done(self, function, argument, numbers, monkeypatch):
         """The tensors of the call are on a GPU that is not there: any work on it would fail."""

@@ -11,12 +11,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from stn_triton import constants
 from stn_triton.transforms import arguments
 from stn_triton.transforms.algebra import is_affine, with_shift
 from stn_triton.transforms.arguments import Sizes
 from stn_triton.transforms.builders import Numbers
 
 SHAPES = {2: ((2, 3), (3, 3)), 3: ((3, 4),)}
+_numbers = constants.numbers_of("size_in and size_out")
 
 
 def from_pixels(
@@ -125,6 +127,11 @@ def centres(extents: list[int]) -> list[float]:
     return [(extent - 1) / 2 for extent in extents]
 
 
+def of_sizes(numbers: list[float], like: Tensor) -> Tensor:
+    """Numbers that come from sizes, in the dtype and on the device of a tensor."""
+    return _numbers(numbers, like.device, like.dtype)
+
+
 def normalise(matrix: Tensor, extents_in: list[int], extents_out: list[int], align_corners: bool) -> Tensor:
     """Theta of a matrix from output to input pixels, where 0 is the centre of either image."""
     return matrix * _ratios(matrix, extents_in, extents_out, align_corners)
@@ -143,9 +150,9 @@ def move_origins(matrix: Tensor, origin_in: list[float], origin_out: list[float]
     rows, columns = matrix.shape[-2:]
     dim = columns - 1
     below = [0.0] * (rows - dim)  # the last row of a homography stays
-    after = matrix.new_tensor(origin_out)
-    before = matrix.new_tensor([*origin_in, *below])
-    difference = matrix.new_tensor([*[b - a for b, a in zip(origin_in, origin_out, strict=True)], *below])
+    after = of_sizes(origin_out, matrix)
+    before = of_sizes([*origin_in, *below], matrix)
+    difference = of_sizes([*[b - a for b, a in zip(origin_in, origin_out, strict=True)], *below], matrix)
     linear, shift = matrix[..., :dim], matrix[..., dim]
     identity = torch.eye(rows, dim, dtype=matrix.dtype, device=matrix.device)
     shift = shift - ((linear - identity) * after).sum(dim=-1, dtype=matrix.dtype)
@@ -162,4 +169,5 @@ def _ratios(matrix: Tensor, extents_in: list[int], extents_out: list[int], align
     rows = matrix.shape[-2]
     # The last row and column are not in pixels.
     units_in, units_out = [*units_in, 1.0], [*units_out, 1.0]
-    return matrix.new_tensor([[out / unit for out in units_out] for unit in units_in[:rows]])
+    ratios = [out / unit for unit in units_in[:rows] for out in units_out]
+    return of_sizes(ratios, matrix).view(rows, -1)

@@ -22,6 +22,7 @@ from stn_triton.transforms.pixels import (
     from_corner,
     from_pixels,
     normalise,
+    of_sizes,
     reverse_axes,
     to_corner,
     to_pixels,
@@ -172,7 +173,7 @@ def from_torchvision_affine(
     shift = translate
     if center is not None:
         center = arguments.vectors("center", center, (2,), "(..., 2)", like)
-        center = center - center.new_tensor([extent / 2 for extent in extents])
+        center = center - of_sizes([extent / 2 for extent in extents], center)
         shift = shift + center - (linear * center.unsqueeze(-2)).sum(dim=-1, dtype=linear.dtype)
     return normalise(invert(with_shift(linear, shift)), extents, extents, align_corners)
 
