@@ -1,10 +1,13 @@
 """What only a GPU can show: agreement with PyTorch's CUDA sampler, sizes, streams, graphs, no waiting."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 import stn_triton
+from stn_triton import splines
 
 pytestmark = pytest.mark.gpu
 CUDA = "cuda"
@@ -88,34 +91,92 @@ def test_tensors_of_more_than_2_31_elements(shape, channels_last):
     assert torch.equal(grad_input, input)
 
 
-def test_nothing_waits_for_the_gpu():
+CALLS = ["plain", "fill number", "fill list", "border", "antialias", "many thetas", "spline"]
+
+
+def case(name):
+    """Of one of CALLS: input, theta, a gradient of the output, and a function of the first two."""
     input, theta = data((2, 3, 20, 30))
-    grad = torch.randn(2, 3, 20, 30, device=CUDA)
-    results(stn_triton.affine_grid_sample, input, theta, grad)  # compiles, and may tune
+    index = torch.tensor([0, 1, 1, 0, 1], device=CUDA)
+    options = {
+        "fill number": {"padding_mode": "fill", "fill_value": 0.5},
+        "fill list": {"padding_mode": "fill", "fill_value": [0.25, 0.5, 0.75]},
+        "border": {"padding_mode": "border"},
+        "antialias": {"antialias": True},
+        "many thetas": {"image_index": index},
+        "spline": {"points": [(-1.0, -1.0), (1.0, -1.0), (0.25, 0.125), (-1.0, 1.0), (1.0, 1.0)]},
+    }.get(name, {})
+    function = stn_triton.affine_grid_sample
+    if name == "antialias":  # where the map shrinks
+        theta = (2 * theta.detach()).requires_grad_()
+    if name == "many thetas":
+        theta = theta.detach()[index].requires_grad_()
+    if name == "spline":
+        theta = (0.1 * torch.randn(2, 5, 2, device=CUDA)).requires_grad_()
+        function = stn_triton.thin_plate_spline_grid_sample
+    grad = torch.randn(len(theta), 3, 20, 30, device=CUDA)
+    return input, theta, grad, functools.partial(function, **options)
+
+
+def assert_same(actual, expected, name):
+    """Bit for bit, but for a spline, which adds up the gradient of its input in any order."""
+    most = 1e-4 if name == "spline" else 0
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=most, atol=most)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_nothing_waits_for_the_gpu(name, monkeypatch):
+    monkeypatch.setenv("STN_TRITON_AUTOTUNE", "0")
+    input, theta, grad, function = case(name)
+    results(function, input, theta, grad)  # compiles, and copies numbers
     torch.cuda.set_sync_debug_mode("error")
     try:
-        results(stn_triton.affine_grid_sample, input, theta, grad)
+        results(function, input, theta, grad)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_training_step_in_a_cuda_graph(monkeypatch):
+@pytest.mark.parametrize("name", ["plain", "fill list", "spline"])
+def test_a_training_step_in_a_cuda_graph(name, monkeypatch):
     monkeypatch.setenv("STN_TRITON_AUTOTUNE", "1")
-    input, theta = data((2, 3, 20, 30))
-    grad = torch.randn(2, 3, 20, 30, device=CUDA)
-    results(stn_triton.affine_grid_sample, input, theta, grad)
+    input, theta, grad, function = case(name)
+    results(function, input, theta, grad)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        static = results(stn_triton.affine_grid_sample, input, theta, grad)
+        static = results(function, input, theta, grad)
     with torch.no_grad():
         input.normal_()
         theta += 0.01
     graph.replay()
-    for captured, expected in zip(
-        static, results(stn_triton.affine_grid_sample, input, theta, grad), strict=True
-    ):
-        torch.testing.assert_close(captured, expected, rtol=0, atol=0)
+    assert_same(static, results(function, input, theta, grad), name)
+
+
+@pytest.mark.parametrize("name", ["fill_value", "points"])
+def test_new_numbers_are_refused_in_a_capture_which_goes_on(name):
+    input, theta = data((2, 3, 20, 30), requires_grad=False)
+    offsets = torch.zeros(2, 4, 2, device=CUDA)
+    if name == "fill_value":
+        call = functools.partial(
+            stn_triton.affine_grid_sample, input, theta, padding_mode="fill", fill_value=[0.123, 0.456, 0.789]
+        )
+    else:
+        points = [(-1.0, -1.0), (1.0, -1.0), (-1.0, 1.0), (0.123, 0.456)]
+        call = functools.partial(
+            stn_triton.thin_plate_spline_grid_sample, input, offsets, points=points, padding_mode="border"
+        )
+    doubled = 2 * input
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        with pytest.raises(RuntimeError, match=f"the numbers of {name} must be on {input.device} before"):
+            call()
+        doubled = 2 * input
+    input += 1
+    graph.replay()
+    assert torch.equal(doubled, 2 * input)
+    assert call().isfinite().all()
 
 
 def test_graphed_callables_train():
@@ -129,17 +190,18 @@ def test_graphed_callables_train():
         torch.testing.assert_close(actual, e, rtol=0, atol=0)
 
 
-def test_reduce_overhead_keeps_values():
+@pytest.mark.parametrize("name", ["plain", "spline"])
+def test_reduce_overhead_keeps_values(name, monkeypatch):
+    """Also if it makes the first call of all: a spline's numbers then must not lie in the graphs' memory."""
+    monkeypatch.setenv("STN_TRITON_AUTOTUNE", "0")
     torch._dynamo.reset()
-    compiled = torch.compile(stn_triton.affine_grid_sample, mode="reduce-overhead", fullgraph=True)
-    input, theta = data((2, 3, 20, 30))
-    grad = torch.randn(2, 3, 20, 30, device=CUDA)
-    expected = results(stn_triton.affine_grid_sample, input, theta, grad)
+    splines._solution.cache_clear()
+    input, theta, grad, function = case(name)
+    compiled = torch.compile(lambda x, t: function(x, t), mode="reduce-overhead", fullgraph=True)
     for _ in range(3):  # warm up, record, replay
         torch.compiler.cudagraph_mark_step_begin()
         actual = [t.clone() for t in results(compiled, input, theta, grad)]
-    for a, e in zip(actual, expected, strict=True):
-        torch.testing.assert_close(a, e, rtol=0, atol=0)
+    assert_same(actual, results(function, input, theta, grad), name)
 
 
 def test_second_derivatives_and_forward_mode_equal_the_cpu():
