@@ -80,6 +80,13 @@ def _feature_maps() -> Iterator[Workload]:
             who="the same in channels_last, as convolutions on GPUs prefer; PyTorch's output is NCHW",
             memory_format=torch.channels_last,
         )
+    yield Workload(
+        "features-256-bf16-channels-last",
+        "what a ResNet-50 in mixed precision has at the end of its first stage",
+        (32, 256, 56, 56),
+        dtype=torch.bfloat16,
+        memory_format=torch.channels_last,
+    )
 
 
 def _sweeps() -> Iterator[Workload]:
