@@ -1,11 +1,9 @@
 """What ``python -m perf bench`` measures and how: maps, data, passes, the gate, the floor, the clock."""
 
-import contextlib
 import functools
 import itertools
 import math
 from dataclasses import replace
-from unittest import mock
 
 import pytest
 import torch
@@ -412,64 +410,6 @@ def test_what_is_timed_is_what_was_checked(provider):
         first, *others = [run() for run in runs]
         for tensors in others:
             torch.testing.assert_close(tensors, first)
-
-
-class TestReplays:
-    """What is timed as CUDA graphs."""
-
-    def test_those_of_fast_providers_of_the_plan_made_on_the_capturing_stream(self, monkeypatch):
-        inside = []
-
-        @contextlib.contextmanager
-        def stream():
-            inside.append(True)
-            yield
-            inside.clear()
-
-        def sampler(*arguments, **options):
-            made.append(len(inside))
-            return providers.eager_pair(*arguments, **options)
-
-        def broken(*arguments, **options):
-            raise RuntimeError("no such thing")
-
-        made = []
-        own = [
-            replace(PROVIDERS["eager"], name=name, make=lambda made=made: made)
-            for name, made in (("own", sampler), ("slow", sampler), ("broken", broken))
-        ]
-        own.append(replace(own[0], name="library", matrix=providers.pixel_matrix))
-        plan = suite.Plan(CPU, [], [], [], own, quick=True, copy_gb_per_s=1.0)
-        case = suite._Case(plan, small("digits-28"), "random")
-        rows = {p.name: {"median_ms": 3.0 if p.name == "slow" else 0.1} for p in own}
-        monkeypatch.setattr(suite, "_on_the_capturing_stream", stream)
-        runs, errors = case._capturable("backward", rows, suite._Samplers())
-        assert runs.keys() == {"own"}
-        assert made == [1] * measure.QUICK.most_copies
-        assert [str(error) for error in errors.values()] == ["no such thing"]
-        first, *others = [run() for run in runs["own"]]
-        assert all(map(torch.equal, first, others[-1]))
-        assert len(made) == measure.QUICK.most_copies  # a backward is captured without its forward
-
-    def test_the_capturing_stream_is_that_of_pytorch_and_both_wait(self, monkeypatch):
-        before, capturing = mock.Mock(name="before"), mock.Mock(name="capturing")
-        current = [before]
-
-        @contextlib.contextmanager
-        def stream(other):
-            current.append(other)
-            yield
-            current.pop()
-
-        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
-        monkeypatch.setattr(torch.cuda.graph, "default_capture_stream", capturing)
-        monkeypatch.setattr(torch.cuda, "stream", stream)
-        monkeypatch.setattr(torch.cuda, "current_stream", lambda: current[-1])
-        with suite._on_the_capturing_stream():
-            assert current[-1] is capturing
-            capturing.wait_stream.assert_called_once_with(before)
-            assert not before.wait_stream.called
-        before.wait_stream.assert_called_once_with(capturing)
 
 
 class FakeEvent:

@@ -1,6 +1,5 @@
 """``python -m perf bench``: what it writes, what it refuses to time, and its exit codes."""
 
-import contextlib
 import json
 import os
 import re
@@ -448,7 +447,7 @@ def test_on_a_gpu_rows_have_memory_and_replays(monkeypatch):
 
     def captured(runs):
         graphs.append(len(runs))
-        if len(graphs) == 6:
+        if len(graphs) == 3:
             raise RuntimeError("cudaErrorStreamCaptureUnsupported")
         return SimpleNamespace(replay=lambda: [run() for run in runs])
 
@@ -460,7 +459,6 @@ def test_on_a_gpu_rows_have_memory_and_replays(monkeypatch):
     monkeypatch.setattr(measure, "cache_bytes", lambda device: 2**13)
     monkeypatch.setattr(measure, "peak_bytes", lambda run: 3 * 2**20)
     monkeypatch.setattr(measure, "_captured", captured)
-    monkeypatch.setattr(suite, "_on_the_capturing_stream", contextlib.nullcontext)
     monkeypatch.setattr(measure, "_failed_captures", [])
     monkeypatch.setattr(measure, "is_alive", lambda device: True)
     monkeypatch.setattr(suite, "_SMALL_MS", 1e4)
@@ -484,12 +482,12 @@ def test_on_a_gpu_rows_have_memory_and_replays(monkeypatch):
     assert {row["peak_mib"] for row in rows.values()} == {3.0}
     # Zoomed in, 15 x 15 pixels of each of 2 images are touched.
     assert rows["forward", "operator"]["model_mib"] == 2 * (15 * 15 + 28 * 28) * 4 / 2**20
-    assert graphs == [measure.QUICK.most_copies] * 6
-    for replayed in ("forward", "backward"):
-        assert 0 < rows[replayed, "operator"]["graph_ms"] < 1e3
-    failed = rows["backward", "eager-corners"]
+    assert graphs == [measure.QUICK.most_copies] * 3
+    assert 0 < rows["forward", "operator"]["graph_ms"] < 1e3
+    failed = rows["forward", "eager-corners"]
     assert failed["graph_ms"] is None
     assert failed["reason"] == "no CUDA graph: RuntimeError: cudaErrorStreamCaptureUnsupported"
+    assert "graph_ms" not in rows["backward", "operator"]
     later = rows["forward+backward", "operator"]
     assert later["graph_ms"] is None
     assert "not tried, since a capture of eager-corners failed" in later["reason"]
@@ -610,7 +608,7 @@ def test_quick_run_on_a_gpu(tmp_path, drawn):
     assert set(table["workload"]) == set(names)
     assert (timed["samples"] >= 9).all()
     assert timed["peak_mib"].notna().all()
-    graphs = ours[ours["workload"] == "digits-28"]
+    graphs = ours[(ours["workload"] == "digits-28") & ours["pass"].isin(["forward", "forward+backward"])]
     assert (graphs["graph_ms"] > 0).all(), graphs["reason"].tolist()
 
 

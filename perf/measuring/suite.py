@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import gc
 import sys
@@ -26,6 +25,8 @@ from perf.measuring.workloads import Data, Workload
 # Where the operator or a rival takes less than the first, the host's time may count more than the GPU's: then
 # all that take less than the second are also timed as CUDA graphs.
 _SMALL_MS, _GRAPH_MS = 0.2, 2.0
+# A backward alone runs on the stream on which its forward was recorded, which is not the one that captures.
+_GRAPH_PASSES = ("forward", "forward+backward")
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,12 @@ class Plan:
     copy_gb_per_s: float
     skipped: Mapping[str, str] = field(default_factory=dict)
     """Providers that do not run, and why."""
+    own_effort: measure.Effort | None = None
 
     @property
     def effort(self) -> measure.Effort:
         """How long each pass is measured."""
-        return measure.QUICK if self.quick else measure.FULL
+        return self.own_effort or (measure.QUICK if self.quick else measure.FULL)
 
     def maps_of(self, workload: Workload) -> Sequence[str]:
         """The maps that a workload runs under."""
@@ -131,7 +133,7 @@ def _run_map(
         progress.set_description_str(f"{title} {pass_name}: timing")
         passed = {row["provider"]: row for row in rows if row["status"] == OK}
         if case is not None and passed and not lost:
-            case.time(pass_name, passed, {name: runs[name] for name in passed}, samplers)
+            case.time(pass_name, passed, {name: runs[name] for name in passed})
         yield rows
 
 
@@ -194,13 +196,7 @@ class _Case:
             "tolerance": verdict.tolerance,
         }, runs
 
-    def time(
-        self,
-        pass_name: str,
-        rows: Mapping[str, Row],
-        runs: Mapping[str, list[Run]],
-        samplers: _Samplers,
-    ) -> None:
+    def time(self, pass_name: str, rows: Mapping[str, Row], runs: Mapping[str, list[Run]]) -> None:
         """Add times, memory and the floor to the rows that passed."""
         device, effort, moved = self._plan.device, self._plan.effort, self._model[pass_name]
         samples, no_memory = _sampled(runs, device, effort)
@@ -218,46 +214,19 @@ class _Case:
             if EAGER in rows:
                 row["speedup"] = rows[EAGER]["median_ms"] / row["median_ms"]
         is_small = min((row["median_ms"] for row in rows.values()), default=_SMALL_MS) < _SMALL_MS
-        if device.type == "cuda" and is_small:
-            capturable, errors = self._capturable(pass_name, rows, samplers)
-            medians, failed = measure.replayed(capturable, effort)
-            errors |= failed
+        if device.type == "cuda" and pass_name in _GRAPH_PASSES and is_small:
+            # What a library does besides may not be capturable, and a capture that fails ends all of them.
+            plain = {provider.name for provider in self._plan.providers if provider.matrix is None}
+            quick_runs = {
+                name: runs[name]
+                for name, row in rows.items()
+                if row["median_ms"] < _GRAPH_MS and name in plain
+            }
+            medians, errors = measure.replayed(quick_runs, effort)
             for name, row in rows.items():
                 row["graph_ms"] = medians.get(name)
                 if name in errors:
                     row["reason"] = f"no CUDA graph: {one_line(errors[name])}"
-
-    def _capturable(
-        self, pass_name: str, rows: Mapping[str, Row], samplers: _Samplers
-    ) -> tuple[dict[str, list[Run]], dict[str, Exception]]:
-        """Runs of the fast providers for CUDA graphs, and why others have none.
-
-        They are made on the stream that captures: a backward runs on the stream that its forward ran on, and
-        work on another stream than the capturing one cannot be captured. A provider with a matrix of its own
-        is left out: what a library does besides may not be capturable, and a capture that fails ends all.
-        """
-        runs, errors = {}, {}
-        for provider in self._plan.providers:
-            row = rows.get(provider.name)
-            if row is None or row["median_ms"] >= _GRAPH_MS or provider.matrix is not None:
-                continue
-            sampler, make_pass = samplers.get(provider), PASSES[pass_name]
-            try:
-                with _on_the_capturing_stream():
-                    runs[provider.name] = [make_pass(sampler, data) for data in self._copies]
-            except Exception as error:  # whatever it is, it belongs in the report
-                errors[provider.name] = error
-        return runs, errors
-
-
-@contextlib.contextmanager
-def _on_the_capturing_stream() -> Iterator[None]:
-    """Make the stream that ``torch.cuda.graph`` captures on current; later work waits for what it did."""
-    before, stream = torch.cuda.current_stream(), torch.cuda.graph(torch.cuda.CUDAGraph()).capture_stream
-    stream.wait_stream(before)
-    with torch.cuda.stream(stream):
-        yield
-    before.wait_stream(stream)
 
 
 def _sampled(
