@@ -142,10 +142,16 @@ def facts(bucket: tuning.Bucket, config: tuning.Config, arch: str, **flags: obje
     ``code`` for NVIDIA, see `disassembly.Code`.
     """
     compiled = compile(bucket, config, arch, **flags)
-    result = {"bucket": bucket.name(), "config": config, "arch": arch, "shared": compiled.metadata.shared}
+    return {"bucket": bucket.name(), "config": config, "arch": arch, **described(compiled, arch)}
+
+
+def described(compiled: triton.compiler.CompiledKernel, arch: str) -> dict[str, object]:
+    """What the machine code of a compiled kernel shows, as `facts` has it; None where nothing is known."""
+    result = {"shared": compiled.metadata.shared}
     result |= _amd(compiled) if arch.startswith("gfx") else _nvidia(compiled)
-    warps = compiled.metadata.num_warps
-    return {**result, "occupancy": _occupancy(arch, warps, result["registers"], result["shared"])}
+    known = arch in _LIMITS
+    warps, registers = compiled.metadata.num_warps, result["registers"]
+    return {**result, "occupancy": _occupancy(arch, warps, registers, result["shared"]) if known else None}
 
 
 def _nvidia(compiled: triton.compiler.CompiledKernel) -> dict[str, object]:

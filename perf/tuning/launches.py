@@ -71,15 +71,14 @@ def reached(run: Run) -> list[Bucket]:
     return list(found)
 
 
-def of_workloads(chosen: Sequence[Workload]) -> tuple[Plan, list[str]]:
+def of_workloads(chosen: Sequence[Workload], passes: Sequence[str] = tuple(PASSES)) -> tuple[Plan, list[str]]:
     """The buckets that workloads reach, each with the first call that does; and what calls cannot be made."""
     plan: Plan = {}
     problems = []
     for workload in chosen:
-        with FakeTensorMode(allow_non_fake_inputs=True):  # the shapes, without the work
-            fake = workloads.make(workload, torch.device("cpu"))
-        data = _dry(fake)
-        for name, make_pass in PASSES.items():
+        data = dry(workload)
+        for name in passes:
+            make_pass = PASSES[name]
             source = f"{workload.name} {name}"
             try:
                 buckets = reached(make_pass(operator, data))
@@ -104,12 +103,14 @@ def _data(workload: Workload, device: torch.device) -> Data:
     return _made[workload.name, device]
 
 
-def _dry(data: Data) -> Data:
-    """The same shapes and strides as meta tensors."""
-    fields = {field.name: getattr(data, field.name) for field in dataclasses.fields(data)}
+def dry(workload: Workload, device: torch.device = META) -> Data:
+    """Tensors of a workload's shapes and strides, of which only that is known: nothing is written to them."""
+    with FakeTensorMode(allow_non_fake_inputs=True):  # the shapes, without the work
+        fake = workloads.make(workload, torch.device("cpu"))
+    fields = {field.name: getattr(fake, field.name) for field in dataclasses.fields(fake)}
     tensors = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
-    meta = {
-        name: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=META)
+    blank = {
+        name: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=device)
         for name, t in tensors.items()
     }
-    return dataclasses.replace(data, **meta)
+    return dataclasses.replace(fake, **blank)

@@ -1,0 +1,153 @@
+"""Kernels compiled ahead of their launch, into Triton's cache, in a process that needs no GPU.
+
+The calls that will launch them are made here on tensors of the same shapes and strides, whose memory nothing
+touches; where Triton would launch a kernel it only compiles it. So what is compiled is what Triton's own
+launcher asks for later: the same types, constants and divisibilities, under the same key of the cache. (The
+addresses are multiples of 16 in both: PyTorch aligns CPU tensors to 64 bytes, CUDA tensors to 512.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+
+from perf.measuring import providers
+from perf.measuring.passes import PASSES
+from perf.measuring.providers import Provider
+from perf.measuring.workloads import Workload
+from perf.tuning import launches
+from stn_triton import tuning
+from stn_triton.tuning import Bucket, Config
+
+CPU = torch.device("cpu")
+Target = tuple[str, Any, int]
+"""Backend, architecture and lanes of a warp: ("cuda", 90, 32)."""
+
+
+class Task(NamedTuple):
+    """A kernel to compile: the launch of a bucket by a pass of a workload."""
+
+    workload: Workload
+    pass_name: str
+    bucket: Bucket | None
+    """None for a provider whose kernels have no buckets: then all that its call launches."""
+    config: Config | None = None
+    """The block sizes; None for the default."""
+    provider: Provider | None = None
+    """None for the operator."""
+
+    def name(self) -> str:
+        """The task in a line."""
+        what = self.provider.name if self.provider else self.bucket.name()
+        return f"{self.workload.name} {self.pass_name}: {what}"
+
+
+def tasks_of(workloads: list[Workload], passes: tuple[str, ...]) -> list[Task]:
+    """What the passes of workloads launch with the default block sizes, each kernel of a workload once."""
+    found: list[Task] = []
+    for workload in workloads:
+        buckets: set[Bucket] = set()
+        for pass_name in passes:
+            if pass_name != "forward" and not workload.dtype.is_floating_point:
+                continue
+            run = PASSES[pass_name](providers.operator, launches.dry(workload))
+            for bucket in launches.reached(run):
+                if bucket not in buckets:
+                    buckets.add(bucket)
+                    found.append(Task(workload, pass_name, bucket))
+    return found
+
+
+def compile_task(task: Task, target: Target, describes: bool = True) -> dict[str, Any]:
+    """Compile the kernel of a task.
+
+    Returns:
+        ``seconds`` of this process' and its compilers' processor time, ``cached``: whether the cache had it
+        all; and of the last kernel, if it is NVIDIA's and asked for, registers and so on, as
+        `perf.kernels.compiled.described` has them.
+    """
+    asking: list[Bucket] = []
+
+    def choose(bucket: Bucket, run: tuning.Launch) -> Config:
+        asking[:] = [bucket]
+        is_own = bucket == task.bucket and task.config is not None
+        return task.config if is_own else tuning.default(bucket)
+
+    kernels: list[Any] = []
+    with (
+        compiling(target, lambda: task.bucket is None or asking == [task.bucket], kernels) as result,
+        tuning.choosing(choose),
+        launches.OntoKernels(),
+    ):
+        sampler = task.provider.make() if task.provider else providers.operator
+        PASSES[task.pass_name](sampler, launches.dry(task.workload, CPU))()
+    if not kernels:
+        raise RuntimeError(f"{task.name()}: nothing was launched")
+    if describes and target[0] == "cuda":
+        from perf.kernels import compiled
+
+        facts = compiled.described(kernels[-1], f"sm_{target[1]}")
+        result |= {key: value for key, value in facts.items() if key != "code"}
+    return result
+
+
+class _NoDriver:
+    """What Triton asks of a driver before it launches: of one device, whose target is given."""
+
+    def __init__(self, target: Target) -> None:
+        from triton.backends.compiler import GPUTarget
+
+        self._target = GPUTarget(*target)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        return self._target
+
+
+@contextlib.contextmanager
+def compiling(
+    target: Target, is_wanted: Callable[[], bool], kernels: list[Any] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Compile what would be launched, on CPU tensors, where ``is_wanted``; launch nothing.
+
+    Yields a dictionary that has at the end the ``seconds`` of processor time, the number of ``kernels``, and
+    whether all were ``cached``. The kernels themselves come into the list.
+    """
+    from triton import knobs
+    from triton.runtime.driver import driver
+    from triton.runtime.jit import JITFunction
+
+    launch = JITFunction.run
+    kernels = [] if kernels is None else kernels
+    hits: list[bool] = []
+    result: dict[str, Any] = {}
+    began = _processor_seconds()
+
+    def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        if is_wanted():
+            kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
+            kernels.extend([kernel] * (kernel is not None))
+
+    def listen(*, cache_hit: bool, **_: Any) -> None:
+        hits.append(cache_hit)
+
+    driver.set_active(_NoDriver(target))
+    with mock.patch.object(JITFunction, "run", run), mock.patch.object(knobs.compilation, "listener", listen):
+        yield result
+    result |= {"seconds": _processor_seconds() - began, "kernels": len(hits), "cached": all(hits)}
+
+
+def _processor_seconds() -> float:
+    """Of this process and of those that it waited for; what others do on the machine does not count."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
