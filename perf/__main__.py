@@ -23,6 +23,7 @@ Measure stn_triton's operator on the device at hand: a GPU if there is one, else
   plot      draw the charts of a result file again
   report    make one self-contained HTML page of a result file
   compare   two result files: what became faster or slower, beyond the noise
+  evidence  all that a GPU can show in eight minutes: is it right, how fast is it, what is to be changed
 """
 
 EPILOG = """\
@@ -51,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
-    for add in (_bench, _tune, _static, _overhead, _step, _numerics, _plot, _report, _compare):
+    for add in (_bench, _tune, _static, _overhead, _step, _numerics, _plot, _report, _compare, _evidence):
         add(commands)
     return parser
 
@@ -320,6 +321,61 @@ verdict is unclear, which is no failure. Exits with 1 if a row of the operator b
         metavar="SHARE",
         help="relative difference that counts (default: %(default)s)",
     )
+    _json(parser)
+
+
+def _evidence(commands) -> None:
+    parser = _command(
+        commands,
+        "evidence",
+        "all that a GPU can show in eight minutes",
+        """\
+Compile, compare, and time on a GPU what says most about the operator, in a given time: is it right; gather
+against scatter; the operator against PyTorch on ten workloads; the host's time and the first call; block
+sizes; what Nsight Compute counts, where it is installed. Each step is a process with a share of the time, and
+results are written as they come: a crash, a hang or the end of the time costs only what was not yet measured.
+Needs a checkout and no network. Writes into the output directory
+  evidence.json  all results
+  summary.txt    what is printed at the end: right or wrong, the ratios, what was not reached
+  evidence.png   the ratios as a chart
+  speed.csv      rows as `bench` writes them, for `plot`, `report` and `compare`
+  tuning.csv     timings of block sizes, and <gpu>.json, the table of the best
+  evidence.log   what the steps and libraries said
+""",
+        """\
+  python -m perf evidence                          eight minutes, all of it
+  python -m perf evidence --minutes 3              the most telling part
+  python -m perf evidence --only compare backward  these steps alone
+  python -m perf evidence --plan --cores 16        what each step does and takes; measures nothing
+  python -m perf evidence --rehearse               play it on a CPU, with a crash and a hang; minutes
+""",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=8.0,
+        metavar="M",
+        help="the time for all of it (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=RESULTS / "evidence",
+        metavar="DIR",
+        help="where the results go (default: %(default)s)",
+    )
+    parser.add_argument("--only", nargs="+", metavar="STEP", help="these steps alone; --plan names them")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--plan", action="store_true", help="print what each step does and takes, and stop")
+    form.add_argument(
+        "--rehearse", action="store_true", help="play all of it on a CPU: kernels interpreted, tiny workloads"
+    )
+    form.add_argument(
+        "--count",
+        action="store_true",
+        help="compile all kernels here, without a GPU, and record the seconds that --plan prints",
+    )
+    parser.add_argument("--cores", type=int, metavar="N", help="for --plan (default: those of this machine)")
     _json(parser)
 
 

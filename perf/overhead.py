@@ -60,6 +60,11 @@ def nothing_computed() -> Iterator[None]:
         yield
 
 
+def surroundings(device: torch.device) -> contextlib.AbstractContextManager:
+    """In what to measure: on a CPU nothing is computed."""
+    return nothing_computed() if device.type == "cpu" else contextlib.nullcontext()
+
+
 def measure(device: torch.device, rounds: int = 30, calls: int = 100) -> dict[str, dict[str, float]]:
     """Microseconds per call, by provider and pass: the least of interleaved rounds, each a mean of calls."""
     plain = torch.randn(SIZE, device=device), torch.eye(2, 3, device=device)[None]
@@ -87,7 +92,7 @@ def main(args: argparse.Namespace) -> int:
     """Print the host time of a call, in microseconds, and its ratio to the eager pair's."""
     device = environment.choose_device(args.device)
     print("about five seconds ...", file=sys.stderr)
-    with nothing_computed() if device.type == "cpu" else contextlib.nullcontext():
+    with surroundings(device):
         rows = measure(device)
     facts = environment.facts(device)
     if args.json:

@@ -13,7 +13,7 @@ from perf.measuring.workloads import WORKLOADS, Workload
 # Estimated, not measured: seconds on an H100 with 16 CPU cores. A row is timed for 60 ms, and checked, and
 # its inputs copied; a reference in fp64 needs its tensors made on the CPU; torch.compile compiles a graph for
 # the forward and one for each set of gradients that is wanted.
-_ROW_S, _REFERENCE_S, _COMPILE_S = 0.13, 2.0, 3.5
+ROW_S, REFERENCE_S, COMPILE_S = 0.13, 2.0, 3.5
 
 
 def listing() -> str:
@@ -54,7 +54,7 @@ def gpu_minutes() -> float:
         rows += len(maps) * len(passes) * len(PROVIDERS)
         references += len(maps)
         graphs += 2 if workload.sweep else 4
-    return (rows * _ROW_S + references * _REFERENCE_S + graphs * _COMPILE_S) / 60
+    return (rows * ROW_S + references * REFERENCE_S + graphs * COMPILE_S) / 60
 
 
 def _shape(workload: Workload) -> str:

@@ -1,0 +1,96 @@
+"""``python -m perf evidence``: what a GPU can show in a few minutes, the most telling first.
+
+Each step has a process of its own, and this one uses no GPU: a crash, a hang or the end of the time costs
+what was not yet measured and no more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from perf import EXIT_FAILED, EXIT_OK, UsageError, chosen
+
+WRITTEN = r"evidence\.\w+|speed\.csv|tuning\.csv|summary\.txt|[\w-]+\.json"
+"""What a run leaves in its directory."""
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the steps, print the summary, and return the exit code."""
+    from perf.evidence import outcome
+    from perf.evidence.conductor import Conductor
+    from perf.evidence.steps import FAULTS, STEPS
+
+    if not args.minutes > 0:
+        raise UsageError(f"--minutes: expected a number above 0, got {args.minutes:g}")
+    names = chosen("--only", args.only, [step.name for step in STEPS])
+    steps = [step for step in STEPS if step.name in names or step is STEPS[0]]
+    if args.count or args.plan:
+        from perf.evidence import plan
+
+        if args.count:
+            return plan.count()
+        print(plan.text(steps, args.minutes, args.cores or os.cpu_count() or 1))
+        return EXIT_OK
+    _check_device(args.rehearse)
+    _make_room(args.out)
+    if args.rehearse and args.only is None:
+        steps += FAULTS
+    conductor = Conductor(steps, 60 * args.minutes, args.out.resolve(), args.rehearse, _to_stderr)
+    try:
+        conductor.run()
+    finally:  # also of an interrupted run
+        table = outcome.rows(args.out)
+        text = outcome.text(conductor.results, table)
+        (args.out / "summary.txt").write_text(text + "\n")
+        _draw(table, args.out)
+        files = ", ".join(path.name for path in sorted(args.out.iterdir()) if path.is_file())
+        print(json.dumps(conductor.results, default=str) if args.json else f"\n{text}")
+        _to_stderr(f"\nwritten into {args.out}: {files}")
+    return EXIT_OK if outcome.is_right(conductor.results, steps) else EXIT_FAILED
+
+
+def _check_device(rehearse: bool) -> None:
+    """Refuse where nothing can be measured, and say what can be done there."""
+    import torch
+
+    if not rehearse and not torch.cuda.is_available():
+        raise UsageError(
+            "torch.cuda finds no GPU here, expected one; --rehearse plays all of it on this CPU, --plan says "
+            "what it does and how long it takes"
+        )
+
+
+def _make_room(out: Path) -> None:
+    """Make the directory, and move what an older run left in it to ``previous``."""
+    from perf.bench import set_aside
+    from perf.plot import make_directory
+
+    make_directory(out)
+    if moved := set_aside(out, WRITTEN):
+        _to_stderr(f"moved {len(moved)} files of an older run to {out / 'previous'}")
+
+
+def _draw(table: pd.DataFrame | None, out: Path) -> None:
+    """The chart; that it cannot be drawn must not cost the results."""
+    from perf.measuring.suite import one_line
+
+    if table is None:
+        return
+    try:
+        from perf.evidence import picture
+
+        picture.draw(table, out / "evidence.png")
+    except Exception as error:
+        _to_stderr(f"no chart: {one_line(error)}")
+
+
+def _to_stderr(text: str) -> None:
+    with contextlib.suppress(OSError):  # nobody may be there to read it
+        print(text, file=sys.stderr, flush=True)

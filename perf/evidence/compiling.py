@@ -1,0 +1,104 @@
+"""Compile, side by side, what later steps launch; what machine code shows comes with it."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+from unittest import mock
+
+import torch
+from triton import knobs
+
+from perf.evidence import crew, subjects
+from perf.evidence.behaviour import ATOMIC, BATCH_AND_SIDE, CALLS, deterministic
+from perf.evidence.stage import Record, Stage
+from perf.kernels import ahead
+from perf.kernels.ahead import Task
+from perf.kernels.rival_scatter import SCATTER
+from perf.measuring.suite import one_line
+from stn_triton import launch, ops, tuning
+from stn_triton.check import command
+from stn_triton.check.engine import KERNELS, Engine
+from stn_triton.check.rows import ROWS
+
+MAIN_PASSES = ("forward", "backward")
+ALL_PASSES = (*MAIN_PASSES, "theta", "input")
+NAMES = [row.name for row in ROWS]
+REHEARSED = 2
+"""Kernels that a rehearsal compiles."""
+
+
+def run(item: str, stage: Stage) -> Iterator[Record]:
+    """All kernels with their default block sizes, a record each."""
+    found = tasks()
+    yield from compiled(found[-REHEARSED:] if stage.rehearse else found, stage)
+    count = stage.facts["workers"]
+    shares = [(i, count) for i in range(1 if stage.rehearse else count)]
+    names = (ATOMIC, NAMES[0]) if stage.rehearse else (*CALLS, *NAMES)
+    for (i, _), result in crew.each(compile_share, shares, count, names, tuple(stage.facts["target"])):
+        yield _record(f"calls and rows of the check, part {i + 1} of {count}", result)
+
+
+def tasks() -> list[Task]:
+    """What later steps launch but for tests, tries of block sizes and first calls; the longest first."""
+    found = [
+        *ahead.tasks_of(subjects.TELLING, MAIN_PASSES),
+        *ahead.tasks_of(subjects.backwards(), MAIN_PASSES),
+        *(Task(workload, "backward", None, provider=SCATTER) for workload in subjects.backwards()),
+        *ahead.tasks_of(subjects.compared(), ALL_PASSES),
+    ]
+    return sorted(found, key=seconds_of, reverse=True)
+
+
+def compiled(found: Sequence[Task], stage: Stage, describes: bool = True) -> Iterator[Record]:
+    """Compile tasks; yields how each went as it comes."""
+    target = tuple(stage.facts["target"])
+    for task, result in crew.each(ahead.compile_task, found, stage.facts["workers"], target, describes):
+        yield _record(task.name(), result)
+
+
+def _record(name: str, result: Any) -> Record:
+    is_wrong = isinstance(result, Exception)
+    return {"ok": not is_wrong, "kernel": name, **({"problem": one_line(result)} if is_wrong else result)}
+
+
+def compile_share(share: tuple[int, int], names: Sequence[str], target: ahead.Target) -> Record:
+    """Compile a part, (which, of how many), of what calls of `behaviour` and rows of the check launch.
+
+    All are made, which takes seconds where nothing is launched; which kernels are this part's, their keys
+    say. Results mean nothing here, and the check's verdicts are not looked at.
+    """
+    index, count = share
+
+    def is_others(*, key: str, fn: Any, **_: Any) -> bool:
+        return zlib.crc32(f"{fn.name} {key}".encode()) % count != index
+
+    engine = Engine(torch.device("cpu"), KERNELS)
+    with (
+        ahead.compiling(target, lambda: True) as result,
+        mock.patch.object(knobs.runtime, "jit_cache_hook", is_others),
+        mock.patch.multiple(ops, reference=launch, reference_tangent=launch),
+    ):
+        for name in names:
+            if name in CALLS:
+                CALLS[name](engine.device, BATCH_AND_SIDE)()
+        if ATOMIC in names:  # its other kernel
+            with deterministic():
+                CALLS[ATOMIC](engine.device, BATCH_AND_SIDE)()
+        command.run([row for row in command.chosen(None) if row.name in names], engine, quick=True)
+    return result
+
+
+def seconds_of(task: Task) -> float:
+    """About how long a kernel takes to compile: processor seconds, counted for sm_90 (see NOTES.md).
+
+    A gather that lists its output pixels unrolls a load for each of 9 slots and each channel of a block, and
+    a pass of the compiler takes a time that grows with the square of that.
+    """
+    if task.bucket is None:
+        return 1.5
+    config = task.config or tuning.default(task.bucket)
+    if task.bucket.kernel.startswith("backward") and config["STEPS_C"] > 1:
+        return 8.0 * (config["BLOCK_C"] / 8 / config["RUN_C"]) ** 1.5
+    return 3.0 if task.bucket.is_heavy() else 1.2

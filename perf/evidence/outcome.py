@@ -1,0 +1,238 @@
+"""What the evidence comes to, on one screen: right or wrong, then the ratios, then what was not reached."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from perf import UsageError, environment, files
+from perf.evidence.conductor import DONE, ENDED, NOT_REACHED
+from perf.evidence.stage import Record
+from perf.evidence.steps import Step
+from perf.files import EAGER, OPERATOR, geometric_mean, timed
+from perf.measuring.results import CELL
+
+COMPARING = ("compare", "behaviour", "check", "tests")
+_WELL = (DONE, ENDED, NOT_REACHED)
+_MOST_NAMED = 8
+SCATTER, BACKWARD = "scatter", "backward-"
+"""The provider, and how workloads begin, of gather against scatter."""
+
+
+def text(results: Record, table: pd.DataFrame | None) -> str:
+    """The whole summary, as paragraphs; ``table`` has the rows of the CSV, if there are any."""
+    parts = [_head(results), _verdict(results), *_speeds(table), *_host(results), *_kernels(results)]
+    return "\n\n".join([*parts, _unreached(results)])
+
+
+def rows(out: Path) -> pd.DataFrame | None:
+    """The rows that a run left in its directory; None if it has none."""
+    try:
+        return files.read_speed(out / "speed.csv")
+    except UsageError:
+        return None
+
+
+def wrong(results: Record) -> list[tuple[str, Record]]:
+    """What is wrong: the step and the record of each."""
+    steps = results["steps"].items()
+    return [(name, record) for name, step in steps for record in step["records"] if not record["ok"]]
+
+
+def is_right(results: Record, steps: Sequence[Step]) -> bool:
+    """Whether there is a machine, something was compared, nothing is wrong and no step broke."""
+    found = results["steps"]
+    compared = sum(len(found[name]["records"]) for name in COMPARING if name in found)
+    broken = [step for step in steps if not step.is_faulty and found[step.name]["status"] not in _WELL]
+    is_asked = any(name in found for name in COMPARING)
+    return bool(results["machine"]) and not wrong(results) and not broken and bool(compared or not is_asked)
+
+
+def _head(results: Record) -> str:
+    machine = results["machine"]
+    if not machine:
+        return "no machine: the first step found none, evidence.log says why"
+    copy = machine.get("copy_gb_per_s")
+    lines = [environment.summary(machine)]
+    lines.append(f"copy bandwidth {copy:,.0f} GB/s" if copy else "copy bandwidth unknown")
+    if results["rehearsal"]:
+        lines.append(
+            "A REHEARSAL: kernels interpreted on a CPU, tiny workloads; no time here means anything."
+        )
+    return "\n".join(lines)
+
+
+def _verdict(results: Record) -> str:
+    """Right or wrong, and how much was compared."""
+    found = wrong(results)
+    counts = [
+        f"{name} {sum(record['ok'] for record in step['records'])} of {len(step['records'])}"
+        for name, step in results["steps"].items()
+        if step["records"] and name in ("compile", *COMPARING)
+    ]
+    word = "WRONG" if found else "RIGHT" if counts else "NOTHING COMPARED"
+    lines = [f"{word}: {', '.join(counts)}"]
+    for name, record in found[:_MOST_NAMED]:
+        title = record.get("what") or record.get("kernel") or record.get("bucket") or record["item"]
+        lines.append(f"  {name}: {title}: {record.get('problem') or record.get('status', '')}")
+    if len(found) > _MOST_NAMED:
+        lines.append(f"  and {len(found) - _MOST_NAMED} more, in evidence.json")
+    return "\n".join(lines)
+
+
+def ratios(table: pd.DataFrame) -> pd.DataFrame:
+    """The operator's rows, and how many times faster it is than each rival; ``_graph`` of replays.
+
+    Without the rows that hold gather against scatter.
+    """
+    times = table[timed(table) & ~_is_backward(table)]
+    ours = times[times["provider"] == OPERATOR].drop_duplicates(CELL, keep="last")
+    for rival in dict.fromkeys(times["provider"]):
+        theirs = times[times["provider"] == rival].drop_duplicates(CELL, keep="last")
+        both = ours[CELL].merge(theirs[[*CELL, "median_ms", "graph_ms"]], on=CELL, how="left")
+        ours = ours.assign(
+            **{
+                rival: both["median_ms"].to_numpy() / ours["median_ms"].to_numpy(),
+                f"{rival}_graph": both["graph_ms"].to_numpy() / ours["graph_ms"].to_numpy(),
+            }
+        )
+    return ours
+
+
+def backwards(table: pd.DataFrame) -> pd.DataFrame:
+    """Milliseconds of a backward with both gradients: a row per workload and map, a column per provider.
+
+    That is, forward and backward less the forward: of replays, without the host's time, where there are.
+    """
+    times = table[timed(table) & _is_backward(table)].drop_duplicates([*CELL, "provider"], keep="last")
+    cells: dict[tuple[str, str], dict[str, float]] = {}
+    for (workload, map_name, provider), rows in times.groupby(["workload", "map", "provider"], sort=False):
+        by_pass = rows.set_index("pass")[["graph_ms", "median_ms"]].reindex(["forward+backward", "forward"])
+        replays, calls = (by_pass.iloc[0] - by_pass.iloc[1]).tolist()
+        key = str(workload).removeprefix(BACKWARD), str(map_name)
+        cells.setdefault(key, {})[str(provider)] = calls if math.isnan(replays) else replays
+    rows = [{"workload": name, "map": map_name, **ms} for (name, map_name), ms in cells.items()]
+    return pd.DataFrame(rows, columns=["workload", "map", OPERATOR, SCATTER, EAGER])
+
+
+def _is_backward(table: pd.DataFrame) -> pd.Series:
+    return table["workload"].str.startswith(BACKWARD)
+
+
+def _speeds(table: pd.DataFrame | None) -> Iterator[str]:
+    """The table of ratios against PyTorch, then gather against scatter."""
+    if table is None or not timed(table).any():
+        yield "nothing was timed"
+        return
+    main = ratios(table)
+    if len(main):
+        lines = []
+        for (workload, pass_name), group in main.groupby(["workload", "pass"], sort=False):
+            line = {
+                "workload": workload,
+                "pass": pass_name,
+                "ms": f"{geometric_mean(group['median_ms']):.4f}",
+            }
+            line |= {title: _times(group, name) for name, title in _RIVALS}
+            line["roofline"] = _share(group["roofline"])
+            lines.append(line)
+        slower = main[main[EAGER] < 1].sort_values(EAGER)
+        worst = [
+            f"; {' '.join(where)} {ratio:.2f}x"
+            for *where, ratio in slower[[*CELL, EAGER]].head(_MOST_NAMED).to_numpy().tolist()
+        ]
+        yield "\n".join(
+            (
+                pd.DataFrame(lines).to_string(index=False),
+                "ms: the operator. x: how many times faster it is than each, geometric means over the maps.",
+                f"slower than the eager pair in {len(slower)} of {main[EAGER].notna().sum()} rows"
+                + "".join(worst),
+            )
+        )
+    gathers = backwards(table)
+    if len(gathers):
+        shown = gathers[["workload", "map"]].assign(
+            **{"gather ms": gathers[OPERATOR].map("{:.4f}".format)},
+            **{name: (gathers[name] / gathers[OPERATOR]).map("{:.2f}x".format) for name in (SCATTER, EAGER)},
+        )
+        note = (
+            "Both gradients. x: times over the gather's, without the host where it counts: above 1 it wins."
+        )
+        yield f"{shown.to_string(index=False)}\n{note}"
+
+
+_RIVALS = (
+    (EAGER, "eager"),
+    (f"{EAGER}_graph", "in graphs"),
+    ("eager-corners", "corners"),
+    ("eager-broadcast", "broadcast"),
+    ("compile", "compile"),
+)
+
+
+def _times(rows: pd.DataFrame, column: str) -> str:
+    known = column in rows and rows[column].notna().any()
+    return f"{geometric_mean(rows[column]):.2f}x" if known else "-"
+
+
+def _share(values: pd.Series) -> str:
+    return f"{geometric_mean(values):.0%}" if values.notna().any() else "-"
+
+
+def _host(results: Record) -> Iterator[str]:
+    """The host's time of a call, and first calls."""
+    lines = []
+    for record in results["steps"].get("host", {"records": []})["records"]:
+        if "microseconds" in record:
+            ours, pair = (record["microseconds"].get(n, {}) for n in ("affine_grid_sample", "eager pair"))
+            each = ", ".join(f"{name} {us:.0f} ({pair[name]:.0f})" for name, us in ours.items())
+            lines.append(f"host time of a call in us, the eager pair's beside it: {each}")
+        elif "first_backward_s" in record:
+            first = sum(record[f"first_{part}_s"] for part in ("forward", "backward"))
+            second = sum(record[f"second_{part}_s"] for part in ("forward", "backward"))
+            lines.append(
+                f"{record['what']}: {first:.1f} s for the step, the next takes {1e3 * second:.1f} ms"
+            )
+        elif "over" in record:
+            lines.append(f"{record['what']}: no result after {record['over']:.0f} s")
+    if lines:
+        yield "\n".join(lines)
+
+
+def _kernels(results: Record) -> Iterator[str]:
+    """Compilation, block sizes, and what the profiler saw, a line each."""
+    steps = results["steps"]
+    lines = []
+    compiled = [r for r in steps.get("compile", {"records": []})["records"] if "seconds" in r]
+    if compiled:
+        spilling = sum(bool(record.get("spills")) for record in compiled)
+        total, most = (function(record["seconds"] for record in compiled) for function in (sum, max))
+        lines.append(
+            f"{len(compiled)} kernels compiled, {total:.0f} s of processor time, longest {most:.0f} s; "
+            f"{spilling} spill registers"
+        )
+    blocks = [r for r in steps.get("blocks", {"records": []})["records"] if r.get("best_ms")]
+    for record in blocks:
+        gain = record["default_ms"] / record["best_ms"] if record["default_ms"] else float("nan")
+        if gain > 1.05:
+            lines.append(f"{record['bucket']}: {gain:.2f}x by {record['best']}")
+    if blocks:
+        lines.append(
+            f"block sizes of {len(blocks)} buckets timed; those not named are within 5 % of the default"
+        )
+    if lines:
+        yield "\n".join(lines)
+
+
+def _unreached(results: Record) -> str:
+    """What the time did not suffice for, and what broke."""
+    lines = []
+    for name, step in results["steps"].items():
+        if step["status"] != DONE or step["left"]:
+            left = f"; without {', '.join(step['left'])}" if step["left"] else ""
+            lines.append(f"  {name}: {step['status']}{left}")
+    used = f"{results.get('seconds_used', 0):.0f} of {results['seconds']:.0f} s used"
+    return "\n".join([f"not reached, or broken ({used}):", *lines] if lines else [f"all was reached, {used}"])

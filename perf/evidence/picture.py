@@ -1,0 +1,94 @@
+"""The chart of the evidence: speed-up over the eager pair, and gather against scatter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from perf.charts import style
+from perf.charts.workloads import log_ticks
+from perf.evidence.outcome import SCATTER, backwards, ratios
+from perf.files import EAGER, OPERATOR, geometric_mean, runs
+
+_LINE = 0.3
+"""Inches of a bar."""
+_LABELS = {SCATTER: "fused scatter", EAGER: "eager pair"}
+
+
+def draw(table: pd.DataFrame, path: Path) -> bool:
+    """Draw the chart of the last run in the table as a PNG; returns whether there was anything to draw."""
+    run = runs(table)[-1]
+    found, gathers = ratios(run.rows), backwards(run.rows)
+    if found.empty and gathers.empty:
+        return False
+    bars = [
+        (f"{workload} {name}", geometric_mean(group[f"{EAGER}_graph"].fillna(group[EAGER])))
+        for (workload, name), group in found.groupby(["workload", "pass"], sort=False)
+    ]
+    lines = max(len(bars), len(gathers))
+    notes = ["In CUDA graphs where a call is short: without the host's time. Geometric means over the maps."]
+    with mpl.rc_context(style.RC):
+        figure, _ = style.figure("Evidence", style.head(run, notes), 1.0 + _LINE * lines, _legend())
+        left, right = figure.subplots(1, 2)
+        _bars(left, bars)
+        _dots(right, gathers)
+        path.write_bytes(style.render(figure, "png"))
+    return True
+
+
+def _legend() -> list[Artist]:
+    losing = {"facecolor": style.LOSS, "edgecolor": "white", "hatch": style.HATCH, "linewidth": 0}
+    dots = {"linestyle": "", "markersize": 7, "color": style.INK, "markerfacecolor": "none"}
+    return [
+        Patch(facecolor=style.WIN, label="operator faster than the eager pair"),
+        Patch(**losing, label="slower"),
+        *(Line2D([], [], **dots, marker=style.look(name).marker, label=_LABELS[name]) for name in _LABELS),
+        Line2D(
+            [], [], linestyle="", markersize=7, color=style.LOSS, marker="s", label="faster than the gather"
+        ),
+    ]
+
+
+def _bars(ax: Axes, bars: Sequence[tuple[str, float]]) -> None:
+    """Left: a bar for each workload and pass."""
+    for y, (_, value) in enumerate(bars):
+        look = {"color": style.LOSS, "hatch": style.HATCH} if value < 1 else {"color": style.WIN}
+        ax.barh(y, value - 1, left=1, height=0.7, edgecolor="white", linewidth=0, **look)
+        place = {"xycoords": ax.get_yaxis_transform(), "xytext": (4, 0), "textcoords": "offset points"}
+        ax.annotate(f"{value:.2f}x", (1, y), va="center", fontsize=style.FONT - 2, **place)
+    _finish(ax, "times faster than the eager pair", [b[0] for b in bars], [b[1] for b in bars])
+
+
+def _dots(ax: Axes, gathers: pd.DataFrame) -> None:
+    """Right: both rivals' times over the gather's."""
+    values = {name: gathers[name] / gathers[OPERATOR] for name in _LABELS}
+    for name, own in values.items():
+        for y, value in enumerate(own):
+            face = style.LOSS if value < 1 else "none"
+            options = {"markeredgecolor": style.INK, "markerfacecolor": face, "linestyle": ""}
+            ax.plot([value], [y], marker=style.look(name).marker, markersize=7, **options)
+    labels = (gathers["workload"] + ", " + gathers["map"]).tolist()
+    _finish(ax, "both gradients: time over the gather's", labels, [v for own in values.values() for v in own])
+
+
+def _finish(ax: Axes, title: str, labels: Sequence[str], values: Sequence[float]) -> None:
+    ax.set_title(title, fontsize=style.FONT, loc="left")
+    ax.set_yticks(range(len(labels)), [style.shorten(label, 46) for label in labels], fontsize=style.FONT - 2)
+    ax.set_ylim(max(len(labels), 1) - 0.4, -0.6)
+    ax.axvline(1, color="black", linewidth=1.2)
+    ax.grid(axis="x")
+    known = [value for value in values if pd.notna(value) and value > 0] or [1.0]
+    low, high = min([*known, 0.8]) / 1.15, max([*known, 1.25]) * 1.15
+    ax.set_xscale("log", base=2)
+    ax.set_xlim(low, high)
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+    ax.set_xticks(log_ticks(low, high, 3.5))

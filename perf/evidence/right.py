@@ -1,0 +1,70 @@
+"""Is it right on this GPU: small workloads against fp64, and the package's own check."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from perf.evidence import crew, subjects
+from perf.evidence.stage import Record, Stage
+from perf.measuring import providers, workloads
+from perf.measuring.gate import Gate
+from perf.measuring.passes import COMPUTED, PASSES
+
+_PASSES = ("forward", "backward", "theta", "input")
+
+
+def compare(item: str, stage: Stage) -> Iterator[Record]:
+    """One small workload: each pass within twice the error that the eager pair has here against fp64."""
+    workload = stage.sized(next(w for w in subjects.compared() if w.name == item))
+    data = workloads.make(workload, stage.device)
+    gate = Gate(data)
+    with stage.kernels():
+        for name in _PASSES if workload.dtype.is_floating_point else _PASSES[:1]:
+            tensors = PASSES[name](providers.operator, data)()
+            # The interpreter cuts digits off where a GPU rounds to bf16.
+            slack = 2 if stage.rehearse and workload.dtype == torch.bfloat16 else 1
+            verdict = gate.check(dict(zip(COMPUTED[name], tensors, strict=True)), slack)
+            yield {
+                "ok": verdict.passed,
+                "what": f"{item} {name}",
+                "tensor": verdict.tensor,
+                "error": verdict.error,
+                "tolerance": verdict.tolerance,
+                "problem": verdict.reason,
+            }
+
+
+def check(item: str, stage: Stage) -> Iterator[Record]:
+    """The rows of ``python -m stn_triton check --quick``, side by side; each compiles what it needs."""
+    from stn_triton.check.rows import ROWS
+
+    names = [row.name for row in ROWS]
+    chosen = names[:1] if stage.rehearse else names
+    for name, lines in crew.each(check_row, chosen, stage.facts["workers"], stage.rehearse):
+        if isinstance(lines, Exception):
+            yield {"ok": False, "what": name, "problem": f"{type(lines).__name__}: {lines}"}
+            continue
+        for line in lines:
+            yield {"ok": line["status"] != "FAIL", "what": name, **line}
+
+
+def check_row(name: str, rehearse: bool) -> list[dict[str, Any]]:
+    """One row of the check, in a process of its own."""
+    os.environ["STN_TRITON_AUTOTUNE"] = "0"
+    from stn_triton.check import command
+    from stn_triton.check import engine as engines
+
+    engine = engines.choose("cpu" if rehearse else "cuda", rehearse)
+    lines = command.run([row for row in command.chosen([name]) if row.name == name], engine, quick=True)
+    found = []
+    for line in lines:
+        row: dict[str, Any] = {"status": line.status, "part": line.group, "problem": line.skipped or ""}
+        if line.worst is not None:
+            row |= {"cases": line.cases, "error": line.worst.error, "tolerance": line.worst.allowed}
+            row["problem"] = line.worst.text if line.failed else ""
+        found.append(row)
+    return found

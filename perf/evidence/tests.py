@@ -1,0 +1,93 @@
+"""The project's GPU tests, side by side; each result as it comes.
+
+Only pytest is needed, no plugin and none of `tests/conftest.py`: the tests of `test_gpu.py` use neither.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from perf.evidence import crew
+from perf.evidence.stage import Record, Stage
+
+ROOT = Path(__file__).resolve().parents[2]
+GPU_TESTS = "tests/test_gpu.py"
+REHEARSED, REHEARSED_LARGE = "tests/test_files.py", "directory"
+"""What a rehearsal runs: tests that need no GPU."""
+LARGE = "2_31"
+"""In the names of tests that want most of a GPU's memory for themselves."""
+
+
+def run(item: str, stage: Stage) -> Iterator[Record]:
+    """The tests of a file, but for those that need a GPU for themselves."""
+    yield from _results(REHEARSED if stage.rehearse else item, stage, stage.facts["workers"])
+
+
+def alone(item: str, stage: Stage) -> Iterator[Record]:
+    """The tests that need a GPU for themselves, one after the other."""
+    yield from _results(REHEARSED if stage.rehearse else item, stage, 1, large=True)
+
+
+def _results(path: str, stage: Stage, workers: int, large: bool = False) -> Iterator[Record]:
+    mark = REHEARSED_LARGE if stage.rehearse else LARGE
+    groups: dict[str, list[str]] = {}
+    for name in collected(path):  # a test function's cases share kernels
+        if (mark in name) == large:
+            groups.setdefault(name if large else _group(name, workers), []).append(name)
+    for names, found in crew.each(outcomes, list(groups.values()), workers):
+        if isinstance(found, Exception):
+            yield {"ok": False, "what": names[0], "problem": f"{type(found).__name__}: {found}"}
+            continue
+        for name, outcome, message in found:
+            yield {"ok": outcome != "failed", "what": name, "status": outcome, "problem": message}
+
+
+def _group(name: str, workers: int) -> str:
+    """Tests of a group run in one process: the cases of a function, in several groups for many processes."""
+    function, bracket, case = name.partition("[")
+    return function + bracket + case.split("-")[0] + case.split("-")[-1] if workers > 2 else function
+
+
+class _Collector:
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+        self.found: dict[str, tuple[str, str]] = {}
+
+    def pytest_collection_finish(self, session) -> None:
+        self.ids = [item.nodeid for item in session.items]
+
+    def pytest_runtest_logreport(self, report) -> None:
+        """A failure of the set-up counts as the test's."""
+        if report.when == "call" or report.outcome != "passed":
+            message = "" if report.passed else str(report.longrepr).strip().splitlines()[-1][:300]
+            self.found[report.nodeid] = (report.outcome, message)
+
+
+def collected(path: str) -> list[str]:
+    """The ids of the tests of a file."""
+    collector = _Collector()
+    _pytest(["--collect-only", path], collector)
+    if not collector.ids:
+        raise RuntimeError(f"{path}: pytest finds no tests")
+    return collector.ids
+
+
+def outcomes(ids: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Run tests; each with its outcome and the last line of what is wrong."""
+    collector = _Collector()
+    with tempfile.TemporaryDirectory(prefix="stn_triton_") as folder:
+        os.environ |= {"STN_TRITON_AUTOTUNE": "0", "STN_TRITON_CACHE_DIR": folder}
+        _pytest(ids, collector)
+    left = [(name, "failed", "it did not run") for name in ids if name not in collector.found]
+    return [*((name, *found) for name, found in collector.found.items()), *left]
+
+
+def _pytest(arguments: Sequence[str], plugin: _Collector) -> None:
+    """Run pytest in this process, which stands in the checkout, without its configuration and conftest."""
+    import pytest
+
+    options = ["-q", "-c", os.devnull, "--rootdir", str(ROOT), "--noconftest", "-p", "no:cacheprovider"]
+    pytest.main([*options, "-W", "ignore", *arguments], plugins=[plugin])

@@ -1,0 +1,127 @@
+"""How fast: gather against scatter, the operator against PyTorch, the host's time and the first call.
+
+Rows are those of `bench`, and go into the same kind of file, `speed.csv`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from tqdm import tqdm
+
+from perf import overhead
+from perf.evidence import subjects, tests
+from perf.evidence.stage import Record, Stage
+from perf.files import FAILED, OPERATOR
+from perf.kernels.rival_scatter import SCATTER
+from perf.measuring import maps, providers, results, suite
+from perf.measuring.providers import COMPILE, Provider
+from perf.measuring.workloads import WORKLOADS, Workload
+
+MAPS = ("identity", maps.RANDOM)
+PASSES = ("forward", "forward+backward")
+RIVALS = ("eager-corners", "eager-broadcast")
+FIRST_CALL_SECONDS = 40
+"""A first call that takes longer is not waited for."""
+
+
+def backward(item: str, stage: Stage) -> Iterator[Record]:
+    """The backward of the operator, of a fused scatter, and of the eager pair."""
+    workload = next(w for w in subjects.backwards() if w.name == item)
+    which = [*providers.choose(()), SCATTER]
+    yield from _rows(stage, workload, subjects.BACKWARD_MAPS, PASSES, which)
+
+
+def speed(item: str, stage: Stage) -> Iterator[Record]:
+    """The operator and PyTorch's ways, under the maps that a CPU run has too."""
+    yield from _rows(stage, WORKLOADS[item], MAPS, PASSES, providers.choose(RIVALS))
+
+
+def against_compile(item: str, stage: Stage) -> Iterator[Record]:
+    """torch.compile of the eager pair, under one map; the rows of the others are known."""
+    passes = PASSES[:1] if stage.rehearse else PASSES
+    yield from _rows(stage, WORKLOADS[item], MAPS[-1:], passes, providers.choose((COMPILE,)), only=COMPILE)
+
+
+def further(item: str, stage: Stage) -> Iterator[Record]:
+    """Another workload, or the tests that need the GPU for themselves."""
+    if item == "gpu tests":
+        yield from tests.alone(tests.GPU_TESTS, stage)
+    else:
+        one = MAPS[:1] if WORKLOADS[item].why_not(MAPS[-1]) else MAPS[-1:]
+        yield from _rows(stage, WORKLOADS[item], one, PASSES, providers.choose(RIVALS))
+
+
+def _rows(
+    stage: Stage,
+    workload: Workload,
+    map_names: Sequence[str],
+    passes: Sequence[str],
+    which: Sequence[Provider],
+    only: str = "",
+) -> Iterator[Record]:
+    """Measure, write the rows to the CSV as they come, and yield how each went; ``only`` of one provider."""
+    map_names = [name for name in map_names if not workload.why_not(name)]
+    if stage.rehearse:  # of a tiny batch, the largest error of theta's gradient is a matter of luck
+        map_names, which = map_names[-1:], [replace(provider, slack=8) for provider in which]
+    copy_gb_per_s = stage.facts.get("copy_gb_per_s", float("nan"))
+    plan = suite.Plan(
+        stage.device,
+        [stage.sized(workload)],
+        map_names,
+        passes,
+        which,
+        quick=stage.rehearse,
+        copy_gb_per_s=copy_gb_per_s,
+        own_effort=stage.effort,
+    )
+    with stage.kernels(), tqdm(disable=True) as progress:
+        for rows in suite.run(plan, progress):
+            rows = [row for row in rows if row["provider"] == only or not only]
+            results.append(results.frame(rows, stage.row_facts), stage.out / "speed.csv")
+            for row in rows:
+                is_ours = row["provider"] in (OPERATOR, SCATTER.name)
+                yield {
+                    "ok": row["status"] != FAILED or not is_ours,
+                    "what": " ".join(row[key] for key in ("workload", "map", "pass", "provider")),
+                    "ms": row.get("median_ms"),
+                    "status": row["status"],
+                    "problem": row.get("reason", ""),
+                }
+
+
+def host(item: str, stage: Stage) -> Iterator[Record]:
+    """The host's time of a call; or the seconds until a process with an empty cache has its first results."""
+    if item == "overhead":
+        with overhead.surroundings(stage.device):
+            effort = {"rounds": 3, "calls": 10} if stage.rehearse else {}
+            found = overhead.measure(stage.device, **effort)
+        yield {"ok": True, "what": "microseconds of a call", "microseconds": found}
+    else:
+        yield _first_call(item, stage)
+
+
+def _first_call(name: str, stage: Stage) -> Record:
+    """As a user has it: whatever the library does on a first call, it does."""
+    what = f"first call of {name}"
+    limit = min(FIRST_CALL_SECONDS, stage.seconds_left() - 1)
+    with tempfile.TemporaryDirectory(prefix="stn_triton_") as folder:
+        own = {"TRITON_CACHE_DIR": f"{folder}/triton", "STN_TRITON_CACHE_DIR": f"{folder}/tables"}
+        environment = {k: v for k, v in os.environ.items() if k != "STN_TRITON_AUTOTUNE"} | own
+        command = [sys.executable, "-m", "perf.evidence.first_call", name]
+        command += ["--rehearse"] if stage.rehearse else []
+        try:
+            done = subprocess.run(
+                command, env=environment, stdout=subprocess.PIPE, text=True, timeout=limit, check=True
+            )
+        except subprocess.TimeoutExpired:
+            return {"ok": True, "what": what, "problem": f"no result after {limit:.0f} s", "over": limit}
+        except subprocess.CalledProcessError as error:
+            return {"ok": False, "what": what, "problem": f"exit code {error.returncode}, see the log"}
+    return {"ok": True, "what": what, **json.loads(done.stdout.splitlines()[-1])}
