@@ -11,9 +11,13 @@ import sys
 import tempfile
 import warnings
 
-import hypothesis
 import pytest
 import torch
+
+try:
+    import hypothesis
+except ModuleNotFoundError:  # the tests that need it import it themselves
+    hypothesis = None
 
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:
@@ -122,11 +126,15 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    """A failure of the ordinary run is the fault of a change, not of chance; the long ones look for more."""
     if not HAS_GPU and config.getoption("cov_source", None):
         with contextlib.suppress(ImportError, AttributeError):
             _trace_no_kernels()
-    examples = config.getoption("examples")
+    if hypothesis is not None:
+        _register_fuzz_profile(config.getoption("examples"))
+
+
+def _register_fuzz_profile(examples):
+    """A failure of the ordinary run is the fault of a change, not of chance; the long ones look for more."""
     if examples is None:
         # It also tries numbers that it reads in whatever modules are loaded: other ones after any change.
         with contextlib.suppress(ImportError, AttributeError):
