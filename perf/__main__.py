@@ -143,8 +143,7 @@ kernels is dropped. --quick writes DIR/<gpu>.json, which nothing reads.
         """\
   python -m perf tune                        the buckets of the workloads; it says how long
   python -m perf tune --workloads crops-7    those of one workload
-  python -m perf tune --every-bucket --only 'forward/2d-bilinear-zeros/*'
-  python -m perf tune --every-bucket         all 400,000 of them: months
+  python -m perf tune --only 'forward/*'     those of the forward kernel
   python -m perf tune --fresh                begin anew; the CSV of the earlier run is set aside
 """,
     )
@@ -152,10 +151,7 @@ kernels is dropped. --quick writes DIR/<gpu>.json, which nothing reads.
     _out(parser)
     parser.add_argument("--workloads", nargs="+", metavar="NAME", help="which workloads (default: all)")
     parser.add_argument(
-        "--every-bucket", action="store_true", help="every bucket there is, the plain ones first"
-    )
-    parser.add_argument(
-        "--only", metavar="PATTERN", help="of these, the buckets with such names, as '*/c64/*'"
+        "--only", metavar="PATTERN", help="of their buckets, those with such names, as '*/c64/*'"
     )
     parser.add_argument("--fresh", action="store_true", help="begin anew, whatever an earlier run found")
     parser.add_argument("--quick", action="store_true", help="few configurations of few buckets: a try")

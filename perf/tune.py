@@ -21,23 +21,19 @@ from tqdm import tqdm
 
 from perf import EXIT_FAILED, EXIT_OK, UsageError, environment
 from perf.measuring import workloads
-from perf.tuning import every_bucket, gains, launches
+from perf.tuning import gains, launches
 from perf.tuning.launches import Case, Plan
-from perf.tuning.search import FULL, LOST, QUICK, Effort, Gpu, Result, one_line, search
+from perf.tuning.search import FULL, LOST, QUICK, Effort, Gpu, Result, one_line, search, seconds_of
 from perf.tuning.state import Keeper
 from stn_triton import tables, tuning
 from stn_triton.tuning import Bucket
 
 QUICK_BUCKETS = 4
-# Compiling takes 0.3 to 1.2 s (sm_90, one core of an AMD EPYC), checking and timing some 0.05 s.
-_SECONDS_PER_CONFIG = 1.0
 _SECONDS_BETWEEN_LINES = 30
 
 
 def main(args: argparse.Namespace) -> int:
     """Tune what the arguments ask for, and return the exit code."""
-    if args.every_bucket and args.workloads:
-        raise UsageError("--every-bucket takes no --workloads: it is every bucket, whoever reaches it")
     try:
         device = environment.choose_device(args.device)
         chosen = workloads.choose(args.workloads, torch.device("cuda"))
@@ -63,11 +59,7 @@ def _nothing_to_tune(args: argparse.Namespace, device: torch.device) -> int:
 
 def _plan(args: argparse.Namespace, chosen: Sequence[workloads.Workload]) -> tuple[Plan, list[str]]:
     """What to tune, and what of it cannot be."""
-    if args.every_bucket:
-        _say("listing every bucket, which takes a minute")
-        plan, problems = every_bucket.plan(), []
-    else:
-        plan, problems = launches.of_workloads(chosen)
+    plan, problems = launches.of_workloads(chosen)
     if args.only:
         matching = {b: case for b, case in plan.items() if fnmatch.fnmatchcase(b.name(), args.only)}
         if not matching:
@@ -86,21 +78,25 @@ def tune(args: argparse.Namespace, gpu: Gpu, plan: Plan, left_out: Sequence[str]
     keeper.open(args.fresh)
     for problem in left_out:
         _say(f"left out: {problem}")
-    counts = {bucket: len(effort.configs_of(bucket)) for bucket in plan}
-    todo = {bucket: counts[bucket] for bucket in plan if not keeper.is_done(bucket)}
+    todo = {
+        bucket: [seconds_of(bucket, config) for config in effort.configs_of(bucket)]
+        for bucket in plan
+        if not keeper.is_done(bucket)
+    }
     if len(todo) < len(plan):
         _say(f"skipped, for {keeper.state.path} has them: {len(plan) - len(todo)} of {len(plan)} buckets")
-    configs = sum(todo.values())
-    duration = _duration(configs * _SECONDS_PER_CONFIG)
+    configs, seconds = sum(map(len, todo.values())), sum(map(sum, todo.values()))
     _say(
-        f"to tune: {len(todo)} buckets, {configs} configurations, about {duration} "
-        f"(at {_SECONDS_PER_CONFIG:g} s each, mostly to compile)"
+        f"to tune: {len(todo)} buckets, {configs} configurations, about {_duration(seconds)}, "
+        "nearly all of it to compile"
     )
     failed = _tune_each(todo, plan, gpu, effort, keeper)
     return _report(args, gpu, plan, keeper, failed)
 
 
-def _tune_each(todo: Mapping[Bucket, int], plan: Plan, gpu: Gpu, effort: Effort, keeper: Keeper) -> list[str]:
+def _tune_each(
+    todo: Mapping[Bucket, Sequence[float]], plan: Plan, gpu: Gpu, effort: Effort, keeper: Keeper
+) -> list[str]:
     """Tune buckets and keep what is found; returns what failed, in words."""
     failed = []
     with Progress(todo) as progress:
@@ -180,11 +176,12 @@ def _report(args: argparse.Namespace, gpu: Gpu, plan: Plan, keeper: Keeper, fail
 class Progress:
     """Configurations done and the time left: a bar, or now and then a line where nobody watches."""
 
-    def __init__(self, counts: Mapping[Bucket, int]) -> None:
-        self._counts = counts
-        self._ends = dict(zip(counts, itertools.accumulate(counts.values()), strict=True))
-        self._total = sum(counts.values())
-        self._bar = tqdm(total=self._total, unit="config", disable=None, dynamic_ncols=True)
+    def __init__(self, seconds: Mapping[Bucket, Sequence[float]]) -> None:
+        """Of each bucket about how long each of its configurations takes."""
+        self._seconds = [each for bucket in seconds.values() for each in bucket]
+        self._counts = {bucket: len(each) for bucket, each in seconds.items()}
+        self._ends = dict(zip(seconds, itertools.accumulate(self._counts.values()), strict=True))
+        self._bar = tqdm(total=len(self._seconds), unit="config", disable=None, dynamic_ncols=True)
         self._done = self._index = 0
         self._started = time.monotonic()
         self._said = -math.inf
@@ -204,8 +201,8 @@ class Progress:
         now = time.monotonic()
         if self._bar.disable and now - self._said > _SECONDS_BETWEEN_LINES:
             self._said = now
-            left = self._total - self._done
-            pace = (now - self._started) / self._done if self._done else _SECONDS_PER_CONFIG
+            past, left = sum(self._seconds[: self._done]), sum(self._seconds[self._done :])
+            pace = (now - self._started) / past if past else 1.0
             _say(f"{title}, about {_duration(left * pace)} left")
 
     def step(self) -> None:

@@ -1,7 +1,6 @@
 """What ``python -m perf tune`` tunes: buckets by dry runs, and the search on real kernels, interpreted."""
 
 import json
-import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,15 +27,21 @@ from imaginary_gpu import (  # noqa: F401
 from perf import tune
 from perf.__main__ import main
 from perf.measuring import workloads
-from perf.tuning import every_bucket, launches, search
-from perf.tuning.launches import META
-from stn_triton import launch, tables, tuning
+from perf.tuning import launches, search
+from stn_triton import launch, tables, thin_plate_spline_grid_sample, tuning
 from stn_triton.tuning import Bucket
 
 
-@pytest.fixture(scope="module")
-def every():
-    return every_bucket.plan()
+def small(name, shape, **changes):
+    """A workload that the interpreter has the time for."""
+    return replace(workloads.WORKLOADS["digits-28"], name=name, shape=shape, **changes)
+
+
+@pytest.fixture
+def plan():
+    found, problems = launches.of_workloads([small("small", (2, 4, 8, 8))])
+    assert not problems
+    return found
 
 
 class TestPlans:
@@ -56,52 +61,23 @@ class TestPlans:
         assert "many" in gather.variant.split("-")
 
     def test_a_pass_that_cannot_be_called_is_said(self):
-        workload = replace(workloads.WORKLOADS["digits-28"], name="bytes", dtype=torch.uint8)
+        workload = small("bytes", (2, 1, 8, 8), dtype=torch.uint8)
         plan, problems = launches.of_workloads([workload])
         assert [(bucket.kernel, bucket.dtype) for bucket in plan] == [("forward", "uint8")]
         assert any(problem.startswith("bytes forward+backward: ") for problem in problems)
 
-    def test_each_kind_of_call_launches_its_bucket_alone(self, every):
-        """Of each kernel and variant one size, layout and dtype, run dry."""
-        found = {}
-        for bucket, case in every.items():
-            found.setdefault((bucket.kernel, bucket.variant), []).append((bucket, case))
-        assert len(found) > 400
-        chance = random.Random(0)
-        for kind in found.values():
-            bucket, case = chance.choice(kind)
-            assert launches.reached(case.make(META)) == [bucket]
+    def test_a_dry_run_reaches_what_no_workload_does(self):
+        image, offsets, fill = (
+            torch.empty(shape, device="meta", requires_grad=True) for shape in ((2, 3, 8, 8), (2, 4, 2), (3,))
+        )
 
-    def test_each_size_of_the_plain_forward_is_reached(self, every):
-        plain = {b: case for b, case in every.items() if b.kernel == "forward" and b.variant == PLAIN}
-        for bucket, case in plain.items():
-            if bucket.dtype in ("float32", "uint8"):
-                assert launches.reached(case.make(META)) == [bucket]
-        for field, values in (
-            ("layout", {"nchw", "channels_last", "channels_last_16"}),
-            ("dtype", {"float32", "bfloat16", "float16", "float64", "uint8"}),
-            ("channels", {1, 2, 4, 8, 16, 32, 64, 128}),
-            ("pixels", {64, 512, 4096, 32768}),
-            ("planes", {8, 64, 512, 4096}),
-        ):
-            assert {getattr(bucket, field) for bucket in plain} == values
+        def run():
+            output = thin_plate_spline_grid_sample(image, offsets, padding_mode="fill", fill_value=fill)
+            torch.autograd.grad(output, (image, offsets, fill), torch.empty_like(output))
 
-    def test_what_workloads_reach_is_among_them(self, every):
-        plan, _ = launches.of_workloads(workloads.choose(None, torch.device("cuda")))
-        assert set(plan) <= set(every)
-
-    def test_what_no_call_launches_is_not_among_them(self, every):
-        for bucket in every:
-            flags = set(bucket.variant.split("-"))
-            assert not {"3d", "bicubic"} <= flags
-            assert not ({"nearest"} <= flags and bucket.kernel in ("theta", "backward"))
-            assert bucket.planes * 8 > bucket.channels  # at least one image
-            assert not (bucket.dtype == "uint8" and bucket.kernel != "forward")
-            assert not (bucket.layout != "nchw" and bucket.channels == 1)
-
-    def test_no_call_needs_more_memory_than_it_may(self, every):
-        sizes = every_bucket.sizes(False) + every_bucket.sizes(True)
-        assert max(n * c * side * side for n, c, side in sizes) <= every_bucket.MAX_ELEMENTS
+        buckets = launches.reached(run)
+        assert [bucket.kernel for bucket in buckets] == ["forward", "scatter", "theta", "fill"]
+        assert {bucket.variant for bucket in buckets} == {"2d-bilinear-fill-spline"}
 
     def test_a_dry_run_launches_and_writes_nothing(self):
         input, theta = torch.empty(2, 3, 8, 8, device="meta"), torch.empty(2, 2, 3, device="meta")
@@ -119,16 +95,17 @@ class TestRealKernels:
             self.timed.append(launch(config) if ms == search.FULL.first_ms else None)
             return [1.0 + 0.1 * len(self.timed)] * 3
 
-    @pytest.mark.parametrize("kernel", ["forward", "backward", "theta"])
-    def test_a_generated_call(self, every, kernel):
+    @pytest.mark.parametrize("kernel", ["forward", "backward", "backward_input", "theta"])
+    def test_each_configuration_of_a_bucket(self, plan, kernel):
         bucket = Bucket(kernel, PLAIN, "nchw", "float32", 4, 64, 8)
         clock = self.Launching(cost)
-        results = search.search(bucket, every[bucket].make(CPU), gpu(clock), search.FULL)
+        with launches.OntoKernels():
+            results = search.search(bucket, plan[bucket].make(CPU), gpu(clock), search.FULL)
         assert [result.config for result in results] == tuning.space(bucket)
         assert [result.status for result in results] == ["ok"] * len(results)
         assert len(clock.timed) == len(results) + search.FULL.rounds * min(len(results), 6)
 
-    def test_a_kernel_that_is_wrong_with_some_blocks_is_found(self, every, monkeypatch):
+    def test_a_kernel_that_is_wrong_with_some_blocks_is_found(self, plan, monkeypatch):
         """It leaves the last program out."""
         bucket = Bucket("forward", PLAIN, "nchw", "float32", 4, 64, 8)
         space = tuning.space(bucket)
@@ -147,12 +124,12 @@ class TestRealKernels:
 
         launch_kernel = launch.forward_kernel
         monkeypatch.setattr(launch, "forward_kernel", Short())
-        results = search.search(bucket, every[bucket].make(CPU), gpu(self.Launching(cost)), search.FULL)
+        with launches.OntoKernels():
+            results = search.search(bucket, plan[bucket].make(CPU), gpu(self.Launching(cost)), search.FULL)
         assert [result.config for result in results if result.status != "ok"] == [spoilt]
 
     def test_a_workload_through_autograd(self, out, shipped):
-        tiny = replace(workloads.WORKLOADS["digits-28"], name="tiny", shape=(2, 1, 7, 6))
-        plan, _ = launches.of_workloads([tiny])
+        plan, _ = launches.of_workloads([small("tiny", (2, 1, 7, 6))])
         assert {"forward", "backward"} <= {bucket.kernel for bucket in plan}
         with launches.OntoKernels():
             assert tune.tune(arguments(out), gpu(self.Launching(cost)), plan) == 0
@@ -176,23 +153,13 @@ class TestOnAGpu:
         assert (rows["status"] == "ok").all(), rows["status"].unique()
         assert (rows["median_ms"] > 0).all()
 
-    def test_generated_calls_of_every_kernel(self, out):
-        plan = {
-            bucket: case
-            for bucket, case in every_bucket.plan().items()
-            if bucket[1:]
-            in (
-                ("2d-bilinear-fill", "channels_last_16", "bfloat16", 32, 512, 64),
-                ("2d-bilinear-zeros-many", "nchw", "float32", 4, 512, 64),
-            )
-        }
-        assert {bucket.kernel for bucket in plan} == {
-            "forward",
-            "backward",
-            "backward_input",
-            "theta",
-            "fill",
-        }
+    def test_calls_of_every_kernel_of_matrices(self, out):
+        options = {"dtype": torch.bfloat16, "memory_format": torch.channels_last}
+        chosen = [small("vectors", (2, 32, 16, 16), **options), small("crops", (2, 3, 16, 16), crops=4)]
+        plan, problems = launches.of_workloads(chosen)
+        assert not problems
+        assert {bucket.kernel for bucket in plan} == {"forward", "backward", "backward_input", "theta"}
+        assert {bucket.layout for bucket in plan} == {"channels_last_16", "nchw"}
         there = search.Gpu(torch.device("cuda", 0), FACTS)
         assert tune.tune(arguments(out, "--quick"), there, plan) == 0
         assert (rows_of(out)["status"] == "ok").all()

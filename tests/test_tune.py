@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from imaginary_gpu import (  # noqa: E402, F401
     BUCKETS,
     CPU,
     FACTS,
+    PLAIN,
     Clock,
     arguments,
     case,
@@ -100,8 +102,11 @@ class TestWholeRun:
         assert "gain over the default: 2.000x, the geometric mean over buckets (2)" in printed.out
         assert "buckets where the default was the best, or as good within noise: 1" in printed.out
         assert f"written: {shipped}, buckets in it from here: 2" in printed.out
-        configs = sum(len(tuning.space(bucket)) for bucket in BUCKETS[:2])
-        assert f"to tune: 2 buckets, {configs} configurations, about {configs} s (at" in printed.err
+        spaces = {bucket: tuning.space(bucket) for bucket in BUCKETS[:2]}
+        configs = sum(map(len, spaces.values()))
+        seconds = sum(search.seconds_of(bucket, config) for bucket in spaces for config in spaces[bucket])
+        duration = tune._duration(seconds)
+        assert f"to tune: 2 buckets, {configs} configurations, about {duration}, nearly all" in printed.err
         assert f"1 of 2: {BUCKETS[0].name()}" in printed.err
         assert "\r" not in printed.err
 
@@ -305,6 +310,38 @@ class TestFaults:
         assert (search.difference([expected + off], [expected]) == "") == is_right
 
 
+class TestTimeLeft:
+    """BUCKETS[1] is one whose gather lists output pixels, which takes long to compile."""
+
+    def test_a_gather_that_lists_pixels_takes_long_to_compile(self):
+        seconds = {
+            (config["BLOCK_C"], config["STEPS_C"]): search.seconds_of(BUCKETS[1], config)
+            for config in tuning.space(BUCKETS[1])
+        }
+        assert seconds[8, 1] < 4
+        for block_c, counted in ((8, 8.4), (16, 23.0), (32, 75.3)):
+            assert seconds[block_c, 2] == pytest.approx(counted, rel=0.1)
+        last = tuning.bucket_of("backward", PLAIN, True, torch.float32, 32, 64, 56 * 56)
+        for bucket in (last, BUCKETS[0], BUCKETS[2]):
+            assert all(1 <= search.seconds_of(bucket, config) <= 3 for config in tuning.space(bucket))
+
+    def test_what_is_left_is_told_by_the_pace_so_far(self, monkeypatch, capsys):
+        """Twice as slow as thought: what was to take 30 s will take 60."""
+        now = [1000.0]
+        monkeypatch.setattr(tune, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        monkeypatch.setattr(tune, "_SECONDS_BETWEEN_LINES", 10)
+        with tune.Progress({BUCKETS[0]: [1.0, 9.0], BUCKETS[1]: [30.0]}) as progress:
+            progress.start(BUCKETS[0])
+            for _ in range(2):
+                progress.step()
+            now[0] += 20
+            progress.start(BUCKETS[1])
+        assert capsys.readouterr().err.splitlines() == [
+            f"1 of 2: {BUCKETS[0].name()}, about 40 s left",
+            f"2 of 2: {BUCKETS[1].name()}, about 60 s left",
+        ]
+
+
 class TestCommandLine:
     def test_without_a_gpu_there_is_nothing_to_tune(self, out, capsys, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -312,7 +349,7 @@ class TestCommandLine:
         printed = capsys.readouterr()
         assert "nothing to tune" in printed.out
         assert "torch.cuda finds no GPU here" in printed.out
-        assert main(["tune", "--out", str(out), "--json", "--every-bucket", "--quick"]) == 0
+        assert main(["tune", "--out", str(out), "--json", "--quick"]) == 0
         assert json.loads(capsys.readouterr().out)["buckets"] == []
         assert not out.exists()
 
@@ -321,7 +358,7 @@ class TestCommandLine:
         [
             (["--device", "cuda:99"], "cpu ("),
             (["--workloads", "nothing"], "digits-28"),
-            (["--every-bucket", "--workloads", "digits-28"], "--every-bucket takes no --workloads"),
+            (["--workloads", "digits-28", "--only"], "--only: expected one argument"),
         ],
     )
     def test_a_wrong_argument_exits_2_and_says_what_there_is(self, out, capsys, options, named):

@@ -31,7 +31,7 @@ class Case(NamedTuple):
     """A call that launches a bucket, on tensors of its own."""
 
     source: str
-    """Where it comes from: a workload and a pass, or generated."""
+    """Where it comes from: a workload and a pass."""
     make: Callable[[torch.device], Run]
 
 
