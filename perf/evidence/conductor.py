@@ -30,7 +30,7 @@ WHOLE_SECONDS = 480
 """What the seconds and the patience of steps are meant for."""
 RESERVE = 0.02
 """Of the time, for the summary and the chart."""
-_SECONDS_TO_DIE = 3
+_SECONDS_TO_START, _SECONDS_TO_DIE = 60, 3
 _SECONDS_BETWEEN_WRITES = 1.0
 DONE, ENDED, NOT_REACHED = "done", "its time ended", "not reached"
 
@@ -113,19 +113,18 @@ class Conductor:
         reader = threading.Thread(target=_read, args=(process.stdout, lines), daemon=True)
         reader.start()
         patience = step.patience * max(self._seconds / WHOLE_SECONDS, 0.25)
-        current = found["left"][0]
+        current, allowed = found["left"][0], max(patience, _SECONDS_TO_START)
         try:
             while True:
-                wait = min(patience, end - time.monotonic())
+                wait = min(allowed, end - time.monotonic())
                 try:
                     line = lines.get(timeout=max(wait, 0))
                 except queue.Empty:
-                    if wait < patience:
-                        return ENDED
-                    return f"{current}: stopped, no word for {patience:.0f} s"
+                    is_over = wait < allowed
+                    return ENDED if is_over else f"{current}: stopped, no word for {allowed:.0f} s"
                 if line is None:
                     break
-                current = self._take(step, line) or current
+                current, allowed = self._take(step, line) or current, patience
             code = process.wait(timeout=_SECONDS_TO_DIE)
         except subprocess.TimeoutExpired:
             return f"{current}: did not end"

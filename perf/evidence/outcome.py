@@ -115,7 +115,7 @@ def backwards(table: pd.DataFrame) -> pd.DataFrame:
         key = str(workload).removeprefix(BACKWARD), str(map_name)
         cells.setdefault(key, {})[str(provider)] = calls if math.isnan(replays) else replays
     rows = [{"workload": name, "map": map_name, **ms} for (name, map_name), ms in cells.items()]
-    return pd.DataFrame(rows, columns=["workload", "map", OPERATOR, SCATTER, EAGER])
+    return pd.DataFrame(rows, columns=["workload", "map", OPERATOR, SCATTER, EAGER]).dropna(subset=[OPERATOR])
 
 
 def _is_backward(table: pd.DataFrame) -> pd.Series:

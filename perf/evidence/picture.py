@@ -20,6 +20,7 @@ from perf.files import EAGER, OPERATOR, geometric_mean, runs
 
 _LINE = 0.3
 """Inches of a bar."""
+_GRAPH = {"marker": "d", "markersize": 8, "color": "white", "markeredgecolor": style.INK, "linestyle": ""}
 _LABELS = {SCATTER: "fused scatter", EAGER: "eager pair"}
 
 
@@ -30,13 +31,13 @@ def draw(table: pd.DataFrame, path: Path) -> bool:
     if found.empty and gathers.empty:
         return False
     bars = [
-        (f"{workload} {name}", geometric_mean(group[f"{EAGER}_graph"].fillna(group[EAGER])))
+        (f"{workload} {name}", *(geometric_mean(group[column]) for column in (EAGER, f"{EAGER}_graph")))
         for (workload, name), group in found.groupby(["workload", "pass"], sort=False)
     ]
     lines = max(len(bars), len(gathers))
-    notes = ["In CUDA graphs where a call is short: without the host's time. Geometric means over the maps."]
+    notes = ["Left: geometric means over the maps. Right: without the host's time where calls are short."]
     with mpl.rc_context(style.RC):
-        figure, _ = style.figure("Evidence", style.head(run, notes), 1.0 + _LINE * lines, _legend())
+        figure, _ = style.figure("Evidence", style.head(run, notes), 1.0 + _LINE * lines, _legend(), 6)
         left, right = figure.subplots(1, 2)
         _bars(left, bars)
         _dots(right, gathers)
@@ -50,6 +51,7 @@ def _legend() -> list[Artist]:
     return [
         Patch(facecolor=style.WIN, label="operator faster than the eager pair"),
         Patch(**losing, label="slower"),
+        Line2D([], [], **_GRAPH, label="in CUDA graphs: without the host's time"),
         *(Line2D([], [], **dots, marker=style.look(name).marker, label=_LABELS[name]) for name in _LABELS),
         Line2D(
             [], [], linestyle="", markersize=7, color=style.LOSS, marker="s", label="faster than the gather"
@@ -57,14 +59,15 @@ def _legend() -> list[Artist]:
     ]
 
 
-def _bars(ax: Axes, bars: Sequence[tuple[str, float]]) -> None:
-    """Left: a bar for each workload and pass."""
-    for y, (_, value) in enumerate(bars):
+def _bars(ax: Axes, bars: Sequence[tuple[str, float, float]]) -> None:
+    """Left: a bar for each workload and pass, as calls are; a mark on it where they are replayed in graphs."""
+    for y, (_, value, in_graphs) in enumerate(bars):
         look = {"color": style.LOSS, "hatch": style.HATCH} if value < 1 else {"color": style.WIN}
         ax.barh(y, value - 1, left=1, height=0.7, edgecolor="white", linewidth=0, **look)
+        ax.plot([in_graphs], [y], **_GRAPH)
         place = {"xycoords": ax.get_yaxis_transform(), "xytext": (4, 0), "textcoords": "offset points"}
         ax.annotate(f"{value:.2f}x", (1, y), va="center", fontsize=style.FONT - 2, **place)
-    _finish(ax, "times faster than the eager pair", [b[0] for b in bars], [b[1] for b in bars])
+    _finish(ax, "times faster than the eager pair", [b[0] for b in bars], [v for b in bars for v in b[1:]])
 
 
 def _dots(ax: Axes, gathers: pd.DataFrame) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 import stn_triton
-from perf.measuring.providers import Provider, UnavailableError
+from perf.measuring.providers import Provider, Sampler, UnavailableError
 from stn_triton import launch
 from stn_triton.kernels.block import (
     UNSPECIALIZED,
@@ -190,10 +190,15 @@ def sampler(
     return _Scatter.apply(input, theta, size, Options(align_corners=align_corners))
 
 
+def _make() -> Sampler:
+    """Named, so that other processes can be sent the provider."""
+    return sampler
+
+
 SCATTER = Provider(
     "scatter",
     "fused scatter",
     "the operator, with both gradients by atomic additions in one pass over the output",
-    lambda: sampler,
+    _make,
     may_be_unavailable=True,
 )

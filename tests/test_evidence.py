@@ -1,0 +1,356 @@
+"""``python -m perf evidence``: its steps and their limits, what it writes, and the whole of it rehearsed."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("pandas")
+pytest.importorskip("matplotlib")
+
+from perf import files
+from perf.__main__ import main
+from perf.evidence import crew, outcome, picture, profiling, steps
+from perf.evidence.conductor import ENDED, NOT_REACHED, Conductor
+from perf.evidence.stage import Stage, workers
+from perf.evidence.steps import FAULTS, STEPS
+from perf.measuring import results
+
+ROOT = Path(__file__).resolve().parents[1]
+CRASH, HANG = FAULTS
+H100 = {
+    "device": "NVIDIA H100 (imaginary)",
+    "device_type": "cuda",
+    "driver": "1.0",
+    "toolkit": "13.0",
+    "cpu": "a CPU",
+    "threads": 16,
+    "platform": "Linux",
+    "python": "3.12.3",
+    "torch": "2.11.0",
+    "triton": "3.6.0",
+    "stn_triton": "0.1.0",
+    "commit": "0123456789",
+    "date": "2026-01-01T00:00:00+00:00",
+    "copy_gb_per_s": 3000.0,
+}
+
+
+def conduct(out, *chosen, seconds=480.0):
+    conductor = Conductor(chosen, seconds, out, rehearse=True, say=lambda text: None)
+    conductor.run()
+    written = json.loads((out / "evidence.json").read_text())
+    assert written["steps"] == json.loads(json.dumps(conductor.results["steps"]))
+    return [conductor.results["steps"][step.name] for step in chosen]
+
+
+class TestConductor:
+    def test_a_crash_costs_its_item_alone(self, tmp_path):
+        (found,) = conduct(tmp_path, CRASH)
+        assert found["status"] == "crash: crashed (SIGABRT)"
+        assert [record["item"] for record in found["records"]] == ["before", "after"]
+        assert found["left"] == []
+
+    def test_a_hang_costs_its_item_and_its_process_is_killed(self, tmp_path):
+        (found,) = conduct(tmp_path, replace(HANG, patience=2))
+        assert found["status"] == "hang: stopped, no word for 2 s"
+        assert [record["item"] for record in found["records"]] == ["before", "after"]
+        assert not _running("perf.evidence.worker hang")
+
+    def test_the_end_of_the_time_stops_a_step_and_leaves_what_was_found(self, tmp_path):
+        began = time.monotonic()
+        (found,) = conduct(tmp_path, replace(HANG, patience=1000), seconds=20)
+        assert 18 < time.monotonic() - began < 28
+        assert found["status"] == ENDED
+        assert [record["item"] for record in found["records"]] == ["before"]
+        assert found["left"] == ["after"]
+
+    def test_without_a_machine_nothing_else_is_tried(self, tmp_path):
+        first, second = conduct(tmp_path, CRASH, HANG)
+        assert first["records"]
+        assert (second["status"], second["seconds"]) == (NOT_REACHED, 0)
+
+    def test_what_a_step_does_not_use_later_ones_have(self, tmp_path):
+        conductor = Conductor([CRASH, HANG], 1000, tmp_path, True, lambda text: None)
+        conductor.results["machine"] = H100
+        shares = []
+        conductor._step = lambda step, end, log: shares.append(end - time.monotonic())
+        conductor.run()
+        assert shares[0] == pytest.approx(490, abs=1)  # half of what is not kept for the summary
+        assert shares[1] == pytest.approx(980, abs=1)
+
+
+def _running(words):
+    listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
+    return words in listing.stdout
+
+
+def crew_task(number):
+    if number == 3:
+        os._exit(1)
+    if number == 5:
+        raise ValueError("five")
+    return number**2
+
+
+def test_a_crew_loses_the_task_that_crashes_and_no_other():
+    found = dict(crew.each(crew_task, range(8), 2))
+    assert isinstance(found.pop(3), RuntimeError)
+    assert str(found.pop(5)) == "five"
+    assert found == {n: n**2 for n in (0, 1, 2, 4, 6, 7)}
+
+
+def test_as_many_processes_as_the_memory_of_a_gpu_holds():
+    assert workers() == workers(2**50) == len(os.sched_getaffinity(0))
+    assert workers(2**31) == workers(0) == 1
+
+
+def test_what_is_compiled_ahead_is_what_calls_launch(tmp_path):
+    """Calls on real tensors find all their kernels in the cache; with other block sizes they do not."""
+    code = """
+    import torch
+    from perf.evidence import compiling, subjects
+    from perf.evidence.stage import Stage
+    from perf.kernels import ahead, compiled
+    from perf.kernels.rival_scatter import SCATTER, fused_scatter_kernel
+    from perf.measuring import providers, workloads
+    from perf.measuring.passes import PASSES
+    from perf.tuning.launches import OntoKernels
+    from stn_triton import tuning
+
+    target = ("cuda", 90, 32)
+    chosen = [w for w in subjects.compared() if w.name in ("fp32", "channels-last-64-bf16")]
+    chosen = [*chosen, next(w for w in subjects.TELLING if w.name == "crops-7")]
+    tasks = ahead.tasks_of(chosen, compiling.MAIN_PASSES)
+    tasks.append(ahead.Task(chosen[0], "backward", None, provider=SCATTER))
+    for task in tasks:
+        found = ahead.compile_task(task, target)
+        assert not found["cached"] and found["registers"] > 0, (task, found)
+    for kernel in (*compiled.KERNELS.values(), fused_scatter_kernel):
+        kernel.device_caches.clear()  # as in a new process
+    samplers = [providers.operator, SCATTER.make()]
+    for workload in chosen:
+        data = workloads.make(workload, torch.device("cpu"))
+        for sampler in samplers if workload is chosen[0] else samplers[:1]:
+            with ahead.compiling(target, lambda: True) as result, OntoKernels():
+                PASSES["forward+backward"](sampler, data)()
+            assert result["kernels"] > 0 and result["cached"], (workload.name, result)
+    other = {**tuning.default(tasks[0].bucket), "BLOCK_W": 8}
+    assert not ahead.compile_task(tasks[0]._replace(config=other), target)["cached"]
+    print("as it should be")
+    """
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+    environment.pop("TRITON_INTERPRET", None)
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout == "as it should be\n", done.stderr
+
+
+NCU = """\
+==PROF== Connected to process 1 (/usr/bin/python3)
+==PROF== Profiling "forward_kernel" - 0: 0%....100% - 9 passes
+"ID","Process ID","Kernel Name","Section Name","Metric Name","Metric Unit","Metric Value"
+"0","1","forward_kernel","Command line profiler metrics","dram__bytes.sum","byte","30,000"
+"0","1","forward_kernel","Command line profiler metrics","gpu__time_duration.sum","ns","12,000"
+"0","1","forward_kernel","Command line profiler metrics","launch__registers_per_thread","register/thread","46"
+"1","1","void grid_sampler<float>(int)","Command line profiler metrics","dram__bytes.sum","byte","n/a"
+"""
+
+
+class TestProfile:
+    def test_reads_what_ncu_prints(self):
+        ours, theirs = profiling.read(NCU)
+        assert ours["kernel"] == "forward_kernel"
+        assert (ours["ns"], ours["registers"], ours["GB/s"]) == (12_000, 46, 2.5)
+        assert theirs == {"kernel": "void grid_sampler<float>", "DRAM bytes": None}
+        assert profiling.read("==ERROR== no permission\n") == []
+
+    def test_runs_ncu_on_a_workload(self, tmp_path, monkeypatch):
+        """One that is pretended: it runs the program that it is given, as ncu does."""
+        program = tmp_path / "ncu"
+        skip = f'while [ "$1" != "{sys.executable}" ]; do shift; done'
+        program.write_text(f'#!/bin/sh\n{skip}\n"$@"\ncat <<END\n{NCU}END\n')
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        stage = Stage(tmp_path, time.monotonic() + 120, rehearse=True)
+        found = list(profiling.run("digits-28", stage))
+        assert [record["what"] for record in found] == [
+            "digits-28: forward_kernel",
+            "digits-28: void grid_sampler<float>",
+        ]
+
+    def test_says_so_where_there_is_none_or_it_counts_nothing(self, tmp_path, monkeypatch):
+        stage = Stage(tmp_path, time.monotonic() + 60, rehearse=True)
+        monkeypatch.setattr(profiling, "find", lambda: None)
+        assert "not installed" in next(profiling.run("digits-28", stage))["problem"]
+        (tmp_path / "ncu").write_text("#!/bin/sh\necho ==ERROR== no permission\nexit 1\n")
+        (tmp_path / "ncu").chmod(0o755)
+        monkeypatch.setattr(profiling, "find", lambda: str(tmp_path / "ncu"))
+        assert next(profiling.run("digits-28", stage))["problem"].endswith("==ERROR== no permission")
+
+
+def speed_rows():
+    """Of an imaginary GPU: images win, digits lose in calls and win in graphs, volumes lose."""
+    rows = []
+
+    def add(workload, pass_name, map_name="identity", **ms):
+        for provider, (median, graph) in ms.items():
+            row = {"workload": workload, "map": map_name, "pass": pass_name, "status": "ok", "samples": 20}
+            row |= {"provider": provider.replace("_", "-"), "shape": "1x1", "size": "1", "dtype": "float32"}
+            rows.append(row | {"layout": "NCHW", "median_ms": median, "graph_ms": graph, "roofline": 0.5})
+
+    none = float("nan")
+    add("images-224", "forward", operator=(0.05, none), eager=(0.1, none), eager_corners=(0.1, none))
+    add("images-224", "forward+backward", operator=(0.2, none), eager=(0.5, none))
+    add("digits-28", "forward", operator=(0.1, 0.004), eager=(0.05, 0.02))
+    for name, gather, scatter in (("3", 0.2, 0.3), ("volume", 1.0, 0.25)):
+        for map_name in ("identity", "rotate-30"):
+            add(
+                f"backward-{name}",
+                "forward",
+                map_name,
+                **dict.fromkeys(("operator", "scatter", "eager"), (0.1, 0.05)),
+            )
+            both = {"operator": gather, "scatter": scatter, "eager": 0.4}
+            times = {provider: (5.0, 0.05 + ms) for provider, ms in both.items()}
+            add(f"backward-{name}", "forward+backward", map_name, **times)
+    return results.frame(rows, {"quick": False, **H100})
+
+
+def run_of(**records):
+    """The results of a run whose steps found these records."""
+    found = {"seconds": 480.0, "seconds_used": 300.0, "rehearsal": False, "machine": H100, "steps": {}}
+    for step in STEPS:
+        own = records.get(step.name, [{"ok": True, "item": "a"}])
+        found["steps"][step.name] = {"status": "done", "seconds": 1.0, "left": [], "records": own}
+    return found
+
+
+class TestOutcome:
+    def test_what_is_wrong_stands_first(self, tmp_path):
+        wrong = {"ok": False, "item": "fp32", "what": "fp32 forward", "problem": "output is off by 1"}
+        found = run_of(compare=[{"ok": True, "item": "a"}, wrong])
+        text = outcome.text(found, files.normal(speed_rows()))
+        assert "WRONG: compile 1 of 1, compare 1 of 2" in text
+        assert text.index("fp32 forward: output is off by 1") < text.index("images-224")
+        assert not outcome.is_right(found, STEPS)
+
+    def test_the_ratios_and_the_losses_are_said(self):
+        text = outcome.text(run_of(), files.normal(speed_rows()))
+        assert "RIGHT: " in text
+        assert "slower than the eager pair in 1 of 3 rows; digits-28 identity forward 0.50x" in text
+        digits = next(line for line in text.splitlines() if "digits-28" in line)
+        assert digits.split()[2:5] == ["0.1000", "0.50x", "5.00x"]
+        assert text.endswith("all was reached, 300 of 480 s used")
+
+    def test_gather_and_scatter_are_set_against_each_other_without_the_forward(self):
+        table = outcome.backwards(files.normal(speed_rows()))
+        assert table["workload"].tolist() == ["3", "3", "volume", "volume"]
+        assert table["operator"].tolist() == pytest.approx([0.2, 0.2, 1.0, 1.0])
+        assert (table["scatter"] / table["operator"]).tolist() == pytest.approx([1.5, 1.5, 0.25, 0.25])
+
+    def test_what_was_not_reached_or_broke_is_said(self):
+        found = run_of()
+        found["steps"]["blocks"] |= {"status": ENDED, "left": ["volume-160"]}
+        assert outcome.is_right(found, STEPS)  # time is no fault
+        assert "  blocks: its time ended; without volume-160" in outcome.text(found, None)
+        found["steps"]["speed"]["status"] = "crops-7: crashed (SIGSEGV)"
+        assert not outcome.is_right(found, STEPS)
+        assert "nothing was timed" in outcome.text(found, None)
+
+    def test_no_machine_and_nothing_compared_are_not_right(self):
+        assert not outcome.is_right(run_of() | {"machine": {}}, STEPS)
+        nothing = {name: [] for name in outcome.COMPARING}
+        assert not outcome.is_right(run_of(**nothing), STEPS)
+        assert "NOTHING COMPARED" in outcome.text(run_of(**nothing, compile=[]), None)
+
+    def test_the_chart(self, tmp_path):
+        path = tmp_path / "evidence.png"
+        assert picture.draw(files.normal(speed_rows()), path)
+        assert path.read_bytes().startswith(b"\x89PNG")
+        table = files.normal(speed_rows().assign(provider="kornia"))
+        assert not picture.draw(table, path)
+
+
+class TestCommand:
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["--minutes", "0"], "--minutes: expected a number above 0, got 0"),
+            (["--only", "speeds"], "--only: unknown name 'speeds'; available: machine, compile, compare"),
+            pytest.param(
+                [],
+                "torch.cuda finds no GPU here, expected one; --rehearse plays all of it",
+                marks=pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="there is a GPU"),
+            ),
+        ],
+    )
+    def test_wrong_arguments_exit_2(self, tmp_path, capsys, arguments, said):
+        with pytest.raises(SystemExit) as error:
+            main(["evidence", "--out", str(tmp_path / "out"), *arguments])
+        assert error.value.code == 2
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+    def test_the_plan_names_each_step_with_its_share_and_price(self, capsys):
+        assert main(["evidence", "--plan", "--cores", "16"]) == 0
+        printed = capsys.readouterr().out
+        lines = {line.split()[0]: line.split() for line in printed.splitlines()}
+        for step in STEPS:
+            assert float(lines[step.name][1]) > 0
+            assert float(lines[step.name][3]) > 0
+        shares = sum(float(lines[step.name][1]) for step in STEPS)
+        assert shares == pytest.approx(480, abs=20)
+        assert "on 16 cores" in printed
+
+    def test_every_step_has_a_function_and_items(self):
+        import importlib
+
+        for step in (*STEPS, *FAULTS):
+            module, _, function = step.runs.partition(":")
+            if module not in ("compiling", "timing", "block_sizes"):  # which compile kernels when imported
+                assert callable(getattr(importlib.import_module(f"perf.evidence.{module}"), function))
+            assert set(step.items(True)) <= set(step.items(False))
+        assert steps.STEPS[0].name == "machine"
+
+
+def test_the_whole_of_it_rehearsed(tmp_path, capfd):
+    """Every step, on tiny workloads; one that crashes and one that hangs are said and cost nothing else."""
+    out = tmp_path / "out"
+    assert main(["evidence", "--rehearse", "--minutes", "30", "--out", str(out)]) == 0, capfd.readouterr()
+    printed = capfd.readouterr()
+    found = json.loads((out / "evidence.json").read_text())
+    for step in STEPS:
+        own = found["steps"][step.name]
+        assert own["status"] == "done", (step.name, own)
+        assert own["left"] == []
+        assert own["records"]
+        assert all(record["ok"] for record in own["records"]), (step.name, own["records"])
+    assert "RIGHT: compile" in printed.out
+    assert "A REHEARSAL: kernels interpreted on a CPU" in printed.out
+    assert "  crash: crash: crashed (SIGABRT)" in printed.out
+    assert "  hang: hang: stopped, no word for" in printed.out
+    assert len(printed.out.splitlines()) < 50
+    assert (out / "summary.txt").read_text().strip() == printed.out.strip()
+    assert (out / "evidence.png").exists()
+    table = files.read_speed(out / "speed.csv")
+    rivals = {"eager", "eager-corners", "eager-broadcast", "scatter", "compile"}
+    assert set(table["provider"]) == {"operator", *rivals}
+    assert table["device"].str.contains("rehearsal: kernels interpreted").all()
+    assert table["quick"].all()
+    assert "Traceback" not in (out / "evidence.log").read_text()
+    # What reads the results of `bench` reads these.
+    assert main(["compare", str(out), str(out)]) == 0
+    assert main(["plot", str(out), "--out", str(tmp_path / "charts")]) == 0
+    assert main(["report", str(out), "--out", str(tmp_path / "page")]) == 0
+    # Another run sets them aside.
+    assert main(["evidence", "--rehearse", "--only", "machine", "--out", str(out)]) == 0
+    assert (out / "previous" / "speed.csv").exists()
+    assert not (out / "speed.csv").exists()
