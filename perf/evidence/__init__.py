@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -43,9 +44,11 @@ def main(args: argparse.Namespace) -> int:
     if args.rehearse and args.only is None:
         steps += FAULTS
     conductor = Conductor(steps, 60 * args.minutes, args.out.resolve(), args.rehearse, _to_stderr)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # which ends the steps' processes too
     try:
         conductor.run()
     finally:  # also of an interrupted run
+        signal.signal(signal.SIGTERM, before)
         table = outcome.rows(args.out)
         text = outcome.text(conductor.results, table)
         (args.out / "summary.txt").write_text(text + "\n")

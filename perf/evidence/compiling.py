@@ -91,7 +91,7 @@ def compile_share(share: tuple[int, int], names: Sequence[str], target: ahead.Ta
 
 
 def seconds_of(task: Task) -> float:
-    """About how long a kernel takes to compile: processor seconds, counted for sm_90 (see NOTES.md).
+    """About how long a kernel takes to compile: processor seconds, counted for sm_90.
 
     A gather that lists its output pixels unrolls a load for each of 9 slots and each channel of a block, and
     a pass of the compiler takes a time that grows with the square of that.

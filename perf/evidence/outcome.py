@@ -12,7 +12,7 @@ from perf import UsageError, environment, files
 from perf.evidence.conductor import DONE, ENDED, NOT_REACHED
 from perf.evidence.stage import Record
 from perf.evidence.steps import Step
-from perf.files import EAGER, OPERATOR, geometric_mean, timed
+from perf.files import EAGER, FAILED, OPERATOR, geometric_mean, timed
 from perf.measuring.results import CELL
 
 COMPARING = ("compare", "behaviour", "check", "tests")
@@ -54,7 +54,8 @@ def is_right(results: Record, steps: Sequence[Step]) -> bool:
 def _head(results: Record) -> str:
     machine = results["machine"]
     if not machine:
-        return "no machine: the first step found none, evidence.log says why"
+        found = results["steps"]["machine"]["records"] if "machine" in results["steps"] else []
+        return "\n".join(["no machine was found (evidence.log)", *(str(r.get("problem", "")) for r in found)])
     copy = machine.get("copy_gb_per_s")
     lines = [environment.summary(machine)]
     lines.append(f"copy bandwidth {copy:,.0f} GB/s" if copy else "copy bandwidth unknown")
@@ -152,6 +153,10 @@ def _speeds(table: pd.DataFrame | None) -> Iterator[str]:
                 + "".join(worst),
             )
         )
+    failed = table[(table["status"] == FAILED) & (table["provider"] != OPERATOR)]
+    if len(failed):
+        names = failed["provider"] + " on " + failed["workload"] + " " + failed["map"] + " " + failed["pass"]
+        yield f"rivals that failed their check: {'; '.join(names)}"
     gathers = backwards(table)
     if len(gathers):
         shown = gathers[["workload", "map"]].assign(

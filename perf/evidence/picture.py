@@ -60,7 +60,7 @@ def _legend() -> list[Artist]:
 
 
 def _bars(ax: Axes, bars: Sequence[tuple[str, float, float]]) -> None:
-    """Left: a bar for each workload and pass, as calls are; a mark on it where they are replayed in graphs."""
+    """Left: a bar for each workload and pass, as calls are; a mark where they are replayed in graphs."""
     for y, (_, value, in_graphs) in enumerate(bars):
         look = {"color": style.LOSS, "hatch": style.HATCH} if value < 1 else {"color": style.WIN}
         ax.barh(y, value - 1, left=1, height=0.7, edgecolor="white", linewidth=0, **look)

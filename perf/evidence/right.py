@@ -6,8 +6,6 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 from perf.evidence import crew, subjects
 from perf.evidence.stage import Record, Stage
 from perf.measuring import providers, workloads
@@ -25,9 +23,7 @@ def compare(item: str, stage: Stage) -> Iterator[Record]:
     with stage.kernels():
         for name in _PASSES if workload.dtype.is_floating_point else _PASSES[:1]:
             tensors = PASSES[name](providers.operator, data)()
-            # The interpreter cuts digits off where a GPU rounds to bf16.
-            slack = 2 if stage.rehearse and workload.dtype == torch.bfloat16 else 1
-            verdict = gate.check(dict(zip(COMPUTED[name], tensors, strict=True)), slack)
+            verdict = gate.check(dict(zip(COMPUTED[name], tensors, strict=True)), stage.slack)
             yield {
                 "ok": verdict.passed,
                 "what": f"{item} {name}",

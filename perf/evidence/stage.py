@@ -51,6 +51,11 @@ class Stage:
         """How long to measure a pass of a workload under a map."""
         return REHEARSAL if self.rehearse else measure.FULL
 
+    @property
+    def slack(self) -> float:
+        """How many times the tolerance is allowed, which tiny batches make a matter of luck."""
+        return 8.0 if self.rehearse else 1.0
+
     def sized(self, workload: Workload) -> Workload:
         """The workload, or a tiny one of its kind in a rehearsal."""
         return subjects.tiny(workload) if self.rehearse else workload

@@ -34,21 +34,15 @@ def alone(item: str, stage: Stage) -> Iterator[Record]:
 def _results(path: str, stage: Stage, workers: int, large: bool = False) -> Iterator[Record]:
     mark = REHEARSED_LARGE if stage.rehearse else LARGE
     groups: dict[str, list[str]] = {}
-    for name in collected(path):  # a test function's cases share kernels
-        if (mark in name) == large:
-            groups.setdefault(name if large else _group(name, workers), []).append(name)
+    for name in collected(path):
+        if (mark in name) == large:  # the cases of a function may share kernels: few processes do them in one
+            groups.setdefault(name.partition("[")[0] if workers <= 2 else name, []).append(name)
     for names, found in crew.each(outcomes, list(groups.values()), workers):
         if isinstance(found, Exception):
             yield {"ok": False, "what": names[0], "problem": f"{type(found).__name__}: {found}"}
             continue
         for name, outcome, message in found:
             yield {"ok": outcome != "failed", "what": name, "status": outcome, "problem": message}
-
-
-def _group(name: str, workers: int) -> str:
-    """Tests of a group run in one process: the cases of a function, in several groups for many processes."""
-    function, bracket, case = name.partition("[")
-    return function + bracket + case.split("-")[0] + case.split("-")[-1] if workers > 2 else function
 
 
 class _Collector:
