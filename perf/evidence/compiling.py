@@ -18,6 +18,7 @@ from perf.kernels import ahead
 from perf.kernels.ahead import Task
 from perf.kernels.rival_scatter import SCATTER
 from perf.measuring.suite import one_line
+from perf.tuning import search
 from stn_triton import launch, ops, tuning
 from stn_triton.check import command
 from stn_triton.check.engine import KERNELS, Engine
@@ -94,14 +95,7 @@ def compile_share(share: tuple[int, int], names: Sequence[str], target: ahead.Ta
 
 
 def seconds_of(task: Task) -> float:
-    """About how long a kernel takes to compile: processor seconds, counted for sm_90.
-
-    A gather that lists its output pixels unrolls a load for each of 9 slots and each channel of a block, and
-    a pass of the compiler takes a time that grows with the square of that.
-    """
+    """About how long a task takes, in processor seconds; of a provider without buckets, all its kernels."""
     if task.bucket is None:
-        return 1.5
-    config = task.config or tuning.default(task.bucket)
-    if task.bucket.kernel.startswith("backward") and config["STEPS_C"] > 1:
-        return 8.0 * (config["BLOCK_C"] / 8 / config["RUN_C"]) ** 1.5
-    return 3.0 if task.bucket.is_heavy() else 1.2
+        return 5.0
+    return search.seconds_of(task.bucket, task.config or tuning.default(task.bucket))
