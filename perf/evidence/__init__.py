@@ -12,18 +12,22 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from perf import EXIT_FAILED, EXIT_OK, UsageError, chosen
 
-WRITTEN = r"evidence\.\w+|speed\.csv|tuning\.csv|summary\.txt|[\w-]+\.json"
+if TYPE_CHECKING:
+    import pandas as pd
+
+WRITTEN = r"evidence\.\w+|speed\.csv|tuning\.csv|summary\.txt|block-sizes\.json"
 """What a run leaves in its directory."""
 
 
 def main(args: argparse.Namespace) -> int:
     """Run the steps, print the summary, and return the exit code."""
+    start = time.monotonic()  # imports take their time too
     from perf.evidence import outcome
     from perf.evidence.conductor import Conductor
     from perf.evidence.steps import FAULTS, STEPS
@@ -43,20 +47,21 @@ def main(args: argparse.Namespace) -> int:
     _make_room(args.out)
     if args.rehearse and args.only is None:
         steps += FAULTS
-    conductor = Conductor(steps, 60 * args.minutes, args.out.resolve(), args.rehearse, _to_stderr)
+    out, seconds = args.out.resolve(), 60 * args.minutes
+    conductor = Conductor(steps, seconds, out, args.rehearse, _to_stderr, start)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # which ends the steps' processes too
     try:
         conductor.run()
     finally:  # also of an interrupted run
         signal.signal(signal.SIGTERM, before)
-        table = outcome.rows(args.out)
+        table = outcome.rows(out)
         text = outcome.text(conductor.results, table)
-        (args.out / "summary.txt").write_text(text + "\n")
-        _draw(table, args.out)
-        files = ", ".join(path.name for path in sorted(args.out.iterdir()) if path.is_file())
-        print(json.dumps(conductor.results, default=str) if args.json else f"\n{text}")
+        (out / "summary.txt").write_text(text + "\n")
+        print(json.dumps(conductor.results) if args.json else f"\n{text}", flush=True)
+        _draw(table, out)
+        files = ", ".join(path.name for path in sorted(out.iterdir()) if path.is_file())
         _to_stderr(f"\nwritten into {args.out}: {files}")
-    return EXIT_OK if outcome.is_right(conductor.results, steps) else EXIT_FAILED
+    return EXIT_OK if outcome.is_right(conductor.results) else EXIT_FAILED
 
 
 def _check_device(rehearse: bool) -> None:

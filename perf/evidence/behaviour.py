@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 import stn_triton
+from perf.evidence.crew import SpoiltError
 from perf.evidence.stage import Record, Stage
+from perf.measuring.suite import one_line
+from stn_triton.check.engine import deterministic
 
 REPETITIONS = 20
 BATCH_AND_SIDE = 100
-"""At most: that is as they are."""
+"""The most that a call may have of each: no call has more, so none is cut."""
 REHEARSED_SIDE = 2
 Call = Callable[[], Sequence[Tensor]]
 MakeCall = Callable[[torch.device, int], Call]
@@ -123,17 +126,6 @@ def _record(item: str, what: str, expected: Sequence[Tensor], *others: Sequence[
     return {"ok": True, "what": f"{item}: {what}"}
 
 
-@contextlib.contextmanager
-def deterministic() -> Iterator[None]:
-    """Under PyTorch's deterministic algorithms: no atomics, and memory is NaN before it is written."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-
-
 def _on_a_stream(call: Call) -> Sequence[Tensor]:
     current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
     stream.wait_stream(current)
@@ -160,8 +152,11 @@ def _in_a_graph(item: str, call: Call) -> Record:
     expected = call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = call()
+    try:
+        with torch.cuda.graph(graph):
+            results = call()
+    except Exception as error:  # after which PyTorch's allocator may believe that the capture goes on
+        raise SpoiltError(f"in a CUDA graph: {one_line(error.__context__ or error)}") from error
     graph.replay()
     torch.cuda.synchronize()
     if item == ATOMIC:

@@ -17,17 +17,16 @@ from perf.measuring.workloads import WORKLOADS
 from perf.tuning import launches
 from perf.tuning.search import Effort, Gpu, Result, named, search, time_on_gpu
 from perf.tuning.state import Keeper
-from stn_triton import tables
 from stn_triton.tuning import Bucket, Config, Launch
 
-EFFORT = Effort(first_ms=5, rounds=3, round_ms=10, finalists=3, configs=12)
+EFFORT = Effort(first_ms=5, rounds=3, round_ms=10, finalists=3, configs=12, most_seconds=10)
 REHEARSAL = Effort(first_ms=0, rounds=1, round_ms=0, finalists=1, configs=2)
 
 
 def run(item: str, stage: Stage) -> Iterator[Record]:
     """The buckets of one workload's forward and backward."""
     effort = REHEARSAL if stage.rehearse else EFFORT
-    path = stage.out / tables.cache_path(stage.facts["device"]).name
+    path = stage.out / "block-sizes.json"
     keeper = Keeper(stage.out / "tuning.csv", path, stage.facts, effort, print)
     keeper.open(fresh=False)
     workload = stage.sized(WORKLOADS[item])

@@ -12,7 +12,7 @@ import torch
 from triton import knobs
 
 from perf.evidence import crew, subjects
-from perf.evidence.behaviour import ATOMIC, BATCH_AND_SIDE, CALLS, deterministic
+from perf.evidence.behaviour import ATOMIC, BATCH_AND_SIDE, CALLS
 from perf.evidence.stage import Record, Stage
 from perf.kernels import ahead
 from perf.kernels.ahead import Task
@@ -21,11 +21,10 @@ from perf.measuring.suite import one_line
 from perf.tuning import search
 from stn_triton import launch, ops, tuning
 from stn_triton.check import command
-from stn_triton.check.engine import KERNELS, Engine
+from stn_triton.check.engine import KERNELS, Engine, deterministic
 from stn_triton.check.rows import ROWS
 
 MAIN_PASSES = ("forward", "backward")
-ALL_PASSES = (*MAIN_PASSES, "theta", "input")
 NAMES = [row.name for row in ROWS]
 
 
@@ -38,7 +37,9 @@ def run(item: str, stage: Stage) -> Iterator[Record]:
     count = stage.facts["workers"]
     shares = [(i, count) for i in range(1 if stage.rehearse else count)]
     names = (ATOMIC, NAMES[0]) if stage.rehearse else (*CALLS, *NAMES)
-    for (i, _), result in crew.each(compile_share, shares, count, names, tuple(stage.facts["target"])):
+    for (i, _), result in crew.each(
+        compile_share, shares, count, names, tuple(stage.facts["target"]), stage.facts["device"]
+    ):
         yield _record(f"calls and rows of the check, part {i + 1} of {count}", result)
 
 
@@ -48,7 +49,7 @@ def tasks() -> list[Task]:
         *ahead.tasks_of(subjects.TELLING, MAIN_PASSES),
         *ahead.tasks_of(subjects.backwards(), MAIN_PASSES),
         *(Task(workload, "backward", None, provider=SCATTER) for workload in subjects.backwards()),
-        *ahead.tasks_of(subjects.compared(), ALL_PASSES),
+        *ahead.tasks_of(subjects.compared(), subjects.PASSES),
     ]
     # Workloads of other names may have the same shapes, and so the same kernels.
     once = {repr((replace(task.workload, name="", who=""), task[2:])): task for task in reversed(found)}
@@ -58,7 +59,10 @@ def tasks() -> list[Task]:
 def compiled(found: Sequence[Task], stage: Stage, describes: bool = True) -> Iterator[Record]:
     """Compile tasks; yields how each went as it comes."""
     target = tuple(stage.facts["target"])
-    for task, result in crew.each(ahead.compile_task, found, stage.facts["workers"], target, describes):
+    device = stage.facts.get("device")
+    for task, result in crew.each(
+        ahead.compile_task, found, stage.facts["workers"], target, describes, device
+    ):
         yield _record(task.name(), result)
 
 
@@ -67,7 +71,7 @@ def _record(name: str, result: Any) -> Record:
     return {"ok": not is_wrong, "kernel": name, **({"problem": one_line(result)} if is_wrong else result)}
 
 
-def compile_share(share: tuple[int, int], names: Sequence[str], target: ahead.Target) -> Record:
+def compile_share(share: tuple[int, int], names: Sequence[str], target: ahead.Target, device: str) -> Record:
     """Compile a part, (which, of how many), of what calls of `behaviour` and rows of the check launch.
 
     All are made, which takes seconds where nothing is launched; which kernels are this part's, their keys
@@ -82,6 +86,7 @@ def compile_share(share: tuple[int, int], names: Sequence[str], target: ahead.Ta
     with (
         ahead.compiling(target, lambda: True) as result,
         mock.patch.object(knobs.runtime, "jit_cache_hook", is_others),
+        tuning.choosing(ahead.usual_configs(device)),
         mock.patch.multiple(ops, reference=launch, reference_tangent=launch),
     ):
         for name in names:

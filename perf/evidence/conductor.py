@@ -26,11 +26,7 @@ from perf.evidence.steps import Step
 from perf.evidence.worker import AGAIN, LOST
 
 ROOT = Path(__file__).resolve().parents[2]
-WHOLE_SECONDS = 480
-"""What the seconds and the patience of steps are meant for."""
-RESERVE = 0.02
-"""Of the time, for the summary and the chart."""
-_SECONDS_TO_START, _SECONDS_TO_DIE = 60, 3
+_SECONDS_TO_START, _SECONDS_TO_END, _SECONDS_TO_DIE = 60, 15, 3
 _SECONDS_BETWEEN_WRITES = 1.0
 DONE, ENDED, NOT_REACHED = "done", "its time ended", "not reached"
 
@@ -40,10 +36,19 @@ Say = Callable[[str], None]
 class Conductor:
     """The run: its clock, its steps, and the results so far, which ``results`` has as they are written."""
 
-    def __init__(self, steps: Sequence[Step], seconds: float, out: Path, rehearse: bool, say: Say) -> None:
-        self._steps, self._seconds, self._out, self._rehearse, self._say = steps, seconds, out, rehearse, say
-        self._start = time.monotonic()
-        self._end = self._start + seconds * (1 - RESERVE)
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        seconds: float,
+        out: Path,
+        rehearse: bool,
+        say: Say,
+        start: float | None = None,
+    ) -> None:
+        """``start``, on the clock of ``time.monotonic``, is when the ``seconds`` began; None for now."""
+        self._steps, self._out, self._rehearse, self._say = steps, out, rehearse, say
+        self._start = time.monotonic() if start is None else start
+        self._end = self._start + seconds - reserve(seconds)
         self._written = 0.0
         self.results: Record = {"seconds": seconds, "rehearsal": rehearse, "machine": {}, "steps": {}}
         for step in steps:
@@ -53,6 +58,7 @@ class Conductor:
                 "seconds": 0.0,
                 "share": 0.0,
                 "left": step.items(rehearse),
+                "planned": None,
                 "records": [],
             }
 
@@ -62,6 +68,8 @@ class Conductor:
             for number, step in enumerate(self._steps, start=1):
                 left = self._end - time.monotonic()
                 share = left * step.seconds / sum(other.seconds for other in self._steps[number - 1 :])
+                if number == 1:  # without it there is nothing, and on a cold machine imports take long
+                    share = max(share, left / 3)
                 found = self.results["steps"][step.name]
                 if share <= 1 or not (number == 1 or self.results["machine"]):
                     continue
@@ -112,8 +120,7 @@ class Conductor:
         lines: queue.Queue[str | None] = queue.Queue()
         reader = threading.Thread(target=_read, args=(process.stdout, lines), daemon=True)
         reader.start()
-        patience = step.patience * max(self._seconds / WHOLE_SECONDS, 0.25)
-        current, allowed = found["left"][0], max(patience, _SECONDS_TO_START)
+        current, allowed = found["left"][0], max(step.patience, _SECONDS_TO_START)
         try:
             while True:
                 wait = min(allowed, end - time.monotonic())
@@ -124,10 +131,10 @@ class Conductor:
                     return ENDED if is_over else f"{current}: stopped, no word for {allowed:.0f} s"
                 if line is None:
                     break
-                current, allowed = self._take(step, line) or current, patience
-            code = process.wait(timeout=_SECONDS_TO_DIE)
+                current, allowed = self._take(step, line) or current, step.patience
+            code = process.wait(timeout=_SECONDS_TO_END)
         except subprocess.TimeoutExpired:
-            return f"{current}: did not end"
+            return f"{current}: did not end after its last word"
         finally:
             _kill(process)
         if code == LOST:
@@ -155,7 +162,10 @@ class Conductor:
         if "record" in message:
             record = message["record"]
             self.results["machine"] |= record.pop("facts", {})
-            found["records"].append({"item": item, **record})
+            if "planned" in record:
+                found["planned"] = record["planned"]
+            else:
+                found["records"].append({"item": item, **record})
             if step.name == "machine" or time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
                 self._write()
         return ""
@@ -171,10 +181,16 @@ class Conductor:
 
 def outline(found: Record) -> str:
     """What a step found, in a few words."""
-    records = found["records"]
+    records, planned = found["records"], found["planned"]
     wrong = sum(not record["ok"] for record in records)
+    of = f" of {planned}" if planned else ""
     left = f", not reached: {', '.join(found['left'])}" if found["left"] else ""
-    return f"{len(records)} results" + (f", {wrong} WRONG" if wrong else "") + left
+    return f"{len(records)}{of} results" + (f", {wrong} WRONG" if wrong else "") + left
+
+
+def reserve(seconds: float) -> float:
+    """What of the time is kept for the summary and the chart."""
+    return min(10.0, seconds / 10)
 
 
 def _read(pipe: TextIO, lines: queue.Queue[str | None]) -> None:

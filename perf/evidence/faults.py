@@ -6,14 +6,18 @@ import os
 import time
 from collections.abc import Iterator
 
+from perf.evidence.crew import SpoiltError
 from perf.evidence.stage import Record, Stage
 
 
 def crash(item: str, stage: Stage) -> Iterator[Record]:
-    """Leave without a word, as after an illegal instruction."""
+    """Leave without a word, as after an illegal instruction; then spoil the process in words."""
     if item == "crash":
         os.abort()
-    yield {"ok": True}
+    if item == "spoilt":
+        yield {"ok": True, "process": os.getpid()}
+        raise SpoiltError("nothing that follows in this process means anything")
+    yield {"ok": True, "process": os.getpid()}
 
 
 def hang(item: str, stage: Stage) -> Iterator[Record]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -11,11 +10,15 @@ import pandas as pd
 from perf import UsageError, environment, files
 from perf.evidence.conductor import DONE, ENDED, NOT_REACHED
 from perf.evidence.stage import Record
-from perf.evidence.steps import Step
+from perf.evidence.steps import FAULTS
 from perf.files import EAGER, FAILED, OPERATOR, geometric_mean, timed
 from perf.measuring.results import CELL
+from perf.measuring.suite import one_line
 
 COMPARING = ("compare", "behaviour", "check", "tests")
+JUDGING = ("compile", *COMPARING, "backward", "speed", "torch-compile", "further", "blocks")
+"""Steps whose records say whether the operator is right; the others are tools."""
+FAULTY = tuple(step.name for step in FAULTS)
 _WELL = (DONE, ENDED, NOT_REACHED)
 _MOST_NAMED = 8
 SCATTER, BACKWARD = "scatter", "backward-"
@@ -24,7 +27,12 @@ SCATTER, BACKWARD = "scatter", "backward-"
 
 def text(results: Record, table: pd.DataFrame | None) -> str:
     """The whole summary, as paragraphs; ``table`` has the rows of the CSV, if there are any."""
-    parts = [_head(results), _verdict(results), *_speeds(table), *_host(results), *_kernels(results)]
+    parts = [_head(results), _verdict(results)]
+    for part in (lambda: _speeds(table), lambda: _host(results), lambda: _kernels(results)):
+        try:
+            parts += part()
+        except Exception as error:  # a table that nobody thought of must not cost the verdict
+            parts.append(f"not shown: {one_line(error)}")
     return "\n\n".join([*parts, _unreached(results)])
 
 
@@ -37,25 +45,49 @@ def rows(out: Path) -> pd.DataFrame | None:
 
 
 def wrong(results: Record) -> list[tuple[str, Record]]:
-    """What is wrong: the step and the record of each."""
+    """What the operator or the compiler does wrong: the step and the record of each."""
     steps = results["steps"].items()
-    return [(name, record) for name, step in steps for record in step["records"] if not record["ok"]]
+    return [(n, r) for n, step in steps if n in JUDGING for r in step["records"] if not r["ok"]]
 
 
-def is_right(results: Record, steps: Sequence[Step]) -> bool:
+def broken(results: Record) -> list[str]:
+    """Steps that ended otherwise than by their time, and parts of others that failed, in words."""
+    found = []
+    for name, step in results["steps"].items():
+        if name in FAULTY:
+            continue
+        if step["status"] not in _WELL:
+            found.append(f"{name}: {step['status']}")
+        if name not in JUDGING:
+            found += [f"{name}: {_title(r)}: {r.get('problem')}" for r in step["records"] if not r["ok"]]
+    return found
+
+
+def is_right(results: Record) -> bool:
     """Whether there is a machine, something was compared, nothing is wrong and no step broke."""
-    found = results["steps"]
-    compared = sum(len(found[name]["records"]) for name in COMPARING if name in found)
-    broken = [step for step in steps if not step.is_faulty and found[step.name]["status"] not in _WELL]
-    is_asked = any(name in found for name in COMPARING)
-    return bool(results["machine"]) and not wrong(results) and not broken and bool(compared or not is_asked)
+    return _word(results) == "RIGHT"
+
+
+def _word(results: Record) -> str:
+    steps = results["steps"]
+    if not results["machine"]:
+        return "NO MACHINE"
+    if wrong(results):
+        return "WRONG"
+    if broken(results):
+        return "BROKEN"
+    asked = [name for name in COMPARING if name in steps]
+    return "RIGHT" if not asked or any(steps[name]["records"] for name in asked) else "NOTHING COMPARED"
+
+
+def _title(record: Record) -> str:
+    return record.get("what") or record.get("kernel") or record.get("bucket") or record["item"]
 
 
 def _head(results: Record) -> str:
     machine = results["machine"]
     if not machine:
-        found = results["steps"]["machine"]["records"] if "machine" in results["steps"] else []
-        return "\n".join(["no machine was found (evidence.log)", *(str(r.get("problem", "")) for r in found)])
+        return "no machine was found; evidence.log says more"
     copy = machine.get("copy_gb_per_s")
     lines = [environment.summary(machine)]
     lines.append(f"copy bandwidth {copy:,.0f} GB/s" if copy else "copy bandwidth unknown")
@@ -67,18 +99,17 @@ def _head(results: Record) -> str:
 
 
 def _verdict(results: Record) -> str:
-    """Right or wrong, and how much was compared."""
-    found = wrong(results)
-    counts = [
-        f"{name} {sum(record['ok'] for record in step['records'])} of {len(step['records'])}"
-        for name, step in results["steps"].items()
-        if step["records"] and name in ("compile", *COMPARING)
-    ]
-    word = "WRONG" if found else "RIGHT" if counts else "NOTHING COMPARED"
-    lines = [f"{word}: {', '.join(counts)}"]
-    for name, record in found[:_MOST_NAMED]:
-        title = record.get("what") or record.get("kernel") or record.get("bucket") or record["item"]
-        lines.append(f"  {name}: {title}: {record.get('problem') or record.get('status', '')}")
+    """In a word, how much was compared, and what is wrong or broke."""
+    counts = []
+    for name in COMPARING:
+        step = results["steps"].get(name)
+        if step and step["records"]:
+            right = sum(record["ok"] for record in step["records"])
+            counts.append(f"{name} {right} of {step['planned'] or len(step['records'])}")
+    found = [f"{name}: {_title(r)}: {r.get('problem') or r.get('status', '')}" for name, r in wrong(results)]
+    found += broken(results)
+    lines = [f"{_word(results)}: {', '.join(counts) or 'no comparison'}"]
+    lines += [f"  {line}" for line in found[:_MOST_NAMED]]
     if len(found) > _MOST_NAMED:
         lines.append(f"  and {len(found) - _MOST_NAMED} more, in evidence.json")
     return "\n".join(lines)
@@ -91,7 +122,7 @@ def ratios(table: pd.DataFrame) -> pd.DataFrame:
     """
     times = table[timed(table) & ~_is_backward(table)]
     ours = times[times["provider"] == OPERATOR].drop_duplicates(CELL, keep="last")
-    for rival in dict.fromkeys(times["provider"]):
+    for rival in dict.fromkeys([EAGER, *times["provider"]]):
         theirs = times[times["provider"] == rival].drop_duplicates(CELL, keep="last")
         both = ours[CELL].merge(theirs[[*CELL, "median_ms", "graph_ms"]], on=CELL, how="left")
         ours = ours.assign(
@@ -106,15 +137,19 @@ def ratios(table: pd.DataFrame) -> pd.DataFrame:
 def backwards(table: pd.DataFrame) -> pd.DataFrame:
     """Milliseconds of a backward with both gradients: a row per workload and map, a column per provider.
 
-    That is, forward and backward less the forward: of replays, without the host's time, where there are.
+    That is, forward and backward less the forward: of replays, without the host's time, if all have them.
     """
     times = table[timed(table) & _is_backward(table)].drop_duplicates([*CELL, "provider"], keep="last")
     cells: dict[tuple[str, str], dict[str, float]] = {}
-    for (workload, map_name, provider), rows in times.groupby(["workload", "map", "provider"], sort=False):
-        by_pass = rows.set_index("pass")[["graph_ms", "median_ms"]].reindex(["forward+backward", "forward"])
-        replays, calls = (by_pass.iloc[0] - by_pass.iloc[1]).tolist()
-        key = str(workload).removeprefix(BACKWARD), str(map_name)
-        cells.setdefault(key, {})[str(provider)] = calls if math.isnan(replays) else replays
+    for (workload, map_name), rows in times.groupby(["workload", "map"], sort=False):
+        ms = {
+            column: rows.pivot(index="provider", columns="pass", values=column)
+            .reindex(columns=["forward+backward", "forward"])
+            .agg(lambda row: row.iloc[0] - row.iloc[1], axis=1)
+            for column in ("graph_ms", "median_ms")
+        }
+        chosen = ms["graph_ms"] if ms["graph_ms"].notna().all() else ms["median_ms"]
+        cells[str(workload).removeprefix(BACKWARD), str(map_name)] = chosen.to_dict()
     rows = [{"workload": name, "map": map_name, **ms} for (name, map_name), ms in cells.items()]
     return pd.DataFrame(rows, columns=["workload", "map", OPERATOR, SCATTER, EAGER]).dropna(subset=[OPERATOR])
 
@@ -214,9 +249,11 @@ def _kernels(results: Record) -> Iterator[str]:
     compiled = [r for r in steps.get("compile", {"records": []})["records"] if "seconds" in r]
     if compiled:
         spilling = sum(bool(record.get("spills")) for record in compiled)
-        total, most = (function(record["seconds"] for record in compiled) for function in (sum, max))
+        total = sum(record["seconds"] for record in compiled)
+        most = max((r["seconds"] for r in compiled if "registers" in r), default=0)
+        count = sum(record["kernels"] for record in compiled)
         lines.append(
-            f"{len(compiled)} kernels compiled, {total:.0f} s of processor time, longest {most:.0f} s; "
+            f"{count} kernels compiled, {total:.0f} s of processor time, longest {most:.0f} s; "
             f"{spilling} spill registers"
         )
     blocks = [r for r in steps.get("blocks", {"records": []})["records"] if r.get("best_ms")]

@@ -17,8 +17,8 @@ import triton
 from tqdm import tqdm
 
 from perf import EXIT_FAILED, EXIT_OK
-from perf.evidence import block_sizes, compiling, subjects, timing
-from perf.evidence.conductor import RESERVE
+from perf.evidence import block_sizes, compiling, profiling, subjects, timing
+from perf.evidence.conductor import reserve
 from perf.evidence.stage import Record, Stage, workers
 from perf.evidence.steps import Step
 from perf.measuring.listing import COMPILE_S, REFERENCE_S, ROW_S
@@ -29,7 +29,7 @@ COUNTED = Path(__file__).parents[1] / "results" / "compile-seconds.json"
 ARCH = "sm_90"
 _START_S = 6
 """Of a process: imports, and the GPU's context."""
-_PROFILED_S = 15
+_PROFILED_S = 4
 """Of a workload under the profiler, which runs each kernel for each few metrics."""
 # Kernels that the check and the calls launch (counted) and the tests (estimated), and the seconds of one.
 _CHECKED_KERNELS, _TESTED_KERNELS, _SMALL_KERNEL_S = 780, 90, 0.9
@@ -41,7 +41,7 @@ def text(steps: Sequence[Step], minutes: float, cores: int) -> str:
     whole = sum(step.seconds for step in steps)
     lines = [f"{'step':14}{'share':>8}{'price':>8}  what it does"]
     for step in steps:
-        share = 60 * minutes * (1 - RESERVE) * step.seconds / whole
+        share = (60 * minutes - reserve(60 * minutes)) * step.seconds / whole
         lines.append(f"{step.name:14}{share:6.0f} s{prices[step.name]:6.0f} s  {step.what}")
     total = sum(prices[step.name] for step in steps)
     lines.append(f"{'together':14}{60 * minutes:6.0f} s{total:6.0f} s  on {cores} cores")
@@ -106,12 +106,12 @@ def _prices(cores: int) -> dict[str, float]:
         "compare": _START_S + 0.4 * len(subjects.compared()),
         "behaviour": _START_S + 12,
         "check": 2 * _START_S + 10,
-        "tests": 2 * _START_S + _TESTED_KERNELS * _SMALL_KERNEL_S / cores + 5,
+        "tests": 2 * _START_S + _TESTED_KERNELS * _SMALL_KERNEL_S / cores + 20,
         "backward": _START_S + backwards * 3 * (REFERENCE_S + 3 * ROW_S),
         "speed": _START_S + telling * (2 * REFERENCE_S + rows * ROW_S),
         "host": _START_S + 6 + first,
         "blocks": _START_S + _side_by_side(candidates, cores) + 0.1 * len(candidates),
-        "profile": _START_S + telling * _PROFILED_S,
+        "profile": 2 * _START_S + profiling.MOST * _PROFILED_S,
         "torch-compile": _START_S + telling * (REFERENCE_S + 2 * COMPILE_S),
         "further": _START_S + further * (REFERENCE_S + rows / 2 * ROW_S + 4) + 60,
     }

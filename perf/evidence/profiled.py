@@ -1,6 +1,6 @@
-"""What Nsight Compute watches: one forward and backward of a workload, by the operator and the eager pair.
+"""What Nsight Compute watches: a forward and backward of each workload, by the operator, then the eager pair.
 
-Run as ``ncu ... python -m perf.evidence.profiled WORKLOAD``.
+Run as ``ncu ... python -m perf.evidence.profiled WORKLOAD ...``.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from perf.measuring.passes import PASSES
 def main() -> None:
     """Call both once: ncu runs each kernel as often as it needs, from a cold cache."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("workload")
+    parser.add_argument("workloads", nargs="+")
     parser.add_argument("--rehearse", action="store_true")
     args = parser.parse_args()
     stage = Stage(Path(), 0.0, args.rehearse)
-    data = workloads.make(stage.sized(workloads.WORKLOADS[args.workload]), stage.device)
     with stage.kernels():
-        for sampler in (providers.operator, providers.eager_pair):
-            PASSES["forward+backward"](sampler, data)()
+        for name in args.workloads:
+            data = workloads.make(stage.sized(workloads.WORKLOADS[name]), stage.device)
+            for sampler in (providers.operator, providers.eager_pair):
+                PASSES["forward+backward"](sampler, data)()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,8 +11,6 @@ from perf.measuring import providers, workloads
 from perf.measuring.gate import Gate
 from perf.measuring.passes import COMPUTED, PASSES
 
-_PASSES = ("forward", "backward", "theta", "input")
-
 
 def compare(item: str, stage: Stage) -> Iterator[Record]:
     """One small workload: each pass within twice the error that the eager pair has here against fp64."""
@@ -21,7 +18,7 @@ def compare(item: str, stage: Stage) -> Iterator[Record]:
     data = workloads.make(workload, stage.device)
     gate = Gate(data)
     with stage.kernels():
-        for name in _PASSES if workload.dtype.is_floating_point else _PASSES[:1]:
+        for name in subjects.PASSES if workload.dtype.is_floating_point else subjects.PASSES[:1]:
             tensors = PASSES[name](providers.operator, data)()
             verdict = gate.check(dict(zip(COMPUTED[name], tensors, strict=True)), stage.slack)
             yield {
@@ -40,17 +37,18 @@ def check(item: str, stage: Stage) -> Iterator[Record]:
 
     names = [row.name for row in ROWS]
     chosen = names[:1] if stage.rehearse else names
+    yield {"ok": True, "planned": len(chosen)}
     for name, lines in crew.each(check_row, chosen, stage.facts["workers"], stage.rehearse):
         if isinstance(lines, Exception):
             yield {"ok": False, "what": name, "problem": f"{type(lines).__name__}: {lines}"}
             continue
-        for line in lines:
-            yield {"ok": line["status"] != "FAIL", "what": name, **line}
+        problems = [line["problem"] for line in lines if line["status"] == "FAIL"]
+        yield {"ok": not problems, "what": name, "lines": lines, "problem": "; ".join(problems)}
 
 
 def check_row(name: str, rehearse: bool) -> list[dict[str, Any]]:
     """One row of the check, in a process of its own."""
-    os.environ["STN_TRITON_AUTOTUNE"] = "0"
+    crew.check_gpu()
     from stn_triton.check import command
     from stn_triton.check import engine as engines
 

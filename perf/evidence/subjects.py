@@ -29,6 +29,8 @@ FURTHER = [w for w in WORKLOADS.values() if w not in TELLING and not w.sweep]
 FIRST_CALLS = [WORKLOADS[name] for name in ("images-224", "digits-28", "volume-160", "features-64")]
 
 
+PASSES = ("forward", "backward", "theta", "input")
+"""Of comparisons."""
 _BATCH = 16
 """Of comparisons. Of fewer matrices, the largest error of their gradients is a matter of luck."""
 

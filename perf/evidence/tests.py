@@ -34,9 +34,11 @@ def alone(item: str, stage: Stage) -> Iterator[Record]:
 def _results(path: str, stage: Stage, workers: int, large: bool = False) -> Iterator[Record]:
     mark = REHEARSED_LARGE if stage.rehearse else LARGE
     groups: dict[str, list[str]] = {}
-    for name in collected(path):
+    for name in reversed(collected(path)):  # the slow ones stand at the end
         if (mark in name) == large:  # the cases of a function may share kernels: few processes do them in one
             groups.setdefault(name.partition("[")[0] if workers <= 2 else name, []).append(name)
+    if not large:
+        yield {"ok": True, "planned": sum(map(len, groups.values()))}
     for names, found in crew.each(outcomes, list(groups.values()), workers):
         if isinstance(found, Exception):
             yield {"ok": False, "what": names[0], "problem": f"{type(found).__name__}: {found}"}
@@ -56,8 +58,11 @@ class _Collector:
     def pytest_runtest_logreport(self, report) -> None:
         """A failure of the set-up counts as the test's."""
         if report.when == "call" or report.outcome != "passed":
-            message = "" if report.passed else str(report.longrepr).strip().splitlines()[-1][:300]
-            self.found[report.nodeid] = (report.outcome, message)
+            crash = getattr(report.longrepr, "reprcrash", None)
+            message = (
+                "" if report.passed else " ".join((crash.message if crash else str(report.longrepr)).split())
+            )
+            self.found[report.nodeid] = (report.outcome, message[:300])
 
 
 def collected(path: str) -> list[str]:
@@ -70,7 +75,8 @@ def collected(path: str) -> list[str]:
 
 
 def outcomes(ids: Sequence[str]) -> list[tuple[str, str, str]]:
-    """Run tests; each with its outcome and the last line of what is wrong."""
+    """Run tests; each with its outcome and what is wrong."""
+    crew.check_gpu()
     collector = _Collector()
     with tempfile.TemporaryDirectory(prefix="stn_triton_") as folder:
         os.environ |= {"STN_TRITON_AUTOTUNE": "0", "STN_TRITON_CACHE_DIR": folder}
@@ -83,5 +89,8 @@ def _pytest(arguments: Sequence[str], plugin: _Collector) -> None:
     """Run pytest in this process, which stands in the checkout, without its configuration and conftest."""
     import pytest
 
+    # Plugins that happen to be installed would load themselves.
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    os.environ.pop("PYTEST_ADDOPTS", None)
     options = ["-q", "-c", os.devnull, "--rootdir", str(ROOT), "--noconftest", "-p", "no:cacheprovider"]
     pytest.main([*options, "-W", "ignore", *arguments], plugins=[plugin])

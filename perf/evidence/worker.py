@@ -1,7 +1,7 @@
 """The process of one step of `python -m perf evidence`: what it finds goes to standard output as JSON lines.
 
 Whatever libraries print goes to standard error, which is the log. An item that raises an exception costs
-itself alone: the conductor starts another process for the items after it.
+itself alone; if it spoilt the process, the conductor starts another one for the items after it.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import os
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import TextIO
 
 AGAIN, LOST = 3, 4
-"""Exit codes: after an exception, which may have spoilt this process; where the GPU answers no more."""
+"""Exit codes: this process cannot go on after what it did; the GPU answers no more in it."""
 
 
 def main() -> int:
@@ -32,7 +34,7 @@ def main() -> int:
     lines = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     # Block sizes are the tables' and the defaults': what tunes here is the step that says so.
-    os.environ.setdefault("STN_TRITON_AUTOTUNE", "0")
+    os.environ["STN_TRITON_AUTOTUNE"] = "0"
 
     from perf.evidence.stage import Stage, read_facts
     from perf.evidence.steps import FAULTS, STEPS
@@ -52,24 +54,38 @@ def _do(item: str, run, stage, lines: TextIO) -> int:
     """Do one item; returns an exit code, 0 if the process can go on."""
     import torch
 
+    from perf.evidence.crew import SpoiltError
     from perf.measuring import measure
     from perf.measuring.suite import one_line
 
     _put(lines, {"item": item, "state": "begun"})
-    code = 0
     try:
         for record in run(item, stage):
             _put(lines, {"item": item, "record": record})
     except Exception as error:  # whatever it is, the other items go on
+        traceback.print_exception(error)
         _put(lines, {"item": item, "record": {"ok": False, "problem": one_line(error)}})
-        is_alive = not torch.cuda.is_initialized() or measure.is_alive(stage.device)
-        code = AGAIN if is_alive else LOST
-    _put(lines, {"item": item, "state": "done"})
-    return code
+        if torch.cuda.is_initialized() and not measure.is_alive(stage.device):
+            return LOST
+        return AGAIN if isinstance(error, SpoiltError) else 0
+    return 0
 
 
 def _put(lines: TextIO, content: dict) -> None:
-    lines.write(json.dumps(content, default=str) + "\n")
+    lines.write(json.dumps(_plain(content), allow_nan=False) + "\n")
+
+
+def _plain(value: object) -> object:
+    """As JSON has it: numbers of NumPy as Python's, and what is no finite number as text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ addresses are multiples of 16 in both: PyTorch aligns CPU tensors to 64 bytes, C
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from perf.measuring.passes import PASSES
 from perf.measuring.providers import Provider
 from perf.measuring.workloads import Workload
 from perf.tuning import launches
-from stn_triton import tuning
+from stn_triton import tables, tuning
 from stn_triton.tuning import Bucket, Config
 
 CPU = torch.device("cpu")
@@ -63,8 +64,10 @@ def tasks_of(workloads: list[Workload], passes: tuple[str, ...]) -> list[Task]:
     return found
 
 
-def compile_task(task: Task, target: Target, describes: bool = True) -> dict[str, Any]:
-    """Compile the kernel of a task.
+def compile_task(
+    task: Task, target: Target, describes: bool = True, device: str | None = None
+) -> dict[str, Any]:
+    """Compile the kernel of a task, with the block sizes that calls on a ``device`` of that name use.
 
     Returns:
         ``seconds`` of this process' and its compilers' processor time, ``cached``: whether the cache had it
@@ -72,11 +75,11 @@ def compile_task(task: Task, target: Target, describes: bool = True) -> dict[str
         `perf.kernels.compiled.described` has them.
     """
     asking: list[Bucket] = []
+    usual = usual_configs(device)
 
     def choose(bucket: Bucket, run: tuning.Launch) -> Config:
         asking[:] = [bucket]
-        is_own = bucket == task.bucket and task.config is not None
-        return task.config if is_own else tuning.default(bucket)
+        return task.config if bucket == task.bucket and task.config is not None else usual(bucket, run)
 
     kernels: list[Any] = []
     with (
@@ -94,6 +97,17 @@ def compile_task(task: Task, target: Target, describes: bool = True) -> dict[str
         facts = compiled.described(kernels[-1], f"sm_{target[1]}")
         result |= {key: value for key, value in facts.items() if key != "code"}
     return result
+
+
+def usual_configs(device: str | None) -> tuning.Chooser:
+    """What chooses block sizes as calls do that tune nothing: those of the GPU's tables, else the default."""
+    table = {} if device is None else _table(device)
+    return lambda bucket, run: table.get(bucket) or tuning.default(bucket)
+
+
+@functools.cache
+def _table(device: str) -> dict[Bucket, Config]:
+    return tables.known(device, tuning.SHIPPED, tuning.checked)
 
 
 class _NoDriver:
@@ -144,7 +158,21 @@ def compiling(
     driver.set_active(_NoDriver(target))
     with mock.patch.object(JITFunction, "run", run), mock.patch.object(knobs.compilation, "listener", listen):
         yield result
+    if target[0] == "cuda":
+        _build_launchers(kernels)
     result |= {"seconds": _processor_seconds() - began, "kernels": len(hits), "cached": all(hits)}
+
+
+def _build_launchers(kernels: list[Any]) -> None:
+    """Triton 3.6 builds a C function for each signature when a kernel is first launched; later ones have one.
+
+    It takes a C compiler a quarter of a second and needs the driver's library, which is not everywhere.
+    """
+    with contextlib.suppress(Exception):
+        from triton.backends.nvidia.driver import CudaLauncher
+
+        for kernel in {id(kernel): kernel for kernel in kernels}.values():
+            CudaLauncher(kernel.src, kernel.metadata)
 
 
 def _processor_seconds() -> float:

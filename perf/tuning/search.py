@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -34,10 +35,13 @@ class Effort:
     finalists: int
     configs: int | None = None
     """At most so many, spread evenly over the space; None for all."""
+    most_seconds: float = math.inf
+    """Leave out what takes longer than that to compile, but for the default."""
 
     def configs_of(self, bucket: Bucket) -> list[Config]:
         """What to try of a bucket's space, the default first."""
-        space = tuning.space(bucket)
+        default, *others = tuning.space(bucket)
+        space = [default, *(c for c in others if seconds_of(bucket, c) <= self.most_seconds)]
         return space if self.configs is None else space[:: -(-len(space) // self.configs)]
 
 
