@@ -62,7 +62,7 @@ class TestConductor:
         assert "Traceback" in (tmp_path / "evidence.log").read_text()
 
     def test_a_hang_costs_its_item_and_its_process_is_killed(self, tmp_path):
-        (found,) = conduct(tmp_path, replace(HANG, patience=2))
+        (found,) = conduct(tmp_path, replace(HANG, patience=0.4))
         assert found["status"] == "hang: stopped, no word for 2 s"
         assert [record["item"] for record in found["records"]] == ["before", "after"]
         assert not _running("perf.evidence.worker hang")

@@ -27,6 +27,8 @@ from perf.evidence.worker import AGAIN, LOST
 
 ROOT = Path(__file__).resolve().parents[2]
 _SECONDS_TO_START, _SECONDS_TO_END, _SECONDS_TO_DIE = 60, 15, 3
+_REHEARSED_PATIENCE = 5
+"""How many times slower the interpreter may be, on a CPU that does other work too."""
 _SECONDS_BETWEEN_WRITES = 1.0
 DONE, ENDED, NOT_REACHED = "done", "its time ended", "not reached"
 
@@ -120,7 +122,8 @@ class Conductor:
         lines: queue.Queue[str | None] = queue.Queue()
         reader = threading.Thread(target=_read, args=(process.stdout, lines), daemon=True)
         reader.start()
-        current, allowed = found["left"][0], max(step.patience, _SECONDS_TO_START)
+        patience = step.patience * (_REHEARSED_PATIENCE if self._rehearse else 1)
+        current, allowed = found["left"][0], max(patience, _SECONDS_TO_START)
         try:
             while True:
                 wait = min(allowed, end - time.monotonic())
@@ -131,7 +134,7 @@ class Conductor:
                     return ENDED if is_over else f"{current}: stopped, no word for {allowed:.0f} s"
                 if line is None:
                     break
-                current, allowed = self._take(step, line) or current, step.patience
+                current, allowed = self._take(step, line) or current, patience
             code = process.wait(timeout=_SECONDS_TO_END)
         except subprocess.TimeoutExpired:
             return f"{current}: did not end after its last word"

@@ -98,6 +98,6 @@ STEPS = (
 )
 FAULTS = (
     Step("crash", "a step that crashes", 15, "faults:crash", _around("crash", "spoilt"), 60),
-    Step("hang", "a step that hangs", 15, "faults:hang", _around("hang"), 12),
+    Step("hang", "a step that hangs", 15, "faults:hang", _around("hang"), 3),
 )
 """What a rehearsal has besides, to be stopped."""
