@@ -330,17 +330,19 @@ Compile, compare, and time on a GPU what says most about the operator, in a give
 against scatter; the operator against PyTorch on ten workloads; the host's time and the first call; block
 sizes; what Nsight Compute counts, where it is installed. Each step is a process with a share of the time, and
 results are written as they come: a crash, a hang or the end of the time costs only what was not yet measured.
-Needs a checkout and no network. Writes into the output directory
+Run it in the directory of a checkout; it needs no network. With less than about six minutes, most steps are
+cut. Exits with 1 if something is wrong or a step broke; that the time ended is no fault.
+Writes into the output directory
   evidence.json  all results
   summary.txt    what is printed at the end: right or wrong, the ratios, what was not reached
   evidence.png   the ratios as a chart
   speed.csv      rows as `bench` writes them, for `plot`, `report` and `compare`
-  tuning.csv     timings of block sizes, and <gpu>.json, the table of the best
+  tuning.csv     timings of block sizes; block-sizes.json, the table of the best
   evidence.log   what the steps and libraries said
 """,
         """\
   python -m perf evidence                          eight minutes, all of it
-  python -m perf evidence --minutes 3              the most telling part
+  python -m perf evidence --minutes 15             with more block sizes and workloads
   python -m perf evidence --only compare backward  these steps alone
   python -m perf evidence --plan --cores 16        what each step does and takes; measures nothing
   python -m perf evidence --rehearse               play it on a CPU, with a crash and a hang; minutes
@@ -356,9 +358,8 @@ Needs a checkout and no network. Writes into the output directory
     parser.add_argument(
         "--out",
         type=Path,
-        default=RESULTS / "evidence",
         metavar="DIR",
-        help="where the results go (default: %(default)s)",
+        help="where the results go (default: perf-results/evidence, of a rehearsal perf-results/rehearsal)",
     )
     parser.add_argument("--only", nargs="+", metavar="STEP", help="these steps alone; --plan names them")
     form = parser.add_mutually_exclusive_group()
@@ -369,7 +370,7 @@ Needs a checkout and no network. Writes into the output directory
     form.add_argument(
         "--count",
         action="store_true",
-        help="compile all kernels here, without a GPU, and record the seconds that --plan prints",
+        help="for maintainers: compile all kernels without a GPU and record the seconds that --plan prints",
     )
     parser.add_argument("--cores", type=int, metavar="N", help="for --plan (default: those of this machine)")
     _json(parser)

@@ -117,15 +117,13 @@ def make_plan(args: argparse.Namespace) -> suite.Plan:
     return replace(plan, copy_gb_per_s=roofline.copy_gb_per_s(device))
 
 
-def set_aside(out: Path, written: str = _WRITTEN) -> list[Path]:
+def set_aside(out: Path) -> list[Path]:
     """Move what an older run left in a directory to ``previous`` in it, in place of a still older run's.
-
-    ``written`` matches the names of the files that a run writes.
 
     Raises:
         UsageError: ``previous`` cannot be a directory.
     """
-    old = list(_files(out, written))
+    old = list(_files(out))
     if not old:
         return []
     previous = out / "previous"
@@ -133,7 +131,7 @@ def set_aside(out: Path, written: str = _WRITTEN) -> list[Path]:
         previous.mkdir(exist_ok=True)
     except OSError as error:
         raise UsageError(f"--out: cannot make the directory {previous}: {error.strerror}") from None
-    for path in _files(previous, written):
+    for path in _files(previous):
         path.unlink()
     return [path.replace(previous / path.name) for path in old]
 
@@ -156,8 +154,8 @@ A message of an error may stand in the column `reason`; your home directory is w
     )
 
 
-def _files(directory: Path, written: str) -> Iterator[Path]:
-    return (p for p in sorted(directory.iterdir()) if p.is_file() and re.fullmatch(written, p.name))
+def _files(directory: Path) -> Iterator[Path]:
+    return (p for p in sorted(directory.iterdir()) if p.is_file() and re.fullmatch(_WRITTEN, p.name))
 
 
 def _no_rows(plan: suite.Plan) -> str:

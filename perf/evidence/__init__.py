@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
 
 WRITTEN = r"evidence\.\w+|speed\.csv|tuning\.csv|summary\.txt|block-sizes\.json"
 """What a run leaves in its directory."""
+
+
+DIRECTORIES = (Path("perf-results/evidence"), Path("perf-results/rehearsal"))
+"""Where results go unless --out says otherwise: of a run, and of a rehearsal."""
 
 
 def main(args: argparse.Namespace) -> int:
@@ -44,23 +50,25 @@ def main(args: argparse.Namespace) -> int:
         print(plan.text(steps, args.minutes, args.cores or os.cpu_count() or 1))
         return EXIT_OK
     _check_device(args.rehearse)
-    _make_room(args.out)
+    out = (args.out or DIRECTORIES[args.rehearse]).resolve()
+    _make_room(out)
     if args.rehearse and args.only is None:
         steps += FAULTS
-    out, seconds = args.out.resolve(), 60 * args.minutes
-    conductor = Conductor(steps, seconds, out, args.rehearse, _to_stderr, start)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # which ends the steps' processes too
+    conductor = Conductor(steps, 60 * args.minutes, out, args.rehearse, _to_stderr, start)
+    # A lost terminal and a request to end are as Ctrl-C, which ends the steps' processes too.
+    before = {one: signal.signal(one, signal.default_int_handler) for one in (signal.SIGTERM, signal.SIGHUP)}
     try:
         conductor.run()
     finally:  # also of an interrupted run
-        signal.signal(signal.SIGTERM, before)
         table = outcome.rows(out)
         text = outcome.text(conductor.results, table)
         (out / "summary.txt").write_text(text + "\n")
         print(json.dumps(conductor.results) if args.json else f"\n{text}", flush=True)
         _draw(table, out)
-        files = ", ".join(path.name for path in sorted(out.iterdir()) if path.is_file())
-        _to_stderr(f"\nwritten into {args.out}: {files}")
+        files = ", ".join(path.name for path in _files(out))
+        _to_stderr(f"\nin {out}: {files}")
+        for one, handler in before.items():
+            signal.signal(one, handler)
     return EXIT_OK if outcome.is_right(conductor.results) else EXIT_FAILED
 
 
@@ -70,19 +78,32 @@ def _check_device(rehearse: bool) -> None:
 
     if not rehearse and not torch.cuda.is_available():
         raise UsageError(
-            "torch.cuda finds no GPU here, expected one; --rehearse plays all of it on this CPU, --plan says "
-            "what it does and how long it takes"
+            f"torch {torch.__version__} finds no GPU here, expected one; --rehearse plays all of it on this "
+            "CPU, --plan says what it does and how long it takes"
         )
 
 
 def _make_room(out: Path) -> None:
-    """Make the directory, and move what an older run left in it to ``previous``."""
-    from perf.bench import set_aside
+    """Make the directory, and move what an older run left in it to a directory of its own."""
     from perf.plot import make_directory
 
     make_directory(out)
-    if moved := set_aside(out, WRITTEN):
-        _to_stderr(f"moved {len(moved)} files of an older run to {out / 'previous'}")
+    old = _files(out)
+    if not old:
+        return
+    if not (out / "evidence.json").exists():
+        raise UsageError(f"--out: {out} has {old[0].name} of another command; expected a directory without")
+    numbers = (out / f"previous-{number}" for number in itertools.count(1))
+    previous = next(path for path in numbers if not path.exists())
+    previous.mkdir()
+    for path in old:
+        path.rename(previous / path.name)
+    _to_stderr(f"moved {len(old)} files of an older run to {previous}")
+
+
+def _files(out: Path) -> list[Path]:
+    """The files of a directory that a run writes."""
+    return [path for path in sorted(out.iterdir()) if path.is_file() and re.fullmatch(WRITTEN, path.name)]
 
 
 def _draw(table: pd.DataFrame | None, out: Path) -> None:

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 _SECONDS_TO_START, _SECONDS_TO_END, _SECONDS_TO_DIE = 60, 15, 3
 _REHEARSED_PATIENCE = 5
 """How many times slower the interpreter may be, on a CPU that does other work too."""
-_SECONDS_BETWEEN_WRITES = 1.0
+_SECONDS_BETWEEN_WRITES, _SECONDS_BETWEEN_LINES = 1.0, 10.0
 DONE, ENDED, NOT_REACHED = "done", "its time ended", "not reached"
 
 Say = Callable[[str], None]
@@ -48,10 +48,10 @@ class Conductor:
         start: float | None = None,
     ) -> None:
         """``start``, on the clock of ``time.monotonic``, is when the ``seconds`` began; None for now."""
-        self._steps, self._out, self._rehearse, self._say = steps, out, rehearse, say
+        self._steps, self._out, self._rehearse, self._print = steps, out, rehearse, say
         self._start = time.monotonic() if start is None else start
         self._end = self._start + seconds - reserve(seconds)
-        self._written = 0.0
+        self._written = self._said = 0.0
         self.results: Record = {"seconds": seconds, "rehearsal": rehearse, "machine": {}, "steps": {}}
         for step in steps:
             self.results["steps"][step.name] = {
@@ -65,32 +65,41 @@ class Conductor:
             }
 
     def run(self) -> None:
-        """Run all steps; the first must find a machine, or the others are not tried."""
+        """Run all steps, then go on with those that were cut, as long as there is time."""
         with (self._out / "evidence.log").open("w") as log:
-            for number, step in enumerate(self._steps, start=1):
-                left = self._end - time.monotonic()
-                share = left * step.seconds / sum(other.seconds for other in self._steps[number - 1 :])
-                if number == 1:  # without it there is nothing, and on a cold machine imports take long
-                    share = max(share, left / 3)
-                found = self.results["steps"][step.name]
-                if share <= 1 or not (number == 1 or self.results["machine"]):
-                    continue
-                found["share"] = round(share, 1)
-                self._say(f"[{number}/{len(self._steps)}] {step.name}: {step.what}, at most {share:.0f} s")
-                began = time.monotonic()
-                try:
-                    self._step(step, began + share, log)
-                finally:
-                    found["seconds"] = round(time.monotonic() - began, 1)
-                    self._write()
-                self._say(f"    {found['status']} after {found['seconds']:.0f} s: {outline(found)}")
-        self.results["seconds_used"] = round(time.monotonic() - self._start, 1)
+            self._round(self._steps, log)
+            self._round([step for step in self._steps if self.results["steps"][step.name]["left"]], log)
         self._write()
+
+    def _round(self, steps: Sequence[Step], log: TextIO) -> None:
+        """Run steps; the first of all must find a machine, or the others are not tried."""
+        for number, step in enumerate(steps, start=1):
+            is_first = step is self._steps[0]
+            left = self._end - time.monotonic()
+            share = left * step.seconds / sum(other.seconds for other in steps[number - 1 :])
+            if is_first:  # on a cold machine imports take long
+                share = max(share, left / 3)
+            found = self.results["steps"][step.name]
+            if share <= 1 or not (is_first or self.results["machine"]):
+                continue
+            found["share"] = round(share, 1)
+            self._say(f"[{number}/{len(steps)}] {step.name}: {step.what}, at most {share:.0f} s")
+            began = time.monotonic()
+            try:
+                self._step(step, began + share, log)
+            except BaseException:
+                found["status"] = "interrupted"
+                raise
+            finally:
+                found["seconds"] = round(found["seconds"] + time.monotonic() - began, 1)
+                self._write()
+            self._say(f"    {found['status']} after {time.monotonic() - began:.0f} s: {outline(found)}")
 
     def _step(self, step: Step, end: float, log: TextIO) -> None:
         """Run a step's process, and another for the items left where one is lost with an item."""
         found = self.results["steps"][step.name]
-        troubles = []
+        # Of an earlier round, too.
+        troubles = [t for t in found["status"].split("; ") if t not in (DONE, ENDED, NOT_REACHED)]
         while found["left"]:
             before = len(found["left"])
             trouble = self._process(step, end, log)
@@ -130,8 +139,10 @@ class Conductor:
                 try:
                     line = lines.get(timeout=max(wait, 0))
                 except queue.Empty:
-                    is_over = wait < allowed
-                    return ENDED if is_over else f"{current}: stopped, no word for {allowed:.0f} s"
+                    if wait >= allowed:
+                        return f"{current}: stopped, no word for {allowed:.0f} s"
+                    found["left"] = list(dict.fromkeys([current, *found["left"]]))  # to be begun again
+                    return ENDED
                 if line is None:
                     break
                 current, allowed = self._take(step, line) or current, patience
@@ -161,6 +172,7 @@ class Conductor:
         found, item = self.results["steps"][step.name], message["item"]
         if message.get("state") == "begun" and item in found["left"]:
             found["left"].remove(item)
+            found["records"] = [record for record in found["records"] if record["item"] != item]
             return item
         if "record" in message:
             record = message["record"]
@@ -169,12 +181,20 @@ class Conductor:
                 found["planned"] = record["planned"]
             else:
                 found["records"].append({"item": item, **record})
-            if step.name == "machine" or time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
+            now = time.monotonic()
+            if step.name == "machine" or now - self._written > _SECONDS_BETWEEN_WRITES:
                 self._write()
+            if now - self._said > _SECONDS_BETWEEN_LINES:
+                self._say(f"    {item}: {outline(found)} so far")
         return ""
+
+    def _say(self, text: str) -> None:
+        self._print(text)
+        self._said = time.monotonic()
 
     def _write(self) -> None:
         """Replace the file as a whole: whoever stops this in the midst finds one that can be read."""
+        self.results["seconds_used"] = round(time.monotonic() - self._start, 1)
         path = self._out / "evidence.json"
         text = json.dumps(self.results, indent=1, default=str)
         path.with_suffix(".new").write_text(text)
@@ -187,8 +207,9 @@ def outline(found: Record) -> str:
     records, planned = found["records"], found["planned"]
     wrong = sum(not record["ok"] for record in records)
     of = f" of {planned}" if planned else ""
+    noun = "result" if len(records) == 1 and not planned else "results"
     left = f", not reached: {', '.join(found['left'])}" if found["left"] else ""
-    return f"{len(records)}{of} results" + (f", {wrong} WRONG" if wrong else "") + left
+    return f"{len(records)}{of} {noun}" + (f", {wrong} WRONG" if wrong else "") + left
 
 
 def reserve(seconds: float) -> float:

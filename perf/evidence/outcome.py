@@ -14,10 +14,12 @@ from perf.evidence.steps import FAULTS
 from perf.files import EAGER, FAILED, OPERATOR, geometric_mean, timed
 from perf.measuring.results import CELL
 from perf.measuring.suite import one_line
+from stn_triton import tables
 
 COMPARING = ("compare", "behaviour", "check", "tests")
 JUDGING = ("compile", *COMPARING, "backward", "speed", "torch-compile", "further", "blocks")
 """Steps whose records say whether the operator is right; the others are tools."""
+RIGHT, NOTHING = "RIGHT", "NOTHING COMPARED"
 FAULTY = tuple(step.name for step in FAULTS)
 _WELL = (DONE, ENDED, NOT_REACHED)
 _MOST_NAMED = 8
@@ -28,7 +30,11 @@ SCATTER, BACKWARD = "scatter", "backward-"
 def text(results: Record, table: pd.DataFrame | None) -> str:
     """The whole summary, as paragraphs; ``table`` has the rows of the CSV, if there are any."""
     parts = [_head(results), _verdict(results)]
-    for part in (lambda: _speeds(table), lambda: _host(results), lambda: _kernels(results)):
+    for part in (
+        lambda: _speeds(table, results["rehearsal"]),
+        lambda: _host(results),
+        lambda: _kernels(results),
+    ):
         try:
             parts += part()
         except Exception as error:  # a table that nobody thought of must not cost the verdict
@@ -64,20 +70,21 @@ def broken(results: Record) -> list[str]:
 
 
 def is_right(results: Record) -> bool:
-    """Whether there is a machine, something was compared, nothing is wrong and no step broke."""
-    return _word(results) == "RIGHT"
+    """Whether nothing is wrong, no step broke, and something was compared if that was asked for."""
+    word = _word(results)
+    is_asked = any(name in results["steps"] for name in COMPARING)
+    return word == RIGHT or (word == NOTHING and not is_asked)
 
 
 def _word(results: Record) -> str:
-    steps = results["steps"]
     if not results["machine"]:
         return "NO MACHINE"
     if wrong(results):
         return "WRONG"
     if broken(results):
         return "BROKEN"
-    asked = [name for name in COMPARING if name in steps]
-    return "RIGHT" if not asked or any(steps[name]["records"] for name in asked) else "NOTHING COMPARED"
+    steps = results["steps"]
+    return RIGHT if any(steps[name]["records"] for name in COMPARING if name in steps) else NOTHING
 
 
 def _title(record: Record) -> str:
@@ -99,16 +106,17 @@ def _head(results: Record) -> str:
 
 
 def _verdict(results: Record) -> str:
-    """In a word, how much was compared, and what is wrong or broke."""
+    """In a word; how many comparisons passed; what is wrong or broke."""
     counts = []
     for name in COMPARING:
         step = results["steps"].get(name)
         if step and step["records"]:
-            right = sum(record["ok"] for record in step["records"])
-            counts.append(f"{name} {right} of {step['planned'] or len(step['records'])}")
+            passed = sum(record["ok"] for record in step["records"])
+            cut = " (its time ended)" if ENDED in step["status"] else ""
+            counts.append(f"{name} {passed} of {step['planned'] or len(step['records'])}{cut}")
     found = [f"{name}: {_title(r)}: {r.get('problem') or r.get('status', '')}" for name, r in wrong(results)]
     found += broken(results)
-    lines = [f"{_word(results)}: {', '.join(counts) or 'no comparison'}"]
+    lines = [_word(results) + (f"; passed: {', '.join(counts)}" if counts else "")]
     lines += [f"  {line}" for line in found[:_MOST_NAMED]]
     if len(found) > _MOST_NAMED:
         lines.append(f"  and {len(found) - _MOST_NAMED} more, in evidence.json")
@@ -149,7 +157,7 @@ def backwards(table: pd.DataFrame) -> pd.DataFrame:
             for column in ("graph_ms", "median_ms")
         }
         chosen = ms["graph_ms"] if ms["graph_ms"].notna().all() else ms["median_ms"]
-        cells[str(workload).removeprefix(BACKWARD), str(map_name)] = chosen.to_dict()
+        cells[str(workload), str(map_name)] = chosen.to_dict()
     rows = [{"workload": name, "map": map_name, **ms} for (name, map_name), ms in cells.items()]
     return pd.DataFrame(rows, columns=["workload", "map", OPERATOR, SCATTER, EAGER]).dropna(subset=[OPERATOR])
 
@@ -158,7 +166,7 @@ def _is_backward(table: pd.DataFrame) -> pd.Series:
     return table["workload"].str.startswith(BACKWARD)
 
 
-def _speeds(table: pd.DataFrame | None) -> Iterator[str]:
+def _speeds(table: pd.DataFrame | None, is_rehearsal: bool) -> Iterator[str]:
     """The table of ratios against PyTorch, then gather against scatter."""
     if table is None or not timed(table).any():
         yield "nothing was timed"
@@ -176,16 +184,18 @@ def _speeds(table: pd.DataFrame | None) -> Iterator[str]:
             line["roofline"] = _share(group["roofline"])
             lines.append(line)
         slower = main[main[EAGER] < 1].sort_values(EAGER)
-        worst = [
-            f"; {' '.join(where)} {ratio:.2f}x"
-            for *where, ratio in slower[[*CELL, EAGER]].head(_MOST_NAMED).to_numpy().tolist()
-        ]
+        named = slower[[*CELL, EAGER]].to_numpy().tolist()
+        losses = [f"  {' '.join(where)} {ratio:.2f}x" for *where, ratio in named[:_MOST_NAMED]]
+        if len(named) > _MOST_NAMED:
+            losses.append(f"  and {len(named) - _MOST_NAMED} more")
+        count = f"slower than the eager pair in {len(slower)} of {main[EAGER].notna().sum()} rows"
         yield "\n".join(
             (
                 pd.DataFrame(lines).to_string(index=False),
-                "ms: the operator. x: how many times faster it is than each, geometric means over the maps.",
-                f"slower than the eager pair in {len(slower)} of {main[EAGER].notna().sum()} rows"
-                + "".join(worst),
+                "ms: a call of the operator. 2.00x: the operator is twice as fast as F.affine_grid, then",
+                "F.grid_sample (eager); that in CUDA graphs; with align_corners (corners); with a broadcast",
+                "grid; torch.compile. Geometric means over the maps. roofline: of the copy bandwidth.",
+                *([] if is_rehearsal else [count, *losses]),
             )
         )
     failed = table[(table["status"] == FAILED) & (table["provider"] != OPERATOR)]
@@ -198,10 +208,13 @@ def _speeds(table: pd.DataFrame | None) -> Iterator[str]:
             **{"gather ms": gathers[OPERATOR].map("{:.4f}".format)},
             **{name: (gathers[name] / gathers[OPERATOR]).map("{:.2f}x".format) for name in (SCATTER, EAGER)},
         )
-        note = (
-            "Both gradients. x: times over the gather's, without the host where it counts: above 1 it wins."
+        yield "\n".join(
+            (
+                shown.to_string(index=False),
+                "Both gradients: the time of each way divided by that of the gather, the operator's way. Above 1",
+                "the gather is faster. Of CUDA graphs where calls are short, without the host's time.",
+            )
         )
-        yield f"{shown.to_string(index=False)}\n{note}"
 
 
 _RIVALS = (
@@ -229,12 +242,12 @@ def _host(results: Record) -> Iterator[str]:
         if "microseconds" in record:
             ours, pair = (record["microseconds"].get(n, {}) for n in ("affine_grid_sample", "eager pair"))
             each = ", ".join(f"{name} {us:.0f} ({pair[name]:.0f})" for name, us in ours.items())
-            lines.append(f"host time of a call in us, the eager pair's beside it: {each}")
+            lines.append(f"host time of a call in microseconds, operator (eager pair): {each}")
         elif "first_backward_s" in record:
             first = sum(record[f"first_{part}_s"] for part in ("forward", "backward"))
             second = sum(record[f"second_{part}_s"] for part in ("forward", "backward"))
             lines.append(
-                f"{record['what']}: {first:.1f} s for the step, the next takes {1e3 * second:.1f} ms"
+                f"{record['what']}, forward and backward: {first:.1f} s, the second {1e3 * second:.1f} ms"
             )
         elif "over" in record:
             lines.append(f"{record['what']}: no result after {record['over']:.0f} s")
@@ -262,19 +275,25 @@ def _kernels(results: Record) -> Iterator[str]:
         if gain > 1.05:
             lines.append(f"{record['bucket']}: {gain:.2f}x by {record['best']}")
     if blocks:
-        lines.append(
-            f"block sizes of {len(blocks)} buckets timed; those not named are within 5 % of the default"
-        )
+        table = tables.cache_path(results["machine"]["device"]).name
+        lines.append(f"block sizes of {len(blocks)} kinds of launches timed; any other gain is below 5 %")
+        lines.append(f"to use them in a checkout: cp block-sizes.json stn_triton/tuned/{table}")
+    tools = [r["problem"] for r in steps.get("profile", {"records": []})["records"] if r.get("problem")]
+    lines += [f"profile: {problem}" for problem in tools]
     if lines:
         yield "\n".join(lines)
 
 
 def _unreached(results: Record) -> str:
     """What the time did not suffice for, and what broke."""
-    lines = []
+    lines, never = [], []
     for name, step in results["steps"].items():
-        if step["status"] != DONE or step["left"]:
+        if step["status"] == NOT_REACHED:
+            never.append(name)
+        elif step["status"] != DONE:
             left = f"; without {', '.join(step['left'])}" if step["left"] else ""
-            lines.append(f"  {name}: {step['status']}{left}")
+            planned = " (as it should: a rehearsal of failures)" if name in FAULTY else ""
+            lines.append(f"  {name}: {step['status']}{left}{planned}")
+    lines += [f"  not begun: {', '.join(never)}"] if never else []
     used = f"{results.get('seconds_used', 0):.0f} of {results['seconds']:.0f} s used"
-    return "\n".join([f"not reached, or broken ({used}):", *lines] if lines else [f"all was reached, {used}"])
+    return "\n".join([f"cut or broken ({used}):", *lines] if lines else [f"all was reached, {used}"])

@@ -34,13 +34,17 @@ def draw(table: pd.DataFrame, path: Path) -> bool:
         (f"{workload} {name}", *(geometric_mean(group[column]) for column in (EAGER, f"{EAGER}_graph")))
         for (workload, name), group in found.groupby(["workload", "pass"], sort=False)
     ]
+    title = "The operator against PyTorch, and its gather against a scatter"
+    title += ": A REHEARSAL, not measured on a GPU" if run.quick else ""
     lines = max(len(bars), len(gathers))
     notes = ["Left: geometric means over the maps. Right: without the host's time where calls are short."]
     with mpl.rc_context(style.RC):
-        figure, _ = style.figure("Evidence", style.head(run, notes), 1.0 + _LINE * lines, _legend(), 6)
-        left, right = figure.subplots(1, 2)
-        _bars(left, bars)
-        _dots(right, gathers)
+        figure, _ = style.figure(title, style.head(run, notes), 1.0 + _LINE * lines, _legend(), 6)
+        parts = [(_bars, bars)] * bool(bars) + [(_dots, gathers)] * bool(len(gathers))
+        for ax, (draw_part, values) in zip(
+            figure.subplots(1, len(parts), squeeze=False)[0], parts, strict=True
+        ):
+            draw_part(ax, values)
         path.write_bytes(style.render(figure, "png"))
     return True
 
@@ -79,7 +83,12 @@ def _dots(ax: Axes, gathers: pd.DataFrame) -> None:
             options = {"markeredgecolor": style.INK, "markerfacecolor": face, "linestyle": ""}
             ax.plot([value], [y], marker=style.look(name).marker, markersize=7, **options)
     labels = (gathers["workload"] + ", " + gathers["map"]).tolist()
-    _finish(ax, "both gradients: time over the gather's", labels, [v for own in values.values() for v in own])
+    _finish(
+        ax,
+        "both gradients: time divided by the gather's",
+        labels,
+        [v for own in values.values() for v in own],
+    )
 
 
 def _finish(ax: Axes, title: str, labels: Sequence[str], values: Sequence[float]) -> None:

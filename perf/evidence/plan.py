@@ -36,20 +36,26 @@ _CHECKED_KERNELS, _TESTED_KERNELS, _SMALL_KERNEL_S = 780, 90, 0.9
 
 
 def text(steps: Sequence[Step], minutes: float, cores: int) -> str:
-    """A line per step: what it does, its share of the time, and its price on so many cores."""
-    prices = _prices(cores)
-    whole = sum(step.seconds for step in steps)
-    lines = [f"{'step':14}{'share':>8}{'price':>8}  what it does"]
-    for step in steps:
-        share = (60 * minutes - reserve(60 * minutes)) * step.seconds / whole
-        lines.append(f"{step.name:14}{share:6.0f} s{prices[step.name]:6.0f} s  {step.what}")
-    total = sum(prices[step.name] for step in steps)
-    lines.append(f"{'together':14}{60 * minutes:6.0f} s{total:6.0f} s  on {cores} cores")
+    """A line per step: what it needs on so many cores, what it may take, and what it does."""
+    needs = _prices(cores)
+    left = 60 * minutes - reserve(60 * minutes)
+    lines = [f"{'step':14}{'needs':>8}{'may take':>10}           what it does"]
+    for number, step in enumerate(steps):
+        share = left * step.seconds / sum(other.seconds for other in steps[number:])
+        if number == 0:
+            share = max(share, left / 3)
+        is_cut = needs[step.name] > share
+        left -= min(needs[step.name], share)
+        word = "cut" if is_cut else ""
+        lines.append(f"{step.name:14}{needs[step.name]:6.0f} s{share:8.0f} s  {word:9}{step.what}")
+    total = sum(needs[step.name] for step in steps)
+    lines.append(f"{'together':14}{total:6.0f} s{60 * minutes:8.0f} s  on {cores} cores")
     return "\n".join(
         (
             *lines,
-            "A share is what a step may take if all before it take theirs; what one leaves, later ones have.",
-            f"Prices of compiling: {_source()}; the others are estimates of an H100.",
+            "May take: the limit of a step. Time that a step does not need goes to those after it, and what",
+            "is left at the end to those that were cut. Seconds to compile were counted, all others are",
+            f"estimates for an H100. Counted: {_source()}.",
         )
     )
 
@@ -134,7 +140,7 @@ def _seconds(task: compiling.Task) -> float:
 
 def _source() -> str:
     known = [f"{name} on {content['cpu']}" for name, content in _read().items()]
-    return f"counted ({'; '.join(known)})" if known else "estimated"
+    return "; ".join(known) or "not yet counted"
 
 
 def _read() -> Record:

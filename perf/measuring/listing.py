@@ -23,7 +23,7 @@ def listing() -> str:
     return "\n".join(
         (
             "workloads: shape of the input, of the output if another, dtype, layout",
-            *(f"  {w.name:28}{_shape(w)}\n      {w.who}" for w in whole),
+            *(f"  {w.name:33}{_shape(w)}\n      {w.who}" for w in whole),
             *_sweeps(),
             f"  without --workloads on a CPU: {_names(w.name for w in whole if w.cpu)};",
             f"  with --quick on a GPU: {_names(w.name for w in whole if w.quick)}",
