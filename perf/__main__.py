@@ -15,6 +15,7 @@ DESCRIPTION = """\
 Measure stn_triton's operator on the device at hand: a GPU if there is one, else the CPU.
 
   bench     time the operator and its rivals, each checked first; draw charts and a page of the results
+  evidence  what a GPU can show in eight minutes: is it right, how fast is it, what is to be changed
   tune      find the fastest block sizes for this GPU and write the table that the library uses
   static    compile every kernel without a GPU: registers, spills, occupancy, instructions per element
   overhead  host time of a call: what checks and dispatch cost, without the arithmetic
@@ -23,7 +24,6 @@ Measure stn_triton's operator on the device at hand: a GPU if there is one, else
   plot      draw the charts of a result file again
   report    make one self-contained HTML page of a result file
   compare   two result files: what became faster or slower, beyond the noise
-  evidence  all that a GPU can show in eight minutes: is it right, how fast is it, what is to be changed
 """
 
 EPILOG = """\
@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
-    for add in (_bench, _tune, _static, _overhead, _step, _numerics, _plot, _report, _compare, _evidence):
+    for add in (_bench, _evidence, _tune, _static, _overhead, _step, _numerics, _plot, _report, _compare):
         add(commands)
     return parser
 

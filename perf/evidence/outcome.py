@@ -211,8 +211,8 @@ def _speeds(table: pd.DataFrame | None, is_rehearsal: bool) -> Iterator[str]:
         yield "\n".join(
             (
                 shown.to_string(index=False),
-                "Both gradients: the time of each way divided by that of the gather, the operator's way. Above 1",
-                "the gather is faster. Of CUDA graphs where calls are short, without the host's time.",
+                "Both gradients: the time of each way divided by that of the gather, the operator's way.",
+                "Above 1 the gather is faster. Of CUDA graphs where calls are short: without the host.",
             )
         )
 
