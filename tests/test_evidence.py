@@ -90,6 +90,16 @@ class TestConductor:
         # Ten seconds are kept for the summary; nothing was used, so the later shares are larger.
         assert shares[:3] == pytest.approx([1000 / 3, 500, 1000], abs=2)
 
+    def test_a_second_try_that_finds_less_leaves_what_the_first_found(self, tmp_path):
+        conductor = Conductor([CRASH], 100, tmp_path, True, lambda text: None)
+        step = replace(HANG, patience=0.4, items=lambda rehearse: ["hang"])
+        found = conductor.results["steps"][CRASH.name]
+        found["left"], found["records"] = ["hang"], [{"ok": True, "item": "hang", "what": "of the first try"}]
+        conductor.results["steps"][HANG.name] = found
+        with (tmp_path / "log").open("w") as log:
+            assert "no word" in conductor._process(step, time.monotonic() + 60, log)
+        assert [record["what"] for record in found["records"]] == ["of the first try"]
+
     def test_a_step_that_was_cut_goes_on_at_the_end(self, tmp_path):
         conductor = Conductor([CRASH, HANG], 100, tmp_path, True, lambda text: None)
         conductor.results["machine"] = H100

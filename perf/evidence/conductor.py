@@ -52,6 +52,8 @@ class Conductor:
         self._start = time.monotonic() if start is None else start
         self._end = self._start + seconds - reserve(seconds)
         self._written = self._said = 0.0
+        self._earlier: list[Record] = []
+        """What an earlier try of the current item found."""
         self.results: Record = {"seconds": seconds, "rehearsal": rehearse, "machine": {}, "steps": {}}
         for step in steps:
             self.results["steps"][step.name] = {
@@ -151,6 +153,10 @@ class Conductor:
             return f"{current}: did not end after its last word"
         finally:
             _kill(process)
+            again, others = _parted(found["records"], current)
+            if len(again) < len(self._earlier):
+                found["records"] = others + self._earlier
+            self._earlier = []
         if code == LOST:
             return f"{current}: the GPU answered no more"
         return "" if code in (0, AGAIN) else f"{current}: crashed ({_reason(code)})"
@@ -172,7 +178,7 @@ class Conductor:
         found, item = self.results["steps"][step.name], message["item"]
         if message.get("state") == "begun" and item in found["left"]:
             found["left"].remove(item)
-            found["records"] = [record for record in found["records"] if record["item"] != item]
+            self._earlier, found["records"] = _parted(found["records"], item)
             return item
         if "record" in message:
             record = message["record"]
@@ -200,6 +206,12 @@ class Conductor:
         path.with_suffix(".new").write_text(text)
         path.with_suffix(".new").replace(path)
         self._written = time.monotonic()
+
+
+def _parted(records: Sequence[Record], item: str) -> tuple[list[Record], list[Record]]:
+    """The records of an item, and the others."""
+    own = [record for record in records if record["item"] == item]
+    return own, [record for record in records if record["item"] != item]
 
 
 def outline(found: Record) -> str:

@@ -63,7 +63,7 @@ class Stage:
     @property
     def row_facts(self) -> Record:
         """What goes into each row of a CSV beside what was measured."""
-        apart = ("target", "workers", "memory_gib", "multiprocessors", "capability")
+        apart = ("target", "workers", "memory_gib", "multiprocessors")
         own = {key: value for key, value in self.facts.items() if key not in apart}
         return {"quick": self.rehearse, **own}
 

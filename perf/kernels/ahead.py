@@ -94,8 +94,9 @@ def compile_task(
     if describes and target[0] == "cuda":
         from perf.kernels import compiled
 
-        facts = compiled.described(kernels[-1], f"sm_{target[1]}")
-        result |= {key: value for key, value in facts.items() if key != "code"}
+        with contextlib.suppress(Exception):  # not every Triton brings the tools that read machine code
+            facts = compiled.described(kernels[-1], f"sm_{target[1]}")
+            result |= {key: value for key, value in facts.items() if key != "code"}
     return result
 
 
