@@ -260,6 +260,7 @@ def speed_rows():
         for provider, (median, graph) in ms.items():
             row = {"workload": workload, "map": map_name, "pass": pass_name, "status": "ok", "samples": 20}
             row |= {"provider": provider.replace("_", "-"), "shape": "1x1", "size": "1", "dtype": "float32"}
+            row["peak_mib"] = 10.0 if provider == "operator" else 40.0
             rows.append(row | {"layout": "NCHW", "median_ms": median, "graph_ms": graph, "roofline": 0.5})
 
     none = float("nan")
@@ -303,6 +304,7 @@ class TestOutcome:
         text = outcome.text(run_of(), files.normal(speed_rows()))
         assert "RIGHT; passed: " in text
         assert "slower than the eager pair in 1 of 3 rows\n  digits-28 identity forward 0.50x\n" in text
+        assert "\npeak memory of a call: 25% to 25% of the eager pair's\n" in text
         digits = next(line for line in text.splitlines() if "digits-28" in line)
         assert digits.split()[2:5] == ["0.1000", "0.50x", "5.00x"]
         assert text.endswith("all was reached, 300 of 480 s used")

@@ -195,7 +195,7 @@ def _speeds(table: pd.DataFrame | None, is_rehearsal: bool) -> Iterator[str]:
                 "ms: a call of the operator. 2.00x: the operator is twice as fast as F.affine_grid, then",
                 "F.grid_sample (eager); that in CUDA graphs; with align_corners (corners); with a broadcast",
                 "grid; torch.compile. Geometric means over the maps. roofline: of the copy bandwidth.",
-                *([] if is_rehearsal else [count, *losses]),
+                *([] if is_rehearsal else [count, *losses, *_memory(table)]),
             )
         )
     failed = table[(table["status"] == FAILED) & (table["provider"] != OPERATOR)]
@@ -215,6 +215,15 @@ def _speeds(table: pd.DataFrame | None, is_rehearsal: bool) -> Iterator[str]:
                 "Above 1 the gather is faster. Of CUDA graphs where calls are short: without the host.",
             )
         )
+
+
+def _memory(table: pd.DataFrame) -> Iterator[str]:
+    """The range of peak memory over the workloads, where it was measured."""
+    rows = table[timed(table) & ~_is_backward(table)].drop_duplicates([*CELL, "provider"], keep="last")
+    peaks = rows.pivot(index=CELL, columns="provider", values="peak_mib").reindex(columns=[OPERATOR, EAGER])
+    shares = (peaks[OPERATOR] / peaks[EAGER]).dropna()
+    if len(shares):
+        yield f"peak memory of a call: {shares.min():.0%} to {shares.max():.0%} of the eager pair's"
 
 
 _RIVALS = (
