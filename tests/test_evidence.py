@@ -15,6 +15,8 @@ import pytest
 pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
 
+import crew_tasks
+
 from perf import files
 from perf.__main__ import main
 from perf.evidence import crew, outcome, picture, profiling, steps
@@ -43,6 +45,13 @@ H100 = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _processes_run_at_full_speed(monkeypatch):
+    """Coverage would follow interpreted kernels into them, at half the speed."""
+    for name in ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START"):
+        monkeypatch.delenv(name, raising=False)
+
+
 def conduct(out, *chosen, seconds=480.0):
     conductor = Conductor(chosen, seconds, out, rehearse=True, say=lambda text: None)
     conductor.run()
@@ -62,16 +71,10 @@ class TestConductor:
         assert found["left"] == []
         assert "Traceback" in (tmp_path / "evidence.log").read_text()
 
-    def test_a_hang_costs_its_item_and_its_process_is_killed(self, tmp_path):
-        (found,) = conduct(tmp_path, replace(HANG, patience=0.4))
-        assert found["status"] == "hang: stopped, no word for 2 s"
-        assert [record["item"] for record in found["records"]] == ["before", "after"]
-        assert not _running("perf.evidence.worker hang")
-
     def test_the_end_of_the_time_stops_a_step_and_leaves_what_was_found(self, tmp_path):
         began = time.monotonic()
-        (found,) = conduct(tmp_path, replace(HANG, patience=1000), seconds=20)
-        assert 17 < time.monotonic() - began < 40
+        (found,) = conduct(tmp_path, replace(HANG, patience=1000), seconds=15)
+        assert 13 < time.monotonic() - began < 40
         assert found["status"] == ENDED
         assert [record["item"] for record in found["records"]] == ["before"]
         assert found["left"] == ["hang", "after"]
@@ -122,43 +125,22 @@ def _running(words):
     return words in listing.stdout
 
 
-def crew_task(number):
-    if number == 3:
-        os._exit(1)
-    if number == 5:
-        raise ValueError("five")
-    return number**2
-
-
 def test_a_crew_loses_the_task_that_crashes_and_no_other():
-    found = dict(crew.each(crew_task, range(8), 2))
+    found = dict(crew.each(crew_tasks.square, range(8), 2))
     assert isinstance(found.pop(3), RuntimeError)
     assert str(found.pop(5)) == "five"
     assert found == {n: n**2 for n in (0, 1, 2, 4, 6, 7)}
 
 
-def crew_process(number):
-    if number == 10:
-        os._exit(1)
-    return os.getpid()
-
-
 def test_after_a_crash_a_crew_goes_on_side_by_side():
-    found = dict(crew.each(crew_process, range(40), 2))
+    found = dict(crew.each(crew_tasks.process, range(40), 2))
     assert len(found) == 40
     processes = {process for process in found.values() if isinstance(process, int)}
     assert len(processes) <= 2 + 2 + 1  # before, after, and what ran beside the crash, alone
 
 
-def crew_spoilt(number):
-    crew_spoilt.calls = getattr(crew_spoilt, "calls", 0) + 1
-    if crew_spoilt.calls > 2:
-        raise crew.SpoiltError("this process has done its share")
-    return number
-
-
 def test_a_task_that_a_spoilt_process_refuses_is_done_in_another():
-    assert sorted(crew.each(crew_spoilt, range(7), 1)) == [(n, n) for n in range(7)]
+    assert sorted(crew.each(crew_tasks.spoilt, range(7), 1)) == [(n, n) for n in range(7)]
 
 
 def test_as_many_processes_as_the_memory_of_a_gpu_holds():
@@ -181,7 +163,6 @@ def test_what_is_compiled_ahead_is_what_calls_launch(tmp_path):
 
     target = ("cuda", 90, 32)
     chosen = [w for w in subjects.compared() if w.name in ("fp32", "channels-last-64-bf16")]
-    chosen = [*chosen, next(w for w in subjects.TELLING if w.name == "crops-7")]
     tasks = ahead.tasks_of(chosen, compiling.MAIN_PASSES)
     tasks.append(ahead.Task(chosen[0], "backward", None, provider=SCATTER))
     for task in tasks:
@@ -387,10 +368,8 @@ class TestCommand:
             assert float(lines[step.name][1]) > 0
             assert float(lines[step.name][3]) > 0
         assert "cut" not in lines["compare"]
+        assert "cut" in lines["further"]
         assert "on 16 cores" in printed
-        assert main(["evidence", "--plan", "--cores", "1", "--minutes", "1"]) == 0
-        printed = capsys.readouterr().out
-        assert "cut" in next(line for line in printed.splitlines() if line.startswith("compile"))
 
     def test_files_of_another_command_are_left_alone(self, tmp_path, capsys):
         (tmp_path / "speed.csv").write_text("mine")
@@ -400,8 +379,8 @@ class TestCommand:
         assert "has speed.csv of another command" in capsys.readouterr().err
         assert (tmp_path / "speed.csv").read_text() == "mine"
 
-    @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-    def test_an_interrupted_run_says_so_and_leaves_no_process(self, tmp_path, how):
+    def test_an_interrupted_run_says_so_and_leaves_no_process(self, tmp_path):
+        """By the loss of its terminal, which is handled as Ctrl-C and a request to end are."""
         command = [sys.executable, "-m", "perf", "evidence", "--rehearse", "--out", str(tmp_path)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         process = subprocess.Popen(command, cwd=ROOT, **pipes)
@@ -409,7 +388,7 @@ class TestCommand:
             if "compile: " in line:
                 break
         time.sleep(1)
-        process.send_signal(how)
+        process.send_signal(signal.SIGHUP)
         printed, _ = process.communicate(timeout=60)
         assert process.returncode == 130
         assert "  compile: interrupted" in printed
@@ -440,11 +419,12 @@ def test_the_whole_of_it_rehearsed(tmp_path, capfd):
         assert own["left"] == []
         assert own["records"]
         assert all(record["ok"] for record in own["records"]), (step.name, own["records"])
-    assert "RIGHT; passed: compare 9 of 9, behaviour 10 of 10, check 1 of 1, tests" in printed.out
+    assert "RIGHT; passed: compare 5 of 5, behaviour 10 of 10, check 1 of 1, tests" in printed.out
     assert "A REHEARSAL: kernels interpreted on a CPU" in printed.out
     assert "  crash: crash: crashed (SIGABRT) (as it should" in printed.out
     assert "  hang: hang: stopped, no word for" in printed.out
     assert len(printed.out.splitlines()) < 50
+    assert not _running(f"--out {out}")
     assert (out / "summary.txt").read_text().strip() == printed.out.strip()
     assert (out / "evidence.png").exists()
     table = files.read_speed(out / "speed.csv")
