@@ -43,8 +43,8 @@ class Plan:
     skipped: Mapping[str, str] = field(default_factory=dict)
     """Providers that do not run, and why."""
     own_effort: measure.Effort | None = None
-    replays_below_ms: float = _SMALL_MS
-    """Where the fastest provider takes less, CUDA graphs are timed too."""
+    replays_below_ms: float | None = None
+    """Where the fastest provider takes less, CUDA graphs are timed too; None for 0.2 ms."""
 
     @property
     def effort(self) -> measure.Effort:
@@ -215,7 +215,7 @@ class _Case:
         for row in rows.values():
             if EAGER in rows:
                 row["speedup"] = rows[EAGER]["median_ms"] / row["median_ms"]
-        most = self._plan.replays_below_ms
+        most = self._plan.replays_below_ms or _SMALL_MS
         is_small = min((row["median_ms"] for row in rows.values()), default=most) < most
         if device.type == "cuda" and pass_name in _GRAPH_PASSES and is_small:
             # What a library does besides may not be capturable, and a capture that fails ends all of them.
