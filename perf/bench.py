@@ -29,7 +29,7 @@ from stn_triton import tables
 
 _NO_COMPILE = "a quick run has no time to compile; name it with --providers"
 _DRAWING = {"plot": "perf.plot", "report": "perf.report", "photograph": "perf.measuring.photograph"}
-_WRITTEN = r"(speed|roofline|scaling|memory)\b.*\.(csv|png|svg)|report\.html|photograph\.png"
+_WRITTEN = re.compile(r"(speed|roofline|scaling|memory)\b.*\.(csv|png|svg)|report\.html|photograph\.png")
 """Names of files that `bench` writes; those of `tune`, which may share the directory, are none of them."""
 
 
@@ -123,7 +123,7 @@ def set_aside(out: Path) -> list[Path]:
     Raises:
         UsageError: ``previous`` cannot be a directory.
     """
-    old = list(_files(out))
+    old = list(_written(out))
     if not old:
         return []
     previous = out / "previous"
@@ -131,7 +131,7 @@ def set_aside(out: Path) -> list[Path]:
         previous.mkdir(exist_ok=True)
     except OSError as error:
         raise UsageError(f"--out: cannot make the directory {previous}: {error.strerror}") from None
-    for path in _files(previous):
+    for path in _written(previous):
         path.unlink()
     return [path.replace(previous / path.name) for path in old]
 
@@ -154,8 +154,8 @@ A message of an error may stand in the column `reason`; your home directory is w
     )
 
 
-def _files(directory: Path) -> Iterator[Path]:
-    return (p for p in sorted(directory.iterdir()) if p.is_file() and re.fullmatch(_WRITTEN, p.name))
+def _written(directory: Path) -> Iterator[Path]:
+    return (p for p in sorted(directory.iterdir()) if p.is_file() and _WRITTEN.fullmatch(p.name))
 
 
 def _no_rows(plan: suite.Plan) -> str:

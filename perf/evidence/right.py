@@ -32,7 +32,7 @@ def compare(item: str, stage: Stage) -> Iterator[Record]:
 
 
 def check(item: str, stage: Stage) -> Iterator[Record]:
-    """The rows of ``python -m stn_triton check --quick``, side by side; each compiles what it needs."""
+    """The rows of ``python -m stn_triton check --quick``, side by side, with kernels that are compiled."""
     from stn_triton.check.rows import ROWS
 
     names = [row.name for row in ROWS]

@@ -9,12 +9,11 @@ import importlib.util
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from perf.evidence import crew
+from perf.evidence.conductor import ROOT
 from perf.evidence.stage import Record, Stage
 
-ROOT = Path(__file__).resolve().parents[2]
 GPU_TESTS = "tests/test_gpu.py"
 REHEARSED, REHEARSED_LARGE = "tests/test_files.py", "directory"
 """What a rehearsal runs: tests that need no GPU."""
