@@ -18,12 +18,14 @@ Compiled code calls the operator: PyTorch would be wrong for Functions under ``t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
-from torch.autograd.function import Function
+from torch.autograd.function import Function, _SingleLevelFunction
 
 from stn_triton import batching, ops
 from stn_triton.reference_tangent import linear_tangents
@@ -78,20 +80,55 @@ def _call(
         if transform == torch._C._functorch.TransformType.Functionalize:  # it has no rule for Functions
             return op(*arguments)
         return function.apply(*arguments)
-    return _eager_call(op, eager, arguments)
+    # Where nothing else could want to see the call, without the dispatcher: it takes arguments to C++ and
+    # back, a fifth of the call's host time.
+    device = arguments[0].device.type
+    if device in ops.direct and _is_plain(arguments, device):
+        return _eager_call(ops.direct[device][op], eager, arguments)
+    return _eager_call(op, eager, unwrap_dead_wrappers(arguments))  # of transforms that have ended
 
 
-def _eager_call(op: torch._ops.OpOverload, eager: type[Function], arguments: Sequence[object]) -> object:
+def _eager_call(
+    call: Callable[..., object], eager: type[_SingleLevelFunction], arguments: Sequence[object]
+) -> object:
     is_recorded = forward_ad._current_level >= 0
     if torch.is_grad_enabled() and not is_recorded:
         is_recorded = any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
-    return eager.apply(*arguments) if is_recorded else _below_autograd(op, arguments)
+    return eager.apply(*arguments, call) if is_recorded else _below_autograd(call, arguments)
 
 
-def _below_autograd(op: torch._ops.OpOverload, arguments: Sequence[object]) -> object:
-    """What is registered for autograd would only find out that there is nothing to record."""
+def _below_autograd(call: Callable[..., object], arguments: Sequence[object]) -> object:
+    """A call without autograd, which would only find that there is nothing to record."""
     with torch._C._AutoDispatchBelowAutograd():
-        return op(*arguments)
+        return call(*arguments)
+
+
+def _is_plain(arguments: Sequence[object], device: str) -> bool:
+    """Whether all tensors are ordinary ones on a device, and no mode, profiler or tracer is active."""
+    if (
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._autograd._profiler_enabled()
+        or torch._C._get_tracing_state() is not None
+    ):
+        return False
+    keys = _plain_keys(device)
+    tensors = [a for a in arguments if isinstance(a, Tensor)]
+    return not any(
+        type(t) not in _PLAIN_TYPES or torch._C._dispatch_keys(t).raw_repr() not in keys for t in tensors
+    )
+
+
+_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+
+
+@functools.cache
+def _plain_keys(device: str) -> frozenset[int]:
+    """The dispatch keys of ordinary tensors: not sparse, not negated, not a transform's, of no subclass."""
+    kinds = [torch.empty(0, device=device)]
+    with torch.inference_mode():
+        kinds.append(torch.empty(0, device=device))
+    return frozenset(torch._C._dispatch_keys(tensor).raw_repr() for tensor in kinds)
 
 
 def _refuse_forward_mode(arguments: Sequence[object]) -> None:
@@ -143,7 +180,7 @@ def _gradients_moved(
     return _wanted(sample_backward(*arguments), mask)
 
 
-def _wanted(grads: Sequence[Tensor], mask: Sequence[bool]) -> tuple[Tensor | None, ...]:
+def _wanted(grads: Sequence[Tensor | None], mask: Sequence[bool]) -> tuple[Tensor | None, ...]:
     return tuple(grad if is_wanted else None for grad, is_wanted in zip(grads, mask, strict=True))
 
 
@@ -271,15 +308,24 @@ class _TangentBackward(Function):
         raise NotImplementedError("affine_grid_sample has no third derivative")
 
 
-def _without_setup_context(function: type[Function], op: torch._ops.OpOverload) -> type[Function]:
-    """The same for eager mode: ``torch.func`` refuses it, and it costs half as much."""
+def _without_setup_context(function: type[Function]) -> type[_SingleLevelFunction]:
+    """The same for eager mode. ``torch.func`` refuses it, and it costs half as much.
+
+    Its last argument is what computes the result: the operator, or its implementation.
+    """
 
     def forward(ctx, *arguments):
+        *arguments, call = arguments
         function.setup_context(ctx, arguments, None)
-        return _below_autograd(op, arguments)
+        result = _below_autograd(call, arguments)
+        return ops.filled(result, *arguments[1:3]) if function.kind.is_gradient else result
 
-    body = {"forward": forward, "backward": function.backward, "jvp": function.jvp}
-    return type(function.__name__, (Function,), {name: staticmethod(f) for name, f in body.items()})
+    def backward(ctx, *grads):
+        return *function.backward(ctx, *grads), None
+
+    body = {"forward": forward, "backward": backward, "jvp": function.jvp}
+    functions = {name: staticmethod(f) for name, f in body.items()}
+    return type(function.__name__, (_SingleLevelFunction,), functions)
 
 
 def _autograd_kernel(op: torch._ops.OpOverload, eager: type[Function]) -> Callable[..., object]:
@@ -287,10 +333,10 @@ def _autograd_kernel(op: torch._ops.OpOverload, eager: type[Function]) -> Callab
     return lambda *arguments: _eager_call(op, eager, arguments)
 
 
-_EagerSample = _without_setup_context(_Sample, ops.affine_grid_sample)
-_EagerSampleBackward = _without_setup_context(_SampleBackward, ops.affine_grid_sample_backward)
-_EagerTangent = _without_setup_context(_Tangent, ops.affine_grid_sample_tangent)
-_EagerTangentBackward = _without_setup_context(_TangentBackward, ops.affine_grid_sample_tangent_backward)
+_EagerSample = _without_setup_context(_Sample)
+_EagerSampleBackward = _without_setup_context(_SampleBackward)
+_EagerTangent = _without_setup_context(_Tangent)
+_EagerTangentBackward = _without_setup_context(_TangentBackward)
 
 for _op, _function, _eager in (
     (ops.affine_grid_sample, _Sample, _EagerSample),

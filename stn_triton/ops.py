@@ -47,7 +47,10 @@ def _launch() -> ModuleType:
 
 
 def _implementations(plain: Callable[[], ModuleType], tangent: Callable[[], ModuleType]):
-    """The four operators on modules of the package, which know a spline by its matrix."""
+    """The four operators on modules of the package, which know a spline by its matrix.
+
+    A gradient that was not asked for is None.
+    """
 
     def forward(input, theta, fill, image_index, size, *options):
         options = _options(options)
@@ -60,7 +63,7 @@ def _implementations(plain: Callable[[], ModuleType], tangent: Callable[[], Modu
         limits.check(input, theta.shape[0], grad_output.shape[2:], options.antialias)
         matrices = _matrices(input, theta, options)
         grads = plain().backward(grad_output, input, matrices, options, mask, fill, image_index)
-        return _fill_unwanted(_of_theta(grads, theta, options), input, theta)
+        return _of_theta(grads, theta, options)
 
     def forward_tangent(input, theta, fill, image_index, d_input, d_theta, d_fill, size, *options):
         options = _options(options)
@@ -76,7 +79,7 @@ def _implementations(plain: Callable[[], ModuleType], tangent: Callable[[], Modu
         tangents = Tangents(d_input, _directions(input, d_theta, options), d_fill)
         rest = (options, mask, fill, image_index, tangents)
         grads = tangent().backward(grad_output, input, _matrices(input, theta, options), *rest)
-        return _fill_unwanted(_of_theta(grads, theta, options), input, theta)
+        return _of_theta(grads, theta, options)
 
     return forward, backward, forward_tangent, backward_tangent
 
@@ -106,7 +109,16 @@ def _of_theta(grads: tuple[Tensor | None, ...], theta: Tensor, options: Options)
     return grad_input, grad_theta, grad_fill
 
 
-def _fill_unwanted(grads: Sequence[Tensor | None], input: Tensor, theta: Tensor) -> tuple[Tensor, ...]:
+def _filling(implementation: Callable[..., object]) -> Callable[..., object]:
+    """An operator of an implementation of gradients."""
+
+    def operator(grad_output, input, theta, *rest):
+        return filled(implementation(grad_output, input, theta, *rest), input, theta)
+
+    return operator
+
+
+def filled(grads: Sequence[Tensor | None], input: Tensor, theta: Tensor) -> tuple[Tensor, ...]:
     """An operator returns tensors: an empty one stands for a gradient that was not asked for."""
     likes = (input, theta, theta)
     return tuple(like.new_empty(0) if grad is None else grad for grad, like in zip(grads, likes, strict=True))
@@ -134,22 +146,34 @@ def _fake_backward(grad_output, input, theta, fill, image_index, *rest):
         theta.new_empty(theta.shape) if wanted[1] else None,
         fill.new_empty(fill.shape) if wanted[2] else None,
     )
-    return _fill_unwanted(grads, input, theta)
+    return filled(grads, input, theta)
 
 
-for _op, _cpu, _cuda, _fake in zip(
-    (
-        affine_grid_sample,
-        affine_grid_sample_backward,
-        affine_grid_sample_tangent,
-        affine_grid_sample_tangent_backward,
-    ),
-    _implementations(lambda: reference, lambda: reference_tangent),
-    _implementations(_launch, _launch),
-    (_fake_forward, _fake_backward, _fake_forward_tangent, _fake_backward),
-    strict=True,
+def operators(implementations: Sequence[Callable[..., object]]) -> dict[torch._ops.OpOverload, Callable]:
+    """What the dispatcher calls for each operator, given its four implementations."""
+    forward, backward, forward_tangent, backward_tangent = implementations
+    functions = (forward, _filling(backward), forward_tangent, _filling(backward_tangent))
+    return dict(zip(OPERATORS, functions, strict=True))
+
+
+OPERATORS = (
+    affine_grid_sample,
+    affine_grid_sample_backward,
+    affine_grid_sample_tangent,
+    affine_grid_sample_tangent_backward,
+)
+_CPU = _implementations(lambda: reference, lambda: reference_tangent)
+_CUDA = _implementations(_launch, _launch)
+direct = {
+    "cpu": dict(zip(OPERATORS, _CPU, strict=True)),
+    "cuda": dict(zip(OPERATORS, _CUDA, strict=True)),
+}
+"""The implementations by device and operator, for calls that need nothing of the dispatcher."""
+
+for _key, _all in (("CPU", _CPU), ("CUDA", _CUDA)):
+    for _op, _function in operators(_all).items():
+        library.impl(_op.name().removesuffix(".default"), _function, _key)
+for _op, _fake in zip(
+    OPERATORS, (_fake_forward, _fake_backward, _fake_forward_tangent, _fake_backward), strict=True
 ):
-    _name = _op.name().removesuffix(".default")
-    library.impl(_name, _cpu, "CPU")
-    library.impl(_name, _cuda, "CUDA")
-    torch.library.register_fake(_name, _fake, lib=library)
+    torch.library.register_fake(_op.name().removesuffix(".default"), _fake, lib=library)

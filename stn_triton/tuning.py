@@ -36,6 +36,10 @@ _lock = threading.Lock()
 _loading = threading.Lock()
 _tables: dict[str, dict[Bucket, Config]] = {}
 _chooser: Chooser | None = None
+LANES_C = 16
+"""Channels from which on lanes run over channels, where these lie side by side."""
+epoch = 0
+"""Grows whenever a later call may get other block sizes than an earlier one for the same bucket."""
 
 
 class Bucket(NamedTuple):
@@ -236,6 +240,11 @@ def choosing(chooser: Chooser) -> Iterator[None]:
         yield
     finally:
         _chooser = before
+
+
+def is_choosing() -> bool:
+    """Whether block sizes are left to the function of `choosing`."""
+    return _chooser is not None
 
 
 def configuration(bucket: Bucket, device: torch.device, run: Launch) -> Config:

@@ -174,9 +174,9 @@ def _autograd_is_excluded():
 def _gradients_stay_on(request):
     """A test that leaves them off makes others fail, far away.
 
-    In one of about ten long runs PyTorch from 2.14 on (not 2.11, not 2.13) leaves the dispatcher without autograd in
-    the midst of a test, also of tests that neither call an operator of this package nor compile anything; why
-    is not known. Such a run says so and goes on with autograd.
+    In one of about ten long runs PyTorch from 2.14 on (not 2.11, not 2.13) leaves the dispatcher without
+    autograd in the midst of a test, also of tests that neither call an operator of this package nor compile
+    anything; why is not known. Such a run says so and goes on with autograd.
     """
     yield
     was_on = torch.is_grad_enabled()
@@ -187,6 +187,14 @@ def _gradients_stay_on(request):
             torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)
         warnings.warn(f"{request.node.nodeid} left autograd out of the dispatcher", stacklevel=1)
         assert torch.__version__ >= (2, 14)
+
+
+@pytest.fixture(autouse=True)
+def _plans_of_this_test():
+    """Tests put other kernels in place; a launch plan would go on with those of an earlier test."""
+    yield
+    if "stn_triton.plans" in sys.modules:
+        sys.modules["stn_triton.plans"].forget()
 
 
 @pytest.fixture

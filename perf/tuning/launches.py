@@ -42,17 +42,9 @@ Plan = dict[Bucket, Case]
 class OntoKernels(TorchDispatchMode):
     """Send the operators to the kernels on every device: to the interpreter on a CPU, dry on meta tensors."""
 
-    _OPERATORS = (
-        ops.affine_grid_sample,
-        ops.affine_grid_sample_backward,
-        ops.affine_grid_sample_tangent,
-        ops.affine_grid_sample_tangent_backward,
-    )
-
     def __init__(self) -> None:
         super().__init__()
-        kernels = ops._implementations(ops._launch, ops._launch)
-        self._implementations = dict(zip(self._OPERATORS, kernels, strict=True))
+        self._implementations = ops.operators(ops._implementations(ops._launch, ops._launch))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:
         return self._implementations.get(func, func)(*args, **(kwargs or {}))

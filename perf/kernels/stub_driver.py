@@ -1,0 +1,83 @@
+"""A CUDA driver that does nothing, so that Triton's own binder, compiler and launcher run without a GPU.
+
+Every call of the library that is built here succeeds. Triton takes it for a GPU of compute capability 9.0,
+compiles kernels for it and "launches" them on CPU tensors: its launcher reads every argument, asks for each
+pointer and calls ``cuLaunchKernelEx``, which returns. Nothing is computed. What the host does is all there:
+signatures, cache keys, and microseconds per launch, but for the driver's own.
+
+It needs a C compiler (`CC`, or gcc), as Triton itself does before version 3.7.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+ARCHITECTURE = (9, 0)
+_ATTRIBUTES = {1: 1024, 10: 32, 12: 65536, 16: 132, 97: 232448}
+"""Of an H100, by CUDA's numbers: threads of a block, lanes of a warp, registers of a block, multiprocessors,
+bytes of shared memory that a block may ask for. All others are 49152."""
+_SOURCE = r"""
+typedef unsigned long long address;
+static long launches = 0;
+int cuDriverGetVersion(int *v) {*v = 13000; return 0;}
+int cuDeviceGet(int *d, int ordinal) {*d = ordinal; return 0;}
+int cuDeviceGetAttribute(int *v, int attribute, int d) {
+  switch (attribute) {%s default: *v = 49152;}
+  return 0;}
+int cuCtxGetDevice(int *d) {*d = 0; return 0;}
+int cuCtxGetCurrent(void **c) {*c = (void *)1; return 0;}
+int cuCtxGetLimit(unsigned long *v, int limit) {*v = 0; return 0;}
+int cuDevicePrimaryCtxRetain(void **c, int d) {*c = (void *)1; return 0;}
+int cuFuncGetAttribute(int *v, int attribute, void *f) {*v = attribute ? 0 : 1024; return 0;}
+int cuGetErrorString(int e, const char **s) {*s = "none"; return 0;}
+int cuModuleGetFunction(void **f, void *m, const char *n) {*f = (void *)1; return 0;}
+int cuModuleLoadData(void **m, const void *i) {*m = (void *)1; return 0;}
+int cuPointerGetAttribute(address *v, int attribute, address p) {*v = p; return 0;}
+int cuOccupancyMaxActiveClusters(int *n, void *f, void *c) {*n = 1; return 0;}
+int cuLaunchKernelEx(void *c, void *f, void **p, void **e) {launches++; return 0;}
+long stub_launches(void) {return launches;}
+"""
+
+
+def _source(nvidia: Path) -> str:
+    """The library in C. Whatever else this version of Triton may call gets a function that succeeds."""
+    cases = " ".join(f"case {number}: *v = {value}; break;" for number, value in _ATTRIBUTES.items())
+    source = _SOURCE % cases
+    text = "".join(path.read_text() for path in nvidia.glob("driver.*"))
+    named = set(re.findall(r"\bcu[A-Z]\w+", text)) - set(re.findall(r"\bcu[A-Z]\w+", source))
+    return source + "".join(f"int {name}(void) {{return 0;}}\n" for name in sorted(named))
+
+
+@functools.cache
+def install() -> ctypes.CDLL:
+    """Make it Triton's driver in this process, for good. ``stub_launches()`` of what is returned counts.
+
+    Raises:
+        OSError: there is no C compiler.
+        subprocess.CalledProcessError: it does not compile.
+    """
+    import triton
+    from triton.backends.nvidia.driver import CudaDriver
+    from triton.runtime.driver import driver
+
+    folder = Path(tempfile.mkdtemp(prefix="stn_triton_stub_"))
+    source, library = folder / "stub.c", folder / "libcuda.so.1"
+    source.write_text(_source(Path(triton.__file__).parent / "backends" / "nvidia"))
+    flags = ["-O2", "-shared", "-fPIC", "-w", "-Wl,-soname,libcuda.so.1"]
+    command = [os.environ.get("CC", "gcc"), *flags, "-o", library, source]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    os.environ["TRITON_LIBCUDA_PATH"] = str(folder)
+    stub = ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)  # a later search for libcuda.so.1 finds this one
+    stub.stub_launches.restype = ctypes.c_long
+    active = CudaDriver()
+    active.get_current_device = lambda: 0
+    active.get_current_stream = lambda device: 0
+    active.get_device_capability = lambda device=0: ARCHITECTURE
+    driver.set_active(active)
+    return stub

@@ -1,0 +1,108 @@
+"""Launch plans: what calls of one kind have in common is worked out once.
+
+On every launch Triton binds some sixty arguments by name, derives from their values what compiled code may
+assume, and looks the compiled kernel up: 25 to 30 us of host time, more than PyTorch's two operators take for
+a whole call. All of it follows from shapes, strides, dtypes, options, the device, and the alignment of
+addresses. So a plan is kept for each set of such facts. In it a `Launch` keeps the arguments that are no
+pointers and, for each alignment, the compiled kernel. Each launch reads addresses and the current stream.
+
+Hooks that Triton calls before a launch, and settings that choose another compilation, take effect in plans
+made after they were set; profilers' hooks around launches always do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stn_triton import tuning
+
+MOST = 1024
+"""Plans that are kept, a few kilobytes each. When there are as many, all are dropped and made anew."""
+_plans: dict[Hashable, Any] = {}
+_IS_HIP = torch.version.hip is not None
+
+
+def facts_of(tensors: Iterable[Tensor | None]) -> list[Hashable]:
+    """What a plan depends on in tensors; addresses are looked at by each launch."""
+    return [None if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in tensors]
+
+
+def planned(facts: tuple[Hashable, ...], device: torch.device, make: Callable[[], Any]) -> Any:
+    """The plan for these facts: the one that is kept, or a new one.
+
+    None is kept whose block sizes are provisional: those of a call inside the capture of a CUDA graph, which
+    cannot search, and those that a caller of `tuning.choosing` tries.
+    """
+    if tuning.is_choosing():
+        return make()
+    key = (tuning.epoch, *facts)
+    plan = _plans.get(key)
+    if plan is None:
+        plan = make()
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return plan
+        if len(_plans) >= MOST:
+            _plans.clear()
+        _plans[key] = plan
+    return plan
+
+
+def forget() -> None:
+    """Drop all plans, for tests that put other kernels in place."""
+    _plans.clear()
+
+
+class Launch:
+    """A kernel with all that a launch needs but its tensors."""
+
+    __slots__ = ("_grid", "_kernel", "_names", "_numbers", "_options", "_partial", "_runners")
+
+    def __init__(
+        self,
+        kernel: Any,
+        programs: int,
+        numbers: Mapping[str, object],
+        options: Mapping[str, object],
+        partial: tuple[tuple[int, ...], torch.dtype] | None = None,
+    ) -> None:
+        """Take a Triton function, whose pointers come first, and the values of its other parameters.
+
+        ``partial`` is the shape and the dtype of the sums that its programs leave, if any.
+        """
+        self._kernel = kernel
+        self._grid = (programs, 1, 1)
+        self._names = [name for name in kernel.arg_names if name.endswith("_ptr")]
+        self._numbers = [numbers[name] for name in kernel.arg_names[len(self._names) :]]
+        self._options = options
+        self._partial = partial
+        self._runners: dict[tuple[bool, ...], Callable[..., None]] = {}
+
+    def __call__(self, tensors: dict[str, Tensor | None]) -> Tensor | None:
+        """Launch it on tensors by the names of their parameters; returns what programs leave to be summed."""
+        partial = None
+        if self._partial is not None:
+            shape, dtype = self._partial
+            partial = torch.empty(shape, dtype=dtype, device=tensors["theta_ptr"].device)
+            tensors["partial_ptr"] = partial
+        given = [tensors[name] for name in self._names]
+        addresses = [None if tensor is None else tensor.data_ptr() for tensor in given]
+        kind = tuple([address is None or address % 16 == 0 for address in addresses])
+        if _IS_HIP:  # there compiled code may assume small tensors
+            kind += tuple(t is None or t.untyped_storage().nbytes() < 2**31 for t in given)
+        run = self._runners.get(kind)
+        if run is not None:
+            run(*addresses, *self._numbers)
+        elif not tensors["theta_ptr"].is_meta:  # a dry run launches nothing
+            self._first(kind, given)
+        return partial
+
+    def _first(self, kind: tuple[bool, ...], given: list[Tensor | None]) -> None:
+        """By way of Triton's own launcher, which checks the tensors and compiles what is not compiled yet."""
+        arguments = dict(zip(self._kernel.arg_names, (*given, *self._numbers), strict=True))
+        compiled = self._kernel[self._grid[:1]](**arguments, **self._options)
+        if compiled is not None:  # an interpreted kernel returns nothing
+            self._runners[kind] = compiled[self._grid]
