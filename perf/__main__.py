@@ -18,7 +18,7 @@ Measure stn_triton's operator on the device at hand: a GPU if there is one, else
   evidence  what a GPU can show in eight minutes: is it right, how fast is it, what is to be changed
   tune      find the fastest block sizes for this GPU and write the table that the library uses
   static    compile every kernel without a GPU: registers, spills, occupancy, instructions per element
-  overhead  host time of a call: what checks and dispatch cost, without the arithmetic
+  overhead  host time of a call, launches included; seconds of a first call
   step      what spatial transformers cost in a training step of a network
   numerics  errors against fp64, beside the eager pair's, over dtypes and sizes
   plot      draw the charts of a result file again
@@ -202,10 +202,23 @@ def _overhead(commands) -> None:
         commands,
         "overhead",
         "host time of a call",
-        "Time a call whose arithmetic is left out: checks, dispatch and autograd, beside the eager pair's.",
-        "  python -m perf overhead\n  python -m perf overhead --device cuda   with Triton's launcher\n",
+        """\
+Time what the host does in a call, beside the eager pair: checks, dispatch, autograd and launches. Without a
+GPU Triton's launcher runs on a driver that does nothing: all but the driver's own microseconds are there.
+With --first-calls: seconds of the first training step of a new process, which compiles its kernels.
+""",
+        """\
+  python -m perf overhead
+  python -m perf overhead --device cuda
+  python -m perf overhead --first-calls                     of the workloads of `bench --quick`
+  python -m perf overhead --first-calls digits-28 --json
+""",
     )
     _device(parser)
+    parser.add_argument(
+        "--first-calls", nargs="*", metavar="WORKLOAD", help="seconds of first training steps instead"
+    )
+    parser.add_argument("--out", type=Path, metavar="CSV", help="where to write the table of first calls")
     _json(parser)
 
 

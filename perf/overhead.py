@@ -7,6 +7,8 @@ eager pair is all dispatch.
 Without a GPU the operator runs on CPU tensors through Triton's own launcher and a CUDA driver that does
 nothing (`perf/kernels/stub_driver.py`). So everything is there but what a GPU's driver takes for a launch,
 2 to 3 us: the operator has 1 in inference and 2 with the backward here, where PyTorch's pair has 11 and 24.
+
+``--first-calls`` has the seconds of the first training step of a new process whose caches are empty.
 """
 
 from __future__ import annotations
@@ -21,12 +23,15 @@ import time
 from collections.abc import Callable, Iterator
 from unittest import mock
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
-from perf import EXIT_OK, UsageError, environment
+from perf import EXIT_OK, UsageError, environment, first_call
 from perf.kernels import stub_driver
+from perf.measuring import workloads
 from stn_triton import affine_grid_sample, derivatives, ops, reference
 
 SIZE = (1, 1, 4, 4)
@@ -91,9 +96,35 @@ def measure(device: torch.device, rounds: int = 30, calls: int = 100) -> dict[st
     return {name: {p: min(values) for p, values in row.items()} for name, row in times.items()}
 
 
+def first_calls(args: argparse.Namespace, device: torch.device) -> int:
+    """Print the seconds of first training steps, each in a new process with empty caches."""
+    try:
+        chosen = workloads.choose(args.first_calls or None, torch.device("cuda"), not args.first_calls)
+    except ValueError as error:
+        raise UsageError(f"--first-calls: {error}") from None
+    names = [workload.name for workload in chosen]
+    facts = environment.facts(device)
+    rows = []
+    for name in tqdm(names, desc="first calls", file=sys.stderr, disable=None):
+        times = first_call.in_a_new_process(name, *["--stub"] * (device.type == "cpu"))
+        rows.append({"workload": name, **times, **facts})
+        if args.json:
+            print(json.dumps(rows[-1]), flush=True)
+    table = pd.DataFrame(rows)
+    if args.out:
+        table.to_csv(args.out, index=False)
+        print(f"written: {args.out}", file=sys.stderr)
+    if not args.json:
+        print(environment.summary(facts))
+        print(table.drop(columns=list(facts)).to_string(index=False))
+    return EXIT_OK
+
+
 def main(args: argparse.Namespace) -> int:
     """Print the host time of a call, in microseconds, and its ratio to the eager pair's."""
     device = environment.choose_device(args.device)
+    if args.first_calls is not None:
+        return first_calls(args, device)
     print("about ten seconds, and as many where the two kernels are not compiled yet ...", file=sys.stderr)
     with surroundings(device):
         rows = measure(device)

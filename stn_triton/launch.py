@@ -195,9 +195,7 @@ class _Backward:
             tensors["grad_output_ptr"] = tensors["grad_output_ptr"].contiguous(memory_format=self._copies)
         if needs_input:
             if self._is_indexed:
-                tensors["starts_ptr"], tensors["order_ptr"] = _by_image(
-                    tensors["image_index_ptr"], len(input)
-                )
+                tensors |= _by_image(tensors["image_index_ptr"], len(input))
             if self._reach is not None:
                 tensors |= self._reach(tensors)
             partial = self._gather(tensors)

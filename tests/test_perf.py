@@ -1,5 +1,6 @@
 """``python -m perf bench``: what it writes, what it refuses to time, and its exit codes."""
 
+import contextlib
 import json
 import os
 import re
@@ -7,7 +8,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +23,6 @@ from perf import bench, environment, overhead  # noqa: E402
 from perf.__main__ import main  # noqa: E402
 from perf.measuring import measure, passes, photograph, providers, results, suite, workloads  # noqa: E402
 from perf.measuring.maps import MAPS  # noqa: E402
-from stn_triton import reference  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -613,29 +612,56 @@ def test_quick_run_on_a_gpu(tmp_path, drawn):
 
 
 class TestOverhead:
-    @pytest.fixture(autouse=True)
-    def brief(self, monkeypatch):
-        monkeypatch.setattr(overhead, "measure", partial(overhead.measure, rounds=2, calls=3))
+    """In processes of their own: interpreted kernels have no launcher."""
 
-    def test_every_boundary_is_timed(self, capsys):
-        assert main(["overhead", "--device", "cpu"]) == 0
-        printed = capsys.readouterr().out
-        for name in overhead.PROVIDERS:
-            (line,) = [line for line in printed.splitlines() if line.startswith(name + "  ")]
-            times = [float(word) for word in re.findall(r"(\d+\.\d) \(", line)]
-            assert len(times) == len(overhead.PASSES)
-            assert all(0 < t < 1e5 for t in times)
+    @staticmethod
+    def run(*arguments, **variables):
+        environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | variables
+        command = [sys.executable, "-m", "perf", "overhead", "--device", "cpu", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
 
-    def test_json_is_all_that_is_printed(self, capsys):
-        assert main(["overhead", "--device", "cpu", "--json"]) == 0
-        printed = json.loads(capsys.readouterr().out)
+    def test_json_is_all_that_is_printed(self):
+        done = self.run("--json")
+        assert done.returncode == 0, done.stderr
+        printed = json.loads(done.stdout)
         assert set(printed["microseconds"]) == set(overhead.PROVIDERS)
+        for row in printed["microseconds"].values():
+            assert set(row) == set(overhead.PASSES)
+            assert all(0 < time < 1e5 for time in row.values())
         assert printed["torch"] == torch.__version__
 
-    def test_nothing_is_computed(self):
-        tensors = torch.randn(overhead.SIZE).requires_grad_(), torch.eye(2, 3)[None].requires_grad_()
-        with overhead.nothing_computed():
-            output = overhead.PROVIDERS["affine_grid_sample"](*tensors)
-            grads = torch.autograd.grad(output, tensors, torch.ones_like(output))
-        assert [t.shape for t in (output, *grads)] == [overhead.SIZE, overhead.SIZE, (1, 2, 3)]
-        assert "nothing_computed" not in reference.forward.__qualname__
+    def test_the_launcher_is_in_it(self, capsys, monkeypatch):
+        """As a table, of a measurement that is made up."""
+        rows = {
+            name: dict.fromkeys(overhead.PASSES, 10.0 * (i + 1)) for i, name in enumerate(overhead.PROVIDERS)
+        }
+        monkeypatch.setattr(overhead, "measure", lambda device: rows)
+        monkeypatch.setattr(overhead, "surroundings", lambda device: contextlib.nullcontext())
+        assert main(["overhead", "--device", "cpu"]) == 0
+        (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("affine_grid_sample ")]
+        assert re.findall(r"(\d+\.\d) \( *(\d+\.\d+)x\)", line) == [("20.0", "2.00")] * 3
+
+    def test_interpreted_kernels_have_no_launcher(self):
+        done = self.run(TRITON_INTERPRET="1")
+        assert done.returncode == 2
+        assert "TRITON_INTERPRET is set" in done.stderr
+
+    def test_no_compiler(self):
+        done = self.run(CC="/nowhere/cc")
+        assert done.returncode == 2
+        assert "needs a C compiler" in done.stderr
+
+    def test_a_first_step_compiles_two_kernels_and_is_done_in_seconds(self, tmp_path):
+        """Feature maps of 64 channels NCHW, from empty caches."""
+        path = tmp_path / "first.csv"
+        done = self.run("--first-calls", "features-64", "--json", "--out", str(path))
+        assert done.returncode == 0, done.stderr
+        row = json.loads(done.stdout)
+        assert row["kernels"] == 2
+        assert 0 < row["processor_s"] < 8
+        assert row["second_forward_s"] + row["second_backward_s"] < 0.1 * row["processor_s"]
+        assert pd.read_csv(path)["workload"].tolist() == ["features-64"]
+
+    def test_an_unknown_workload_is_named(self, capsys):
+        assert main(["overhead", "--device", "cpu", "--first-calls", "nothing"]) == 2
+        assert "nothing" in capsys.readouterr().err

@@ -5,17 +5,13 @@ Rows are those of `bench`, and go into the same kind of file, `speed.csv`.
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from tqdm import tqdm
 
-from perf import overhead
+from perf import first_call, overhead
 from perf.evidence import subjects, tests
 from perf.evidence.stage import Record, Stage
 from perf.files import FAILED, OPERATOR
@@ -102,9 +98,7 @@ def _rows(
 def host(item: str, stage: Stage) -> Iterator[Record]:
     """The host's time of a call; or the seconds until a process with an empty cache has its first results."""
     if item == "overhead":
-        with overhead.surroundings(stage.device):
-            effort = {"rounds": 3, "calls": 10} if stage.rehearse else {}
-            found = overhead.measure(stage.device, **effort)
+        found = overhead.measure(stage.device, **({"rounds": 3, "calls": 10} if stage.rehearse else {}))
         yield {"ok": True, "what": "microseconds of a call", "microseconds": found}
     else:
         yield _first_call(item, stage)
@@ -116,17 +110,10 @@ def _first_call(name: str, stage: Stage) -> Record:
     limit = min(FIRST_CALL_SECONDS, stage.seconds_left() - 1)
     if limit < LEAST_SECONDS:
         return {"ok": True, "what": what, "problem": "no time was left"}
-    with tempfile.TemporaryDirectory(prefix="stn_triton_") as folder:
-        own = {"TRITON_CACHE_DIR": f"{folder}/triton", "STN_TRITON_CACHE_DIR": f"{folder}/tables"}
-        environment = {k: v for k, v in os.environ.items() if k != "STN_TRITON_AUTOTUNE"} | own
-        command = [sys.executable, "-m", "perf.evidence.first_call", name]
-        command += ["--rehearse"] if stage.rehearse else []
-        try:
-            done = subprocess.run(
-                command, env=environment, stdout=subprocess.PIPE, text=True, timeout=limit, check=True
-            )
-        except subprocess.TimeoutExpired:
-            return {"ok": True, "what": what, "problem": f"no result after {limit:.0f} s", "over": limit}
-        except subprocess.CalledProcessError as error:
-            return {"ok": False, "what": what, "problem": f"exit code {error.returncode}, see the log"}
-    return {"ok": True, "what": what, **json.loads(done.stdout.splitlines()[-1])}
+    try:
+        times = first_call.in_a_new_process(name, *["--rehearse"] * stage.rehearse, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return {"ok": True, "what": what, "problem": f"no result after {limit:.0f} s", "over": limit}
+    except subprocess.CalledProcessError as error:
+        return {"ok": False, "what": what, "problem": f"exit code {error.returncode}, see the log"}
+    return {"ok": True, "what": what, **times}

@@ -40,8 +40,14 @@ int cuModuleGetFunction(void **f, void *m, const char *n) {*f = (void *)1; retur
 int cuModuleLoadData(void **m, const void *i) {*m = (void *)1; return 0;}
 int cuPointerGetAttribute(address *v, int attribute, address p) {*v = p; return 0;}
 int cuOccupancyMaxActiveClusters(int *n, void *f, void *c) {*n = 1; return 0;}
-int cuLaunchKernelEx(void *c, void *f, void **p, void **e) {launches++; return 0;}
+static address last[4];
+int cuLaunchKernelEx(void *config, void *f, void **arguments, void **e) {
+  last[0] = *(address *)((char *)config + 32);
+  for (int i = 0; i < 3; i++) last[i + 1] = *(address *)arguments[i];
+  launches++;
+  return 0;}
 long stub_launches(void) {return launches;}
+address stub_last(int i) {return last[i];}
 """
 
 
@@ -56,7 +62,11 @@ def _source(nvidia: Path) -> str:
 
 @functools.cache
 def install() -> ctypes.CDLL:
-    """Make it Triton's driver in this process, for good. ``stub_launches()`` of what is returned counts.
+    """Make it Triton's driver in this process, for good.
+
+    Returns:
+        The library. ``stub_launches()`` counts launches; ``stub_last(0)`` is the stream of the last, and
+        ``stub_last(1)`` to ``stub_last(3)`` are its first arguments, pointers.
 
     Raises:
         OSError: there is no C compiler.
@@ -75,6 +85,7 @@ def install() -> ctypes.CDLL:
     os.environ["TRITON_LIBCUDA_PATH"] = str(folder)
     stub = ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)  # a later search for libcuda.so.1 finds this one
     stub.stub_launches.restype = ctypes.c_long
+    stub.stub_last.restype = ctypes.c_ulonglong
     active = CudaDriver()
     active.get_current_device = lambda: 0
     active.get_current_stream = lambda device: 0

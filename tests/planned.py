@@ -1,0 +1,134 @@
+"""Calls through launch plans and Triton's own launcher, on a driver that does nothing; for `test_plans.py`.
+
+Run as a process of its own, without Triton's interpreter; prints a JSON object of what was seen.
+"""
+
+import json
+
+import torch
+
+from perf.kernels import stub_driver
+
+STUB = stub_driver.install()
+
+import triton  # noqa: E402
+
+from stn_triton import launch, tuning  # noqa: E402
+
+CHANNELS_LAST = torch.channels_last
+THETA = torch.eye(2, 3)[None]
+
+
+def compiled(kernel):
+    """The kernels that Triton has compiled for a function, in order."""
+    return list(kernel.device_caches[0][0].values())
+
+
+def launches(call):
+    before = STUB.stub_launches()
+    call()
+    return STUB.stub_launches() - before
+
+
+def repeated():
+    """The second call launches as the first does, without Triton's binder."""
+    image = torch.zeros(1, 3, 8, 8)
+    run = triton.runtime.jit.JITFunction.run
+    counts, bound = [], []
+    triton.runtime.jit.JITFunction.run = lambda *args, **kwargs: bound.append(1) or run(*args, **kwargs)
+    for _ in range(3):
+        counts.append(launches(lambda: launch.backward(image, image, THETA)))
+    triton.runtime.jit.JITFunction.run = run
+    return {"launches": counts, "bound": len(bound)}
+
+
+def addresses():
+    """Tensors that came later, one where another was freed: the launch has theirs."""
+    seen = []
+    for _ in range(4):
+        image, theta = torch.zeros(1, 3, 8, 8), THETA.clone()
+        output = launch.forward(image, theta, (8, 8))
+        expected = [t.data_ptr() for t in (output, image, theta)]
+        seen.append([STUB.stub_last(i) for i in (1, 2, 3)] == expected)
+        if _ % 2:
+            del image, theta, output
+    return seen
+
+
+def alignments():
+    """A view that begins 4 bytes later needs another kernel; either is found again."""
+    memory = torch.zeros(3 * 8 * 8 + 1)
+    even, odd = (memory[i : i + 192].view(1, 3, 8, 8) for i in (0, 1))
+    counts, first = [], len(compiled(launch.forward_kernel))
+    for image in (even, odd, even, odd):
+        launch.forward(image, THETA, (8, 8))
+        counts.append(len(compiled(launch.forward_kernel)) - first)
+    return counts
+
+
+def streams():
+    from triton.runtime.driver import driver
+
+    seen = []
+    for stream in (0, 77, 5, 0):
+        driver.active.get_current_stream = lambda device, stream=stream: stream
+        launch.forward(torch.zeros(1, 1, 6, 6), THETA, (6, 6))
+        seen.append(STUB.stub_last(0))
+    return seen
+
+
+def configurations():
+    """Block sizes of before a change of the epoch are not used after it."""
+    image = torch.zeros(1, 4, 32, 32)
+    real, seen = tuning.configuration, []
+    for tile in (8, 16):
+        tuning.configuration = lambda bucket, device, run, tile=tile: {
+            **tuning.default(bucket),
+            "BLOCK_H": tile,
+            "BLOCK_W": tile,
+        }
+        tuning.epoch += 1
+        for _ in range(2):
+            launch.forward(image, THETA, (32, 32))
+        seen.append(compiled(launch.forward_kernel)[-1].src.constants[named("BLOCK_H")])
+    tuning.configuration = real
+    return seen
+
+
+def named(name, kernel=launch.forward_kernel):
+    return (kernel.arg_names.index(name),)
+
+
+def layouts():
+    """Gradients as PyTorch makes them, beside images of the other memory format.
+
+    Of each: whether the gradient was copied, the stride of its pixels in the kernel (1 if compiled in),
+    and the channels that lie in neighbouring lanes.
+    """
+    kernel, seen = launch.backward_kernel, {}
+    shape = (4, 64, 16, 16)
+    nchw = torch.zeros(shape)
+    last = nchw.contiguous(memory_format=CHANNELS_LAST)
+    grads = {
+        "flatten": nchw,
+        "convolution": last,
+        "sum": torch.ones(()).expand(shape),
+        "mean": torch.ones(4, 64, 1, 1).expand(shape),
+    }
+    for name, image in {"nchw": nchw, "channels_last": last}.items():
+        for source, grad in grads.items():
+            kernel.device_caches.clear()
+            launch.plans.forget()
+            launch.backward(grad, image, THETA.expand(4, 2, 3), output_mask=(True, False, False))
+            constants = compiled(kernel)[-1].src.constants
+            seen[f"{name} {source}"] = {
+                "copied": grad.data_ptr() not in [STUB.stub_last(i) for i in (1, 2, 3)],
+                "run": constants[named("RUN_C", kernel)],
+                "stride_w": constants.get(named("grad_output_stride_w", kernel)),
+            }
+    return seen
+
+
+CHECKS = (repeated, addresses, alignments, streams, configurations, layouts)
+if __name__ == "__main__":
+    print(json.dumps({check.__name__: check() for check in CHECKS}))

@@ -1,0 +1,154 @@
+"""Launch plans: kept for what repeats, and noticed where something else comes."""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from stn_triton import launch, plans, tuning
+from stn_triton.options import Options
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    """What `planned.py` prints."""
+    pytest.importorskip("pandas")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
+    command = [sys.executable, str(Path(__file__).parent / "planned.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+class TestThroughTritonsLauncher:
+    def test_a_repeated_call_launches_as_often_and_binds_nothing(self, seen):
+        assert seen["repeated"] == {"launches": [1, 1, 1], "bound": 1}
+
+    def test_each_launch_has_the_addresses_of_its_tensors(self, seen):
+        assert seen["addresses"] == [True] * 4
+
+    def test_another_alignment_has_its_own_kernel(self, seen):
+        even, odd, *again = seen["alignments"]
+        assert odd == even + 1
+        assert again == [odd, odd]
+
+    def test_each_launch_is_on_the_current_stream(self, seen):
+        assert seen["streams"] == [0, 77, 5, 0]
+
+    def test_new_block_sizes_are_used_from_the_next_call_on(self, seen):
+        assert seen["configurations"] == [8, 16]
+
+    @pytest.mark.parametrize(
+        ("images", "copied"),
+        [("nchw", {"convolution"}), ("channels_last", {"flatten", "sum"})],
+    )
+    def test_a_gradient_is_copied_where_lanes_would_read_it_apart(self, seen, images, copied):
+        """Gradients of one number for all pixels, or all channels too, are read where they are."""
+        found = {k.split()[1]: v for k, v in seen["layouts"].items() if k.split()[0] == images}
+        assert {source for source, call in found.items() if call["copied"]} == copied
+        for source, call in found.items():
+            if images == "channels_last":
+                assert call["run"] >= 16  # lanes over channels
+            else:
+                assert call["run"] == 1
+                assert call["stride_w"] == (None if source in ("sum", "mean") else 1)
+
+
+def make(n=2, c=3, size=(5, 6), dtype=torch.float32):
+    generator = torch.Generator().manual_seed(n * 100 + c)
+    image = torch.randn(n, c, *size, generator=generator).to(dtype)
+    theta = torch.eye(2, 3).repeat(n, 1, 1) + 0.1 * torch.randn(n, 2, 3, generator=generator)
+    return image, theta
+
+
+def results(image, theta, size, options):
+    output = launch.forward(image, theta, size, options)
+    grads = launch.backward(torch.ones_like(output), image, theta, options)
+    return [output, *grads[:2]]
+
+
+def test_calls_that_differ_in_one_thing_do_not_share_a_plan(device):
+    """All are made twice in turn; each equals what it is without other plans."""
+    image, theta = (t.to(device) for t in make())
+    calls = {
+        "plain": (image, theta, (5, 6), Options()),
+        "size": (image, theta, (6, 5), Options()),
+        "shape": (*(t.to(device) for t in make(3)), (5, 6), Options()),
+        "dtype": (image.bfloat16(), theta, (5, 6), Options()),
+        "theta's dtype": (image, theta.double(), (5, 6), Options()),
+        "strides": (image.mT.contiguous().mT, theta, (5, 6), Options()),
+        "mode": (image, theta, (5, 6), Options("nearest")),
+        "padding": (image, theta, (5, 6), Options(padding_mode="border")),
+        "corners": (image, theta, (5, 6), Options(align_corners=True)),
+        "antialias": (image, 2 * theta, (5, 6), Options(antialias=True)),
+    }
+    alone = {}
+    for name, call in calls.items():
+        plans.forget()
+        alone[name] = results(*call)
+    plans.forget()
+    for _ in range(2):
+        for name, call in calls.items():
+            for mine, expected in zip(results(*call), alone[name], strict=True):
+                assert mine.dtype == expected.dtype, name
+                assert torch.equal(mine, expected), name
+
+
+def test_masks_and_indices_do_not_share_a_plan(device):
+    image, theta = (t.to(device) for t in make())
+    grad = torch.ones_like(image)
+    index = torch.tensor([1, 1], device=device)
+    for _ in range(2):
+        for mask in ((True, False, False), (False, True, False), (True, True, False)):
+            found = launch.backward(grad, image, theta, Options(), mask)
+            assert [g is not None for g in found] == list(mask)
+            found = launch.backward(grad, image, theta, Options(), (True, False, False), None, index)
+            assert not found[0][0].any()
+            assert found[0][1].any()
+
+
+@pytest.mark.parametrize("device_type", ["cpu", "cuda"])
+def test_a_plan_made_while_a_graph_is_captured_is_not_kept(monkeypatch, device_type):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    made = [plans.planned(("a call",), torch.device(device_type), object) for _ in range(2)]
+    assert (made[0] is made[1]) == (device_type == "cpu")
+
+
+def test_a_plan_made_with_block_sizes_on_trial_is_not_kept():
+    def plan():
+        return plans.planned(("a call",), torch.device("cpu"), object)
+
+    with tuning.choosing(lambda bucket, run: tuning.default(bucket)):
+        assert plan() is not plan()
+    assert plan() is plan()
+
+
+def test_there_is_no_end_of_shapes(monkeypatch):
+    monkeypatch.setattr(plans, "MOST", 5)
+    for i in range(12):
+        plans.planned((i,), torch.device("cpu"), object)
+        assert 0 < len(plans._plans) <= 5
+
+
+def test_devices_have_their_own():
+    here, there = (torch.empty(2, 3, device=device) for device in ("cpu", "meta"))
+    assert plans.facts_of([here, None]) != plans.facts_of([there, None])
+    assert plans.facts_of([here, None]) == plans.facts_of([torch.empty(2, 3), None])
+
+
+def test_many_threads_make_the_first_call_at_once(device):
+    image, theta = (t.to(device) for t in make())
+    expected = results(image, theta, (5, 6), Options())
+    plans.forget()
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: results(image, theta, (5, 6), Options()), range(16)))
+    for mine in found:
+        assert all(torch.equal(a, b) for a, b in zip(mine, expected, strict=True))
