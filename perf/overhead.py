@@ -101,7 +101,7 @@ def first_calls(args: argparse.Namespace, device: torch.device) -> int:
     try:
         chosen = workloads.choose(args.first_calls or None, torch.device("cuda"), not args.first_calls)
     except ValueError as error:
-        raise UsageError(f"--first-calls: {error}") from None
+        raise UsageError(str(error).replace("--workloads", "--first-calls")) from None
     names = [workload.name for workload in chosen]
     facts = environment.facts(device)
     rows = []

@@ -4,6 +4,7 @@ Run as a process of its own, without Triton's interpreter; prints a JSON object 
 """
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -77,6 +78,13 @@ def streams():
     return seen
 
 
+def threads():
+    """Launches of calls that eight threads begin at once, before there is a plan."""
+    image = torch.zeros(1, 2, 24, 24)
+    with ThreadPoolExecutor(8) as pool:
+        return launches(lambda: list(pool.map(lambda _: launch.forward(image, THETA, (9, 9)), range(32))))
+
+
 def configurations():
     """Block sizes of before a change of the epoch are not used after it."""
     image = torch.zeros(1, 4, 32, 32)
@@ -129,6 +137,6 @@ def layouts():
     return seen
 
 
-CHECKS = (repeated, addresses, alignments, streams, configurations, layouts)
+CHECKS = (repeated, addresses, alignments, streams, threads, configurations, layouts)
 if __name__ == "__main__":
     print(json.dumps({check.__name__: check() for check in CHECKS}))

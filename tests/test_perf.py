@@ -663,5 +663,7 @@ class TestOverhead:
         assert pd.read_csv(path)["workload"].tolist() == ["features-64"]
 
     def test_an_unknown_workload_is_named(self, capsys):
-        assert main(["overhead", "--device", "cpu", "--first-calls", "nothing"]) == 2
-        assert "nothing" in capsys.readouterr().err
+        with pytest.raises(SystemExit) as stopped:
+            main(["overhead", "--device", "cpu", "--first-calls", "nothing"])
+        assert stopped.value.code == 2
+        assert "--first-calls: unknown name 'nothing'; available: digits-28" in capsys.readouterr().err

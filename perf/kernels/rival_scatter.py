@@ -25,7 +25,7 @@ from torch.autograd.function import Function, once_differentiable
 
 import stn_triton
 from perf.measuring.providers import Provider, Sampler, UnavailableError
-from stn_triton import launch
+from stn_triton import launch, plans
 from stn_triton.kernels.block import (
     UNSPECIALIZED,
     block_start,
@@ -139,27 +139,35 @@ def gradients(
     grad_output: Tensor, input: Tensor, theta: Tensor, options: Options, needs: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of input and theta in one launch; None for one that ``needs`` leaves out."""
-    n, c, *size = grad_output.shape
-    grad_input = partial = None
+    grad_input = None
     if needs[0]:
         form = memory_format(input, input.shape[2:])
         grad_input = torch.zeros_like(input, dtype=torch.float32, memory_format=form)
-    images = {"grad_output": grad_output, "grad_input": grad_input}
-    is_last = all(t.stride(1) == 1 for t in (input, *images.values()) if t is not None)
-    config = blocks(c, len(size), is_last, input.itemsize)
-    tiles = math.prod(size[:-2]) * -(-size[-2] // config["BLOCK_H"]) * -(-size[-1] // config["BLOCK_W"])
-    programs = n * -(-c // (config["BLOCK_C"] * config["STEPS_C"])) * tiles
-    if needs[1]:
-        partial = input.new_empty((programs, theta[0].numel()), dtype=torch.float32)
-    arguments = launch._arguments(input, theta, size, options, None, None, None, **images)
-    arguments |= launch._flags(arguments, ("input", *images), options) | config
-    arguments |= {"partial_ptr": partial, "NEEDS_INPUT": needs[0], "NEEDS_THETA": needs[1]}
-    arguments |= {"EVEN_C": c % config["BLOCK_C"] == 0, "enable_fp_fusion": True}
-    known = (*fused_scatter_kernel.arg_names, "enable_fp_fusion", "num_warps", "maxnreg")
+    tensors = launch._tensors(input, theta, options, None, None, None)
+    tensors |= {"grad_output_ptr": grad_output, "grad_input_ptr": grad_input}
+    facts = ("fused scatter", tuple(needs), options, *plans.facts_of(tensors.values()))
+    plan = plans.planned(facts, input.device, lambda: _plan(tensors, options, needs))
     with launch._device_of(input):
-        fused_scatter_kernel[(programs,)](**{name: arguments[name] for name in known if name in arguments})
+        partial = plan(tensors)
     grad_theta = launch._total(partial, theta) if needs[1] else None
     return grad_input.to(input.dtype) if needs[0] else None, grad_theta
+
+
+def _plan(tensors: launch.Tensors, options: Options, needs: Sequence[bool]) -> plans.Launch:
+    n, c, *size = tensors["grad_output_ptr"].shape
+    images = [tensors[name] for name in ("input_ptr", "grad_output_ptr", "grad_input_ptr")]
+    images = [tensor for tensor in images if tensor is not None]
+    config = blocks(c, len(size), all(t.stride(1) == 1 for t in images), images[0].itemsize)
+    tiles = math.prod(size[:-2]) * -(-size[-2] // config["BLOCK_H"]) * -(-size[-1] // config["BLOCK_W"])
+    shares = -(-c // (config["BLOCK_C"] * config["STEPS_C"])) * tiles
+    numbers = {**launch._numbers(tensors), **launch._flags(tensors, images, options), **config}
+    numbers |= {"NEEDS_INPUT": needs[0], "NEEDS_THETA": needs[1], "EVEN_C": c % config["BLOCK_C"] == 0}
+    compiler = {name: config[name] for name in ("num_warps", "maxnreg") if name in config}
+    maps, *matrix = tensors["theta_ptr"].shape
+    partial = ((maps, shares, *matrix), torch.float32) if needs[1] else None
+    return plans.Launch(
+        fused_scatter_kernel, n * shares, numbers, {"enable_fp_fusion": True, **compiler}, partial
+    )
 
 
 class _Scatter(Function):
