@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stn_triton import launch, reference, tuning
+from stn_triton import launch, reference, steps, tuning
 from stn_triton.check import oracle
 from stn_triton.options import Options
 
@@ -324,8 +324,8 @@ def test_a_nan_gradient_of_a_pixel_that_samples_outside_is_not_seen(device, mask
 def test_offsets_are_as_wide_as_the_widest_tensor_even_if_only_written(monkeypatch):
     """The gradient of an expanded input is dense."""
     flags = []
-    real = launch._flags
-    monkeypatch.setattr(launch, "_flags", lambda *args: flags.append(real(*args)) or flags[-1])
+    real = steps.flags_of
+    monkeypatch.setattr(steps, "flags_of", lambda *args: flags.append(real(*args)) or flags[-1])
     for size, width in ((40_000, "int32"), (50_000, "int64")):
         input = torch.empty(1, 1, 1, 1, device="meta").expand(1, 1, size, size)
         grad = torch.empty(1, 1, 8, 8, device="meta")

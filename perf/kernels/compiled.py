@@ -25,7 +25,7 @@ from stn_triton.kernels.boxes import boxes_kernel, reach_kernel
 from stn_triton.kernels.forward import forward_kernel
 from stn_triton.kernels.parameters import fill_kernel, theta_kernel
 from stn_triton.kernels.scatter import scatter_kernel
-from stn_triton.launch import PADDINGS, compile_options
+from stn_triton.steps import PADDINGS, compile_options
 from stn_triton.options import Options
 
 KERNELS = {

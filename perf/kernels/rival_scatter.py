@@ -25,7 +25,7 @@ from torch.autograd.function import Function, once_differentiable
 
 import stn_triton
 from perf.measuring.providers import Provider, Sampler, UnavailableError
-from stn_triton import launch, plans
+from stn_triton import launch, plans, steps
 from stn_triton.kernels.block import (
     UNSPECIALIZED,
     block_start,
@@ -153,14 +153,14 @@ def gradients(
     return grad_input.to(input.dtype) if needs[0] else None, grad_theta
 
 
-def _plan(tensors: launch.Tensors, options: Options, needs: Sequence[bool]) -> plans.Launch:
+def _plan(tensors: steps.Tensors, options: Options, needs: Sequence[bool]) -> plans.Launch:
     n, c, *size = tensors["grad_output_ptr"].shape
     images = [tensors[name] for name in ("input_ptr", "grad_output_ptr", "grad_input_ptr")]
     images = [tensor for tensor in images if tensor is not None]
     config = blocks(c, len(size), all(t.stride(1) == 1 for t in images), images[0].itemsize)
     tiles = math.prod(size[:-2]) * -(-size[-2] // config["BLOCK_H"]) * -(-size[-1] // config["BLOCK_W"])
     shares = -(-c // (config["BLOCK_C"] * config["STEPS_C"])) * tiles
-    numbers = {**launch._numbers(tensors), **launch._flags(tensors, images, options), **config}
+    numbers = {**steps.numbers_of(tensors), **steps.flags_of(tensors, images, options), **config}
     numbers |= {"NEEDS_INPUT": needs[0], "NEEDS_THETA": needs[1], "EVEN_C": c % config["BLOCK_C"] == 0}
     compiler = {name: config[name] for name in ("num_warps", "maxnreg") if name in config}
     maps, *matrix = tensors["theta_ptr"].shape

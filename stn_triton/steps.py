@@ -1,0 +1,205 @@
+"""One launch of a call: arguments from tensors, block sizes, index width and grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from stn_triton import plans, tuning
+from stn_triton.kernels import boxes, taps
+from stn_triton.options import PADDING_MODES, Options, is_projective
+from stn_triton.reference import coordinate_dtype
+
+_TRITON_DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
+PADDINGS = {
+    name: code.value
+    for name, code in zip(PADDING_MODES, (taps.ZEROS, taps.BORDER, taps.REFLECTION, taps.FILL), strict=True)
+}
+_MAX_PROGRAMS = 2**31 - 1
+# Of `reach_kernel`, whose tiles are fixed.
+REACH_OPTIONS = {"enable_fp_fusion": True, "num_warps": 4}
+Tensors = dict[str, Tensor | None]
+"""The tensors of a call, by the names of the kernels' parameters."""
+
+
+class Step:
+    """A launch over the tiles of a tensor, whose block sizes are chosen when it first runs."""
+
+    def __init__(
+        self, name: str, kernel: triton.JITFunction, images: Sequence[str], options: Options, **flags: bool
+    ) -> None:
+        """Take the images that the kernel accesses; their first is the one in tiles."""
+        self._name, self._kernel, self._images = name, kernel, [f"{image}_ptr" for image in images]
+        self._options, self._flags = options, flags
+        self._launch: plans.Launch | None = None
+
+    def __call__(self, tensors: Tensors) -> Tensor | None:
+        """Run it; returns what its programs leave to be summed, if anything."""
+        if self._launch is None:
+            self._launch = self._chosen(tensors)
+        return self._run(self._launch, tensors)
+
+    def _run(self, launch: plans.Launch, tensors: Tensors) -> Tensor | None:
+        if self._name == "scatter":  # it adds
+            tensors["grad_input_ptr"].zero_()
+        return launch(tensors)
+
+    def _chosen(self, tensors: Tensors) -> plans.Launch:
+        """The launch with the block sizes that a table or a search has, or the default."""
+        tiled = tensors[self._images[0]]
+        images = [tensors[name] for name in self._images if tensors[name] is not None]
+        numbers = {**numbers_of(tensors), **flags_of(tensors, images, self._options), **self._flags}
+        # A gather by boxes has pixels in all lanes, whatever the layout.
+        channels_last = self._kernel is not boxes.boxes_kernel and all(t.stride(1) == 1 for t in images)
+        shape = (numbers["DIM"], numbers["PROJECTIVE"], numbers.get("MANY", False), numbers["TANGENT"])
+        # Of the points only whether there are any: the rest would fill the cache.
+        variant = tuning.variant_of(*shape, self._options._replace(points=self._options.points[:2]))
+        n, c, *pixels = tiled.shape
+        depth, height, width = (1, *pixels)[-3:]
+        dtype = coordinate_dtype(tiled.dtype)
+        bucket = tuning.bucket_of(
+            self._name, variant, channels_last, tiled.dtype, n * depth, c, height * width
+        )
+
+        def with_blocks(config: tuning.Config) -> plans.Launch:
+            extents = (height, config["BLOCK_H"]), (width, config["BLOCK_W"])
+            tiles = depth * math.prod(-(-size // block) for size, block in extents)
+            blocks_c = -(-c // (config["BLOCK_C"] * config["STEPS_C"]))
+            programs = n * blocks_c * tiles
+            _check_programs(programs, "input" if self._name.startswith("backward") else "size", tiled)
+            partial = None
+            if self._name == "fill":
+                partial = (n, blocks_c, tiles, config["BLOCK_C"]), dtype
+            elif self._name in ("backward", "theta"):
+                maps, *matrix = tensors["theta_ptr"].shape
+                shares = programs // maps
+                partial = (maps, *([shares] if shares > 1 else []), *matrix), dtype
+            all_numbers = {**numbers, **config, "EVEN_C": c % config["BLOCK_C"] == 0}
+            return plans.Launch(self._kernel, programs, all_numbers, compile_options(bucket, config), partial)
+
+        def run(config: tuning.Config) -> Tensor | None:
+            return self._run(with_blocks(config), tensors)
+
+        return with_blocks(tuning.configuration(bucket, tiled.device, run))
+
+
+class Reach:
+    """Of each tile and chunk of the output, the box of the input pixels that it samples."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._launch: plans.Launch | None = None
+
+    def __call__(self, tensors: Tensors) -> dict[str, Tensor]:
+        """Run it; returns the boxes, and those of chunks, by the names of parameters."""
+        theta, grad_output = tensors["theta_ptr"], tensors["grad_output_ptr"]
+        sides = [tile.value * boxes.TILES.value for tile in (boxes.TILE_H, boxes.TILE_W)]
+        height, width = grad_output.shape[2:]
+        chunks = -(-height // sides[0]) * -(-width // sides[1])
+        shapes = {
+            "boxes_ptr": (len(theta), chunks, 4, boxes.LANES.value),
+            "chunk_boxes_ptr": (len(theta), 4, chunks),
+        }
+        _check_programs(len(theta) * chunks, "size", grad_output)
+        found = {name: theta.new_empty(shape, dtype=torch.int32) for name, shape in shapes.items()}
+        if self._launch is None:
+            images = [tensors[f"{name}_ptr"] for name in ("grad_output", "input", "grad_input")]
+            numbers = {**numbers_of(tensors), **flags_of(tensors, images, self._options)}
+            self._launch = plans.Launch(boxes.reach_kernel, len(theta) * chunks, numbers, REACH_OPTIONS)
+        self._launch({**tensors, **found})
+        return found
+
+
+def numbers_of(tensors: Tensors) -> dict[str, int]:
+    """Sizes and strides that the kernels may ask for, by the names of their parameters."""
+    input, theta, points = tensors["input_ptr"], tensors["theta_ptr"], tensors["points_ptr"]
+    output = tensors.get("output_ptr", tensors.get("grad_output_ptr"))
+    d_in, h_in, w_in = (1, *input.shape[2:])[-3:]
+    d_out, h_out, w_out = (1, *output.shape[2:])[-3:]
+    numbers = {
+        "images": input.shape[0],
+        "per_image": theta.shape[0] // input.shape[0],
+        "point_count": 0 if points is None else len(points),
+        "C": input.shape[1],
+        "D_in": d_in,
+        "H_in": h_in,
+        "W_in": w_in,
+        "D_out": d_out,
+        "H_out": h_out,
+        "W_out": w_out,
+    }
+    for name in ("output", "grad_output", "grad_input", "input", "input_tangent"):
+        tensor = tensors.get(f"{name}_ptr")
+        n, c, *pixel = (0,) * 5 if tensor is None else tensor.stride()
+        strides = zip("ncdhw", (n, c, *(0, *pixel)[-3:]), strict=True)  # an image has no stride of slices
+        numbers.update({f"{name}_stride_{axis}": stride for axis, stride in strides})
+    for name in ("theta", "theta_tangent"):
+        tensor = tensors[f"{name}_ptr"]
+        strides = zip(("n", "row", "column"), (0, 0, 0) if tensor is None else tensor.stride(), strict=True)
+        numbers.update({f"{name}_stride_{axis}": stride for axis, stride in strides})
+    for name in ("fill", "fill_tangent"):
+        tensor = tensors[f"{name}_ptr"]
+        numbers[f"{name}_stride"] = 0 if tensor is None else tensor.stride(0)
+    return numbers
+
+
+def flags_of(tensors: Tensors, images: Sequence[Tensor], options: Options) -> dict[str, object]:
+    """The constexprs that do not depend on block sizes, of a kernel that accesses these images."""
+    input = tensors["input_ptr"]
+    return {
+        "DIM": input.ndim - 2,
+        "PROJECTIVE": is_projective(tensors["theta_ptr"].shape),
+        "SPLINE": bool(options.points),
+        "TAPS": options.taps(),
+        "PADDING": PADDINGS[options.padding_mode],
+        "ALIGN_CORNERS": options.align_corners,
+        "ANTIALIAS": options.antialias,
+        "HAS_INDEX": tensors["image_index_ptr"] is not None,
+        "TANGENT": tensors["theta_tangent_ptr"] is not None,
+        "INDEX": tl.int64 if any(_plane_extent(tensor) >= 2**31 for tensor in images) else tl.int32,
+        "DTYPE": _TRITON_DTYPES[coordinate_dtype(input.dtype)],
+    }
+
+
+def _plane_extent(tensor: Tensor) -> int:
+    """Elements that an offset of a pixel spans, four pixels beyond the plane included."""
+    return sum((n + 4) * stride for n, stride in zip(tensor.shape[2:], tensor.stride()[2:], strict=True))
+
+
+def compile_options(
+    bucket: tuning.Bucket, config: tuning.Config, is_hip: bool = torch.version.hip is not None
+) -> dict[str, object]:
+    """How to compile a bucket's kernel in a configuration.
+
+    Weighted sums may contract (coordinates are fixed by explicit FMAs); Triton's own default is to change.
+    ptxas left to itself sometimes aims at fewer registers than a kernel needs and spills a few: the gather,
+    whatever samples more than once per pixel, and fp64. The plain gather fits into 128, which is four blocks
+    of 128 threads on a multiprocessor, the one that lists output pixels into 144; for the others a limit that
+    does not bind keeps ptxas from its own. AMD's warps have 64 lanes.
+    """
+    if bucket.kernel == "reach":
+        return dict(REACH_OPTIONS)
+    options: dict[str, object] = {"enable_fp_fusion": True, "num_warps": config["num_warps"]}
+    if is_hip:
+        return {**options, "num_warps": max(config["num_warps"] // 2, 1)}
+    is_gather, flags = bucket.kernel.startswith("backward"), bucket.variant.split("-")
+    needs_many = bucket.is_heavy() and (is_gather or "antialias" in flags)
+    if needs_many or bucket.dtype == "float64":
+        options["maxnreg"] = 255
+    elif is_gather:
+        options["maxnreg"] = 144 if config["STEPS_C"] > 1 else 128
+    return options
+
+
+def _check_programs(programs: int, argument: str, tiled: Tensor) -> None:
+    if programs > _MAX_PROGRAMS:
+        what, each = ("input", "images") if argument == "input" else ("output", "thetas")
+        raise ValueError(
+            f"{argument} must give at most {_MAX_PROGRAMS} tiles in one launch, got {programs} for an {what} "
+            f"of shape {tuple(tiled.shape)}; call with fewer {each} or channels at a time"
+        )
