@@ -53,19 +53,19 @@ def results(module, args, options, tangents):
 
 
 @pytest.fixture
-def blocks(request, monkeypatch):
+def blocks(request):
     """Two channels and 4 x 8 pixels, or 8 x 4; two blocks of channels where a kernel can go through them."""
     height, width = (4, 8) if request.param == "nchw" else (8, 4)
     run = 1 if request.param == "nchw" else 2
     used = set()
 
-    def configuration(bucket, *_):
+    def choose(bucket, _):
         used.add(bucket.kernel)
         config = {"BLOCK_C": 2, "RUN_C": 1 if bucket.is_boxed() else run, "STEPS_C": 1 + bucket.has_steps()}
         return {**tuning.default(bucket), **config, "BLOCK_H": height, "BLOCK_W": width}
 
-    monkeypatch.setattr(tuning, "configuration", configuration)
-    yield request.param, used
+    with tuning.choosing(choose):
+        yield request.param, used
     torch.use_deterministic_algorithms(False)
 
 

@@ -136,6 +136,7 @@ class TestMemory:
             for name in [name for name in vars(launch) if name.endswith("_kernel")]:
                 # What kernels would write is lost anyway.
                 patch.setattr(launch, name, SomePrograms(getattr(launch, name), lambda programs: ()))
+            launch.plans.forget()
             count = step(path, function, [t.detach().requires_grad_() for t in tensors])
             for last in range(count):
                 before = [None if (i + last) % 2 else torch.rand_like(t) for i, t in enumerate(tensors)]

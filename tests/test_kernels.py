@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stn_triton import launch, reference, steps, tuning
+from stn_triton import launch, reference, tuning
+from stn_triton import steps as launch_steps
 from stn_triton.check import oracle
 from stn_triton.options import Options
 
@@ -324,8 +325,8 @@ def test_a_nan_gradient_of_a_pixel_that_samples_outside_is_not_seen(device, mask
 def test_offsets_are_as_wide_as_the_widest_tensor_even_if_only_written(monkeypatch):
     """The gradient of an expanded input is dense."""
     flags = []
-    real = steps.flags_of
-    monkeypatch.setattr(steps, "flags_of", lambda *args: flags.append(real(*args)) or flags[-1])
+    real = launch_steps.flags_of
+    monkeypatch.setattr(launch_steps, "flags_of", lambda *args: flags.append(real(*args)) or flags[-1])
     for size, width in ((40_000, "int32"), (50_000, "int64")):
         input = torch.empty(1, 1, 1, 1, device="meta").expand(1, 1, size, size)
         grad = torch.empty(1, 1, 8, 8, device="meta")
@@ -371,23 +372,25 @@ BUCKETS = [
 
 
 @pytest.mark.parametrize("bucket", BUCKETS, ids=tuning.Bucket.name)
-def test_every_configuration_gives_the_same(device, bucket, monkeypatch):
+def test_every_configuration_gives_the_same(device, bucket):
     """Bitwise, but for grad_theta, whose sums are split differently."""
     channels = {4: 3, 64: 33}.get(bucket.channels, bucket.channels)
     channels_last = bucket.layout != "nchw"
     args = case(device, [rotation(33, 0.8, 0.1)], (9, 17), (12, 10), torch.float32, channels, channels_last)
     mask = {"backward_input": (True, False), "theta": (False, True)}.get(bucket.kernel, (True, True))
     expected = run(*args, mask=mask)
-    original = tuning.configuration
     configs = tuning.space(bucket)
     # The interpreter is slow: there, a few of the space, spread evenly.
     for config in configs if device.type == "cuda" else configs[:: 1 + len(configs) // 4]:
-        monkeypatch.setattr(
-            tuning,
-            "configuration",
-            lambda b, *rest, config=config: config if b.kernel == bucket.kernel else original(b, *rest),
-        )
-        actual = run(*args, mask=mask)
+        chosen = []
+
+        def choose(other, _, config=config, chosen=chosen):
+            chosen.append(other.kernel)
+            return config if other.kernel == bucket.kernel else tuning.default(other)
+
+        with tuning.choosing(choose):
+            actual = run(*args, mask=mask)
+        assert bucket.kernel in chosen
         assert torch.equal(actual.output, expected.output), config
         if mask[0]:
             assert torch.equal(actual.grad_input, expected.grad_input), config
@@ -397,23 +400,25 @@ def test_every_configuration_gives_the_same(device, bucket, monkeypatch):
 
 
 @pytest.fixture
-def steps(monkeypatch):
+def steps():
     """Every kernel that can go through several blocks of channels does; the gather lists its pixels."""
-    original = tuning.configuration
     taken = []
+    is_on = False
 
-    def configuration(bucket, *rest):
-        config = original(bucket, *rest)
-        if bucket.has_steps():
+    def choose(bucket, _):
+        config = tuning.default(bucket)
+        if is_on and bucket.has_steps():
             taken.append(bucket.kernel)
             config = {**config, "BLOCK_C": 2, "STEPS_C": 2}
         return config
 
-    def switch(is_on):
-        monkeypatch.setattr(tuning, "configuration", configuration if is_on else original)
+    def switch(to):
+        nonlocal is_on
+        is_on = to
         return taken
 
-    return switch
+    with tuning.choosing(choose):
+        yield switch
 
 
 @pytest.mark.parametrize(("mode", "padding_mode"), [("bilinear", "zeros"), ("bilinear", "fill")])

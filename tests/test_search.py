@@ -39,9 +39,9 @@ def tried(monkeypatch):
     for name, (module, function) in CALLED.items():
         monkeypatch.setattr(module, function, counted(name, getattr(module, function)))
     blocks = {"BLOCK_H": 8, "BLOCK_W": 8}
-    monkeypatch.setattr(tuning, "configuration", lambda bucket, *_: {**tuning.default(bucket), **blocks})
     torch.use_deterministic_algorithms(True)
-    yield counts
+    with tuning.choosing(lambda bucket, _: {**tuning.default(bucket), **blocks}):
+        yield counts
     torch.use_deterministic_algorithms(False)
 
 

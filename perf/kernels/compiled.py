@@ -25,8 +25,8 @@ from stn_triton.kernels.boxes import boxes_kernel, reach_kernel
 from stn_triton.kernels.forward import forward_kernel
 from stn_triton.kernels.parameters import fill_kernel, theta_kernel
 from stn_triton.kernels.scatter import scatter_kernel
-from stn_triton.steps import PADDINGS, compile_options
 from stn_triton.options import Options
+from stn_triton.steps import PADDINGS, compile_options
 
 KERNELS = {
     "forward": forward_kernel,
