@@ -3,12 +3,9 @@
 The interpreter is chosen before Triton is first imported, so this happens at import.
 """
 
-import atexit
 import contextlib
 import os
-import shutil
 import sys
-import tempfile
 import warnings
 
 import pytest
@@ -22,9 +19,7 @@ except ModuleNotFoundError:  # the tests that need it import it themselves
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:
     os.environ["TRITON_INTERPRET"] = "1"
-os.environ["STN_TRITON_AUTOTUNE"] = "0"
-os.environ["STN_TRITON_CACHE_DIR"] = tempfile.mkdtemp(prefix="stn_triton_")
-atexit.register(shutil.rmtree, os.environ["STN_TRITON_CACHE_DIR"], ignore_errors=True)
+os.environ.pop("STN_TRITON_AUTOTUNE", None)
 
 
 def _patch_once_per_launch():
@@ -174,9 +169,9 @@ def _autograd_is_excluded():
 def _gradients_stay_on(request):
     """A test that leaves them off makes others fail, far away.
 
-    In one of about ten long runs PyTorch from 2.14 on (not 2.11, not 2.13) leaves the dispatcher without autograd in
-    the midst of a test, also of tests that neither call an operator of this package nor compile anything; why
-    is not known. Such a run says so and goes on with autograd.
+    In one of about ten long runs PyTorch from 2.14 on (not 2.11, not 2.13) leaves the dispatcher without
+    autograd in the midst of a test, also of tests that neither call an operator of this package nor compile
+    anything; why is not known. Such a run says so and goes on with autograd.
     """
     yield
     was_on = torch.is_grad_enabled()
