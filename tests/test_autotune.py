@@ -244,6 +244,13 @@ class TestSearch:
             f"stn_triton: searching for the fastest block sizes of {BUCKET.name()}, for at most about 30 s"
         ]
 
+    def test_a_short_one_is_not(self, clock, monkeypatch, caplog):
+        clock([1.0] * 6)
+        monkeypatch.setattr(search, "_SECONDS_UNSAID", 0.2)
+        search.fastest_of(CONFIGS, lambda config: None, "it")
+        time.sleep(0.3)
+        assert messages(caplog) == []
+
 
 class Pretended:
     """Triton's mode of compiling elsewhere, driven by launches that compile for so many seconds each."""
@@ -269,9 +276,10 @@ class Kernel:
     """A launch whose kernel is compiled first, each configuration once."""
 
     def __init__(self, seconds):
-        self.seconds, self.compiled, self.launched, self.threads = seconds, {}, [], set()
+        self.seconds, self.compiled, self.begun, self.launched, self.threads = seconds, {}, [], [], set()
 
     def compile(self, index):
+        self.begun.append(index)
         self.threads.add(threading.get_ident())
         time.sleep(max(self.seconds[index], 0))
         if self.seconds[index] < 0:
@@ -339,8 +347,9 @@ class TestCompiling:
         errors = search.compile_ahead(CONFIGS, kernel, 0.25)
         assert errors[0] is None
         assert isinstance(errors[5], TimeoutError)
-        time.sleep(0.3)
-        assert len(kernel.compiled) < 4  # what had not begun never does
+        begun = list(kernel.begun)
+        time.sleep(0.4)
+        assert kernel.begun == begun == list(range(len(begun)))  # what had not begun never does
 
     def test_one_that_is_compiled_already_is_launched(self):
         kernel = Kernel([0.0] * 6)
@@ -389,10 +398,13 @@ class TestCompiling:
 
     def test_without_a_mode_too_the_time_is_limited(self, clock, monkeypatch):
         monkeypatch.delattr(triton, "AsyncCompileMode")
-        monkeypatch.setattr(search, "SECONDS", 0.2)
         timed = clock([3.0, 2.0, 1.0, 0.5, 0.5, 0.5])
-        assert search.fastest_of(CONFIGS, Kernel([-1, 0.3, 0.3, 0.3, 0.3, 0.3]), "it") == CONFIGS[1]
-        assert timed == [1]
+        for seconds, expected in ((0.0, [1]), (0.9, [1, 2])):
+            monkeypatch.setattr(search, "SECONDS", seconds)
+            timed.clear()
+            kernel = Kernel([-1, 0.5, 0.5, 0.5, 0.5, 0.5])
+            assert search.fastest_of(CONFIGS, kernel, "it") == CONFIGS[expected[-1]]
+            assert timed == expected
 
 
 def test_real_kernels_are_compiled_side_by_side_and_found_when_they_are_launched(tmp_path):
