@@ -1,6 +1,6 @@
 """Buckets, shipped tables and the choice among them; no GPU needed, none is used.
 
-Searches are in test_autotune.py.
+Searches are in test_autotune.py and test_compile_ahead.py.
 """
 
 import json
