@@ -134,9 +134,9 @@ def _tune(commands) -> None:
         "tune",
         "find the fastest block sizes for this GPU",
         """\
-Time every configuration of block sizes for every bucket of launches (kernel, variant, layout, dtype,
-channels, pixels, planes) that the workloads of `bench` reach, after checking that it gives the result of the
-default, and write the table that the library uses on this GPU. What is done is kept in DIR/tuning.csv, a row
+Time up to 16 configurations of block sizes for every bucket of launches (kernel, variant, layout, dtype,
+channels, pixels, planes) that the workloads of `bench` reach, after checking that they give the result of
+the default, and write the table of this GPU into the package. What is done is kept in DIR/tuning.csv, a row
 per bucket and configuration, also when it is interrupted: run it again to go on. What a table has for older
 kernels is dropped. --quick writes DIR/<gpu>.json, which nothing reads.
 """,
@@ -159,7 +159,7 @@ kernels is dropped. --quick writes DIR/<gpu>.json, which nothing reads.
         "--table",
         type=Path,
         metavar="FILE",
-        help="the table to write (default: stn_triton/tuned/<gpu>.json of a checkout, else the user's cache)",
+        help="the table to write (default: tuned/<gpu>.json of the stn_triton that is imported)",
     )
     _json(parser)
 

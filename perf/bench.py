@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import math
-import os
 import re
 import shutil
 import sys
@@ -102,9 +101,6 @@ def make_plan(args: argparse.Namespace) -> suite.Plan:
         "passes": chosen("--passes", args.passes, PASSES),
         "providers": providers.choose(args.providers),
     }
-    if args.quick:
-        # On a GPU that the library has no table of, it would time block sizes for minutes.
-        os.environ.setdefault("STN_TRITON_AUTOTUNE", "0")
     plan = suite.Plan(
         device,
         **names,

@@ -30,8 +30,7 @@ def in_a_new_process(workload: str, *flags: str, timeout: float | None = None) -
         subprocess.CalledProcessError: it failed; why stands on stderr.
     """
     with tempfile.TemporaryDirectory(prefix="stn_triton_") as folder:
-        environment = {k: v for k, v in os.environ.items() if k != "STN_TRITON_AUTOTUNE"}
-        environment["TRITON_CACHE_DIR"] = folder
+        environment = {**os.environ, "TRITON_CACHE_DIR": folder}
         command = [sys.executable, "-m", "perf.first_call", workload, *flags]
         done = subprocess.run(
             command, env=environment, stdout=subprocess.PIPE, text=True, timeout=timeout, check=True

@@ -1,7 +1,7 @@
 """``python -m perf tune``: find the fastest block sizes for this GPU and write the library's table of them.
 
 The work goes bucket by bucket, and what was found is kept after each, in tuning.csv and in the table, so it
-may be interrupted at any time. The table is made of the CSV: of the buckets whose whole space was tried.
+may be interrupted at any time. The table is made of the CSV: of the buckets that are done.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from perf import EXIT_FAILED, EXIT_OK, UsageError, environment
 from perf.measuring import workloads
 from perf.tuning import gains, launches
 from perf.tuning.launches import Case, Plan
-from perf.tuning.search import FULL, LOST, QUICK, Effort, Gpu, Result, one_line, search, seconds_of
+from perf.tuning.search import FULL, LOST, QUICK, Effort, Gpu, Result, expected_seconds, one_line, search
 from perf.tuning.state import Keeper
 from stn_triton import tables, tuning
 from stn_triton.tuning import Bucket
@@ -79,7 +79,7 @@ def tune(args: argparse.Namespace, gpu: Gpu, plan: Plan, left_out: Sequence[str]
     for problem in left_out:
         _say(f"left out: {problem}")
     todo = {
-        bucket: [seconds_of(bucket, config) for config in effort.configs_of(bucket)]
+        bucket: expected_seconds(bucket, effort.configs_of(bucket))
         for bucket in plan
         if not keeper.is_done(bucket)
     }
@@ -127,7 +127,7 @@ def _search(bucket: Bucket, case: Case, gpu: Gpu, effort: Effort, progress: Prog
 
 
 def table_path(args: argparse.Namespace, gpu: Gpu) -> Path:
-    """The table to write: --table; of a try, one that nobody reads; a checkout's shipped one; the user's.
+    """The table to write: --table; of a try, one that nobody reads; else the package's.
 
     Raises:
         UsageError: --table is a file that is no table of this GPU.
@@ -139,11 +139,7 @@ def table_path(args: argparse.Namespace, gpu: Gpu) -> Path:
         except tables.TableError as error:
             raise UsageError(f"--table: {args.table} is not to be overwritten: {error}") from None
         return args.table
-    own = tables.cache_path(device)
-    if args.quick:
-        return args.out / own.name
-    is_checkout = (tuning.SHIPPED.parents[1] / "pyproject.toml").exists()
-    return tuning.SHIPPED / own.name if is_checkout else own
+    return (args.out if args.quick else tuning.SHIPPED) / f"{tables.slug(device)}.json"
 
 
 def _report(args: argparse.Namespace, gpu: Gpu, plan: Plan, keeper: Keeper, failed: Sequence[str]) -> int:

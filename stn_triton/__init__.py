@@ -11,10 +11,12 @@ from stn_triton.functional import (
     thin_plate_spline_grid_sample,
 )
 from stn_triton.nn import SpatialTransformer
+from stn_triton.tuning import autotune
 
 __all__ = [
     "SpatialTransformer",
     "affine_grid_sample",
+    "autotune",
     "nn",
     "perspective_grid_sample",
     "thin_plate_spline_grid_sample",

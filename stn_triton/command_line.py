@@ -84,9 +84,9 @@ repetitions are what they should be. A line per row: how many comparisons, the
 worst error, what is allowed, PASS or FAIL; of a failure also the arguments that
 reproduce it.
 
-On a GPU it is the kernels that run, with the block sizes of this machine's
-tables and no tuning; the first time they are compiled, which takes minutes. On
-a CPU it is the plain PyTorch path, unless --interpret.
+On a GPU it is the kernels that run, with the block sizes that calls use and no
+search for others; the first time they are compiled, which takes minutes. On a
+CPU it is the plain PyTorch path, unless --interpret.
 """,
         """\
   python -m stn_triton check

@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import shutil
-import stat
 from collections.abc import Sequence
 from importlib import util
 from pathlib import Path
@@ -20,16 +19,12 @@ from stn_triton.options import INPUT_DTYPES
 
 # The least that Triton compiles for.
 _CAPABILITY = (8, 0)
-# Letters of a GPU's name; what a file says it is has any number of them.
-_DEVICE = 60
 
 
 class TableState(NamedTuple):
-    """A table of block sizes on disk, and what becomes of it."""
+    """A table of block sizes that the package ships, and what becomes of it on this machine."""
 
     path: str
-    origin: str
-    """shipped, or user."""
     gpu: str
     """The GPU that was tuned; empty if the file does not tell."""
     entries: int
@@ -55,94 +50,63 @@ def main(args: argparse.Namespace) -> int:
             "environment": facts,
             "kernels": tables.kernels(),
             "tables": [state._asdict() for state in states],
-            "cache": cache(),
-            "tuning": _tuning(gpu),
+            "calls": calls(),
             "supported": supported,
         }
         print(json.dumps(content, indent=1))
         return EXIT_OK
     _print("Environment", list(facts.items()))
-    found = [(f"{state.origin} table", _sentence(state)) for state in states]
-    none = [("tables", f"none in {tuning.SHIPPED} or {tables.cache_folder()}")]
-    rest = [("cache", cache()), ("first calls", _tuning(gpu))]
-    _print("Block sizes", [("kernels", tables.kernels()), *(found or none), *rest])
+    found = [("table", _sentence(state)) for state in states]
+    if gpu is not None and not any(state.is_used for state in states):
+        found.append(("table", f"none for {gpu}: defaults are used"))
+    _print("Block sizes", [("kernels", tables.kernels()), *found, ("calls", calls())])
     _print("Supported here", list(supported.items()))
     return EXIT_OK
 
 
 def table_states(gpu: str | None) -> list[TableState]:
-    """All tables of this GPU, or, without one, of any; shipped ones first."""
-    folders = {"shipped": tuning.SHIPPED, "user": tables.cache_folder()}
-    states = []
-    for origin, folder in folders.items():
-        for path in sorted(folder.glob("*.json")):
-            states.append(_state(path, origin, gpu))
-    own = [s for s in states if gpu is not None and Path(s.path).name == f"{tables.slug(gpu)}.json"]
-    return own + [state for state in states if state not in own]
+    """All shipped tables, that of this GPU first."""
+    states = [_state(path, gpu) for path in sorted(tuning.SHIPPED.glob("*.json"))]
+    return sorted(states, key=lambda state: not state.is_used)
 
 
-def _state(path: Path, origin: str, gpu: str | None) -> TableState:
-    is_gpus = gpu is not None and path.name == f"{tables.slug(gpu)}.json"
-    found = tables.examine(path, tuning.checked, gpu if is_gpus else None, origin == "user")
-    if found is None:
-        return TableState(str(path), origin, "", 0, 0, False, False, "removed just now")
-    good, bad = len(found.entries), len(found.bad)
-    is_current = found.kernels == tables.kernels()
-    is_used = False
-    old = ""
-    own_name = f"{tables.slug(found.device)}.json"
-    if found.reason and (is_gpus or not found.device):
-        reason = f"ignored: {found.reason}"
-    elif path.name != own_name:
-        reason = f"ignored: a table of this GPU is looked for as {own_name}"
+def _state(path: Path, gpu: str | None) -> TableState:
+    try:
+        table = tables.read(path)
+    except tables.TableError as error:
+        return TableState(str(path), "", 0, 0, False, False, f"ignored: {error}")
+    good, bad = table.parsed(tuning.checked)
+    is_current = table.kernels == tables.kernels()
+    name = f"{tables.slug(table.device)}.json"
+    if path.name != name:
+        reason = f"ignored: a table of this GPU is looked for as {name}"
     elif gpu is None:
         reason = "not used: block sizes are a GPU's, and this device is none"
-    elif not is_gpus:
+    elif table.device != gpu:
         reason = f"not used on {gpu}"
-    elif not good:
-        reason = "ignored: no good entries"
     else:
-        is_used, reason = True, ""
-        old = "" if is_current else "tuned for older kernels: right, perhaps not the fastest"
-    rest = f"{bad} entries are not good and ignored" if bad else ""
-    notes = "; ".join(note for note in (reason, rest, old) if note)
-    return TableState(str(path), origin, found.device, good, bad, is_current, is_used, notes)
+        reason = "" if good else "ignored: no good entries"
+    is_used = not reason
+    notes = [
+        reason,
+        f"{len(bad)} entries are not good and ignored" if bad else "",
+        "tuned for older kernels: right, perhaps not the fastest" if is_used and not is_current else "",
+    ]
+    text = "; ".join(filter(None, notes))
+    return TableState(str(path), table.device, len(good), len(bad), is_current, is_used, text)
 
 
 def _sentence(state: TableState) -> str:
-    of = f" of {tables.cut(state.gpu, _DEVICE)}: {state.entries} entries" if state.gpu else ""
-    return f"{state.path}{of}, {state.reason or 'used'}" + (
-        ", used" if state.is_used and state.reason else ""
-    )
+    of = f" of {state.gpu}: {state.entries} entries" if state.gpu else ""
+    notes = [state.reason, "used" if state.is_used else ""]
+    return f"{state.path}{of}, {', '.join(filter(None, notes))}"
 
 
-def cache() -> str:
-    """The directory of the user's tables, and whether it can be used."""
-    folder = tables.cache_folder()
-    try:
-        is_folder = stat.S_ISDIR(folder.stat().st_mode)
-    except FileNotFoundError:
-        if folder.is_symlink():
-            return f"{folder} cannot be used: a link to nothing"
-        above = next((parent for parent in folder.parents if parent.is_dir()), None)
-        if above is None or not os.access(above, os.W_OK | os.X_OK):
-            return f"{folder} is not there and cannot be made"
-        return f"{folder}, made when it is first needed"
-    except OSError as error:
-        return f"{folder} cannot be used: {error.strerror}"
-    if not is_folder:
-        return f"{folder} cannot be used: not a directory"
-    modes = {"read": os.R_OK | os.X_OK, "written": os.W_OK | os.X_OK}
-    missing = [what for what, mode in modes.items() if not os.access(folder, mode)]
-    return f"{folder} cannot be {' or '.join(missing)}" if missing else f"{folder}, read and written"
-
-
-def _tuning(gpu: str | None) -> str:
-    if gpu is None:
-        return "nothing is tuned on a CPU"
-    if os.environ.get("STN_TRITON_AUTOTUNE", "1") == "0":
-        return "take defaults where no table has an entry (STN_TRITON_AUTOTUNE=0)"
-    return "are tuned where no table has an entry, and kept in the user's table"
+def calls() -> str:
+    """Whether calls search for block sizes."""
+    if os.environ.get("STN_TRITON_AUTOTUNE") == "1":
+        return "search for what no table has, each process anew (STN_TRITON_AUTOTUNE=1)"
+    return "never tune unless asked (STN_TRITON_AUTOTUNE=1, stn_triton.autotune())"
 
 
 def support(device: torch.device) -> dict[str, str]:
@@ -199,6 +163,5 @@ def _print(title: str, facts: Sequence[tuple[str, str]]) -> None:
     print(title)
     for key, value in facts:
         if value:
-            line = tables.printable(f"  {key:14} {value}")
-            print(environment.wrapped(line, 17, width))
+            print(environment.wrapped(f"  {key:14} {value}", 17, width))
     print()

@@ -1,9 +1,9 @@
-"""Block sizes: which there are, which to use, and how they are found.
+"""Block sizes: which there are, which to use, and how to ask for a search.
 
-Configurations are data. A bucket (kernel, layout, dtype, channels, pixels) names a configuration in a table
-of one GPU: first the table that the package ships (``tuned/<gpu>.json``), then the user's own, in the
-cache directory. A bucket in neither is tuned on its first call and written to the user's, unless a CUDA
-graph is being captured or ``STN_TRITON_AUTOTUNE=0``; then the default is used.
+Configurations are data. A bucket (kernel, layout, dtype, channels, pixels) names one in the table that the
+package ships for a GPU, ``tuned/<gpu>.json``; for any other bucket there is a default, computed from the
+bucket alone. No call tunes unless it is asked to (`autotune`), so results have the same bits in every
+process. ``python -m perf tune`` makes a table.
 
 ``triton.autotune`` is not used because its key is made of kernel arguments, which have no buckets, its
 results cannot be shipped, and it would tune inside a capture.
@@ -17,29 +17,34 @@ import itertools
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from stn_triton import tables
+from stn_triton import search, tables
 from stn_triton.options import INPUT_DTYPES, Options
+from stn_triton.search import Config, Launch
 
-Config = dict[str, int]
 CONFIG_KEYS = ("BLOCK_C", "STEPS_C", "RUN_C", "BLOCK_H", "BLOCK_W", "num_warps")
 _DTYPES = {str(dtype).removeprefix("torch.") for dtype in INPUT_DTYPES}
 _MANY_PROGRAMS = 4096
 SHIPPED = Path(__file__).parent / "tuned"
-_NOISE = 0.02
-_lock = threading.Lock()
-_loading = threading.Lock()
-_tables: dict[str, dict[Bucket, Config]] = {}
+MOST_CANDIDATES = 6
+"""Configurations that a search in a call tries; compiling them is what takes long."""
+epoch = 0
+"""Grows when `autotune` is entered. Between two such moments a bucket always gets the same configuration.
+
+Except from a chooser, and in a CUDA graph capture, where a bucket that should be searched gets its default.
+"""
+_searching = threading.Lock()
+_counting = threading.Lock()
+_asking = 0  # contexts that are open; those of several threads may overlap
+_found: dict[tuple[str, Bucket], Config] = {}
 _chooser: Chooser | None = None
 LANES_C = 16
 """Channels from which on lanes run over channels, where these lie side by side."""
-epoch = 0
-"""Grows whenever a later call may get other block sizes than an earlier one for the same bucket."""
 
 
 class Bucket(NamedTuple):
@@ -216,18 +221,6 @@ def _config(*values: int) -> Config:
     return dict(zip(CONFIG_KEYS, values, strict=True))
 
 
-def _after_fork() -> None:
-    """The child has no thread that would ever release the locks it inherited."""
-    global _lock, _loading
-    _lock, _loading = threading.Lock(), threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-Launch = Callable[[Config], object]
-"""Runs a kernel with a configuration, on the arguments of the call at hand."""
 Chooser = Callable[[Bucket, Launch], Config]
 
 
@@ -243,64 +236,58 @@ def choosing(chooser: Chooser) -> Iterator[None]:
 
 
 def is_choosing() -> bool:
-    """Whether block sizes are left to the function of `choosing`."""
+    """Whether a function chooses: what it returns for a bucket may differ from call to call."""
     return _chooser is not None
 
 
+@contextlib.contextmanager
+def autotune() -> Iterator[None]:
+    """Let calls on a GPU search for the fastest block sizes: a context, or a decorator of a function.
+
+    The first call of each kind (kernel, mode, padding, layout, dtype, channels, pixels) that the shipped
+    table does not have compiles at most 6 configurations, on all cores, and times them on its own arguments.
+    After 30 seconds it takes the best so far. The choice stays until the process ends; nothing is written. It
+    holds in all threads, since PyTorch has one for backwards. Calls in a CUDA graph capture do not search.
+
+    ``STN_TRITON_AUTOTUNE=1``, set before the first call, does the same for a whole process.
+
+    Example:
+        >>> with stn_triton.autotune():
+        ...     loss = training_step(batch)
+    """
+    global _asking, epoch
+    with _counting:
+        _asking += 1
+        epoch += 1
+    try:
+        yield
+    finally:
+        with _counting:
+            _asking -= 1
+
+
 def configuration(bucket: Bucket, device: torch.device, run: Launch) -> Config:
-    """The configuration for a bucket on a device; ``run`` launches the kernel with one, for tuning."""
+    """The configuration for a bucket on a device; ``run`` launches the kernel with one, for a search."""
     if _chooser is not None:
         return _chooser(bucket, run)
     if device.type != "cuda":
         return default(bucket)
     name = _device_name(device.index)
-    table = _table(name)
-    found = table.get(bucket)
-    if found is not None:
-        return found
-    if os.environ.get("STN_TRITON_AUTOTUNE", "1") == "0" or torch.cuda.is_current_stream_capturing():
+    known = shipped(name).get(bucket) or _found.get((name, bucket))
+    if known is not None:
+        return known
+    is_asked = _asking or os.environ.get("STN_TRITON_AUTOTUNE") == "1"
+    if not is_asked or torch.cuda.is_current_stream_capturing():
         return default(bucket)
-    with _lock:
-        if bucket not in table:
-            table[bucket], is_lasting = tune(bucket, run)
-            if is_lasting:
-                _keep(name, bucket, table[bucket])
-    return table[bucket]
+    with _searching:  # one thread searches, the others wait for what it finds
+        if (name, bucket) not in _found:
+            _found[name, bucket] = search.fastest_of(candidates(bucket, MOST_CANDIDATES), run, bucket.name())
+    return _found[name, bucket]
 
 
-def tune(bucket: Bucket, run: Launch) -> tuple[Config, bool]:
-    """The fastest configuration of the bucket's space, or the default if none is clearly faster or runs.
-
-    Timed with the arguments of the call at hand, its theta included.
-
-    Returns:
-        The configuration, for this process, and whether later ones should have it too. They tune anew if the
-        default could not be timed, because the GPU's memory was full for example: whatever won had no rival.
-    """
-    from triton.testing import do_bench
-
-    timed = []
-    for config in space(bucket):
-        # One that does not compile or fit is no loss; an error of the call itself returns with the winner.
-        with contextlib.suppress(Exception):
-            launch = functools.partial(run, config)
-            timed.append((config, do_bench(launch, warmup=5, rep=20, quantiles=(0.2, 0.5, 0.8))))
-    usual = default(bucket)
-    return fastest(usual, timed), any(config == usual for config, _ in timed)
-
-
-def fastest(default: Config, timed: Sequence[tuple[Config, Sequence[float]]]) -> Config:
-    """The configuration of the least median among those timed, each with its 20, 50 and 80 % quantiles.
-
-    The default wins ties within noise: another must be faster by over 2 % in the median, and in most of its
-    samples than in most of the default's.
-    """
-    quantiles = next((times for config, times in timed if config == default), None)
-    if quantiles is not None:
-        low, median, _ = quantiles
-        most = (1 - _NOISE) * median
-        timed = [entry for entry in timed if entry[1][1] < most and entry[1][2] < low]
-    return min(timed, key=lambda entry: entry[1][1])[0] if timed else default
+def candidates(bucket: Bucket, most: int) -> list[Config]:
+    """What a search tries for a bucket, the default first."""
+    return search.nearest(space(bucket), most)
 
 
 @functools.cache
@@ -308,13 +295,15 @@ def _device_name(index: int) -> str:
     return torch.cuda.get_device_name(index)
 
 
-def _table(device: str) -> dict[Bucket, Config]:
-    """What is known of a GPU; one dict for all threads, also for those that ask at the same time."""
-    if device not in _tables:
-        with _loading:
-            if device not in _tables:
-                _tables[device] = tables.known(device, SHIPPED, checked)
-    return _tables[device]
+@functools.cache
+def shipped(device: str) -> Mapping[Bucket, Config]:
+    """The table that the package ships for a GPU, empty if there is none."""
+    return tables.load(SHIPPED / f"{tables.slug(device)}.json", checked, device)
+
+
+def shipped_configurations() -> list[tuple[Bucket, Config]]:
+    """All buckets and configurations of all shipped tables."""
+    return [entry for path in sorted(SHIPPED.glob("*.json")) for entry in tables.load(path, checked).items()]
 
 
 def checked(name: str, config: object) -> tuple[Bucket, Config] | None:
@@ -325,35 +314,6 @@ def checked(name: str, config: object) -> tuple[Bucket, Config] | None:
         return None
     is_entry = bucket is not None and bucket.name() == name and _is_valid(bucket, config)
     return (bucket, config) if is_entry else None
-
-
-def write_table(path: Path, device: str, found: Mapping[Bucket, Config]) -> None:
-    """Add to a table what was found for these kernels; what it has for others is dropped.
-
-    Raises:
-        OSError: it cannot be written; the table is as it was.
-    """
-    configs = {bucket.name(): config for bucket, config in found.items()}
-    table = tables.Table(device, tables.kernels(), configs)
-    tables.merge(path, table, checked)
-
-
-def _keep(device: str, bucket: Bucket, config: Config) -> None:
-    """Add to the user's table; a disk that refuses costs only that, and so does a place open to everyone."""
-    path = tables.cache_path(device)
-    if tables.distrusted(path):  # told when the table was looked for
-        return
-    try:
-        write_table(path, device, {bucket: config})
-    except OSError as error:
-        tables.tell_once(f"{path} cannot be written ({error.strerror}): every process tunes anew")
-
-
-def shipped_configurations() -> list[tuple[Bucket, Config]]:
-    """All buckets and configurations of all shipped tables."""
-    return [
-        entry for path in sorted(SHIPPED.glob("*.json")) for entry in tables.load(path, checked)[0].items()
-    ]
 
 
 def _is_valid(bucket: Bucket, config: object) -> bool:

@@ -3,12 +3,9 @@
 The interpreter is chosen before Triton is first imported, so this happens at import.
 """
 
-import atexit
 import contextlib
 import os
-import shutil
 import sys
-import tempfile
 import warnings
 
 import pytest
@@ -22,9 +19,7 @@ except ModuleNotFoundError:  # the tests that need it import it themselves
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:
     os.environ["TRITON_INTERPRET"] = "1"
-os.environ["STN_TRITON_AUTOTUNE"] = "0"
-os.environ["STN_TRITON_CACHE_DIR"] = tempfile.mkdtemp(prefix="stn_triton_")
-atexit.register(shutil.rmtree, os.environ["STN_TRITON_CACHE_DIR"], ignore_errors=True)
+os.environ.pop("STN_TRITON_AUTOTUNE", None)
 
 
 def _patch_once_per_launch():

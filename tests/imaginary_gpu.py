@@ -51,18 +51,19 @@ class Clock:
 
 def cost(bucket, config):
     """Some configuration or other is fastest; that of the theta kernel is the default."""
-    index, last = tuning.space(bucket).index(config), len(tuning.space(bucket)) - 1
+    configs = search.FULL.configs_of(bucket)
+    index, last = configs.index(config), len(configs) - 1
     return 1 + (index if bucket.kernel == "theta" else last - index) / 10
 
 
 def count_timed(bucket):
     """How often a whole search times a configuration of a bucket."""
-    configs = len(tuning.space(bucket))
+    configs = len(search.FULL.configs_of(bucket))
     return configs + search.FULL.rounds * min(configs, 1 + search.FULL.finalists)
 
 
 def expected_best(bucket):
-    return min(tuning.space(bucket), key=lambda config: cost(bucket, config))
+    return min(search.FULL.configs_of(bucket), key=lambda config: cost(bucket, config))
 
 
 def case(bucket, result=same):
@@ -109,14 +110,12 @@ BEST = {bucket.name(): expected_best(bucket) for bucket in BUCKETS}
 
 @pytest.fixture(name="nowhere_else", autouse=True)
 def nowhere_else_fixture(tmp_path, monkeypatch):
-    """No table of this checkout or this user is written."""
-    package = tmp_path / "checkout" / "stn_triton"
-    package.mkdir(parents=True)
-    (tmp_path / "checkout" / "pyproject.toml").touch()
-    monkeypatch.setattr(tuning, "SHIPPED", package / "tuned")
-    monkeypatch.setenv("STN_TRITON_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(tuning, "_tables", {})
-    return tmp_path
+    """No table of this checkout is written."""
+    monkeypatch.setattr(tuning, "SHIPPED", tmp_path / "package" / "tuned")
+    (tmp_path / "package").mkdir()
+    tuning.shipped.cache_clear()
+    yield tmp_path
+    tuning.shipped.cache_clear()
 
 
 @pytest.fixture(name="shipped")

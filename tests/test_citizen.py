@@ -1,24 +1,24 @@
 """What a program may do around the operator: threads, devices, copies and files, subclasses, no data."""
 
+import contextlib
 import copy
 import io
 import pickle
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 import torch
 import variants
-from test_tuning import BUCKET, CONFIG, GPU, OTHER, gpu  # noqa: F401, a fixture
+from test_tuning import BUCKET
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
-from stn_triton import affine_grid_sample, options, perspective_grid_sample, tables, tuning
+from stn_triton import affine_grid_sample, autotune, options, perspective_grid_sample
 
 THREADS = 8
-PATIENCE = 300 if torch.cuda.is_available() else 30  # seconds; on a GPU threads compile and tune
+PATIENCE = 300 if torch.cuda.is_available() else 30  # seconds; on a GPU threads compile and search
 FORWARD = torch.ops.stn_triton.affine_grid_sample.default
 BACKWARD = torch.ops.stn_triton.affine_grid_sample_backward.default
 SAMPLES = [
@@ -89,39 +89,13 @@ assert len(results) == {THREADS} and all(result == results[0] for result in resu
         assert (run.returncode, run.stderr) == (0, "")
 
     @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-    def test_threads_do_not_disturb_each_other(self, device, monkeypatch, tmp_path):
-        """On a GPU these are first calls too: all of them tune."""
-        monkeypatch.setenv("STN_TRITON_CACHE_DIR", str(tmp_path))
-        monkeypatch.setenv("STN_TRITON_AUTOTUNE", "1")
-        monkeypatch.setattr(tuning, "_tables", {})
-        actual = in_threads(lambda i: step(*data(i, device)))
+    @pytest.mark.parametrize("asked", [False, True])
+    def test_threads_do_not_disturb_each_other(self, device, asked):
+        """On a GPU these are first calls too; if they are asked to, all of them search."""
+        with autotune() if asked else contextlib.nullcontext():
+            actual = in_threads(lambda i: step(*data(i, device)))
         for i, results in enumerate(actual):
             assert_equal(results, step(*data(i, device)))
-
-    def test_one_thread_tunes_and_the_others_wait(self, gpu, monkeypatch):  # noqa: F811
-        tuned = []
-
-        def tune(bucket, run):
-            tuned.append(bucket)
-            time.sleep(0.05)
-            return {**CONFIG, "BLOCK_C": 2 ** len(tuned)}, True
-
-        load = tables.load
-        monkeypatch.setattr(tuning, "tune", tune)
-        monkeypatch.setattr(tables, "load", lambda *args: time.sleep(0.02) or load(*args))  # all at once
-        buckets = [BUCKET, OTHER] * (THREADS // 2)
-        found = in_threads(lambda i: tuning.configuration(buckets[i], GPU, None))
-        assert sorted(tuned) == sorted([BUCKET, OTHER])
-        for bucket, config in zip(buckets, found, strict=True):
-            assert config == tuning.configuration(bucket, GPU, None)
-        assert set(tables.load(gpu, tuning.checked)[0]) == {BUCKET, OTHER}
-
-    def test_an_error_while_tuning_leaves_no_lock(self, gpu, monkeypatch):  # noqa: F811
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            tuning.configuration(BUCKET, GPU, None)
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: (CONFIG, True))
-        assert in_threads(lambda i: tuning.configuration(BUCKET, GPU, None)) == [CONFIG] * THREADS
 
 
 @pytest.mark.gpu

@@ -1,27 +1,16 @@
-"""What is left after something gave way: memory, a disk, a process, a signal, a fork.
+"""What is left after something gave way: memory, a process, a signal, a fork.
 
-Interrupted runs of ``perf tune`` are in test_tune_state.py, tables that are corrupt in test_tuning.py,
-threads in test_citizen.py.
+Interrupted runs of ``perf tune`` are in test_tune_state.py, threads in test_citizen.py.
 """
 
 import contextlib
-import itertools
-import multiprocessing
 import os
-import resource
-import shutil
 import signal
-import sys
-import tempfile
 import threading
-import time
-from pathlib import Path
 
 import pytest
 import torch
-import triton.testing
 from sparse import SomePrograms
-from test_tuning import BUCKET, CONFIG, GPU, NAME, OTHER, gpu, messages, write  # noqa: F401, a fixture
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stn_triton import (
@@ -31,9 +20,7 @@ from stn_triton import (
     reference,
     reference_tangent,
     splines,
-    tables,
     thin_plate_spline_grid_sample,
-    tuning,
 )
 
 OPERATORS = (
@@ -46,7 +33,6 @@ IMPLEMENTATIONS = {
     "kernels": ops._implementations(lambda: launch, lambda: launch),
     "plain PyTorch": ops._implementations(lambda: reference, lambda: reference_tangent),
 }
-FORK = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
 on_a_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's processes must not fork")
 
 
@@ -152,275 +138,6 @@ class TestMemory:
             t.grad = None
         step(path, function, tensors)
         assert all(torch.equal(t.grad, grad) for t, grad in zip(tensors, expected, strict=True))
-
-
-class TestTuning:
-    """The real search, with a clock that gives way."""
-
-    @pytest.fixture
-    def clock(self, gpu, monkeypatch):  # noqa: F811
-        """Replace what times; the first call of a process tunes."""
-        monkeypatch.setattr(tuning, "tune", TUNE)
-
-        def use(bench):
-            tuning._tables.clear()
-            monkeypatch.setattr(triton.testing, "do_bench", bench)
-
-        return use
-
-    @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-    def test_an_interruption_costs_what_was_timed(self, gpu, clock, error):  # noqa: F811
-        timed = []
-
-        def stop(run, **options):
-            timed.append(run)
-            if len(timed) == 3:
-                raise error
-            return 1.0, 1.0, 1.0
-
-        clock(stop)
-        with pytest.raises(error):
-            tuning.configuration(BUCKET, GPU, lambda config: None)
-        assert len(timed) == 3
-        assert not gpu.exists()
-        assert not tuning._lock.locked()
-        assert tuning.configuration(BUCKET, GPU, lambda config: None) == tuning.default(BUCKET)
-        assert set(tables.load(gpu, tuning.checked)[0]) == {BUCKET}
-
-    def test_where_nothing_could_be_timed_nothing_is_kept(self, gpu, clock):  # noqa: F811
-        """With no memory for timing, a call takes the default; the next process tunes."""
-        timed = []
-
-        def full(run, **options):
-            timed.append(run)
-            raise torch.OutOfMemoryError("CUDA out of memory")
-
-        clock(full)
-        for _ in range(2):
-            assert tuning.configuration(BUCKET, GPU, print) == tuning.default(BUCKET)
-        assert len(timed) == len(tuning.space(BUCKET))  # once
-        assert not gpu.exists()
-        best = tuning.space(BUCKET)[-1]
-        clock(lambda run, **options: (1.0 + (run.args[0] != best),) * 3)
-        assert tuning.configuration(BUCKET, GPU, print) == best
-        assert tables.load(gpu, tuning.checked)[0] == {BUCKET: best}
-
-    def test_configurations_without_memory_lose(self, gpu, clock):  # noqa: F811
-        best = tuning.space(BUCKET)[2]
-
-        def bench(run, **options):
-            if run.args[0] not in tuning.space(BUCKET)[:3]:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return (1.0 + (run.args[0] != best),) * 3
-
-        clock(bench)
-        assert tuning.configuration(BUCKET, GPU, print) == best
-        assert tables.load(gpu, tuning.checked)[0] == {BUCKET: best}
-
-    def test_what_won_because_the_default_found_no_memory_is_for_this_process(self, gpu, clock):  # noqa: F811
-        """The call at hand runs with it; what it would be on a GPU that is not full is not known."""
-        runs = []
-
-        def bench(run, **options):
-            runs.append(run)
-            if run.args[0] != tuning.space(BUCKET)[-1]:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return 1.0, 1.0, 1.0
-
-        clock(bench)
-        for _ in range(2):
-            assert tuning.configuration(BUCKET, GPU, print) == tuning.space(BUCKET)[-1]
-        assert len(runs) == len(tuning.space(BUCKET))  # once
-        assert not gpu.exists()
-
-
-TUNE = tuning.tune
-
-
-def in_child(function, *, seconds=60):
-    """Run in a forked process; its exit code, None if it hangs."""
-
-    def run():
-        try:
-            function()
-        except BaseException as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-            os._exit(3)
-        os._exit(0)
-
-    process = FORK.Process(target=run)
-    process.start()
-    process.join(seconds)
-    if process.is_alive():
-        process.kill()
-        process.join()
-        return None
-    return process.exitcode
-
-
-def keeps(bucket=BUCKET):
-    """Tunes a bucket, as the first call of a process, and says whether its table has it then."""
-    tuning._tables.clear()
-    tuning.tune = lambda bucket, run: (CONFIG, True)
-    assert tuning.configuration(bucket, GPU, None) == CONFIG
-    return bucket in tables.load(tables.cache_path(NAME), tuning.checked)[0]
-
-
-@pytest.fixture
-def open_folder():
-    """Where other users may go."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
-
-
-def become_nobody():
-    """Root may write everywhere."""
-    if os.getuid() == 0:
-        os.setgroups([])
-        os.setgid(54321)
-        os.setuid(54321)
-
-
-@on_a_cpu
-class TestDisk:
-    def test_a_disk_that_is_full_in_the_middle_of_a_file(self, gpu, caplog):  # noqa: F811
-        """A real short write; the table that was there stays."""
-        write(gpu, {OTHER.name(): CONFIG})
-        before = gpu.read_bytes()
-
-        def full():
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
-            assert not keeps()
-            assert any("cannot be written" in text for text in messages(caplog))
-
-        assert in_child(full) == 0
-        assert gpu.read_bytes() == before
-        assert list(gpu.parent.iterdir()) == [gpu]
-
-    def test_a_directory_that_may_not_be_written(self, gpu, open_folder, monkeypatch, caplog):  # noqa: F811
-        cache = open_folder / "cache"
-        monkeypatch.setenv("STN_TRITON_CACHE_DIR", str(cache))
-        path = tables.cache_path(NAME)
-        write(path, {OTHER.name(): CONFIG})
-        path.chmod(0o644), cache.chmod(0o555)
-
-        def read_only():
-            become_nobody()
-            assert not keeps()
-            assert tuning.configuration(OTHER, GPU, None) == CONFIG  # it may be read
-            told = messages(caplog)
-            told = [text for text in told if str(path) in text]  # of the shipped ones' place nobody knows
-            assert len(told) == 1
-            assert f"{path} cannot be written (Permission denied)" in told[0]
-
-        assert in_child(read_only) == 0
-        assert list(cache.iterdir()) == [path]
-        cache.chmod(0o755)
-
-    @pytest.mark.parametrize("home", [None, "/nonexistent/home"])
-    def test_a_user_without_a_home(self, gpu, open_folder, monkeypatch, home, caplog):  # noqa: F811
-        """As in a container that was started with any number for a user; nothing lands in the directory."""
-        if os.getuid() != 0:
-            pytest.skip("only root can become a user who is not known")
-        work = open_folder / "work"
-        work.mkdir()
-        work.chmod(0o777)
-        for name in ("STN_TRITON_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
-            monkeypatch.delenv(name, raising=False)
-        if home:
-            monkeypatch.setenv("HOME", home)
-
-        def homeless():
-            os.chdir(work)
-            become_nobody()
-            assert not keeps()
-            assert any("cannot be written" in text for text in messages(caplog))
-
-        assert in_child(homeless) == 0
-        assert list(work.iterdir()) == []
-
-    def test_a_writer_that_is_killed_leaves_a_table_and_no_lock(self, gpu):  # noqa: F811
-        def write_on():
-            for planes in itertools.cycle((8, 64, 512, 4096)):
-                tuning.write_table(gpu, NAME, {BUCKET._replace(planes=planes): CONFIG})
-
-        for wait in (0.05, 0.1, 0.15):
-            process = FORK.Process(target=write_on)
-            process.start()
-            deadline = time.monotonic() + 30
-            while not gpu.exists() and time.monotonic() < deadline:
-                time.sleep(0.01)
-            time.sleep(wait)
-            os.kill(process.pid, signal.SIGKILL)
-            process.join()
-            assert tables.read(gpu, NAME) is not None
-            began = time.monotonic()
-            tuning.write_table(gpu, NAME, {OTHER: CONFIG})
-            assert time.monotonic() - began < 5
-            assert OTHER in tables.load(gpu, tuning.checked)[0]
-
-
-@on_a_cpu
-class TestForks:
-    def test_a_fork_while_a_thread_tunes(self, gpu):  # noqa: F811
-        """The child has no such thread: locks that it inherited would never open."""
-        with tuning._lock, tuning._loading, tables._telling:
-            assert in_child(lambda: tables.tell_once("heard") or keeps(), seconds=30) == 0
-
-    def test_a_child_does_not_keep_a_folder_locked(self, tmp_path, monkeypatch):
-        """It has a copy of the open file, and may outlive the writing by hours."""
-        monkeypatch.setattr(tables, "_PATIENCE", 60)
-        with tables.locked(tmp_path):
-            process = FORK.Process(target=time.sleep, args=(120,))
-            process.start()
-        try:
-            began = time.monotonic()
-            with tables.locked(tmp_path):
-                assert time.monotonic() - began < 10
-        finally:
-            process.kill()
-            process.join()
-
-    def test_whoever_holds_on_to_a_folder_is_waited_for_a_while(self, gpu, monkeypatch):  # noqa: F811
-        monkeypatch.setattr(tables, "_PATIENCE", 0.2)
-        gpu.parent.mkdir()
-        held, done = threading.Event(), threading.Event()
-
-        def hold():
-            with tables.locked(gpu.parent):
-                held.set()
-                done.wait(60)
-
-        thread = threading.Thread(target=hold)
-        thread.start()
-        try:
-            assert held.wait(10)
-            assert keeps()
-        finally:
-            done.set()
-            thread.join()
-            tuning.tune = TUNE
-
-    def test_a_lock_that_is_free_soon_is_waited_for(self, tmp_path):
-        order = []
-
-        def hold():
-            with tables.locked(tmp_path):
-                held.set()
-                time.sleep(0.2)
-                order.append("first")
-
-        held = threading.Event()
-        thread = threading.Thread(target=hold)
-        thread.start()
-        held.wait(10)
-        with tables.locked(tmp_path):
-            order.append("second")
-        thread.join()
-        assert order == ["first", "second"]
 
 
 class Warped(torch.utils.data.Dataset):

@@ -131,8 +131,7 @@ def assert_same(actual, expected, name):
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_nothing_waits_for_the_gpu(name, monkeypatch):
-    monkeypatch.setenv("STN_TRITON_AUTOTUNE", "0")
+def test_nothing_waits_for_the_gpu(name):
     input, theta, grad, function = case(name)
     results(function, input, theta, grad)  # compiles, and copies numbers
     torch.cuda.set_sync_debug_mode("error")
@@ -143,8 +142,7 @@ def test_nothing_waits_for_the_gpu(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["plain", "fill list", "spline"])
-def test_a_training_step_in_a_cuda_graph(name, monkeypatch):
-    monkeypatch.setenv("STN_TRITON_AUTOTUNE", "1")
+def test_a_training_step_in_a_cuda_graph(name):
     input, theta, grad, function = case(name)
     results(function, input, theta, grad)
     torch.cuda.synchronize()
@@ -196,9 +194,8 @@ def test_graphed_callables_train():
 
 
 @pytest.mark.parametrize("name", ["plain", "spline"])
-def test_reduce_overhead_keeps_values(name, monkeypatch):
+def test_reduce_overhead_keeps_values(name):
     """Also if it makes the first call of all: a spline's numbers then must not lie in the graphs' memory."""
-    monkeypatch.setenv("STN_TRITON_AUTOTUNE", "0")
     torch._dynamo.reset()
     splines._solution.cache_clear()
     input, theta, grad, function = case(name)
@@ -251,20 +248,47 @@ def test_tensors_on_another_gpu_than_the_current_one():
     torch.testing.assert_close(output.cpu(), expected, atol=1e-4, rtol=0)
 
 
-def test_tuning_runs_and_its_choice_is_right(monkeypatch, tmp_path):
+def test_a_search_runs_and_its_choice_is_right(monkeypatch):
+    from stn_triton import search, tuning
+
+    found = []
+    fastest = search.fastest
+
+    def choose(default, timed):
+        found.append([config for config, _ in timed])
+        return fastest(default, timed)
+
+    monkeypatch.setattr(search, "fastest", choose)
+    monkeypatch.setattr(tuning, "shipped", lambda device: {})
+    monkeypatch.setattr(tuning, "_found", {})
+    input, theta = data((8, 3, 32, 32))
+    grad = torch.randn(8, 3, 32, 32, device=CUDA)
+    expected = results(stn_triton.affine_grid_sample, input, theta, grad)
+    assert not found
+    with stn_triton.autotune():
+        for actual, e in zip(
+            results(stn_triton.affine_grid_sample, input, theta, grad), expected, strict=True
+        ):
+            torch.testing.assert_close(actual, e, rtol=1e-5, atol=1e-4)
+    assert [bucket.kernel for _, bucket in tuning._found] == ["forward", "backward"]
+    for (_, bucket), timed in zip(tuning._found, found, strict=True):
+        assert timed == tuning.candidates(bucket, tuning.MOST_CANDIDATES)  # all of them compiled and ran
+
+
+def test_a_capture_takes_the_default_and_a_later_call_searches(monkeypatch):
     from stn_triton import tuning
 
-    monkeypatch.setenv("STN_TRITON_AUTOTUNE", "1")
-    monkeypatch.setenv("STN_TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(tuning, "SHIPPED", tmp_path / "none")
-    tuning._tables.clear()
-    try:
-        input, theta = data((8, 3, 32, 32))
-        grad = torch.randn(8, 3, 32, 32, device=CUDA)
-        tuned = results(stn_triton.affine_grid_sample, input, theta, grad)
-        assert list(tmp_path.glob("*.json"))
-    finally:
-        tuning._tables.clear()
-    monkeypatch.setenv("STN_TRITON_AUTOTUNE", "0")
-    for a, b in zip(tuned, results(stn_triton.affine_grid_sample, input, theta, grad), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
+    monkeypatch.setattr(tuning, "shipped", lambda device: {})
+    monkeypatch.setattr(tuning, "_found", {})
+    input, theta = data((8, 3, 32, 32), requires_grad=False)
+    expected = stn_triton.affine_grid_sample(input, theta)  # compiles the default
+    graph = torch.cuda.CUDAGraph()
+    with stn_triton.autotune():
+        with torch.cuda.graph(graph):
+            static = stn_triton.affine_grid_sample(input, theta)
+        assert not tuning._found
+        found = stn_triton.affine_grid_sample(input, theta)
+        assert len(tuning._found) == 1
+    graph.replay()
+    for actual in (static, found):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)

@@ -1,7 +1,6 @@
 """``python -m stn_triton info``: tables that are used and those that are not, and what is supported."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,27 +20,27 @@ ENTRIES = {bucket.name(): tuning.default(bucket) for bucket in BUCKETS}
 
 
 @pytest.fixture(autouse=True)
-def folders(tmp_path, monkeypatch):
-    """Where tables are, none of them of this user."""
+def folder(tmp_path, monkeypatch):
+    """Where shipped tables are."""
     monkeypatch.setattr(tuning, "SHIPPED", tmp_path / "tuned")
-    monkeypatch.setenv("STN_TRITON_CACHE_DIR", str(tmp_path / "cache"))
-    return {"shipped": tmp_path / "tuned", "user": tmp_path / "cache"}
+    monkeypatch.delenv("STN_TRITON_AUTOTUNE", raising=False)
+    return tmp_path / "tuned"
 
 
 def write(folder, device=GPU, entries=ENTRIES, kernels=None, name=None):
-    folder.mkdir(exist_ok=True)
     path = folder / (name or f"{tables.slug(device)}.json")
-    path.write_text(tables.dumps(tables.Table(device, kernels or tables.kernels(), entries)))
+    tables.write(path, tables.Table(device, kernels or tables.kernels(), entries))
     return path
 
 
 def states(gpu=GPU):
-    return [(s.origin, s.entries, s.bad_entries, s.is_used, s.reason) for s in info.table_states(gpu)]
+    return [(s.entries, s.bad_entries, s.is_used, s.reason) for s in info.table_states(gpu)]
 
 
 def is_known():
     """Whether calls on the GPU would find the entries, by what they ask themselves."""
-    return set(tables.known(GPU, tuning.SHIPPED, tuning.checked)) == set(BUCKETS)
+    tuning.shipped.cache_clear()
+    return set(tuning.shipped(GPU)) == set(BUCKETS)
 
 
 def test_no_tables():
@@ -49,86 +48,69 @@ def test_no_tables():
     assert not is_known()
 
 
-@pytest.mark.parametrize("origin", ["shipped", "user"])
-def test_a_table_that_is_used(folders, origin):
-    path = write(folders[origin])
-    assert states() == [(origin, 2, 0, True, "")]
+def test_a_table_that_is_used(folder):
+    path = write(folder)
+    assert states() == [(2, 0, True, "")]
     assert info.table_states(GPU)[0].path == str(path)
     assert is_known()
 
 
-def test_a_table_for_other_kernels_is_used_only_if_shipped(folders):
-    write(folders["user"], kernels="old")
-    assert states() == [("user", 2, 0, False, "ignored: tuned for other kernels than this version's")]
-    assert not is_known()
-    write(folders["shipped"], kernels="old")
-    reason = "tuned for older kernels: right, perhaps not the fastest"
-    assert states()[0] == ("shipped", 2, 0, True, reason)
+def test_a_table_for_older_kernels_is_used_and_said_to_be(folder):
+    write(folder, kernels="old")
+    assert states() == [(2, 0, True, "tuned for older kernels: right, perhaps not the fastest")]
     assert is_known()
 
 
-def test_a_damaged_table_is_ignored_and_says_why(folders):
-    path = write(folders["user"])
+def test_a_damaged_table_is_ignored_and_says_why(folder):
+    path = write(folder)
     path.write_text(path.read_text()[:-9])
-    assert states() == [("user", 0, 0, False, "ignored: not JSON")]
+    assert states() == [(0, 0, False, "ignored: not JSON")]
     path.write_text('{"version": 7}')
-    assert states() == [("user", 0, 0, False, "ignored: version 7, expected 1")]
+    assert states() == [(0, 0, False, "ignored: version 7, expected 1")]
+    assert not is_known()
 
 
-def test_bad_entries_are_counted(folders):
+def test_bad_entries_are_counted(folder):
     bad = {**ENTRIES, "../../etc/passwd": {"BLOCK_C": 4}, BUCKETS[0].name(): {"BLOCK_C": 2**40}}
-    write(folders["user"], entries=bad)
+    write(folder, entries=bad)
     told = "2 entries are not good and ignored"
-    assert states() == [("user", 1, 2, True, told)]
-    assert states(None)[0][4].endswith(f"this device is none; {told}")
+    assert states() == [(1, 2, True, told)]
+    assert states(None)[0][3].endswith(f"this device is none; {told}")
+    write(folder, entries={"../../etc/passwd": {"BLOCK_C": 4}})
+    assert states() == [(0, 1, False, "ignored: no good entries; 1 entries are not good and ignored")]
 
 
-def test_a_table_whose_file_has_another_name_is_not_found_and_says_which(folders):
-    write(folders["user"], name="tuned-by-hand.json")
+def test_a_table_whose_file_has_another_name_is_not_found_and_says_which(folder):
+    write(folder, name="tuned-by-hand.json")
     reason = "ignored: a table of this GPU is looked for as imaginary-gpu.json"
-    assert states() == [("user", 2, 0, False, reason)]
+    assert states() == [(2, 0, False, reason)]
     assert not is_known()
 
 
-@pytest.mark.parametrize("what", ["directory", "file"])
-def test_a_table_that_is_distrusted_is_not_used_and_says_why(folders, what):
-    path = write(folders["user"])
-    place, mode, subject = {
-        "directory": (path.parent, 0o777, "its directory"),
-        "file": (path, 0o666, "it"),
-    }[what]
-    place.chmod(mode)
-    reason = f"ignored: everyone may write to {subject}, mode {mode:04o}; chmod o-w {place}"
-    assert states() == [("user", 0, 0, False, reason)]
-    assert not is_known()
-    path = write(folders["shipped"])
-    path.chmod(0o666)  # who may write to the package may change its code
-    assert states()[0] == ("shipped", 2, 0, True, "")
-    assert is_known()
-
-
-def test_another_gpu_s_table_is_listed_last(folders):
-    write(folders["user"], "Another GPU")
-    write(folders["user"])
-    assert [s[3:] for s in states()] == [(True, ""), (False, f"not used on {GPU}")]
-    write(folders["user"], "Another GPU", name=f"{tables.slug(GPU)}.json")
-    assert not any(s[3] for s in states())
+def test_another_gpu_s_table_is_listed_last(folder):
+    write(folder, "Another GPU")
+    write(folder)
+    assert [s[2:] for s in states()] == [(True, ""), (False, f"not used on {GPU}")]
+    write(folder, "Another GPU", name=f"{tables.slug(GPU)}.json")
+    assert not any(s[2] for s in states())
     assert not is_known()
 
 
-def test_without_a_gpu_no_table_is_used(folders):
-    write(folders["user"])
-    assert states(None) == [
-        ("user", 2, 0, False, "not used: block sizes are a GPU's, and this device is none")
-    ]
+def test_without_a_gpu_no_table_is_used(folder):
+    write(folder)
+    assert states(None) == [(2, 0, False, "not used: block sizes are a GPU's, and this device is none")]
 
 
-def test_it_is_printed(folders, capsys, monkeypatch):
-    path = write(folders["user"])
+def printed(capsys, *options):
+    assert main(["info", *options]) == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_it_is_printed(folder, capsys, monkeypatch):
+    path = write(folder)
     monkeypatch.setenv("COLUMNS", "80")
-    assert main(["info", "--device", "cpu"]) == 0
-    printed = capsys.readouterr().out
-    assert f"{path} of {GPU}: 2 entries, not used" in " ".join(printed.split())
+    text = printed(capsys, "--device", "cpu")
+    assert f"{path} of {GPU}: 2 entries, not used" in text
     for name in (
         "torch",
         "triton",
@@ -139,52 +121,39 @@ def test_it_is_printed(folders, capsys, monkeypatch):
         "DTensor",
         "dtypes",
     ):
-        assert f"\n  {name} " in printed
-    assert torch.__version__ in printed
+        assert f" {name} " in text
+    assert torch.__version__ in text
 
 
-HOSTILE = "\x1b]0;x\x07\r\n\x9b2J\u202e"
-
-
-@pytest.mark.parametrize("place", ["device", "kernels", "file", "directory", "entry"])
-def test_what_is_in_tables_and_paths_does_not_steer_the_terminal(
-    folders, tmp_path, capsys, monkeypatch, place
-):
-    device = HOSTILE + "x" * 10**6 if place == "device" else "Another GPU"
-    folder = folders["user"]
-    if place == "directory":
-        folder = tmp_path / HOSTILE
-        monkeypatch.setenv("STN_TRITON_CACHE_DIR", str(folder))
-    write(
-        folder,
-        device,
-        {HOSTILE: 1} if place == "entry" else ENTRIES,
-        HOSTILE if place == "kernels" else None,
-        f"{HOSTILE}\udcff.json" if place == "file" else "another-gpu.json",
+def test_calls_never_tune_unless_they_are_asked(capsys, monkeypatch):
+    assert "calls never tune unless asked (STN_TRITON_AUTOTUNE=1, stn_triton.autotune())" in printed(
+        capsys, "--device", "cpu"
     )
-    assert main(["info", "--device", "cpu"]) == 0
-    printed = capsys.readouterr().out
-    assert all(letter.isprintable() for letter in printed.replace("\n", ""))
-    assert len(printed) < 10_000
-    if place in ("device", "file", "directory"):
-        assert r"\x1b]0;x\x07\r\n\x9b2J\u202e" in printed
+    monkeypatch.setenv("STN_TRITON_AUTOTUNE", "1")
+    assert "calls search for what no table has, each process anew" in printed(capsys, "--device", "cpu")
+
+
+def test_on_a_gpu_the_table_in_use_is_named_or_that_defaults_are(folder, capsys, monkeypatch):
+    monkeypatch.setattr(environment, "choose_device", lambda name: torch.device("cuda", 0))
+    monkeypatch.setattr(environment, "facts", lambda device: {})
+    monkeypatch.setattr(info, "support", lambda device: {})
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: GPU)
+    assert f"table none for {GPU}: defaults are used" in printed(capsys)
+    path = write(folder)
+    text = printed(capsys)
+    assert f"table {path} of {GPU}: 2 entries, used" in text
+    assert "none for" not in text
+
+
+def test_json_is_json_alone_and_tells_nobody_of_tables(folder, monkeypatch, capsys, caplog):
+    """What is wrong with a table is in the output, not on the log."""
+    write(folder).write_text("no table")
     assert main(["info", "--json", "--device", "cpu"]) == 0
-    assert capsys.readouterr().out.replace("\n", "").isprintable()
-
-
-def test_json_is_json_alone_and_tells_nobody_of_tables(folders, tmp_path):
-    """In a process of its own; what is wrong with a table is in the output, not on the log."""
-    write(folders["user"]).write_text("no table")
-    done = subprocess.run(
-        [sys.executable, "-m", "stn_triton", "info", "--json", "--device", "cpu"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0
-    assert done.stderr == ""
-    found = json.loads(done.stdout)
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert (captured.err, caplog.records) == ("", [])
     assert found["kernels"] == tables.kernels()
+    assert found["calls"].startswith("never tune")
     assert found["tables"][0]["reason"] == "ignored: not JSON"
     assert found["environment"]["torch"].startswith(torch.__version__)
 
@@ -228,48 +197,6 @@ def test_of_an_unknown_argument_the_command_s_usage_is_shown(capsys):
     told = capsys.readouterr().err
     assert told.startswith("usage: python -m stn_triton info ")
     assert told.endswith("error: unrecognized arguments: --frobnicate\n")
-
-
-CACHES = {
-    "there": (lambda path: path.mkdir(), ", read and written"),
-    "not there": (lambda path: None, ", made when it is first needed"),
-    "a file": (lambda path: path.write_text(""), " cannot be used: not a directory"),
-    "under a file": (lambda path: path.parent.write_text(""), " cannot be used: Not a directory"),
-    "a link to nothing": (lambda path: path.symlink_to("nothing"), " cannot be used: a link to nothing"),
-    "a link to itself": (
-        lambda path: path.symlink_to(path),
-        " cannot be used: Too many levels of symbolic links",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", CACHES)
-def test_the_cache_is_named_and_what_is_wrong_with_it(tmp_path, monkeypatch, case):
-    make, expected = CACHES[case]
-    path = tmp_path / "own" / "cache"
-    if case != "under a file":
-        path.parent.mkdir()
-    monkeypatch.setenv("STN_TRITON_CACHE_DIR", str(path))
-    make(path)
-    assert info.cache() == f"{path}{expected}"
-
-
-@pytest.mark.parametrize(
-    ("denied", "expected"),
-    [
-        (os.W_OK, " cannot be written"),
-        (os.R_OK, " cannot be read"),
-        (os.X_OK, " cannot be read or written"),
-    ],
-)
-def test_a_cache_whose_mode_forbids_it(tmp_path, monkeypatch, denied, expected):
-    """Root, who often runs tests, may do everything: so the answer is replaced."""
-    monkeypatch.setenv("STN_TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(info.os, "access", lambda path, mode: not mode & denied)
-    assert info.cache() == f"{tmp_path}{expected}"
-    monkeypatch.setenv("STN_TRITON_CACHE_DIR", str(tmp_path / "new"))
-    if denied != os.R_OK:
-        assert info.cache() == f"{tmp_path / 'new'} is not there and cannot be made"
 
 
 def test_facts_have_the_settings_that_matter(monkeypatch):

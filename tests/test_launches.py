@@ -101,14 +101,14 @@ class TestRealKernels:
         clock = self.Launching(cost)
         with launches.OntoKernels():
             results = search.search(bucket, plan[bucket].make(CPU), gpu(clock), search.FULL)
-        assert [result.config for result in results] == tuning.space(bucket)
+        assert [result.config for result in results] == search.FULL.configs_of(bucket)
         assert [result.status for result in results] == ["ok"] * len(results)
         assert len(clock.timed) == len(results) + search.FULL.rounds * min(len(results), 6)
 
     def test_a_kernel_that_is_wrong_with_some_blocks_is_found(self, plan, monkeypatch):
         """It leaves the last program out."""
         bucket = Bucket("forward", PLAIN, "nchw", "float32", 4, 64, 8)
-        space = tuning.space(bucket)
+        space = search.FULL.configs_of(bucket)
         spoilt = space[-1]
         assert spoilt != space[0]
 
@@ -145,9 +145,9 @@ class TestOnAGpu:
         found = json.loads(capsys.readouterr().out)
         assert len(found["buckets"]) == tune.QUICK_BUCKETS
         name = torch.cuda.get_device_name()
-        entries, kernels = tables.load(Path(found["table"]), tuning.checked, name)
-        assert len(entries) == tune.QUICK_BUCKETS
-        assert kernels == tables.kernels()
+        table = tables.read(Path(found["table"]), name)
+        assert len(table.parsed(tuning.checked)[0]) == tune.QUICK_BUCKETS
+        assert table.kernels == tables.kernels()
         rows = rows_of(out)
         assert set(rows["device"]) == {name}
         assert (rows["status"] == "ok").all(), rows["status"].unique()

@@ -569,15 +569,6 @@ class TestCommandLine:
         assert stop.value.code == 2
         assert f"--out: cannot make the directory {os.devnull}" in capsys.readouterr().err
 
-    def test_a_first_look_does_not_tune(self, monkeypatch):
-        monkeypatch.delenv("STN_TRITON_AUTOTUNE", raising=False)
-        monkeypatch.setattr("perf.measuring.roofline.copy_gb_per_s", lambda device: 10.0)
-        arguments = dict.fromkeys(("workloads", "maps", "passes", "providers"))
-        bench.make_plan(SimpleNamespace(device="cpu", quick=False, contribute=False, **arguments))
-        assert "STN_TRITON_AUTOTUNE" not in os.environ
-        bench.make_plan(SimpleNamespace(device="cpu", quick=True, contribute=False, **arguments))
-        assert os.environ["STN_TRITON_AUTOTUNE"] == "0"
-
 
 def test_photograph_warps_agree(tmp_path):
     photo = photograph.load()

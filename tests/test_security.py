@@ -1,27 +1,22 @@
 """Files from elsewhere: nothing in them runs, and none leads to a file outside of where results belong.
 
-Corrupt tables and entries are in test_tuning.py (`CORRUPT`, `BAD_ENTRIES`, links, pipes, devices, enormous
-files), HTML out of a result file's strings in test_report.py (`TestHostileStrings`), a state of `tune` in
-test_tune_state.py.
+Entries of a table that no kernel could run are in test_tuning.py (`BAD_ENTRIES`), HTML out of a result file's
+strings in test_report.py (`TestHostileStrings`), a state of `tune` in test_tune_state.py.
 """
 
 import ast
 import contextlib
 import gzip
-import json
 import os
 import pickle
 import resource
 import struct
-import time
-import types
 from pathlib import Path
 
 import pytest
 import torch
-from test_tuning import BUCKET, CONFIG, FOUR, GPU, NAME, OTHER, gpu, head, messages, write  # noqa: F401, a fixture
 
-from stn_triton import tables, tuning
+from stn_triton import tables
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(path for folder in ("stn_triton", "perf") for path in (ROOT / folder).rglob("*.py"))
@@ -144,13 +139,11 @@ class TestPickles:
         pickle.loads(pickle.dumps(Planted(trace)))  # it would have
         assert trace.exists()
 
-    def test_one_in_place_of_a_table_does_not_run(self, gpu, tmp_path, monkeypatch, caplog):  # noqa: F811
-        trace = tmp_path / "trace"
-        gpu.parent.mkdir()
-        gpu.write_bytes(pickle.dumps(Planted(trace)))
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: (CONFIG, True))
-        assert tuning.configuration(BUCKET, GPU, None) == CONFIG
-        assert messages(caplog)[0] == f"stn_triton: {gpu} is ignored: not JSON"
+    def test_one_in_place_of_a_table_does_not_run(self, tmp_path):
+        trace, path = tmp_path / "trace", tmp_path / "table.json"
+        path.write_bytes(pickle.dumps(Planted(trace)))
+        with pytest.raises(tables.TableError, match=r"^not JSON$"):
+            tables.read(path)
         assert not trace.exists()
 
     def test_one_in_place_of_results_does_not_run(self, tmp_path, capsys):
@@ -165,159 +158,6 @@ class TestPickles:
             assert stop.value.code == 2
         assert "speed.csv" in capsys.readouterr().err
         assert not trace.exists()
-
-
-NAMES = (
-    "../../x",
-    "/etc/x",
-    "a\0b",
-    "..",
-    "",
-    "x" * 5000,
-    "C:\\x",
-    "con",
-    "\n",
-    "\uff38/../\uff59",
-    "~root",
-    "$(id)",
-)
-
-
-class TestTables:
-    @pytest.mark.parametrize("name", NAMES, ids=repr)
-    def test_a_gpu_s_name_leads_nowhere(self, gpu, monkeypatch, name):  # noqa: F811
-        """Its table is a file in the cache directory, whatever it is called."""
-        path = tables.cache_path(name)
-        assert path.parent == gpu.parent
-        assert len(path.name) < 200
-        assert set(path.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-.")
-        assert not path.name.startswith(".")
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: (CONFIG, True))
-        before = set(gpu.parents[1].rglob("*"))
-        tuning.configuration(BUCKET, GPU, None)
-        assert set(gpu.parents[1].rglob("*")) - before == {gpu.parent, path}
-        assert tables.read(path).device == name
-
-    @pytest.mark.parametrize("place", ["configs", "config", "head"])
-    def test_a_name_that_stands_there_twice(self, gpu, monkeypatch, caplog, place):  # noqa: F811
-        """Which of the two is meant, whoever looked at the file may have thought otherwise."""
-        text = json.dumps(head())
-        was, name = {
-            "configs": (f'"{BUCKET.name()}": ', BUCKET.name()),
-            "config": ('"BLOCK_C": 4', "BLOCK_C"),
-            "head": ('"version": 1', "version"),
-        }[place]
-        twice = f"{was}{json.dumps(CONFIG)}, {was}" if place == "configs" else f"{was}, {was}"
-        assert was in text
-        gpu.parent.mkdir()
-        gpu.write_text(text.replace(was, twice, 1))
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: (FOUR, True))
-        assert tuning.configuration(BUCKET, GPU, None) == FOUR
-        assert messages(caplog)[0] == f"stn_triton: {gpu} is ignored: it has {name!r} twice"
-
-    def test_of_a_great_many_names_one_stands_there_twice(self, tmp_path):
-        """The last of 400,000; to compare each with each would take hours, while every thread waits."""
-        names = [f"{i:x}" for i in range(400_000)]
-        path = tmp_path / "table.json"
-        path.write_text("{" + ",".join(f'"{name}":1' for name in (*names, names[-1])) + "}")
-        assert path.stat().st_size < tables.MAX_BYTES
-        began = time.monotonic()
-        with pytest.raises(tables.TableError, match=r"^it has '61a7f' twice$"):
-            tables.read(path)
-        assert time.monotonic() - began < 30
-
-    @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400", "true", "4.0", "null", "{}"])
-    def test_numbers_that_are_none_are_told_with_their_bucket(self, gpu, monkeypatch, caplog, number):  # noqa: F811
-        text = json.dumps(head()).replace('"BLOCK_C": 4', f'"BLOCK_C": {number}')
-        gpu.parent.mkdir()
-        gpu.write_text(text)
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: (FOUR, True))
-        assert tuning.configuration(BUCKET, GPU, None) == FOUR
-        told = messages(caplog)[0]
-        assert told == f"stn_triton: {gpu}: 1 of 1 entries are ignored, such as {BUCKET.name()!r}"
-
-    @pytest.mark.parametrize("what", ["directory", "file"])
-    def test_what_everyone_may_write_is_neither_used_nor_written(self, gpu, monkeypatch, caplog, what):  # noqa: F811
-        write(gpu, {BUCKET.name(): CONFIG})
-        place, mode = {"directory": (gpu.parent, 0o1777), "file": (gpu, 0o666)}[what]
-        place.chmod(mode)
-        before = gpu.read_bytes()
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: (FOUR, True))
-        for bucket in (BUCKET, OTHER):
-            assert tuning.configuration(bucket, GPU, None) == FOUR
-        told = [text for text in messages(caplog) if "ignored" in text]
-        subject = "its directory" if what == "directory" else "it"
-        assert told == [
-            f"stn_triton: {gpu} is ignored: everyone may write to {subject}, mode {mode:04o}; "
-            f"chmod o-w {place}"
-        ]
-        assert gpu.read_bytes() == before
-        assert list(gpu.parent.iterdir()) == [gpu]
-
-    @pytest.mark.parametrize("what", ["directory", "file"])
-    def test_what_another_user_owns_is_neither_used_nor_written(self, gpu, monkeypatch, caplog, what):  # noqa: F811
-        """Whatever its mode is: the owner may change that."""
-        write(gpu, {BUCKET.name(): CONFIG})
-        place = {"directory": gpu.parent, "file": gpu}[what]
-        mine = place.stat().st_uid
-        real = Path.stat
-
-        def stat(path, **options):
-            status = real(path, **options)
-            return os.stat_result((*status[:4], 54321, *status[5:])) if path == place else status
-
-        monkeypatch.setattr(Path, "stat", stat)
-        before = gpu.read_bytes()
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: (FOUR, True))
-        assert tuning.configuration(BUCKET, GPU, None) == FOUR
-        subject = "its directory" if what == "directory" else "it"
-        assert messages(caplog)[0] == (
-            f"stn_triton: {gpu} is ignored: {subject} belongs to user 54321, expected {mine} or root; "
-            "set STN_TRITON_CACHE_DIR to a directory of your own"
-        )
-        assert gpu.read_bytes() == before
-        monkeypatch.setattr(os, "geteuid", lambda: 54321)
-        other = {"directory": gpu, "file": gpu.parent}[what]
-        is_root_s = real(other).st_uid == 0
-        assert bool(tables.distrusted(gpu)) != is_root_s
-
-    def test_where_modes_and_owners_say_nothing_tables_are_used(self, gpu, monkeypatch):  # noqa: F811
-        """Windows reports every file as one that everyone may write, and no owner."""
-        write(gpu, {BUCKET.name(): CONFIG})
-        gpu.chmod(0o666), gpu.parent.chmod(0o777)
-        assert tables.distrusted(gpu)
-        monkeypatch.setattr(tables, "os", types.SimpleNamespace(name="nt"))
-        assert not tables.distrusted(gpu)
-
-    def test_what_is_made_is_not_open_to_everyone(self, gpu, monkeypatch):  # noqa: F811
-        """Whatever the umask lets."""
-        monkeypatch.setattr(tuning, "tune", lambda bucket, run: (CONFIG, True))
-        before = os.umask(0)
-        try:
-            tuning.configuration(BUCKET, GPU, None)
-        finally:
-            os.umask(before)
-        assert not tables.distrusted(gpu)
-        assert gpu.stat().st_mode & 0o777 == 0o644
-        assert gpu.parent.stat().st_mode & 0o777 == 0o755
-
-    def test_a_write_follows_no_link(self, gpu, tmp_path, monkeypatch):  # noqa: F811
-        """Neither one in place of the table nor one in place of what is renamed to it."""
-        victim = tmp_path / "victim"
-        victim.write_text("precious")
-        gpu.parent.mkdir()
-        gpu.symlink_to(victim)
-        monkeypatch.setattr(tables.secrets, "token_hex", lambda n: "guessed")
-        planted = gpu.with_name(f".{gpu.name}.guessed.tmp")
-        planted.symlink_to(victim)
-        with pytest.raises(FileExistsError):
-            tables.replace(gpu, "{}")
-        assert victim.read_text() == "precious"
-        planted.unlink(missing_ok=True)
-        tuning.write_table(gpu, NAME, {BUCKET: CONFIG})
-        assert victim.read_text() == "precious"
-        assert not gpu.is_symlink()
 
 
 class TestResults:

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -35,6 +36,7 @@ from perf.__main__ import main  # noqa: E402
 from perf.measuring import workloads  # noqa: E402
 from perf.tuning import search  # noqa: E402
 from perf.tuning import state as tuning_state  # noqa: E402
+from stn_triton import search as call_search  # noqa: E402
 from stn_triton import tables, tuning  # noqa: E402
 
 
@@ -45,17 +47,15 @@ class TestWholeRun:
         assert (table["version"], table["device"]) == (tables.VERSION, FACTS["device"])
         assert table["kernels"] == tables.kernels()
         assert table["configs"] == BEST
-        assert not (tables.cache_path(FACTS["device"])).exists()
         monkeypatch.setattr(tuning, "_device_name", lambda index: FACTS["device"])
         for bucket in BUCKETS:
             used = tuning.configuration(bucket, torch.device("cuda", 0), None)
             assert used == expected_best(bucket)
 
-    def test_outside_a_checkout_the_user_s_table_is_written(self, out, shipped):
-        (tuning.SHIPPED.parents[1] / "pyproject.toml").unlink()
-        tune.tune(arguments(out), gpu(), plan_of(BUCKETS[0]))
-        assert configs_of(tables.cache_path(FACTS["device"])) == {BUCKETS[0].name(): BEST[BUCKETS[0].name()]}
-        assert not shipped.exists()
+    def test_without_an_option_the_package_s_table_is_written(self, out):
+        path = tune.table_path(arguments(out), gpu())
+        assert path == tuning.SHIPPED / "imaginary-gpu-80-gb.json"
+        assert tune.table_path(arguments(out, "--table", "mine.json"), gpu()) == Path("mine.json")
 
     def test_csv_has_a_row_for_each_configuration(self, out):
         tune.tune(arguments(out), gpu(), plan_of(*BUCKETS))
@@ -64,7 +64,7 @@ class TestWholeRun:
         for bucket in BUCKETS:
             rows = table[table["bucket"] == bucket.name()]
             found = rows[list(tuning.CONFIG_KEYS)].to_dict("records")
-            assert found == tuning.space(bucket)
+            assert found == search.FULL.configs_of(bucket)
             assert [tuning_state.config_of(row) for _, row in rows[rows["is_best"]].iterrows()] == [
                 expected_best(bucket)
             ]
@@ -102,17 +102,16 @@ class TestWholeRun:
         assert "gain over the default: 2.000x, the geometric mean over buckets (2)" in printed.out
         assert "buckets where the default was the best, or as good within noise: 1" in printed.out
         assert f"written: {shipped}, buckets in it from here: 2" in printed.out
-        spaces = {bucket: tuning.space(bucket) for bucket in BUCKETS[:2]}
-        configs = sum(map(len, spaces.values()))
-        seconds = sum(search.seconds_of(bucket, config) for bucket in spaces for config in spaces[bucket])
-        duration = tune._duration(seconds)
+        tried = {bucket: search.FULL.configs_of(bucket) for bucket in BUCKETS[:2]}
+        configs = sum(map(len, tried.values()))
+        duration = tune._duration(sum(sum(search.expected_seconds(*item)) for item in tried.items()))
         assert f"to tune: 2 buckets, {configs} configurations, about {duration}, nearly all" in printed.err
         assert f"1 of 2: {BUCKETS[0].name()}" in printed.err
         assert "\r" not in printed.err
 
     def test_quick_writes_what_nobody_reads_and_a_full_run_does_not_count_it_as_done(self, out, shipped):
         assert tune.tune(arguments(out, "--quick"), gpu(), plan_of(BUCKETS[1])) == 0
-        assert 2 <= len(rows_of(out)) <= search.QUICK.configs < len(tuning.space(BUCKETS[1]))
+        assert 2 <= len(rows_of(out)) <= search.QUICK.configs < len(search.FULL.configs_of(BUCKETS[1]))
         assert not shipped.exists()
         assert set(configs_of(out / shipped.name)) == {BUCKETS[1].name()}
         assert tune.tune(arguments(out), gpu(), plan_of(BUCKETS[1])) == 0
@@ -152,17 +151,17 @@ class TestChoice:
     )
     def test_the_default_wins_ties_within_noise(self, times, wins):
         default, timed = self.timed(BUCKETS[1], lambda i: times if i == 4 else (3.0, 3.0, 3.0))
-        assert tuning.fastest(default, timed) == (timed[5][0] if wins else default)
+        assert call_search.fastest(default, timed) == (timed[5][0] if wins else default)
 
     def test_the_fastest_of_those_that_are_clearly_faster_wins(self):
         """Not the one with the least median of all, if it is so noisy that it may be no better."""
         default, timed = self.timed(BUCKETS[1], lambda i: [(0.4, 0.6, 1.2), (0.69, 0.7, 0.71)][i % 2])
-        assert tuning.fastest(default, timed) == timed[2][0]
+        assert call_search.fastest(default, timed) == timed[2][0]
 
     def test_without_a_time_of_the_default_the_fastest_wins(self):
         default, timed = self.timed(BUCKETS[1], lambda i: (i + 2.0,) * 3)
-        assert tuning.fastest(default, timed[1:]) == timed[1][0]
-        assert tuning.fastest(default, []) == default
+        assert call_search.fastest(default, timed[1:]) == timed[1][0]
+        assert call_search.fastest(default, []) == default
 
     def test_the_best_few_are_timed_again_in_turns_and_the_hopeless_are_not(self):
         bucket = BUCKETS[1]
@@ -175,7 +174,7 @@ class TestChoice:
 
         effort = search.FULL
         results = search.search(bucket, case(bucket).make(CPU), gpu(Recorder(cost)), effort)
-        space = tuning.space(bucket)
+        space = effort.configs_of(bucket)
         first, second = calls[: len(space)], calls[len(space) :]
         assert first == [(config, effort.first_ms) for config in space]
         finalists = [config for config, _ in second[: 1 + effort.finalists]]
@@ -229,7 +228,7 @@ class TestFaults:
         bucket = BUCKETS[1]
 
         def result(bucket, config):
-            if config == tuning.space(bucket)[2]:
+            if config == search.FULL.configs_of(bucket)[2]:
                 raise RuntimeError("ptxas\ndied")
             return same(bucket, config)
 
@@ -237,6 +236,27 @@ class TestFaults:
         assert rows_of(out)["status"].tolist().count("RuntimeError: ptxas died") == 1
         assert "configurations that did not run: 1; " in capsys.readouterr().out
         assert configs_of(shipped) == {bucket.name(): BEST[bucket.name()]}
+
+    def test_one_that_is_not_compiled_in_time_is_a_row_and_counts_as_tried(self, out, shipped, monkeypatch):
+        """As one that does not compile; neither is launched."""
+        bucket, asked = BUCKETS[1], []
+        late = TimeoutError("not compiled in time")
+
+        def ahead(configs, launch, seconds):
+            asked.append((configs, seconds))
+            return [None, late, *[None] * (len(configs) - 3), ValueError("no such warps")]
+
+        monkeypatch.setattr(call_search, "compile_ahead", ahead)
+        clock = Clock(cost)
+        assert tune.tune(arguments(out), gpu(clock), plan_of(bucket)) == 0
+        configs = search.FULL.configs_of(bucket)
+        assert asked == [(configs[1:], 30)]
+        status = rows_of(out)["status"].tolist()
+        failed = [f"TimeoutError: {late}", "ValueError: no such warps"]
+        assert status == ["ok", "ok", failed[0], *["ok"] * (len(configs) - 4), failed[1]]
+        again = Clock(cost)
+        assert tune.tune(arguments(out), gpu(again), plan_of(bucket)) == 0
+        assert not again.timed
 
     def test_a_bucket_that_does_not_run_leaves_the_others_and_is_tried_again(self, out, shipped, capsys):
         def broken(bucket, config):
@@ -262,7 +282,7 @@ class TestFaults:
         alive = [True]
 
         def result(bucket, config):
-            if config == tuning.space(bucket)[1]:
+            if config == search.FULL.configs_of(bucket)[1]:
                 alive[0] = False
                 raise RuntimeError("illegal memory access")
             return same(bucket, config)
@@ -270,7 +290,7 @@ class TestFaults:
         plan = {**plan_of(broken, result=result), **plan_of(*others)}
         assert tune.tune(arguments(out), gpu(alive=lambda device: alive[0]), plan) == 1
         said = capsys.readouterr().err
-        assert f"lost the GPU: RuntimeError: with {search.named(tuning.space(broken)[1])}: " in said
+        assert f"lost the GPU: RuntimeError: with {search.named(search.FULL.configs_of(broken)[1])}: " in said
         assert "RuntimeError: illegal memory access\n" in said
         assert "run again to go on without that bucket" in said
         assert not shipped.exists()
@@ -324,6 +344,18 @@ class TestTimeLeft:
         last = tuning.bucket_of("backward", PLAIN, True, torch.float32, 32, 64, 56 * 56)
         for bucket in (last, BUCKETS[0], BUCKETS[2]):
             assert all(1 <= search.seconds_of(bucket, config) <= 3 for config in tuning.space(bucket))
+
+    def test_the_default_takes_its_time_and_the_others_share_the_cores_for_half_a_minute(self, monkeypatch):
+        bucket = BUCKETS[1]
+        configs = search.FULL.configs_of(bucket)
+        first, *others = (search.seconds_of(bucket, config) for config in configs)
+        for cores, expected in ((1, 30), (10**6, 0), (20, sum(others) / 20)):
+            monkeypatch.setattr(search.os, "cpu_count", lambda cores=cores: cores)
+            default, *rest = search.expected_seconds(bucket, configs)
+            assert default == first
+            assert sum(rest) == pytest.approx(expected, abs=0.01)
+        assert sum(others) / 20 < 30 < sum(others)
+        assert search.expected_seconds(bucket, configs[:1]) == [first]
 
     def test_what_is_left_is_told_by_the_pace_so_far(self, monkeypatch, capsys):
         """Twice as slow as thought: what was to take 30 s will take 60."""

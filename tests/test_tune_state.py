@@ -5,7 +5,6 @@ import json
 import multiprocessing
 import os
 import signal
-from pathlib import Path
 
 import pytest
 
@@ -95,7 +94,7 @@ class TestInterruption:
 
     def test_interrupted_between_csv_and_table_the_table_follows(self, out, shipped, monkeypatch):
         with monkeypatch.context() as patch:
-            patch.setattr(tuning, "write_table", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(tables, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 tune.tune(arguments(out), gpu(), plan_of(BUCKETS[0]))
         assert not shipped.exists()
@@ -174,10 +173,11 @@ class TestInterruption:
 
 class TestDisk:
     def test_a_full_disk_costs_a_message_and_not_the_measurements(self, out, shipped, monkeypatch, capsys):
-        def full(path, text):
+        def full(*args, **options):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(tables, "replace", full)
+        monkeypatch.setattr(pd.DataFrame, "to_csv", full)
+        monkeypatch.setattr(tables, "write", full)
         assert tune.tune(arguments(out), gpu(), plan_of(*BUCKETS)) == 1
         printed = capsys.readouterr()
         assert json.loads(printed.out[printed.out.index("{") :])["configs"] == BEST
@@ -187,16 +187,21 @@ class TestDisk:
             assert f"not written: {path}: [Errno 28] No space left" in printed.err
 
     def test_a_disk_that_is_full_for_a_while_costs_nothing(self, out, shipped, monkeypatch):
-        replace, failures = tables.replace, [0]
+        write, to_csv, failures = tables.write, pd.DataFrame.to_csv, []
 
-        def sometimes(path, text):
-            failures[0] += 1
-            if failures[0] < 4:
-                raise OSError(28, "No space left on device")
-            replace(path, text)
+        def sometimes(right):
+            def call(*args, **options):
+                if len(failures) < 4:
+                    failures.append(right)
+                    raise OSError(28, "No space left on device")
+                return right(*args, **options)
 
-        monkeypatch.setattr(tables, "replace", sometimes)
+            return call
+
+        monkeypatch.setattr(tables, "write", sometimes(write))
+        monkeypatch.setattr(pd.DataFrame, "to_csv", sometimes(to_csv))
         assert tune.tune(arguments(out), gpu(), plan_of(*BUCKETS)) == 0
+        assert set(failures) == {write, to_csv}
         assert configs_of(shipped) == BEST
         assert len(rows_of(out)["bucket"].unique()) == 3
 
@@ -213,49 +218,24 @@ class TestDisk:
         assert configs_of(shipped) == BEST
         assert str(out / "tuning.csv") in capsys.readouterr().err
 
-    def test_a_write_that_fails_leaves_no_litter(self, tmp_path, monkeypatch):
-        path = tmp_path / "here" / "table.json"
-        tuning.write_table(path, FACTS["device"], {BUCKETS[0]: BEST[BUCKETS[0].name()]})
-        before = path.read_text()
-        monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("no")))
+    def test_rows_that_cannot_be_written_leave_those_of_before_and_no_litter(self, out, monkeypatch):
+        state = tuning_state.State(out / "tuning.csv", FACTS)
+        results = [search.Result(BEST[BUCKETS[0].name()], True)]
+        state.add(BUCKETS[0], results)
+        state.save()
+        before = state.path.read_text()
+        state.add(BUCKETS[1], results)
+        to_csv = pd.DataFrame.to_csv
+
+        def short(frame, path, **options):
+            to_csv(frame, path, **options)
+            raise OSError("no")
+
+        monkeypatch.setattr(pd.DataFrame, "to_csv", short)
         with pytest.raises(OSError, match="no"):
-            tuning.write_table(path, FACTS["device"], {BUCKETS[1]: BEST[BUCKETS[1].name()]})
-        assert path.read_text() == before
-        assert list(path.parent.iterdir()) == [path]
-
-    def test_processes_that_write_at_once_lose_nothing(self, tmp_path):
-        path = tmp_path / "table.json"
-        config = tuning.default(BUCKETS[0])
-        sizes = (8, 64, 512, 4096)
-        found = [
-            [BUCKETS[0]._replace(kernel=kernel, planes=n, pixels=p) for n in sizes for p in sizes[1:]]
-            for kernel in ("forward", "backward", "theta", "fill")
-        ]
-
-        def write(mine):
-            for bucket in mine:
-                tuning.write_table(path, FACTS["device"], {bucket: config})
-                assert tables.read(path) is not None
-
-        context = multiprocessing.get_context("fork")
-        processes = [context.Process(target=write, args=(mine,)) for mine in found]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(60)
-        assert [process.exitcode for process in processes] == [0] * len(found)
-        assert set(configs_of(path)) == {bucket.name() for mine in found for bucket in mine}
-        assert list(tmp_path.glob("*.tmp")) == list(tmp_path.glob(".*.tmp")) == []
-
-    def test_two_runs_at_once_in_one_directory_keep_both_s_rows(self, out, shipped):
-        one, two = (
-            tuning_state.Keeper(out / "tuning.csv", shipped, FACTS, search.FULL, print) for _ in range(2)
-        )
-        one.open(False), two.open(False)
-        for keeper, bucket in zip((one, two, one), BUCKETS, strict=True):
-            keeper.add(bucket, search.search(bucket, case(bucket).make(CPU), gpu(), search.FULL))
-        assert set(rows_of(out)["bucket"]) == {bucket.name() for bucket in BUCKETS}
-        assert configs_of(shipped) == BEST
+            state.save()
+        assert state.path.read_text() == before
+        assert list(out.iterdir()) == [state.path]
 
     def test_only_a_table_of_this_gpu_is_overwritten(self, out, tmp_path):
         path = tmp_path / "notes.txt"

@@ -1,8 +1,7 @@
 """The fastest block sizes of what the telling workloads launch: as many buckets as the time suffices for.
 
-For each workload the candidates are compiled side by side, then timed one after the other, as `tune` does it
-with fewer of them. What was found is kept after each bucket: ``tuning.csv``, and a table in the form that
-the library ships.
+For each workload the candidates are compiled side by side, then timed one after the other, as `tune` does it.
+What was found is kept after each bucket: ``tuning.csv``, and a table in the form that the library ships.
 """
 
 from __future__ import annotations

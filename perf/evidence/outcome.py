@@ -284,7 +284,7 @@ def _kernels(results: Record) -> Iterator[str]:
         if gain > 1.05:
             lines.append(f"{record['bucket']}: {gain:.2f}x by {record['best']}")
     if blocks:
-        table = tables.cache_path(results["machine"]["device"]).name
+        table = f"{tables.slug(results['machine']['device'])}.json"
         lines.append(f"block sizes of {len(blocks)} kinds of launches timed; any other gain is below 5 %")
         lines.append(f"to use them in a checkout: cp block-sizes.json stn_triton/tuned/{table}")
     tools = [r["problem"] for r in steps.get("profile", {"records": []})["records"] if r.get("problem")]

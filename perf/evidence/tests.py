@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 
 from perf.evidence import crew
@@ -83,9 +82,7 @@ def outcomes(ids: Sequence[str]) -> list[tuple[str, str, str]]:
     """Run tests; each with its outcome and what is wrong."""
     crew.check_gpu()
     collector = _Collector()
-    with tempfile.TemporaryDirectory(prefix="stn_triton_") as folder:
-        os.environ |= {"STN_TRITON_AUTOTUNE": "0", "STN_TRITON_CACHE_DIR": folder}
-        _pytest(ids, collector)
+    _pytest(ids, collector)
     left = [(name, "failed", "it did not run") for name in ids if name not in collector.found]
     return [*((name, *found) for name, found in collector.found.items()), *left]
 

@@ -105,7 +105,7 @@ def host(item: str, stage: Stage) -> Iterator[Record]:
 
 
 def _first_call(name: str, stage: Stage) -> Record:
-    """As a user has it: whatever the library does on a first call, it does."""
+    """As a user has it, whose first call compiles."""
     what = f"first call of {name}"
     limit = min(FIRST_CALL_SECONDS, stage.seconds_left() - 1)
     if limit < LEAST_SECONDS:

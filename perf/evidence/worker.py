@@ -33,7 +33,7 @@ def main() -> int:
     end = time.monotonic() + args.seconds
     lines = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    # Block sizes are the tables' and the defaults': what tunes here is the step that says so.
+    # What searches for block sizes is the step that says so, whatever the user's environment asks for.
     os.environ["STN_TRITON_AUTOTUNE"] = "0"
 
     from perf.evidence.stage import Stage, read_facts

@@ -9,7 +9,6 @@ addresses are multiples of 16 in both: PyTorch aligns CPU tensors to 64 bytes, C
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from perf.measuring.passes import PASSES
 from perf.measuring.providers import Provider
 from perf.measuring.workloads import Workload
 from perf.tuning import launches
-from stn_triton import tables, tuning
+from stn_triton import tuning
 from stn_triton.tuning import Bucket, Config
 
 CPU = torch.device("cpu")
@@ -101,14 +100,9 @@ def compile_task(
 
 
 def usual_configs(device: str | None) -> tuning.Chooser:
-    """What chooses block sizes as calls do that tune nothing: those of the GPU's tables, else the default."""
-    table = {} if device is None else _table(device)
+    """What chooses block sizes as calls do: those of the GPU's table, else the default."""
+    table = {} if device is None else tuning.shipped(device)
     return lambda bucket, run: table.get(bucket) or tuning.default(bucket)
-
-
-@functools.cache
-def _table(device: str) -> dict[Bucket, Config]:
-    return tables.known(device, tuning.SHIPPED, tuning.checked)
 
 
 class _NoDriver:

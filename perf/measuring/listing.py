@@ -38,9 +38,8 @@ def listing() -> str:
             "\nproviders",
             *(f"  {p.name:28}{p.what}" for p in PROVIDERS.values()),
             f"  {COMPILE} takes part in a quick run only if it is named.",
-            f"\nEverything on an H100: about {gpu_minutes():.0f} minutes (an estimate), and longer where the",
-            "library tunes block sizes first. To do it in parts name some workloads at a time, with an --out",
-            "for each.",
+            f"\nEverything on an H100: about {gpu_minutes():.0f} minutes (an estimate).",
+            "To do it in parts name some workloads at a time, with an --out for each.",
         )
     )
 

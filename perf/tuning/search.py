@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from perf.files import OK
 from perf.measuring import measure
 from perf.measuring.passes import Run
 from perf.measuring.suite import one_line
+from stn_triton import search as call_search
 from stn_triton import tuning
 from stn_triton.tuning import Bucket, Config, Launch
 
@@ -33,19 +35,18 @@ class Effort:
     round_ms: int
     """Of timing the default and the best few in turns, so that a drift of the clock meets all of them."""
     finalists: int
-    configs: int | None = None
-    """At most so many, spread evenly over the space; None for all."""
+    configs: int
+    """At most so many of a bucket's space."""
     most_seconds: float = math.inf
     """Leave out what takes longer than that to compile, but for the default."""
 
     def configs_of(self, bucket: Bucket) -> list[Config]:
         """What to try of a bucket's space, the default first."""
-        default, *others = tuning.space(bucket)
-        space = [default, *(c for c in others if seconds_of(bucket, c) <= self.most_seconds)]
-        return space if self.configs is None else space[:: -(-len(space) // self.configs)]
+        default, *others = tuning.candidates(bucket, self.configs)
+        return [default, *(c for c in others if seconds_of(bucket, c) <= self.most_seconds)]
 
 
-FULL = Effort(first_ms=10, rounds=5, round_ms=20, finalists=5)
+FULL = Effort(first_ms=10, rounds=5, round_ms=20, finalists=5, configs=16)
 QUICK = Effort(first_ms=5, rounds=3, round_ms=10, finalists=2, configs=4)
 
 
@@ -72,6 +73,14 @@ def seconds_of(bucket: Bucket, config: Config) -> float:
     if not bucket.kernel.startswith("backward") or config["STEPS_C"] == 1:
         return 1.5
     return 8.0 * (config["BLOCK_C"] / 8) ** 1.6 if bucket.layout == "nchw" else 3.0
+
+
+def expected_seconds(bucket: Bucket, configs: Sequence[Config]) -> list[float]:
+    """About how long each configuration of a bucket takes: the default alone, the others on all cores."""
+    first, *others = (seconds_of(bucket, config) for config in configs)
+    on_one = sum(others)
+    share = min(on_one / (os.cpu_count() or 1), call_search.SECONDS) / on_one if others else 1.0
+    return [first, *(share * seconds for seconds in others)]
 
 
 def named(config: Config) -> str:
@@ -101,8 +110,9 @@ def search(
 ) -> list[Result]:
     """Try the configurations of a bucket that ``run`` launches; calls ``step`` after each.
 
-    The result of ``run`` with any of them must be that with the default, but for rounding; its timing is that
-    of the bucket's kernel alone. The best is the default unless another is clearly faster.
+    After the default the others are compiled side by side; what takes over 30 seconds is left out. The result
+    of ``run`` with any of them must be that with the default, but for rounding; its timing is that of the
+    bucket's kernel alone. The best is the default unless another is clearly faster.
 
     Raises:
         Exception: the call does not run with the default, or the GPU does not live on.
@@ -110,13 +120,17 @@ def search(
     configs = effort.configs_of(bucket)
     results: list[Result] = []
     expected = launch = None
+    errors: list[Exception | None] = [None] * len(configs)
     for i, config in enumerate(configs):
         result = Result(config, is_default=i == 0)
         results.append(result)
         try:
+            if errors[i] is not None:
+                raise errors[i]
             tensors, launched = _with(bucket, config, run)
             if i == 0:
                 expected, launch = tensors, launched
+                errors[1:] = call_search.compile_ahead(configs[1:], launch, call_search.SECONDS)
             wrong = difference(tensors, expected)
             if wrong:
                 result.status = f"{WRONG}: {wrong}"
@@ -133,7 +147,7 @@ def search(
     timed.sort(key=lambda result: (not result.is_default, result.quantiles[1]))
     finalists = timed[: 1 + effort.finalists]
     _time_in_turns(finalists, launch, gpu.timer, effort)
-    best = tuning.fastest(configs[0], [(result.config, result.quantiles) for result in finalists])
+    best = call_search.fastest(configs[0], [(result.config, result.quantiles) for result in finalists])
     for result in finalists:
         result.is_best = result.config == best
     return results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -78,21 +79,19 @@ class State:
         ]
 
     def save(self) -> None:
-        """Write all rows, and those that another process added.
+        """Write all rows.
 
         Raises:
             OSError: they cannot be written; the file is as it was.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with tables.locked(self.path.parent):
-            try:
-                others = self._read() if self.path.exists() else {}
-            except ValueError:
-                self._set_aside()
-                others = {}
-            rows = itertools.chain.from_iterable({**others, **self.rows}.values())
-            table = pd.DataFrame(rows, columns=COLUMNS)
-            tables.replace(self.path, table.to_csv(index=False, float_format="%.7g"))
+        table = pd.DataFrame(itertools.chain.from_iterable(self.rows.values()), columns=COLUMNS)
+        partial = self.path.with_name(f"{self.path.name}.partial")  # a run may be killed while it writes
+        try:
+            table.to_csv(partial, index=False, float_format="%.7g")
+            partial.replace(self.path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def is_done(self, bucket: Bucket, configs: Sequence[Config]) -> bool:
         """Whether all these configurations were tried and there is nothing more to find."""
@@ -146,7 +145,7 @@ class State:
         for row in table.to_dict("records"):
             entry = tuning.checked(row["bucket"], config_of(row))
             if entry is None or any(row[key] != value for key, value in entry[0]._asdict().items()):
-                raise ValueError(f"is corrupt in the row of {tables.shortened(row['bucket'])}")
+                raise ValueError(f"is corrupt in the row of {row['bucket'][:60]!r}")
             found.setdefault(entry[0], []).append(row)
         return found
 
@@ -197,8 +196,17 @@ class Keeper:
 
     def text(self) -> str:
         """The table as it would be written."""
-        configs = {bucket.name(): config for bucket, config in self.configs.items()}
-        return tables.dumps(tables.Table(self._device, tables.kernels(), configs))
+        return tables.dumps(self._whole())
+
+    def _whole(self) -> tables.Table:
+        """What was found, and what the table that is there has for other buckets and these kernels."""
+        found = {bucket.name(): config for bucket, config in self.configs.items()}
+        with contextlib.suppress(tables.TableError):
+            there = tables.read(self.table, self._device)
+            if there is not None and there.kernels == tables.kernels():
+                good, _ = there.parsed(tuning.checked)
+                found = {**{bucket.name(): config for bucket, config in good.items()}, **found}
+        return tables.Table(self._device, tables.kernels(), found)
 
     def _choose(self, bucket: Bucket) -> None:
         best = self.state.best(bucket)
@@ -209,7 +217,7 @@ class Keeper:
         if self.state.rows:
             self._attempt(self.state.path, self.state.save)
         if self.configs:
-            self._attempt(self.table, lambda: tuning.write_table(self.table, self._device, self.configs))
+            self._attempt(self.table, lambda: tables.write(self.table, self._whole()))
 
     def _attempt(self, path: Path, write: Callable[[], None]) -> None:
         try:

@@ -102,7 +102,7 @@ def _is_interpreting() -> bool:
 
 @contextlib.contextmanager
 def running(engine: Engine) -> Iterator[None]:
-    """Let calls reach the engine, with block sizes from tables and never tuned, in one thread.
+    """Let calls reach the engine, with their usual block sizes and no search, in one thread.
 
     Most calls are too small to share, and threads that wait keep all cores busy.
     """

@@ -9,9 +9,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import torch
-
-from stn_triton import tables
 from stn_triton.check.engine import KERNELS, Engine
 from stn_triton.check.judge import Finding
 from stn_triton.check.rows import Row
@@ -120,17 +117,8 @@ def _advice(engine: Engine, again: str) -> str:
         ("Report it, with what this prints:", f"{again} --json"),
     ]
     if engine.name == KERNELS:
-        path = tables.cache_path(torch.cuda.get_device_name(engine.device))
-        steps[1:1] = [
-            (
-                f"Without this user's table of block sizes. If that passes, it is at fault: delete {path}.",
-                f"STN_TRITON_CACHE_DIR=/nowhere {again}",
-            ),
-            (
-                "On the CPU. If that fails too, it is not the kernels.",
-                f"{_without_device(again)} --device cpu",
-            ),
-        ]
+        step = "On the CPU. If that fails too, it is not the kernels."
+        steps.insert(1, (step, f"{_without_device(again)} --device cpu"))
     text = ["What the operator computes on this machine is not to be relied on. To find out why:"]
     for i, (step, command) in enumerate(steps, 1):
         text.append(wrapped(f"  {i}. {step}", 5, columns()))

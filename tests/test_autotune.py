@@ -1,0 +1,177 @@
+"""When a call searches for block sizes, what it tries, and what becomes of the result.
+
+How a search goes is in test_compile_ahead.py.
+"""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from test_tuning import BUCKET, CONFIG, GPU, OTHER, PLAIN, gpu, write  # noqa: F401, a fixture
+
+import stn_triton
+from stn_triton import search, tuning
+
+THREADS = 8
+LARGE = tuning.bucket_of("forward", PLAIN, False, torch.float32, 32, 64, 56 * 56)
+
+
+def ask(bucket=BUCKET):
+    return tuning.configuration(bucket, GPU, None)
+
+
+@pytest.fixture
+def searched(gpu, monkeypatch):  # noqa: F811
+    """A GPU whose searches find a configuration that is not the default; the names of what is searched."""
+    names = []
+
+    def fastest_of(configs, run, what):
+        names.append(what)
+        return configs[-1]
+
+    monkeypatch.setattr(search, "fastest_of", fastest_of)
+    assert found(BUCKET) != tuning.default(BUCKET)
+    return names
+
+
+def found(bucket):
+    return tuning.candidates(bucket, tuning.MOST_CANDIDATES)[-1]
+
+
+class TestAsking:
+    def test_in_a_context_and_what_is_found_stays(self, searched, tmp_path):
+        assert ask() == tuning.default(BUCKET)
+        with stn_triton.autotune():
+            assert ask() == ask() == found(BUCKET)
+        assert ask() == found(BUCKET)
+        assert ask(OTHER) == tuning.default(OTHER)
+        assert searched == [BUCKET.name()]
+        assert list(tmp_path.iterdir()) == []
+
+    def test_by_a_decorator(self, searched):
+        tuned = stn_triton.autotune()(ask)
+        assert [tuned(), tuned(OTHER)] == [found(BUCKET), found(OTHER)]
+        assert ask(LARGE) == tuning.default(LARGE)
+
+    @pytest.mark.parametrize("value", ["0", "", "yes"])
+    def test_by_the_environment(self, searched, monkeypatch, value):
+        monkeypatch.setenv("STN_TRITON_AUTOTUNE", value)
+        assert ask() == tuning.default(BUCKET)
+        monkeypatch.setenv("STN_TRITON_AUTOTUNE", "1")
+        assert ask() == found(BUCKET)
+
+    def test_contexts_of_threads_may_overlap(self, searched):
+        """The first that is entered is left first."""
+        first, second = stn_triton.autotune(), stn_triton.autotune()
+        first.__enter__(), second.__enter__()
+        first.__exit__(None, None, None)
+        assert ask() == found(BUCKET)
+        second.__exit__(None, None, None)
+        assert ask(OTHER) == tuning.default(OTHER)
+
+    def test_an_error_in_a_context_ends_it(self, searched):
+        with pytest.raises(ZeroDivisionError), stn_triton.autotune():
+            raise ZeroDivisionError
+        assert ask() == tuning.default(BUCKET)
+
+    def test_what_the_shipped_table_has_is_not_searched(self, gpu, searched):  # noqa: F811
+        write(gpu, {BUCKET.name(): CONFIG})
+        with stn_triton.autotune():
+            assert ask() == CONFIG
+        assert searched == []
+
+    def test_each_kind_of_gpu_for_itself(self, searched, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+        with stn_triton.autotune():
+            ask(), tuning.configuration(BUCKET, torch.device("cuda", 1), None)
+        assert searched == [BUCKET.name()] * 2
+
+    def test_on_a_cpu_nothing_is_searched(self, searched):
+        with stn_triton.autotune():
+            assert tuning.configuration(BUCKET, torch.device("cpu"), None) == tuning.default(BUCKET)
+        assert searched == []
+
+    def test_a_capture_searches_nothing_and_a_later_call_does(self, searched, monkeypatch):
+        with stn_triton.autotune():
+            with monkeypatch.context() as patch:
+                patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+                assert ask() == tuning.default(BUCKET)
+            assert ask() == found(BUCKET)
+            monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+            assert ask() == found(BUCKET)
+
+
+class TestEpoch:
+    def test_whoever_keeps_what_was_chosen_is_never_wrong(self, searched):
+        """As a launcher keeps plans, by the epoch; nor does it ask more often than it must."""
+        kept = {}
+
+        def keep(bucket=BUCKET):
+            key = bucket, tuning.epoch
+            if key not in kept:
+                kept[key] = ask(bucket)
+            return kept[key]
+
+        assert keep() == keep() == ask()
+        assert len(kept) == 1
+        with stn_triton.autotune():
+            assert keep() == keep() == ask() == found(BUCKET)
+        assert keep() == ask() == found(BUCKET)
+        assert len(kept) == 2
+        assert keep(OTHER) == ask(OTHER) == tuning.default(OTHER)
+        with stn_triton.autotune():
+            assert keep(OTHER) == ask(OTHER) == found(OTHER)
+
+    def test_it_stands_still_where_nothing_changes(self, searched):
+        with stn_triton.autotune():
+            before = tuning.epoch
+            ask(), ask(), ask(OTHER)
+        ask(LARGE)
+        with tuning.choosing(lambda bucket, run: CONFIG):
+            ask()
+        assert tuning.epoch == before
+
+
+class TestThreads:
+    def in_threads(self, function):
+        with ThreadPoolExecutor(THREADS) as pool:
+            return list(pool.map(function, range(THREADS)))
+
+    def test_one_searches_and_the_others_wait(self, searched, monkeypatch):
+        quick = search.fastest_of
+        barrier = threading.Barrier(THREADS)
+        monkeypatch.setattr(search, "fastest_of", lambda *args: time.sleep(0.05) or quick(*args))
+        buckets = [BUCKET, OTHER] * (THREADS // 2)
+        with stn_triton.autotune():
+            results = self.in_threads(lambda i: [barrier.wait(10), ask(buckets[i])][1])
+        assert results == [found(bucket) for bucket in buckets]
+        assert sorted(searched) == sorted([BUCKET.name(), OTHER.name()])
+
+    def test_an_error_in_a_search_leaves_no_lock(self, searched, monkeypatch):
+        with stn_triton.autotune():
+            with monkeypatch.context() as patch:
+                patch.setattr(search, "fastest_of", lambda *_: 1 / 0)
+                with pytest.raises(ZeroDivisionError):
+                    ask()
+            assert self.in_threads(lambda i: ask()) == [found(BUCKET)] * THREADS
+
+
+class TestCandidates:
+    @pytest.mark.parametrize("bucket", [BUCKET, OTHER, LARGE], ids=tuning.Bucket.name)
+    def test_the_default_and_what_is_near_it(self, bucket):
+        space = tuning.space(bucket)
+        tried = tuning.candidates(bucket, tuning.MOST_CANDIDATES)
+        assert tried[0] == tuning.default(bucket)
+        assert len(tried) == min(len(space), 6)
+        assert len({tuple(config.values()) for config in tried}) == len(tried)
+        assert all(config in space for config in tried)
+        assert tuning.candidates(bucket, 16)[: len(tried)] == tried
+
+    def test_a_factor_of_two_counts_whatever_the_size(self):
+        first = {"BLOCK_C": 16, "BLOCK_W": 8}
+        near, far = {"BLOCK_C": 32, "BLOCK_W": 8}, {"BLOCK_C": 16, "BLOCK_W": 1}
+        assert search.nearest([first, far, near], 3) == [first, near, far]
+        assert search.nearest([first, far, near], 2) == [first, near]
+        assert search.nearest([first], 6) == [first]

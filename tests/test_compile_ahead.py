@@ -1,0 +1,290 @@
+"""How a search goes: what is compiled side by side, what is not waited for, which configuration wins."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import triton
+from test_tuning import BUCKET, messages
+
+from stn_triton import search
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = [{"BLOCK_C": 2**i} for i in range(6)]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Sets the milliseconds of each configuration, and returns the list of those that are timed."""
+    timed = []
+
+    def set_times(times):
+        def bench(launch, **options):
+            config = launch.args[0]
+            timed.append(CONFIGS.index(config))
+            launch()
+            return (times[CONFIGS.index(config)],) * 3
+
+        monkeypatch.setattr(triton.testing, "do_bench", bench)
+        return timed
+
+    return set_times
+
+
+class TestSearch:
+    def test_times_each_and_takes_the_fastest(self, clock, caplog):
+        timed, ran = clock([3.0, 2.0, 4.0, 1.0, 5.0, 2.0]), []
+        assert search.fastest_of(CONFIGS, ran.append, "it") == CONFIGS[3]
+        assert timed == list(range(6))
+        assert ran == CONFIGS
+        assert messages(caplog) == []
+
+    def test_one_that_does_not_run_loses(self, clock):
+        clock([3.0, 2.0, 1.0, 4.0, 5.0, 2.5])
+
+        def run(config):
+            if config in CONFIGS[2:3]:
+                raise RuntimeError("ptxas died")
+
+        assert search.fastest_of(CONFIGS, run, "it") == CONFIGS[1]
+        assert search.fastest_of(CONFIGS, lambda config: 1 / 0, "it") == CONFIGS[0]
+
+    def test_an_interruption_ends_it(self, clock):
+        clock([1.0] * 6)
+
+        def run(config):
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            search.fastest_of(CONFIGS, run, "it")
+
+    def test_a_long_one_is_logged_while_it_lasts(self, clock, monkeypatch, caplog):
+        clock([1.0] * 6)
+        monkeypatch.setattr(search, "_SECONDS_UNSAID", 0.05)
+        said = []
+
+        def run(config):
+            time.sleep(0.1)
+            said.append(len(caplog.records))
+
+        search.fastest_of(CONFIGS, run, BUCKET.name())
+        assert said[1:] == [1] * 5
+        assert messages(caplog) == [
+            f"stn_triton: searching for the fastest block sizes of {BUCKET.name()}, for at most about 30 s"
+        ]
+
+    def test_a_short_one_is_not(self, clock, monkeypatch, caplog):
+        clock([1.0] * 6)
+        monkeypatch.setattr(search, "_SECONDS_UNSAID", 0.2)
+        search.fastest_of(CONFIGS, lambda config: None, "it")
+        time.sleep(0.3)
+        assert messages(caplog) == []
+
+
+class Pretended:
+    """Triton's mode of compiling elsewhere, driven by launches that compile for so many seconds each."""
+
+    active = None
+
+    def __init__(self, executor):
+        self.executor = executor
+
+    def __enter__(self):
+        if Pretended.active is not None:
+            raise RuntimeError("Another AsyncCompileMode is already active")
+        Pretended.active = self
+
+    def __exit__(self, *_):
+        Pretended.active = None
+
+    def submit(self, key, compile_fn, finalize_fn):
+        finalize_fn(self.executor.submit(compile_fn).result())  # a launch waits for its kernel
+
+
+class Kernel:
+    """A launch whose kernel is compiled first, each configuration once."""
+
+    def __init__(self, seconds):
+        self.seconds, self.compiled, self.begun, self.launched, self.threads = seconds, {}, [], [], set()
+
+    def compile(self, index):
+        self.begun.append(index)
+        self.threads.add(threading.get_ident())
+        time.sleep(max(self.seconds[index], 0))
+        if self.seconds[index] < 0:
+            raise ValueError("does not compile")
+        return index
+
+    def __call__(self, config):
+        index = CONFIGS.index(config)
+        if index not in self.compiled:
+            if Pretended.active is None:
+                self.compiled[index] = self.compile(index)
+            else:
+                finish = lambda kernel: self.compiled.update({index: kernel})  # noqa: E731
+                Pretended.active.submit(index, lambda: self.compile(index), finish)
+        self.launched.append(index)
+
+
+@pytest.fixture
+def side(monkeypatch):
+    """Compile as on a GPU, elsewhere."""
+    monkeypatch.setattr(triton, "AsyncCompileMode", Pretended, raising=False)
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+
+
+@pytest.mark.usefixtures("side")
+class TestCompiling:
+    def test_all_at_once_and_nothing_is_launched(self):
+        kernel = Kernel([0.3] * 6)
+        began = time.monotonic()
+        assert search.compile_ahead(CONFIGS, kernel, 30) == [None] * 6
+        assert time.monotonic() - began < 1.2
+        assert kernel.compiled == {i: i for i in range(6)}
+        assert kernel.launched == []
+        assert len(kernel.threads) == 6
+        assert threading.get_ident() not in kernel.threads
+
+    def test_what_takes_too_long_is_not_waited_for(self, clock):
+        timed = clock([3.0, 2.0, 1.0, 1.0, 1.0, 1.0])
+        kernel = Kernel([0.0, 0.0, 5.0, 0.0, -1, 5.0])
+        began = time.monotonic()
+        errors = search.compile_ahead(CONFIGS, kernel, 0.3)
+        assert time.monotonic() - began < 2
+        assert [type(error) for error in errors] == [
+            *(type(None), type(None), TimeoutError, type(None), ValueError, TimeoutError)
+        ]
+        assert timed == kernel.launched == []
+
+    def test_a_search_takes_the_best_of_what_is_compiled_in_time(self, clock, monkeypatch):
+        timed = clock([3.0, 2.0, 0.1, 2.5, 0.1, 0.1])
+        monkeypatch.setattr(search, "SECONDS", 0.5)
+        kernel = Kernel([0.0, 0.0, 3.0, 0.0, -1, 3.0])
+        assert search.fastest_of(CONFIGS, kernel, "it") == CONFIGS[1]
+        assert timed == kernel.launched == [0, 1, 3]
+
+    def test_without_any_in_time_the_first_is_waited_for(self, clock, monkeypatch):
+        timed = clock([3.0, 2.0, 1.0, 1.0, 1.0, 1.0])
+        monkeypatch.setattr(search, "SECONDS", 0.1)
+        assert search.fastest_of(CONFIGS, Kernel([3.0, 0.4, 3.0, 3.0, 3.0, 3.0]), "it") == CONFIGS[1]
+        assert timed == [1]
+
+    def test_on_one_core_the_default_comes_first(self, monkeypatch):
+        monkeypatch.setattr(os, "cpu_count", lambda: 1)
+        kernel = Kernel([0.1] * 6)
+        errors = search.compile_ahead(CONFIGS, kernel, 0.25)
+        assert errors[0] is None
+        assert isinstance(errors[5], TimeoutError)
+        begun = list(kernel.begun)
+        time.sleep(0.4)
+        assert kernel.begun == begun == list(range(len(begun)))  # what had not begun never does
+
+    def test_one_that_is_compiled_already_is_launched(self):
+        kernel = Kernel([0.0] * 6)
+        kernel(CONFIGS[2])
+        assert search.compile_ahead(CONFIGS, kernel, 30) == [None] * 6
+        assert kernel.launched == [2, 2]
+
+    def test_a_failed_launch_leaves_no_reference_to_what_it_held(self):
+        """Its frames have the tensors of a call; in a cycle they would be kept until Python finds those."""
+        import gc
+        import weakref
+
+        class Tensor:
+            pass
+
+        held = []
+
+        def run(config):
+            tensor = Tensor()
+            held.append(weakref.ref(tensor))
+            if config in CONFIGS[:3]:
+                raise ValueError("no memory")
+            Pretended.active.submit(config, lambda: 1, lambda kernel: None)
+
+        gc.disable()
+        try:
+            errors = search.compile_ahead(CONFIGS, run, 30)
+            assert [reference() for reference in held] == [None] * 6
+        finally:
+            gc.enable()
+        assert [str(error) for error in errors] == ["no memory"] * 3 + ["None"] * 3
+
+    @pytest.mark.parametrize("why", ["the user's", "none"])
+    def test_without_a_mode_each_is_compiled_by_its_launch(self, clock, monkeypatch, why):
+        timed, kernel = clock([3.0, 2.0, 1.0, 2.0, 2.0, 2.0]), Kernel([0.0] * 6)
+        mode = Pretended(ThreadPoolExecutor(2))
+        if why == "none":
+            monkeypatch.delattr(triton, "AsyncCompileMode")
+            assert search.fastest_of(CONFIGS, kernel, "it") == CONFIGS[2]
+            assert kernel.threads == {threading.get_ident()}
+        else:
+            with mode:
+                assert search.fastest_of(CONFIGS, kernel, "it") == CONFIGS[2]
+                assert Pretended.active is mode
+        assert timed == list(range(6))
+
+    def test_without_a_mode_too_the_time_is_limited(self, clock, monkeypatch):
+        monkeypatch.delattr(triton, "AsyncCompileMode")
+        timed = clock([3.0, 2.0, 1.0, 0.5, 0.5, 0.5])
+        for seconds, expected in ((0.0, [1]), (0.9, [1, 2])):
+            monkeypatch.setattr(search, "SECONDS", seconds)
+            timed.clear()
+            kernel = Kernel([-1, 0.5, 0.5, 0.5, 0.5, 0.5])
+            assert search.fastest_of(CONFIGS, kernel, "it") == CONFIGS[expected[-1]]
+            assert timed == expected
+
+
+def test_real_kernels_are_compiled_side_by_side_and_found_when_they_are_launched(tmp_path):
+    """Through Triton itself, for a GPU that is not here: a launch would fail."""
+    code = """
+    import threading
+    import torch
+    from perf.kernels import ahead
+    from perf.measuring import providers
+    from perf.tuning import launches
+    from stn_triton import search, tuning
+    from triton import knobs
+
+    found, hits, threads = [], [], set()
+
+    def choose(bucket, run):
+        configs = tuning.candidates(bucket, 3)
+        errors = search.compile_ahead([*configs, {**configs[0], "num_warps": 3}], run, 300)
+        assert errors[:3] == [None] * 3, errors
+        assert errors[3] is not None
+        found.append(bucket.kernel)
+        return configs[2]
+
+    def listen(*, cache_hit, **_):
+        hits.append(cache_hit)
+        threads.add(threading.get_ident())
+
+    input = torch.rand(2, 8, 16, 16).requires_grad_()
+    theta = torch.eye(2, 3).repeat(2, 1, 1).requires_grad_()
+    kernels = []
+    with ahead.compiling(("cuda", 90, 32), lambda: True, kernels), launches.OntoKernels():
+        knobs.compilation.listener = listen
+        with tuning.choosing(choose):
+            output = torch.ops.stn_triton.affine_grid_sample(
+                input.detach(), theta.detach(), None, None, (16, 16), "bilinear", "zeros", False, False, ()
+            )
+    assert found == ["forward"], found
+    assert len(kernels) == 1, kernels  # the launch of the one that was chosen
+    assert kernels[0].asm["cubin"]
+    assert hits == [False] * 3, hits  # none compiled again
+    assert threading.get_ident() not in threads
+    print("as it should be")
+    """
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+    environment.pop("TRITON_INTERPRET", None)
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout == "as it should be\n", done.stderr
