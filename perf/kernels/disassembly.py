@@ -31,7 +31,16 @@ class Code:
         return max((last - first + 1 for first, last in inner), default=len(self.names))
 
     def executed(self, trips: Trips, share: float = 1.0) -> float:
-        """How many instructions a thread executes if loops run as often as ``trips`` says.
+        """How many instructions a thread executes if loops run as often as ``trips`` says, see `times`."""
+        return sum(self.times(trips, share))
+
+    def fetched(self, trips: Trips, share: float = 1.0) -> float:
+        """How many bytes a thread loads from global memory meanwhile."""
+        times = self.times(trips, share)
+        return sum(t * _bytes(name) for t, name in zip(times, self.names, strict=True) if t)
+
+    def times(self, trips: Trips, share: float = 1.0) -> list[float]:
+        """How often a thread executes each instruction if loops run as often as ``trips`` says.
 
         Code that a jump may skip counts as follows: calls of subroutines for rare numbers not at all; loops
         as their trips say; what loads or stands outside of loops with ``share``; the rest, which widens a
@@ -56,7 +65,7 @@ class Code:
                 factor = 0.0
             for i in range(skip[0], skip[1] + 1):
                 times[i] *= factor
-        return sum(times)
+        return times
 
     def _surrounded(self, part: tuple[int, int]) -> bool:
         return any(loop[0] <= part[0] and part[1] <= loop[1] for loop in self.loops)
@@ -73,6 +82,13 @@ class Code:
             count, inner = trip if isinstance(trip, tuple) else (trip, ())
             yield loop, count
             yield from self._assigned(self._inside(loop), inner)
+
+
+def _bytes(name: str) -> int:
+    if not name.startswith("LDG"):
+        return 0
+    width = re.search(r"\.[US]?(8|16|64|128|256)\b", name)
+    return int(width[1]) // 8 if width else 4
 
 
 def _within(inner: tuple[int, int], outer: tuple[int, int]) -> bool:
