@@ -365,6 +365,23 @@ class TestDisassembly:
         with pytest.raises(ValueError, match="expected 0 loops side by side, got 1"):
             code.executed([3])
 
+    def test_a_loop_that_is_unrolled_by_four(self):
+        """Five rounds are one of four and one of one; seven are one of four, two and one."""
+        load = "LDG.E R2, desc[UR4][R2.64]"
+        code = disassembly.read(
+            sass(
+                "@P2 BRA `(.L_x_0)", load, ".L_x_0:", "@P1 BRA `(.L_x_2)",
+                ".L_x_1:", *[load] * 4, "@P0 BRA `(.L_x_1)", ".L_x_2:", "@P1 BRA `(.L_x_3)", load, load,
+                ".L_x_3:", "@P1 BRA `(.L_x_5)", ".L_x_4:", load, "@P0 BRA `(.L_x_4)", ".L_x_5:", "EXIT",
+            )
+        )  # fmt: skip
+        jumps_and_exit = 5
+        assert code.executed([5]) == jumps_and_exit + 5 + 2
+        assert code.executed([7]) == jumps_and_exit + 5 + 2 + 2
+        assert code.fetched([7]) == 7 * 4
+        with pytest.raises(ValueError, match="expected 3 loops side by side, got 2"):
+            code.executed([7, 7, 7])
+
     def test_opcodes_count_subroutines_too(self):
         assert disassembly.opcodes(NESTED)["MUFU.RCP"] == 1
         assert disassembly.opcodes(NESTED)["FMUL"] == 2

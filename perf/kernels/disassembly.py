@@ -76,12 +76,39 @@ class Code:
         return [loop for loop in candidates if not any(_within(loop, other) for other in candidates)]
 
     def _assigned(self, loops: list[tuple[int, int]], trips: Trips) -> Iterator[tuple[tuple[int, int], int]]:
+        unrolled = self._unrolled(loops, trips)
+        if unrolled:
+            yield from unrolled
+            return
         if len(loops) != len(trips):
             raise ValueError(f"expected {len(trips)} loops side by side, got {len(loops)}: {self.loops}")
         for loop, trip in zip(loops, trips, strict=True):
             count, inner = trip if isinstance(trip, tuple) else (trip, ())
             yield loop, count
             yield from self._assigned(self._inside(loop), inner)
+
+    def _unrolled(self, loops: list[tuple[int, int]], trips: Trips) -> list[tuple[tuple[int, int], int]]:
+        """How often the parts of a loop run that ptxas unrolled by four; nothing if it is not like that.
+
+        In the order of the code: once, for a count that never is; four at a time; two, if as many are left;
+        one. How many a part is shows by its loads.
+        """
+        if len(loops) != 2 or len(trips) != 1 or not isinstance(trips[0], int):
+            return []
+        (four, one), count = loops, trips[0]
+        parts = [four, one]
+        for skip in self.skips:
+            is_near = four[0] - (four[1] - four[0]) < skip[0] and skip[1] < one[0]
+            is_around = any(part == skip or _within(part, skip) for part in loops)
+            if is_near and self._loads(skip) and not is_around:
+                parts.append(skip)
+        parts.sort()
+        loads = [self._loads(part) / max(self._loads(one), 1) for part in parts]
+        times = (0, count // 4, count % 4 // 2, count % 2)
+        return list(zip(parts, times, strict=True)) if loads == [1, 4, 2, 1] else []
+
+    def _loads(self, part: tuple[int, int]) -> int:
+        return sum(name.startswith("LDG") for name in self.names[part[0] : part[1] + 1])
 
 
 def _bytes(name: str) -> int:
