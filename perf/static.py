@@ -63,9 +63,11 @@ def main(args: argparse.Namespace) -> int:
             rows.append(row)
             if args.json:
                 print(json.dumps(row), flush=True)
-    if not args.json:
-        print(summary(pd.DataFrame(rows)))
-    return _judge(args, rows, yardstick)
+    made = [row for row in rows if "registers" in row]
+    if made and not args.json:
+        print(summary(pd.DataFrame(made)))
+    status = _judge(args, rows, yardstick)
+    return status if len(made) == len(rows) else EXIT_FAILED
 
 
 def _kernels(args: argparse.Namespace, is_yardstick: bool, archs: Sequence[str]) -> list[Kernel]:
@@ -104,9 +106,10 @@ def _compiled(kernels: Sequence[Kernel]) -> Iterator[Row]:
 def _facts(kernel: Kernel) -> Row:
     """What the machine code of a kernel shows, how long it took to compile, and what a thread executes.
 
-    The latter only where loops can be counted; else ``problem`` says why not.
+    The latter only where loops can be counted; ``problem`` says why not, or why it does not compile.
     """
     from perf.kernels import ahead, cases, compiled, yardstick
+    from perf.measuring.suite import one_line
     from stn_triton import tuning
 
     call, launch, arch, config = kernel
@@ -114,14 +117,17 @@ def _facts(kernel: Kernel) -> Row:
     if launch.bucket is not None:
         config = config or tuning.default(launch.bucket)
         row["config"] = config
-    result, made = ahead.compile_launch(call.run, launch, compiled.target_of(arch), config)
+    try:
+        result, made = ahead.compile_launch(call.run, launch, compiled.target_of(arch), config)
+    except Exception as error:  # of Triton or of one of its tools
+        return row | {"problem": f"does not compile: {one_line(error)}"}
     row |= compiled.described(made, arch) | {"seconds": round(result["seconds"], 2)}
     code = row.pop("code", None)
     if code is not None and launch.bucket is not None and isinstance(call, cases.WorkloadCall):
         try:
             row |= yardstick.counts(code, launch.bucket, config, call.workload.shape[1])
         except ValueError as error:
-            row["problem"] = str(error)
+            row["problem"] = f"not counted: {error}"
     return row
 
 
@@ -129,7 +135,7 @@ def _judge(args: argparse.Namespace, rows: list[Row], yardstick) -> int:
     """Say what cannot be counted; record or compare the yardstick's counts if asked to."""
     for row in rows:
         if "problem" in row:
-            print(f"{row['call']} on {row['arch']}: not counted: {row['problem']}", file=sys.stderr)
+            print(f"{row['kernel']} of {row['call']} on {row['arch']}: {row['problem']}", file=sys.stderr)
     if not (args.record or args.check):
         return EXIT_OK
     measures = yardstick.measures(rows)

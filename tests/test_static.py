@@ -399,6 +399,19 @@ class TestCommandLine:
         assert stop.value.code == 2
         assert "TRITON_INTERPRET is set" in capsys.readouterr().err
 
+    def test_what_does_not_compile_is_said_and_a_failure(self, monkeypatch, capsys):
+        from perf import static
+
+        row = {"kernel": "reach_kernel", "call": "a call", "arch": "sm_80"}
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+        monkeypatch.setenv("TRITON_CACHE_DIR", "restored")  # which the command sets
+        monkeypatch.setattr(static, "_kernels", lambda *_: [])
+        monkeypatch.setattr(static, "_compiled", lambda _: [row | {"problem": "does not compile: why"}])
+        assert main(["static", "--json"]) == 1
+        written = capsys.readouterr()
+        assert json.loads(written.out) == row | {"problem": "does not compile: why"}
+        assert written.err == "reach_kernel of a call on sm_80: does not compile: why\n"
+
     def test_the_summary_has_the_worst_and_who_spills(self):
         from perf.static import summary
 
