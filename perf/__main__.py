@@ -170,16 +170,20 @@ def _static(commands) -> None:
         "static",
         "what the compiler makes of the kernels; no GPU needed",
         """\
-Compile kernels for GPUs that need not be here and read the machine code: registers, spills, shared memory,
-theoretical occupancy, access widths, atomics, and instructions per element of the inner loop, the yardstick
-that `perf/results/instructions.json` keeps.
+Compile what real calls launch, for GPUs that need not be here, and read the machine code: registers, spills,
+shared memory, theoretical occupancy, access widths, atomics, seconds to compile, and the instructions that a
+thread executes per element, the yardstick that `perf/results/instructions.json` keeps for each Triton.
+Triton's own launcher says what is compiled: calls are made on CPU tensors, but nothing is launched.
 """,
         """\
-  python -m perf static                          the plain operator, every layout and dtype, four GPUs
-  python -m perf static --quick                  the yardstick kernels alone, on sm_90
+  python -m perf static                          what the workloads of `perf bench` launch, for four GPUs
+  python -m perf static --workloads features-64 --arch sm_90
+  python -m perf static --quick                  the yardstick kernels alone, for sm_90
   python -m perf static --variants --every 40    a sample of every mode, padding, dimension and kind of map
-  python -m perf static --check                  exit 1 if instructions grew by over 5 %
+  python -m perf static --check                  exit 1 if a yardstick kernel spills, compiles for over 3 s or
+                                                 executes over 5 % more instructions than recorded
   python -m perf static --record                 write the yardstick anew
+  python -m perf static --space images-224 --out counted.csv   all block sizes that `perf tune` would try
 """,
     )
     parser.add_argument(
@@ -189,11 +193,24 @@ that `perf/results/instructions.json` keeps.
         metavar="NAME",
         help="which GPUs (default: %(default)s)",
     )
-    parser.add_argument("--variants", action="store_true", help="every variant once (about an hour)")
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="only every N-th case")
+    parser.add_argument("--workloads", nargs="+", metavar="NAME", help="which workloads (default: all)")
+    parser.add_argument("--variants", action="store_true", help="instead every variant (over an hour a GPU)")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="only every N-th kernel")
     parser.add_argument("--quick", action="store_true", help="the yardstick kernels alone")
     parser.add_argument("--record", action="store_true", help="write the instructions per element anew")
     parser.add_argument("--check", action="store_true", help="compare them with what is recorded")
+    parser.add_argument(
+        "--space",
+        nargs="*",
+        metavar="WORKLOAD",
+        help="all block sizes of the kernels of workloads' training steps (default: the yardstick's)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the table that --space writes (default: perf/results/block-sizes-counted.csv)",
+    )
     _json(parser)
 
 

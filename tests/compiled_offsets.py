@@ -6,32 +6,34 @@ Prints a line of JSON per kernel: what of its intermediate representation (TTIR)
 import json
 import os
 import re
+from dataclasses import replace
 from unittest import mock
 
 os.environ["TRITON_ALWAYS_COMPILE"] = "1"  # what is in Triton's cache has no stages to stop between
 
-import torch
-import triton.language as tl
 from triton.compiler import compiler
 
-from perf.kernels import compiled
+from perf.kernels import ahead
+from perf.kernels.cases import VariantCall
 from stn_triton import tuning
 
+CALL = VariantCall("bilinear", "zeros", channels=4)
 CASES = (
-    ("forward", "2d-bilinear-fill", False, 4),
-    ("forward", "2d-bicubic-reflection-many", True, 16),
-    ("forward", "3d-bilinear-zeros-tangent", False, 1),
-    ("forward", "2d-bilinear-fill-spline", False, 4),
-    ("backward", "2d-bilinear-fill", False, 64),
-    ("backward", "3d-bilinear-zeros", True, 4),
-    ("backward_input", "2d-bilinear-zeros-projective-many-tangent", False, 1),
-    ("backward_input", "2d-bilinear-zeros-spline-many", False, 4),
-    ("theta", "2d-bilinear-fill-projective-tangent", False, 4),
-    ("theta", "3d-bilinear-zeros-antialias-many", True, 4),
-    ("fill", "2d-bilinear-fill-many", False, 4),
-    ("scatter", "2d-bilinear-zeros-spline-many", True, 4),
-    ("reach", "2d-bilinear-zeros-spline", False, 4),
+    ("forward", {"padding_mode": "fill"}),
+    ("forward", {"mode": "bicubic", "padding_mode": "reflection", "matrices": "index", "channels": 16}),
+    ("forward", {"dim": 3, "has_tangents": True, "channels": 1}),
+    ("forward", {"padding_mode": "fill", "kind": "spline"}),
+    ("backward", {"padding_mode": "fill", "channels": 64}),
+    ("backward", {"dim": 3, "layout": "channels_last"}),
+    ("backward_input", {"kind": "projective", "matrices": "many", "has_tangents": True, "channels": 1}),
+    ("backward_input", {"kind": "spline", "matrices": "index"}),
+    ("theta", {"padding_mode": "fill", "kind": "projective", "has_tangents": True}),
+    ("theta", {"dim": 3, "kind": "antialias", "matrices": "index", "layout": "channels_last"}),
+    ("fill", {"padding_mode": "fill", "matrices": "index"}),
+    ("scatter", {"kind": "spline", "matrices": "index", "layout": "channels_last"}),
+    ("reach_kernel", {"kind": "spline"}),
 )
+TARGET = ("cuda", 90, 32)
 _LINE = re.compile(r"\s*(%[\w]+)(?::\d+)? = \"?([\w.]+)\"?(.*?) : (.*?)(?: loc\(|$)")
 _PASSES_ON = ("arith.extsi", "arith.trunci", "arith.muli", "arith.addi", "arith.subi")
 _SHAPES = ("tt.splat", "tt.broadcast", "tt.expand_dims", "tt.reshape", "ttg.convert_layout")
@@ -66,7 +68,7 @@ class _DoneError(Exception):
     pass
 
 
-def ttir(bucket, config, index):
+def ttir(call, kernel):
     """The intermediate representation; the rest of the compilation, which takes most of its time, is left."""
     make = compiler.make_backend
 
@@ -85,20 +87,26 @@ def ttir(bucket, config, index):
         backend.add_stages = add
         return backend
 
+    launch = next(
+        launch
+        for launch in ahead.launches_of(call.run, TARGET)
+        if launch.name.split("/")[0] == kernel and (not call.has_tangents or "tangent" in launch.name)
+    )
+    config = launch.bucket and compiled_config(launch.bucket)
     with mock.patch.object(compiler, "make_backend", make_backend):
         try:
-            compiled.compile(bucket, config, "sm_90", index=index)
+            ahead.compile_launch(call.run, launch, TARGET, config)
         except _DoneError as done:
             return str(done)
     raise AssertionError("Triton has no stage of that name")
 
 
 def main():
-    for kernel, variant, channels_last, channels in CASES:
-        bucket = tuning.bucket_of(kernel, variant, channels_last, torch.float32, 64, channels, 224 * 224)
-        for index in (tl.int32, tl.int64):
-            found = facts(ttir(bucket, compiled_config(bucket), index))
-            print(json.dumps({"kernel": kernel, "variant": variant, "index": str(index), **found}))
+    for kernel, changes in CASES:
+        for is_far in (False, True):
+            call = replace(CALL, is_far=is_far, **changes)
+            found = facts(ttir(call, kernel))
+            print(json.dumps({"kernel": kernel, "variant": call.name, "is_far": is_far, **found}))
 
 
 def compiled_config(bucket):

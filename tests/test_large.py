@@ -204,7 +204,7 @@ class TestCompiledOffsets:
         assert done.returncode == 0, done.stderr
         found = [json.loads(line) for line in done.stdout.splitlines()]
         assert {kernel["kernel"] for kernel in found} == {
-            *("forward", "backward", "backward_input", "theta", "fill", "scatter", "reach")
+            *("forward", "backward", "backward_input", "theta", "fill", "scatter", "reach_kernel")
         }
         return found
 
@@ -224,12 +224,12 @@ class TestCompiledOffsets:
         for kernel in kernels:
             for name, widths in kernel["strides"].items():
                 if name.endswith(("stride_d", "stride_h", "stride_w")):
-                    expected = {"int32": [32], "int64": [64]}[kernel["index"]]
+                    expected = [64] if kernel["is_far"] else [32]
                     assert widths == expected, (kernel["kernel"], kernel["variant"], name)
-                    seen.add((name, kernel["index"]))
+                    seen.add((name, kernel["is_far"]))
         tensors = ("input", "output", "grad_input", "grad_output", "input_tangent")
-        for tensor, index in itertools.product(tensors, ("int32", "int64")):
-            assert {(f"{tensor}_stride_h", index), (f"{tensor}_stride_d", index)} <= seen
+        for tensor, is_far in itertools.product(tensors, (False, True)):
+            assert {(f"{tensor}_stride_h", is_far), (f"{tensor}_stride_d", is_far)} <= seen
 
     def test_what_programs_leave_is_found_by_64_bits(self, kernels):
         seen = set()

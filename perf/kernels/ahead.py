@@ -10,14 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
 
+import stn_triton.launch
 from perf.measuring import providers
-from perf.measuring.passes import PASSES
+from perf.measuring.passes import PASSES, Run
 from perf.measuring.providers import Provider
 from perf.measuring.workloads import Workload
 from perf.tuning import launches
@@ -27,6 +33,18 @@ from stn_triton.tuning import Bucket, Config
 CPU = torch.device("cpu")
 Target = tuple[str, Any, int]
 """Backend, architecture and lanes of a warp: ("cuda", 90, 32)."""
+
+
+class Launch(NamedTuple):
+    """A kernel that a call launches."""
+
+    number: int
+    """How many the call launches before."""
+    name: str
+    """Of its bucket; of the kernel if it has none."""
+    bucket: Bucket | None
+    key: str
+    """What Triton tells compiled kernels apart by."""
 
 
 class Task(NamedTuple):
@@ -63,31 +81,55 @@ def tasks_of(workloads: list[Workload], passes: tuple[str, ...]) -> list[Task]:
     return found
 
 
+def launches_of(run: Run, target: Target) -> list[Launch]:
+    """What a call launches with the default block sizes; nothing is compiled."""
+    found: list[Launch] = []
+    order = _Order()
+
+    def note(*, key: str, fn: Any, **_: Any) -> bool:
+        bucket = order.bucket
+        name = bucket.name() if bucket else fn.name.rpartition(".")[2]
+        found.append(Launch(order.number, name, bucket, f"{fn.name} {key}"))
+        return True  # so that Triton does not compile
+
+    with mock.patch.object(knobs.runtime, "jit_cache_hook", note):
+        _run(run, target, order, lambda: True)
+    return found
+
+
+def compile_launch(
+    run: Run, launch: Launch, target: Target, config: Config | None = None
+) -> tuple[dict[str, Any], Any]:
+    """Compile one of a call's launches, with the default block sizes or a ``config``.
+
+    Returns:
+        What `compiling` yields, and the kernel.
+    """
+    order = _Order(lambda bucket, order: config if order.number == launch.number else None)
+    result, (kernel,) = _run(run, target, order, lambda: order.number == launch.number)
+    return result, kernel
+
+
 def compile_task(
     task: Task, target: Target, describes: bool = True, device: str | None = None
 ) -> dict[str, Any]:
     """Compile the kernel of a task, with the block sizes that calls on a ``device`` of that name use.
 
     Returns:
-        ``seconds`` of this process' and its compilers' processor time, ``cached``: whether the cache had it
-        all; and of the last kernel, if it is NVIDIA's and asked for, registers and so on, as
-        `perf.kernels.compiled.described` has them.
+        What `compiling` yields; and of the last kernel, if it is NVIDIA's and asked for, registers and so
+        on, as `perf.kernels.compiled.described` has them.
     """
-    asking: list[Bucket] = []
-    usual = usual_configs(device)
 
-    def choose(bucket: Bucket, run: tuning.Launch) -> Config:
-        asking[:] = [bucket]
-        return task.config if bucket == task.bucket and task.config is not None else usual(bucket, run)
-
-    kernels: list[Any] = []
-    with (
-        compiling(target, lambda: task.bucket is None or asking == [task.bucket], kernels) as result,
-        tuning.choosing(choose),
-        launches.OntoKernels(),
-    ):
+    def run() -> None:
         sampler = task.provider.make() if task.provider else providers.operator
         PASSES[task.pass_name](sampler, launches.dry(task.workload, CPU))()
+
+    def config_of(bucket: Bucket, order: _Order) -> Config:
+        return task.config if bucket == task.bucket and task.config else usual(bucket, None)
+
+    usual = usual_configs(device)
+    order = _Order(config_of)
+    result, kernels = _run(run, target, order, lambda: task.bucket is None or order.bucket == task.bucket)
     if not kernels:
         raise RuntimeError(f"{task.name()}: nothing was launched")
     if describes and target[0] == "cuda":
@@ -97,6 +139,35 @@ def compile_task(
             facts = compiled.described(kernels[-1], f"sm_{target[1]}")
             result |= {key: value for key, value in facts.items() if key != "code"}
     return result
+
+
+class _Order:
+    """Which launch of a call comes next."""
+
+    def __init__(self, config_of: Callable[[Bucket, _Order], Config | None] | None = None) -> None:
+        self.number = 0
+        self.bucket: Bucket | None = None
+        self._config_of = config_of
+
+    def choose(self, bucket: Bucket, run: object = None) -> Config:
+        self.bucket = bucket
+        return (self._config_of and self._config_of(bucket, self)) or tuning.default(bucket)
+
+    def passed(self) -> None:
+        self.number, self.bucket = self.number + 1, None
+
+
+def _run(
+    run: Run, target: Target, order: _Order, is_wanted: Callable[[], bool]
+) -> tuple[dict[str, Any], list[Any]]:
+    kernels: list[Any] = []
+    with (
+        compiling(target, is_wanted, kernels, order.passed) as result,
+        tuning.choosing(order.choose),
+        launches.OntoKernels(),
+    ):
+        run()
+    return result, kernels
 
 
 def usual_configs(device: str | None) -> tuning.Chooser:
@@ -109,12 +180,11 @@ class _NoDriver:
     """What Triton asks of a driver before it launches: of one device, whose target is given."""
 
     def __init__(self, target: Target) -> None:
-        from triton.backends.compiler import GPUTarget
-
         self._target = GPUTarget(*target)
 
     def get_current_device(self) -> int:
-        return 0
+        """A number for each target: Triton keeps a device's kernels by its number."""
+        return zlib.crc32(repr(self._target).encode())
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -125,37 +195,48 @@ class _NoDriver:
 
 @contextlib.contextmanager
 def compiling(
-    target: Target, is_wanted: Callable[[], bool], kernels: list[Any] | None = None
+    target: Target,
+    is_wanted: Callable[[], bool],
+    kernels: list[Any] | None = None,
+    passed: Callable[[], object] = lambda: None,
 ) -> Iterator[dict[str, Any]]:
     """Compile what would be launched, on CPU tensors, where ``is_wanted``; launch nothing.
 
-    Yields a dictionary that has at the end the ``seconds`` of processor time, the number of ``kernels``, and
-    whether all were ``cached``. The kernels themselves come into the list.
+    ``passed`` is called after each launch. Yields a dictionary that has at the end the ``seconds`` of
+    processor time that compiling took, the number of ``kernels``, and whether all were ``cached``. The
+    kernels themselves come into the list.
     """
-    from triton import knobs
-    from triton.runtime.driver import driver
-    from triton.runtime.jit import JITFunction
-
     launch = JITFunction.run
     kernels = [] if kernels is None else kernels
     hits: list[bool] = []
     result: dict[str, Any] = {}
-    began = _processor_seconds()
+    seconds = 0.0
 
     def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        nonlocal seconds
         if is_wanted():
+            began = _processor_seconds()
             kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
             kernels.extend([kernel] * (kernel is not None))
+            seconds += _processor_seconds() - began
+        passed()
 
     def listen(*, cache_hit: bool, **_: Any) -> None:
         hits.append(cache_hit)
 
     driver.set_active(_NoDriver(target))
-    with mock.patch.object(JITFunction, "run", run), mock.patch.object(knobs.compilation, "listener", listen):
+    options = functools.partial(stn_triton.launch.compile_options, is_hip=target[0] == "hip")
+    with (
+        mock.patch.object(JITFunction, "run", run),
+        mock.patch.object(knobs.compilation, "listener", listen),
+        mock.patch.object(stn_triton.launch, "compile_options", options),
+    ):
         yield result
+    began = _processor_seconds()
     if target[0] == "cuda":
         _build_launchers(kernels)
-    result |= {"seconds": _processor_seconds() - began, "kernels": len(hits), "cached": all(hits)}
+    seconds += _processor_seconds() - began
+    result |= {"seconds": seconds, "kernels": len(hits), "cached": all(hits)}
 
 
 def _build_launchers(kernels: list[Any]) -> None:

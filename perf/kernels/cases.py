@@ -1,89 +1,214 @@
-"""Which kernels a check of the machine code compiles."""
+"""Which calls a check of the machine code makes: those of the workloads, and one of every variant.
+
+A call is run on CPU tensors of which only shapes and strides are known; `perf.kernels.ahead` compiles what it
+would launch on a GPU. Autograd decides what comes after the forward, so grad_outputs have real strides.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+import mmap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-import triton.language as tl
+from torch import Tensor
 
-from stn_triton import tuning
-from stn_triton.options import MODES, PADDING_MODES, Options
+import stn_triton
+from perf.measuring.passes import PASSES
+from perf.measuring.providers import operator
+from perf.measuring.workloads import Workload
+from perf.tuning import launches
+from stn_triton.check.engine import deterministic
+from stn_triton.options import MODES, PADDING_MODES
 
-PLAIN = tuning.variant_of(2, False, False, False, Options())
-
-
-def variants() -> list[str]:
-    """Every variant that can be compiled."""
-    names = []
-    kinds = ("affine", "antialias", "projective", "spline")
-    for tangent, dim, mode, padding, kind, many in itertools.product(
-        (False, True), (2, 3), MODES, PADDING_MODES, kinds, (False, True)
-    ):
-        if dim == 2 or (mode != "bicubic" and kind in ("affine", "antialias")):
-            points = (0.0,) if kind == "spline" else ()
-            options = Options(mode, padding, antialias=kind == "antialias", points=points)
-            names.append(tuning.variant_of(dim, kind == "projective", many, tangent, options))
-    return names
+RUNS = ("forward", "backward", "theta", "input")
+"""The passes of workloads; together they launch every kernel that a training step may need."""
+LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+_POINTS = (2, 3)
+_MAP_NORESERVE = 0x4000
+"""Linux's; Python's mmap has no name for it before 3.13."""
+_KINDS = ("affine", "antialias", "projective", "spline")
+_MATRICES = ("one each", "many", "index")
 
 
-def kernels_of(variant: str) -> list[str]:
-    """The kernels that a variant is launched with."""
-    flags = variant.split("-")
-    kernels = ["forward", "backward_input"]
-    if "nearest" not in flags:
-        kernels.append("theta")
-        if not {"many", "tangent", "spline"} & set(flags):
-            kernels.append("backward")
-    return kernels + ["fill"] * ("fill" in flags) + ["reach", "scatter"] * ("spline" in flags)
+@dataclass(frozen=True)
+class WorkloadCall:
+    """A pass of a workload."""
+
+    workload: Workload
+    pass_name: str
+    grad_output: str = ""
+    """Its layout if not the image's: NCHW, channels_last, or expanded, as `sum` leaves it."""
+
+    @property
+    def name(self) -> str:
+        """The call in a few words."""
+        grad = f" (grad_output {self.grad_output})" if self.grad_output else ""
+        return f"{self.workload.name} {self.pass_name}{grad}"
+
+    def run(self) -> None:
+        """Make the call."""
+        data = launches.dry(self.workload, torch.device("cpu"))
+        if self.grad_output:
+            data = replace(data, grad_output=_laid_out(data.grad_output, self.grad_output))
+        PASSES[self.pass_name](operator, data)()
 
 
-Case = tuple[tuple[tuning.Bucket, tuning.Config, str], dict[str, object]]
+@dataclass(frozen=True)
+class VariantCall:
+    """A call with its gradients, all that can be asked for."""
+
+    mode: str
+    padding_mode: str
+    dim: int = 2
+    kind: str = "affine"
+    matrices: str = "one each"
+    """many: (N, K, ...), two per image; index: the same by an ``image_index``."""
+    has_tangents: bool = False
+    """Also second derivatives, which launch the kernels of tangents."""
+    dtype: torch.dtype = torch.float32
+    channels: int = 64
+    layout: str = "NCHW"
+    align_corners: bool = False
+    is_far: bool = False
+    """Whether rows lie so far apart that an offset within an image takes 64 bits."""
+
+    @property
+    def name(self) -> str:
+        """The call in a few words."""
+        words = [f"{self.dim}d", self.mode, self.padding_mode, self.kind, self.matrices]
+        words += [str(self.dtype).removeprefix("torch."), f"c{self.channels}", self.layout]
+        flags = {"tangents": self.has_tangents, "align_corners": self.align_corners, "far": self.is_far}
+        return " ".join((*words, *(word for word, is_set in flags.items() if is_set)))
+
+    def run(self) -> None:
+        """Make the call for each set of gradients that one may want."""
+        function, input, theta, keywords = self._arguments()
+        fill = keywords.get("fill_value")
+        if not self.dtype.is_floating_point:
+            function(input, theta, **keywords)
+            return
+        for wanted in ((input, theta, fill), (input,), (theta,)):
+            for tensor in (input, theta, fill):
+                if tensor is not None:
+                    tensor.requires_grad_(any(tensor is one for one in wanted))
+            leaves = [tensor for tensor in wanted if tensor is not None]
+            output = function(input, theta, **keywords)
+            grad = self._image(output).requires_grad_(self.has_tangents)
+            if self.has_tangents:
+                _differentiate_twice(output, leaves, grad)
+                continue
+            torch.autograd.grad(output, leaves, grad, retain_graph=True)
+            if self.kind == "spline" and wanted[0] is input:  # whose gather is another kernel
+                with deterministic():
+                    torch.autograd.grad(output, leaves, grad)
+
+    def _arguments(self) -> tuple[Callable[..., Tensor], Tensor, Tensor, dict[str, object]]:
+        images, count = 4, 4 if self.matrices == "one each" else 8
+        shape = (images, self.channels, *((64, 96) if self.dim == 2 else (8, 32, 48)))
+        input = self._image(torch.empty(shape, device="meta"))
+        keywords = {"mode": self.mode, "padding_mode": self.padding_mode, "align_corners": self.align_corners}
+        function, matrix = stn_triton.affine_grid_sample, (self.dim, self.dim + 1)
+        if self.kind == "projective":
+            function, matrix = stn_triton.perspective_grid_sample, (3, 3)
+        elif self.kind == "spline":
+            function, matrix = stn_triton.thin_plate_spline_grid_sample, (math.prod(_POINTS), 2)
+            keywords["points"] = _POINTS
+        elif self.kind == "antialias":
+            keywords["antialias"] = True
+        theta = torch.zeros(count, *matrix, dtype=torch.promote_types(self.dtype, torch.float32))
+        if self.padding_mode == "fill":
+            step = 2 if self.is_far else 1
+            keywords["fill_value"] = torch.zeros(step * self.channels, dtype=theta.dtype)[::step]
+        if self.matrices == "many":
+            theta = theta.unflatten(0, (images, -1))
+        elif self.matrices == "index":
+            keywords["image_index"] = torch.arange(count) % images
+        return function, input, theta, keywords
+
+    def _image(self, like: Tensor) -> Tensor:
+        """Memory of a tensor's shape (..., C, H, W), as the call has its images."""
+        outer, *pixel = like.shape[: -self.dim - 1], *like.shape[-self.dim - 1 :]
+        make = far if self.is_far else _empty
+        return make((math.prod(outer), *pixel), self.dtype, self.layout).unflatten(0, outer)
 
 
-def shipped(archs: Sequence[str]) -> list[Case]:
-    """What a full check of the plain operator compiles.
-
-    Every kernel, layout and dtype in its default and shipped configurations, with few channels and with as
-    many as a bucket tells apart; a small plane, the wide index and the other corner convention once each.
-    """
-    cases = []
-    for kernel, arch in itertools.product(kernels_of(PLAIN), archs):
-        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-            for channels_last, channels in ((False, 4), (False, 128), (True, 4), (True, 128), (True, 100)):
-                bucket = tuning.bucket_of(kernel, PLAIN, channels_last, dtype, 64, channels, 224 * 224)
-                cases.append(((bucket, tuning.default(bucket), arch), {}))
-        for channels_last in (False, True):
-            bucket = tuning.bucket_of(kernel, PLAIN, channels_last, torch.float32, 64, 16, 224 * 224)
-            cases.append(((bucket, tuning.default(bucket), arch), {"index": tl.int64}))
-        cases.append(((bucket, tuning.default(bucket), arch), {"align_corners": True}))
-        bucket = tuning.bucket_of(kernel, PLAIN, False, torch.float32, 64, 2048, 7 * 7)
-        cases.append(((bucket, tuning.default(bucket), arch), {}))
-    for bucket, config in tuning.shipped_configurations():
-        cases += [((bucket, config, arch), {}) for arch in archs]
-    return cases
+def of_workloads(workloads: Sequence[Workload], mixed: bool = True) -> list[WorkloadCall]:
+    """All passes of workloads; if ``mixed``, those of feature maps under mixed memory formats too."""
+    plain, others = [], []
+    for workload in workloads:
+        passes = RUNS if workload.dtype.is_floating_point else RUNS[:1]
+        plain += [WorkloadCall(workload, name) for name in passes]
+        if mixed and workload.name.startswith("features"):
+            other = "NCHW" if workload.layout == "channels_last" else "channels_last"
+            others += [
+                WorkloadCall(workload, name, how) for how in (other, "expanded") for name in passes[1:]
+            ]
+    return plain + others
 
 
-def every_variant(archs: Sequence[str]) -> list[Case]:
-    """Every variant and kernel once per architecture; layouts and dtypes take turns."""
-    kinds = itertools.cycle(
+def variants() -> list[VariantCall]:
+    """Every mode, padding, dimension, kind of map and way to share images; layouts and dtypes take turns."""
+    names = ("channels", "layout", "dtype", "align_corners")
+    turns = itertools.cycle(
         (
-            (False, 64, torch.float32, False),
-            (True, 64, torch.bfloat16, True),
-            (False, 3, torch.float16, True),
-            (True, 64, torch.float32, False),
-            (False, 64, torch.bfloat16, True),
-            (True, 4, torch.float32, False),
-            (False, 16, torch.float64, True),
+            (64, "NCHW", torch.float32, False),
+            (64, "channels_last", torch.bfloat16, True),
+            (3, "NCHW", torch.float16, True),
+            (64, "channels_last", torch.float32, False),
+            (64, "NCHW", torch.bfloat16, True),
+            (4, "channels_last", torch.float32, False),
+            (16, "NCHW", torch.float64, True),
         )
     )
-    cases = []
-    for variant in variants():
-        for kernel in kernels_of(variant):
-            channels_last, channels, dtype, align_corners = next(kinds)
-            bucket = tuning.bucket_of(kernel, variant, channels_last, dtype, 64, channels, 224 * 224)
-            config = tuning.default(bucket)
-            cases += [((bucket, config, arch), {"align_corners": align_corners}) for arch in archs]
-    bucket = tuning.bucket_of("forward", PLAIN, False, torch.uint8, 64, 3, 224 * 224)
-    return [*cases, *(((bucket, tuning.default(bucket), arch), {}) for arch in archs)]
+    found = []
+    for has_tangents, dim, mode, padding, kind, matrices in itertools.product(
+        (False, True), (2, 3), MODES, PADDING_MODES, _KINDS, _MATRICES
+    ):
+        if dim == 2 or (mode != "bicubic" and kind in ("affine", "antialias")):
+            call = VariantCall(mode, padding, dim, kind, matrices, has_tangents)
+            found.append(replace(call, **dict(zip(names, next(turns), strict=True))))
+    plain = VariantCall("bilinear", "zeros", channels=16)
+    special = [replace(plain, dtype=torch.uint8, channels=3)]
+    special += [replace(plain, is_far=True, dim=dim) for dim in (2, 3)]
+    special += [
+        replace(plain, dtype=dtype, channels=channels, layout=layout)
+        for dtype, channels, layout in itertools.product(
+            (torch.float64, torch.float16), (1, 3, 64, 100), LAYOUTS
+        )
+    ]
+    return special + found
+
+
+def far(shape: Sequence[int], dtype: torch.dtype, layout: str) -> Tensor:
+    """An image whose planes span over 2^31 elements, and more: addresses without memory behind them."""
+    row, n, c, *pixel, w = len(shape) - 2, *range(len(shape) - 2), len(shape) - 1
+    strides, extent = [0] * len(shape), 1
+    for axis in (w, *pixel, c, n) if layout == "NCHW" else (c, w, *pixel, n):
+        strides[axis], extent = extent, extent * shape[axis]
+    strides[row] = 2**31 // shape[row]
+    size = extent + 2**31
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    memory = torch.frombuffer(mmap.mmap(-1, size * dtype.itemsize, flags), dtype=dtype)
+    return memory.as_strided(shape, strides)
+
+
+def _empty(shape: Sequence[int], dtype: torch.dtype, layout: str) -> Tensor:
+    form = LAYOUTS[layout]
+    if form == torch.channels_last and len(shape) == 5:
+        form = torch.channels_last_3d
+    return torch.empty(shape, dtype=dtype, memory_format=form)
+
+
+def _laid_out(tensor: Tensor, layout: str) -> Tensor:
+    if layout == "expanded":
+        return torch.empty((), dtype=tensor.dtype).expand(tensor.shape)
+    return _empty(tensor.shape, tensor.dtype, layout)
+
+
+def _differentiate_twice(output: Tensor, leaves: Sequence[Tensor], grad: Tensor) -> None:
+    grads = torch.autograd.grad(output, leaves, grad, create_graph=True)
+    directions = [torch.empty_like(g) if g.ndim > 1 else _laid_out(g, "expanded") for g in grads]
+    torch.autograd.grad(grads, (grad, *leaves), directions, allow_unused=True)

@@ -31,7 +31,16 @@ class Code:
         return max((last - first + 1 for first, last in inner), default=len(self.names))
 
     def executed(self, trips: Trips, share: float = 1.0) -> float:
-        """How many instructions a thread executes if loops run as often as ``trips`` says.
+        """How many instructions a thread executes if loops run as often as ``trips`` says, see `times`."""
+        return sum(self.times(trips, share))
+
+    def fetched(self, trips: Trips, share: float = 1.0) -> float:
+        """How many bytes a thread loads from global memory meanwhile."""
+        times = self.times(trips, share)
+        return sum(t * _bytes(name) for t, name in zip(times, self.names, strict=True) if t)
+
+    def times(self, trips: Trips, share: float = 1.0) -> list[float]:
+        """How often a thread executes each instruction if loops run as often as ``trips`` says.
 
         Code that a jump may skip counts as follows: calls of subroutines for rare numbers not at all; loops
         as their trips say; what loads or stands outside of loops with ``share``; the rest, which widens a
@@ -56,7 +65,7 @@ class Code:
                 factor = 0.0
             for i in range(skip[0], skip[1] + 1):
                 times[i] *= factor
-        return sum(times)
+        return times
 
     def _surrounded(self, part: tuple[int, int]) -> bool:
         return any(loop[0] <= part[0] and part[1] <= loop[1] for loop in self.loops)
@@ -67,12 +76,46 @@ class Code:
         return [loop for loop in candidates if not any(_within(loop, other) for other in candidates)]
 
     def _assigned(self, loops: list[tuple[int, int]], trips: Trips) -> Iterator[tuple[tuple[int, int], int]]:
+        unrolled = self._unrolled(loops, trips)
+        if unrolled:
+            yield from unrolled
+            return
         if len(loops) != len(trips):
             raise ValueError(f"expected {len(trips)} loops side by side, got {len(loops)}: {self.loops}")
         for loop, trip in zip(loops, trips, strict=True):
             count, inner = trip if isinstance(trip, tuple) else (trip, ())
             yield loop, count
             yield from self._assigned(self._inside(loop), inner)
+
+    def _unrolled(self, loops: list[tuple[int, int]], trips: Trips) -> list[tuple[tuple[int, int], int]]:
+        """How often the parts of a loop run that ptxas unrolled by four; nothing if it is not like that.
+
+        In the order of the code: once, for a count that never is; four at a time; two, if as many are left;
+        one. How many a part is shows by its loads.
+        """
+        if len(loops) != 2 or len(trips) != 1 or not isinstance(trips[0], int):
+            return []
+        (four, one), count = loops, trips[0]
+        parts = [four, one]
+        for skip in self.skips:
+            is_near = four[0] - (four[1] - four[0]) < skip[0] and skip[1] < one[0]
+            is_around = any(part == skip or _within(part, skip) for part in loops)
+            if is_near and self._loads(skip) and not is_around:
+                parts.append(skip)
+        parts.sort()
+        loads = [self._loads(part) / max(self._loads(one), 1) for part in parts]
+        times = (0, count // 4, count % 4 // 2, count % 2)
+        return list(zip(parts, times, strict=True)) if loads == [1, 4, 2, 1] else []
+
+    def _loads(self, part: tuple[int, int]) -> int:
+        return sum(name.startswith("LDG") for name in self.names[part[0] : part[1] + 1])
+
+
+def _bytes(name: str) -> int:
+    if not name.startswith("LDG"):
+        return 0
+    width = re.search(r"\.[US]?(8|16|64|128|256)\b", name)
+    return int(width[1]) // 8 if width else 4
 
 
 def _within(inner: tuple[int, int], outer: tuple[int, int]) -> bool:

@@ -1,75 +1,114 @@
 """Instructions per element: what a change of the kernels is held against where there is no GPU.
 
 An element is a (tap, channel) of an output pixel in the forward and for theta, and in the gather a (pair,
-channel): an output pixel that is tried for an input pixel. For a rotation at scale 1 these are 9, of which
-at most 5 are hits; enlarged twice (``enlarged``), too many for a list, 25. Everything that a thread executes
-counts, averaged over the channels of its program; the inner loop alone is told beside it.
+channel): an output pixel that is tried for an input pixel. For a rotation at scale 1 a plane has 9 pairs, of
+which at most 5 are hits; enlarged twice (``enlarged``), too many for a list, 25; a volume has 27 and 125.
+Everything that a thread executes counts, averaged over the channels of its program; the inner loop alone is
+told beside it.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 import triton
 
-from perf.kernels import cases, compiled
-from stn_triton import tuning
+from perf.kernels.disassembly import Code, Trips
+from perf.measuring.workloads import WORKLOADS, Workload
 from stn_triton.kernels.walk import SLOTS
+from stn_triton.tuning import Bucket, Config
 
 RECORD = Path(__file__).parents[1] / "results" / "instructions.json"
 ARCH = "sm_90"
+NAMES = (
+    "digits-28",
+    "images-224",
+    "images-224-bf16",
+    "features-64",
+    "features-64-channels-last",
+    "features-64-bf16",
+    "features-256-channels-last",
+    "features-256-bf16-channels-last",
+    "pooled-7",
+    "volume-160",
+)
+"""The workloads whose kernels are the yardstick."""
 TOLERANCE = 0.05
-_TAPS = 4
+MOST_SECONDS = 3.0
+"""Of a processor, to compile a kernel with its default block sizes: somebody waits for it."""
+_KERNELS = ("forward", "theta", "backward", "backward_input")
+_VARIANTS = ("2d-bilinear-zeros", "3d-bilinear-zeros")
 _HITS = 5
 
 Measures = dict[str, float]
 
 
-def buckets() -> list[tuning.Bucket]:
-    """Of the plain operator: few and many channels in both layouts, fp32 and bf16."""
-    kinds = ((False, 64), (True, 64), (False, 3))
-    return [
-        tuning.bucket_of(kernel, cases.PLAIN, channels_last, dtype, 64, channels, 224 * 224)
-        for kernel, dtype, (channels_last, channels) in itertools.product(
-            cases.kernels_of(cases.PLAIN), (torch.float32, torch.bfloat16), kinds
-        )
-    ]
+def workloads() -> list[Workload]:
+    """Those of the yardstick."""
+    return [WORKLOADS[name] for name in NAMES]
 
 
-def measure(bucket: tuning.Bucket) -> tuple[str, Measures]:
-    """The bucket's name, and what a thread of its default configuration executes per element.
+def counts(code: Code, bucket: Bucket, config: Config, channels: int) -> Measures:
+    """What a thread executes per element; nothing of kernels whose loops have no such counts.
 
     Raises:
         ValueError: the kernel's loops are not those that are counted here.
     """
-    config = tuning.default(bucket)
-    facts = compiled.facts(bucket, config, ARCH)
-    code, steps = facts["code"], config["STEPS_C"]
-    channels = min(config["BLOCK_C"], bucket.channels)
-    elements = channels * steps * config["BLOCK_H"] * config["BLOCK_W"] / (32 * config["num_warps"])
-    walk, enlarged = (3, [3]), (5, [5])
+    if bucket.variant not in _VARIANTS or bucket.kernel not in _KERNELS:
+        return {}
+    dim = int(bucket.variant[0])
+    blocks = -(-channels // config["BLOCK_C"])
+    programs = -(-blocks // config["STEPS_C"])
+    pixels = config["BLOCK_H"] * config["BLOCK_W"] / (32 * config["num_warps"])
+    found = {}
+    for name, (trips, elements, hits, share) in _ways(bucket, config, blocks / programs, dim).items():
+        values = channels / programs * pixels
+        least = hits * values * getattr(torch, bucket.dtype).itemsize
+        fetched = code.fetched(trips, share)
+        if fetched < least:
+            raise ValueError(
+                f"expected a thread to load at least {least:.0f} bytes, counted {fetched:.0f}: the loops "
+                f"{code.loops} do not run as {trips} says"
+            )
+        found[name] = round(code.executed(trips, share) / (elements * values), 2)
+    return found | {"inner_loop": code.longest_inner_loop()}
+
+
+def _ways(
+    bucket: Bucket, config: Config, steps: float, dim: int
+) -> Mapping[str, tuple[Trips, int, float, float]]:
+    """Of each count: how often loops run, elements and hits of a pixel, the share of loads that are made."""
     if bucket.kernel in ("forward", "theta"):
-        counts = {"per_element": code.executed([steps] if steps > 1 else []) / (_TAPS * elements)}
-    elif steps > 1:
-        share = _HITS / SLOTS.value
-        counts = {
-            "per_element": code.executed([walk, steps, (0, [(0, [0])])], share) / (9 * elements),
-            "enlarged": code.executed([enlarged, 0, (steps, [enlarged])], 0) / (25 * elements),
+        taps = 2**dim
+        return {"per_element": ([steps] if config["STEPS_C"] > 1 else [], taps, taps, 1.0)}
+    walk, enlarged = _nested(3, dim), _nested(5, dim)
+    if config["STEPS_C"] == 1:
+        return {
+            "per_element": ([walk], 3**dim, 3**dim, 1.0),
+            "enlarged": ([enlarged], 5**dim, 5**dim, 1.0),
         }
-    else:
-        counts = {
-            "per_element": code.executed([walk]) / (9 * elements),
-            "enlarged": code.executed([enlarged]) / (25 * elements),
-        }
-    return bucket.name(), {
-        **{name: round(count, 2) for name, count in counts.items()},
-        "inner_loop": code.longest_inner_loop(),
-        "registers": facts["registers"],
+    return {
+        "per_element": ([walk, steps, (0, [(0, [0])])], 3**dim, _HITS, _HITS / SLOTS.value),
+        "enlarged": ([enlarged, 0, (steps, [enlarged])], 5**dim, 5**dim, 0.0),
     }
+
+
+def _nested(count: int, depth: int) -> int | tuple[int, Trips]:
+    return count if depth == 1 else (count, [_nested(count, depth - 1)])
+
+
+def measures(rows: Iterable[Mapping[str, object]]) -> dict[str, Measures]:
+    """What is recorded of rows of `perf static`: of the yardstick's, by workload and kernel."""
+    keys = ("per_element", "enlarged", "inner_loop", "registers", "spills", "seconds")
+    found = {}
+    for row in rows:
+        (workload, *how), kernel = row["call"].split(), row["kernel"].split("/")[0]
+        if row["arch"] == ARCH and workload in NAMES and len(how) == 1:  # not of mixed memory formats
+            found[f"{workload} {kernel}"] = {key: row[key] for key in keys if key in row}
+    return found
 
 
 def recorded() -> dict[str, Measures]:
@@ -84,17 +123,34 @@ def record(measures: dict[str, Measures]) -> None:
 
 
 def worse(measures: dict[str, Measures], known: dict[str, Measures]) -> Iterable[str]:
-    """A line for each kernel that executes more than the tolerance above what is known, or is not known."""
-    for name, now in measures.items():
-        if name not in known:
-            yield f"{name}: not recorded"
-            continue
-        for count in {"per_element", "enlarged"} & now.keys():
-            if now[count] > known[name].get(count, 0) * (1 + TOLERANCE):
+    """A line for each kernel that executes more than the tolerance above what is known.
+
+    Also for one that is not known, no longer there, or no longer counted.
+    """
+    yield from (f"{name}: not recorded" for name in measures if name not in known)
+    for name, before in known.items():
+        now = measures.get(name, {})
+        for count in ("per_element", "enlarged"):
+            if count in before and count not in now:
+                yield f"{name}: recorded are {before[count]:.2f} instructions {_said(count)}, not counted now"
+            elif now.get(count, 0) > before.get(count, 0) * (1 + TOLERANCE):
                 yield (
-                    f"{name}: {now[count]:.2f} instructions {count.replace('_', ' ')}, recorded are "
-                    f"{known[name].get(count, 0):.2f}"
+                    f"{name}: {now[count]:.2f} instructions {_said(count)}, recorded are "
+                    f"{before.get(count, 0):.2f}"
                 )
+
+
+def _said(count: str) -> str:
+    return count.replace("_", " ")
+
+
+def too_much(measures: dict[str, Measures]) -> Iterable[str]:
+    """A line for each kernel that spills, or for which a user would wait too long."""
+    for name, now in measures.items():
+        if now["spills"]:
+            yield f"{name}: spills {now['spills']:.0f} registers"
+        if now["seconds"] > MOST_SECONDS:
+            yield f"{name}: takes {now['seconds']:.1f} s to compile, expected at most {MOST_SECONDS:.0f}"
 
 
 def _read() -> dict[str, dict[str, Measures]]:
