@@ -58,7 +58,7 @@ class TestThroughTritonsLauncher:
         assert {source for source, call in found.items() if call["copied"]} == copied
         for source, call in found.items():
             if images == "channels_last":
-                assert call["run"] >= 16  # lanes over channels
+                assert call["run"] >= 8  # lanes over channels, a sector of them at least
             else:
                 assert call["run"] == 1
                 assert call["stride_w"] == (None if source in ("sum", "mean") else 1)

@@ -9,6 +9,7 @@ addresses are multiples of 16 in both: PyTorch aligns CPU tensors to 64 bytes, C
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import zlib
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-import stn_triton.launch
+import stn_triton.steps
 from perf.measuring import providers
 from perf.measuring.passes import PASSES, Run
 from perf.measuring.providers import Provider
@@ -225,11 +226,11 @@ def compiling(
         hits.append(cache_hit)
 
     driver.set_active(_NoDriver(target))
-    options = functools.partial(stn_triton.launch.compile_options, is_hip=target[0] == "hip")
+    options = functools.partial(stn_triton.steps.compile_options, is_hip=target[0] == "hip")
     with (
         mock.patch.object(JITFunction, "run", run),
         mock.patch.object(knobs.compilation, "listener", listen),
-        mock.patch.object(stn_triton.launch, "compile_options", options),
+        mock.patch.object(stn_triton.steps, "compile_options", options),
     ):
         yield result
     began = _processor_seconds()
