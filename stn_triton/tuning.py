@@ -22,9 +22,9 @@ from typing import NamedTuple
 
 import torch
 
-from stn_triton import search, tables
+from stn_triton import autotuner, tables
+from stn_triton.autotuner import Config, Launch
 from stn_triton.options import INPUT_DTYPES, Options
-from stn_triton.search import Config, Launch
 
 CONFIG_KEYS = ("BLOCK_C", "STEPS_C", "RUN_C", "BLOCK_H", "BLOCK_W", "num_warps")
 _DTYPES = {str(dtype).removeprefix("torch.") for dtype in INPUT_DTYPES}
@@ -324,13 +324,15 @@ def configuration(bucket: Bucket, device: torch.device, run: Launch) -> Config:
         return default(bucket)
     with _searching:  # one thread searches, the others wait for what it finds
         if (name, bucket) not in _found:
-            _found[name, bucket] = search.fastest_of(candidates(bucket, MOST_CANDIDATES), run, bucket.name())
+            _found[name, bucket] = autotuner.fastest_of(
+                candidates(bucket, MOST_CANDIDATES), run, bucket.name()
+            )
     return _found[name, bucket]
 
 
 def candidates(bucket: Bucket, most: int) -> list[Config]:
     """What a search tries for a bucket, the default first."""
-    return search.nearest(space(bucket), most)
+    return autotuner.nearest(space(bucket), most)
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import torch
 from test_tuning import BUCKET, CONFIG, GPU, OTHER, PLAIN, gpu, write  # noqa: F401, a fixture
 
 import stn_triton
-from stn_triton import search, tuning
+from stn_triton import autotuner, tuning
 
 THREADS = 8
 LARGE = tuning.bucket_of("forward", PLAIN, False, torch.float32, 32, 64, 56 * 56)
@@ -31,7 +31,7 @@ def searched(gpu, monkeypatch):  # noqa: F811
         names.append(what)
         return configs[-1]
 
-    monkeypatch.setattr(search, "fastest_of", fastest_of)
+    monkeypatch.setattr(autotuner, "fastest_of", fastest_of)
     assert found(BUCKET) != tuning.default(BUCKET)
     return names
 
@@ -140,9 +140,9 @@ class TestThreads:
             return list(pool.map(function, range(THREADS)))
 
     def test_one_searches_and_the_others_wait(self, searched, monkeypatch):
-        quick = search.fastest_of
+        quick = autotuner.fastest_of
         barrier = threading.Barrier(THREADS)
-        monkeypatch.setattr(search, "fastest_of", lambda *args: time.sleep(0.05) or quick(*args))
+        monkeypatch.setattr(autotuner, "fastest_of", lambda *args: time.sleep(0.05) or quick(*args))
         buckets = [BUCKET, OTHER] * (THREADS // 2)
         with stn_triton.autotune():
             results = self.in_threads(lambda i: [barrier.wait(10), ask(buckets[i])][1])
@@ -152,7 +152,7 @@ class TestThreads:
     def test_an_error_in_a_search_leaves_no_lock(self, searched, monkeypatch):
         with stn_triton.autotune():
             with monkeypatch.context() as patch:
-                patch.setattr(search, "fastest_of", lambda *_: 1 / 0)
+                patch.setattr(autotuner, "fastest_of", lambda *_: 1 / 0)
                 with pytest.raises(ZeroDivisionError):
                     ask()
             assert self.in_threads(lambda i: ask()) == [found(BUCKET)] * THREADS
@@ -172,6 +172,6 @@ class TestCandidates:
     def test_a_factor_of_two_counts_whatever_the_size(self):
         first = {"BLOCK_C": 16, "BLOCK_W": 8}
         near, far = {"BLOCK_C": 32, "BLOCK_W": 8}, {"BLOCK_C": 16, "BLOCK_W": 1}
-        assert search.nearest([first, far, near], 3) == [first, near, far]
-        assert search.nearest([first, far, near], 2) == [first, near]
-        assert search.nearest([first], 6) == [first]
+        assert autotuner.nearest([first, far, near], 3) == [first, near, far]
+        assert autotuner.nearest([first, far, near], 2) == [first, near]
+        assert autotuner.nearest([first], 6) == [first]

@@ -13,7 +13,7 @@ import pytest
 import triton
 from test_tuning import BUCKET, messages
 
-from stn_triton import search
+from stn_triton import autotuner
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = [{"BLOCK_C": 2**i} for i in range(6)]
@@ -40,7 +40,7 @@ def clock(monkeypatch):
 class TestSearch:
     def test_times_each_and_takes_the_fastest(self, clock, caplog):
         timed, ran = clock([3.0, 2.0, 4.0, 1.0, 5.0, 2.0]), []
-        assert search.fastest_of(CONFIGS, ran.append, "it") == CONFIGS[3]
+        assert autotuner.fastest_of(CONFIGS, ran.append, "it") == CONFIGS[3]
         assert timed == list(range(6))
         assert ran == CONFIGS
         assert messages(caplog) == []
@@ -52,8 +52,8 @@ class TestSearch:
             if config in CONFIGS[2:3]:
                 raise RuntimeError("ptxas died")
 
-        assert search.fastest_of(CONFIGS, run, "it") == CONFIGS[1]
-        assert search.fastest_of(CONFIGS, lambda config: 1 / 0, "it") == CONFIGS[0]
+        assert autotuner.fastest_of(CONFIGS, run, "it") == CONFIGS[1]
+        assert autotuner.fastest_of(CONFIGS, lambda config: 1 / 0, "it") == CONFIGS[0]
 
     def test_an_interruption_ends_it(self, clock):
         clock([1.0] * 6)
@@ -62,18 +62,18 @@ class TestSearch:
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            search.fastest_of(CONFIGS, run, "it")
+            autotuner.fastest_of(CONFIGS, run, "it")
 
     def test_a_long_one_is_logged_while_it_lasts(self, clock, monkeypatch, caplog):
         clock([1.0] * 6)
-        monkeypatch.setattr(search, "_SECONDS_UNSAID", 0.05)
+        monkeypatch.setattr(autotuner, "_SECONDS_UNSAID", 0.05)
         said = []
 
         def run(config):
             time.sleep(0.1)
             said.append(len(caplog.records))
 
-        search.fastest_of(CONFIGS, run, BUCKET.name())
+        autotuner.fastest_of(CONFIGS, run, BUCKET.name())
         assert said[1:] == [1] * 5
         assert messages(caplog) == [
             f"stn_triton: searching for the fastest block sizes of {BUCKET.name()}, for at most about 30 s"
@@ -81,8 +81,8 @@ class TestSearch:
 
     def test_a_short_one_is_not(self, clock, monkeypatch, caplog):
         clock([1.0] * 6)
-        monkeypatch.setattr(search, "_SECONDS_UNSAID", 0.2)
-        search.fastest_of(CONFIGS, lambda config: None, "it")
+        monkeypatch.setattr(autotuner, "_SECONDS_UNSAID", 0.2)
+        autotuner.fastest_of(CONFIGS, lambda config: None, "it")
         time.sleep(0.3)
         assert messages(caplog) == []
 
@@ -145,7 +145,7 @@ class TestCompiling:
     def test_all_at_once_and_nothing_is_launched(self):
         kernel = Kernel([0.3] * 6)
         began = time.monotonic()
-        assert search.compile_ahead(CONFIGS, kernel, 30) == [None] * 6
+        assert autotuner.compile_ahead(CONFIGS, kernel, 30) == [None] * 6
         assert time.monotonic() - began < 1.2
         assert kernel.compiled == {i: i for i in range(6)}
         assert kernel.launched == []
@@ -156,7 +156,7 @@ class TestCompiling:
         timed = clock([3.0, 2.0, 1.0, 1.0, 1.0, 1.0])
         kernel = Kernel([0.0, 0.0, 5.0, 0.0, -1, 5.0])
         began = time.monotonic()
-        errors = search.compile_ahead(CONFIGS, kernel, 0.3)
+        errors = autotuner.compile_ahead(CONFIGS, kernel, 0.3)
         assert time.monotonic() - began < 2
         assert [type(error) for error in errors] == [
             *(type(None), type(None), TimeoutError, type(None), ValueError, TimeoutError)
@@ -165,21 +165,21 @@ class TestCompiling:
 
     def test_a_search_takes_the_best_of_what_is_compiled_in_time(self, clock, monkeypatch):
         timed = clock([3.0, 2.0, 0.1, 2.5, 0.1, 0.1])
-        monkeypatch.setattr(search, "SECONDS", 0.5)
+        monkeypatch.setattr(autotuner, "SECONDS", 0.5)
         kernel = Kernel([0.0, 0.0, 3.0, 0.0, -1, 3.0])
-        assert search.fastest_of(CONFIGS, kernel, "it") == CONFIGS[1]
+        assert autotuner.fastest_of(CONFIGS, kernel, "it") == CONFIGS[1]
         assert timed == kernel.launched == [0, 1, 3]
 
     def test_without_any_in_time_the_first_is_waited_for(self, clock, monkeypatch):
         timed = clock([3.0, 2.0, 1.0, 1.0, 1.0, 1.0])
-        monkeypatch.setattr(search, "SECONDS", 0.1)
-        assert search.fastest_of(CONFIGS, Kernel([3.0, 0.4, 3.0, 3.0, 3.0, 3.0]), "it") == CONFIGS[1]
+        monkeypatch.setattr(autotuner, "SECONDS", 0.1)
+        assert autotuner.fastest_of(CONFIGS, Kernel([3.0, 0.4, 3.0, 3.0, 3.0, 3.0]), "it") == CONFIGS[1]
         assert timed == [1]
 
     def test_on_one_core_the_default_comes_first(self, monkeypatch):
         monkeypatch.setattr(os, "cpu_count", lambda: 1)
         kernel = Kernel([0.1] * 6)
-        errors = search.compile_ahead(CONFIGS, kernel, 0.25)
+        errors = autotuner.compile_ahead(CONFIGS, kernel, 0.25)
         assert errors[0] is None
         assert isinstance(errors[5], TimeoutError)
         begun = list(kernel.begun)
@@ -189,7 +189,7 @@ class TestCompiling:
     def test_one_that_is_compiled_already_is_launched(self):
         kernel = Kernel([0.0] * 6)
         kernel(CONFIGS[2])
-        assert search.compile_ahead(CONFIGS, kernel, 30) == [None] * 6
+        assert autotuner.compile_ahead(CONFIGS, kernel, 30) == [None] * 6
         assert kernel.launched == [2, 2]
 
     def test_a_failed_launch_leaves_no_reference_to_what_it_held(self):
@@ -211,7 +211,7 @@ class TestCompiling:
 
         gc.disable()
         try:
-            errors = search.compile_ahead(CONFIGS, run, 30)
+            errors = autotuner.compile_ahead(CONFIGS, run, 30)
             assert [reference() for reference in held] == [None] * 6
         finally:
             gc.enable()
@@ -223,11 +223,11 @@ class TestCompiling:
         mode = Pretended(ThreadPoolExecutor(2))
         if why == "none":
             monkeypatch.delattr(triton, "AsyncCompileMode")
-            assert search.fastest_of(CONFIGS, kernel, "it") == CONFIGS[2]
+            assert autotuner.fastest_of(CONFIGS, kernel, "it") == CONFIGS[2]
             assert kernel.threads == {threading.get_ident()}
         else:
             with mode:
-                assert search.fastest_of(CONFIGS, kernel, "it") == CONFIGS[2]
+                assert autotuner.fastest_of(CONFIGS, kernel, "it") == CONFIGS[2]
                 assert Pretended.active is mode
         assert timed == list(range(6))
 
@@ -235,10 +235,10 @@ class TestCompiling:
         monkeypatch.delattr(triton, "AsyncCompileMode")
         timed = clock([3.0, 2.0, 1.0, 0.5, 0.5, 0.5])
         for seconds, expected in ((0.0, [1]), (0.9, [1, 2])):
-            monkeypatch.setattr(search, "SECONDS", seconds)
+            monkeypatch.setattr(autotuner, "SECONDS", seconds)
             timed.clear()
             kernel = Kernel([-1, 0.5, 0.5, 0.5, 0.5, 0.5])
-            assert search.fastest_of(CONFIGS, kernel, "it") == CONFIGS[expected[-1]]
+            assert autotuner.fastest_of(CONFIGS, kernel, "it") == CONFIGS[expected[-1]]
             assert timed == expected
 
 
@@ -250,14 +250,14 @@ def test_real_kernels_are_compiled_side_by_side_and_found_when_they_are_launched
     from perf.kernels import ahead
     from perf.measuring import providers
     from perf.tuning import launches
-    from stn_triton import search, tuning
+    from stn_triton import autotuner, tuning
     from triton import knobs
 
     found, hits, threads = [], [], set()
 
     def choose(bucket, run):
         configs = tuning.candidates(bucket, 3)
-        errors = search.compile_ahead([*configs, {**configs[0], "num_warps": 3}], run, 300)
+        errors = autotuner.compile_ahead([*configs, {**configs[0], "num_warps": 3}], run, 300)
         assert errors[:3] == [None] * 3, errors
         assert errors[3] is not None
         found.append(bucket.kernel)

@@ -249,16 +249,16 @@ def test_tensors_on_another_gpu_than_the_current_one():
 
 
 def test_a_search_runs_and_its_choice_is_right(monkeypatch):
-    from stn_triton import search, tuning
+    from stn_triton import autotuner, tuning
 
     found = []
-    fastest = search.fastest
+    fastest = autotuner.fastest
 
     def choose(default, timed):
         found.append([config for config, _ in timed])
         return fastest(default, timed)
 
-    monkeypatch.setattr(search, "fastest", choose)
+    monkeypatch.setattr(autotuner, "fastest", choose)
     monkeypatch.setattr(tuning, "shipped", lambda device: {})
     monkeypatch.setattr(tuning, "_found", {})
     input, theta = data((8, 3, 32, 32))

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stn_triton import search, tables, tuning
+from stn_triton import autotuner, tables, tuning
 from stn_triton.options import DEFAULT
 
 CONFIG = {**dict.fromkeys(tuning.CONFIG_KEYS, 1), "BLOCK_C": 4, "BLOCK_H": 8, "BLOCK_W": 8, "num_warps": 2}
@@ -38,7 +38,7 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: NAME)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(tuning, "SHIPPED", tmp_path / "tuned")
-    monkeypatch.setattr(search, "fastest_of", lambda configs, run, what: pytest.fail("searched"))
+    monkeypatch.setattr(autotuner, "fastest_of", lambda configs, run, what: pytest.fail("searched"))
     forget()
     yield tmp_path / "tuned" / "imaginary-gpu-80-gb.json"
     forget()

@@ -16,8 +16,7 @@ from perf.files import OK
 from perf.measuring import measure
 from perf.measuring.passes import Run
 from perf.measuring.suite import one_line
-from stn_triton import search as call_search
-from stn_triton import tuning
+from stn_triton import autotuner, tuning
 from stn_triton.tuning import Bucket, Config, Launch
 
 Timer = Callable[[Launch, Config, int], list[float]]
@@ -66,20 +65,17 @@ class Result:
 def seconds_of(bucket: Bucket, config: Config) -> float:
     """About how long it takes to try a configuration, nearly all to compile it: one core, for sm_90.
 
-    A gather that lists output pixels unrolls their loads for its block of channels: with 8, 16 and 32 of them
-    it took 8, 23 and 75 s of an AMD EPYC; in channels_last, where a lane has few channels, 3 s. Other kernels
-    took 0.4 to 4 s.
+    The longest are gathers that list output pixels, which unroll their loads for a block of channels: those of
+    `tuning.space` took up to 4.5 s of an AMD EPYC, other kernels 0.4 to 3 s.
     """
-    if not bucket.kernel.startswith("backward") or config["STEPS_C"] == 1:
-        return 1.5
-    return 8.0 * (config["BLOCK_C"] / 8) ** 1.6 if bucket.layout == "nchw" else 3.0
+    return 4.5 if bucket.is_gather() and config["STEPS_C"] > 1 else 1.5
 
 
 def expected_seconds(bucket: Bucket, configs: Sequence[Config]) -> list[float]:
     """About how long each configuration of a bucket takes: the default alone, the others on all cores."""
     first, *others = (seconds_of(bucket, config) for config in configs)
     on_one = sum(others)
-    share = min(on_one / (os.cpu_count() or 1), call_search.SECONDS) / on_one if others else 1.0
+    share = min(on_one / (os.cpu_count() or 1), autotuner.SECONDS) / on_one if others else 1.0
     return [first, *(share * seconds for seconds in others)]
 
 
@@ -130,7 +126,7 @@ def search(
             tensors, launched = _with(bucket, config, run)
             if i == 0:
                 expected, launch = tensors, launched
-                errors[1:] = call_search.compile_ahead(configs[1:], launch, call_search.SECONDS)
+                errors[1:] = autotuner.compile_ahead(configs[1:], launch, autotuner.SECONDS)
             wrong = difference(tensors, expected)
             if wrong:
                 result.status = f"{WRONG}: {wrong}"
@@ -147,7 +143,7 @@ def search(
     timed.sort(key=lambda result: (not result.is_default, result.quantiles[1]))
     finalists = timed[: 1 + effort.finalists]
     _time_in_turns(finalists, launch, gpu.timer, effort)
-    best = call_search.fastest(configs[0], [(result.config, result.quantiles) for result in finalists])
+    best = autotuner.fastest(configs[0], [(result.config, result.quantiles) for result in finalists])
     for result in finalists:
         result.is_best = result.config == best
     return results
