@@ -8,13 +8,13 @@ its rows, so that no image is copied.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stn_triton import splines
@@ -27,6 +27,8 @@ SHRINK_TOLERANCE = 1 - 2.0**-6
 
 # Beyond this PyTorch's CPU sampler may meet coordinates that it converts to integers undefined.
 _SAFE_THETA = 1e4
+# Positions on longer axes are made anew by each call.
+_LONGEST_KEPT = 4096
 _MODES = {"bilinear": 0, "nearest": 1, "bicubic": 2}
 _PADDINGS = {"zeros": 0, "border": 1, "reflection": 2, "fill": 0}
 
@@ -56,8 +58,10 @@ class Part(NamedTuple):
     """Matrices that can be sampled at once: as many for each image, as many samples for each pixel."""
 
     images: slice
-    matrices: Tensor
-    """Indices of matrices, (images, matrices per image)."""
+    matrices: slice | Tensor
+    """Which matrices: a range, or (images * count,) indices; those of an image after each other."""
+    count: int
+    """Matrices per image."""
     samples: tuple[int, ...]
     """Per output pixel and axis, x first."""
 
@@ -87,9 +91,13 @@ def forward(
 ) -> Tensor:
     """Sample (N, C, ...) at theta (M, ...): (M, C, *size), in the input's memory format."""
     dtype = coordinate_dtype(input.dtype)
+    form = memory_format(input, size)
     parts = parts_of(input, theta, size, options, image_index)
-    is_whole = _is_whole(parts, image_index)
-    output = None if is_whole else input.new_zeros((len(theta), input.shape[1], *size), dtype=dtype)
+    is_whole = len(parts) == 1 and _has_all(parts[0], theta)
+    output = None
+    if not is_whole:
+        shape = (theta.shape[0], input.shape[1], *size)
+        output = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=form)
     for part in parts:
         images = input[part.images].to(dtype)
         total = None
@@ -102,13 +110,14 @@ def forward(
             total = sampled if total is None else total.add_(sampled)
         if math.prod(part.samples) > 1:
             total /= math.prod(part.samples)
+        if input.dtype == torch.uint8:
+            total = total.nan_to_num_(0).round_().clamp_(0, 255)
         if is_whole:
-            output = total
+            output = _converted(total, input.dtype, form)
+        elif isinstance(part.matrices, slice):
+            output[part.matrices] = total
         else:
-            output[part.matrices.flatten()] = total
-    if input.dtype == torch.uint8:
-        output = output.nan_to_num_(0).round_().clamp_(0, 255)
-    output = output.to(input.dtype).contiguous(memory_format=memory_format(input, size))
+            output[part.matrices] = total.to(input.dtype)
     # The result of an operator must not be a view, or nobody could change it in place.
     return output.clone() if output._is_view() else output
 
@@ -131,7 +140,7 @@ def backward(
     )
     codes = (_MODES[options.mode], _PADDINGS[options.padding_mode], options.align_corners)
     parts = parts_of(input, theta, size, options, image_index)
-    is_whole = _is_whole(parts, image_index)
+    is_whole = len(parts) == 1 and _has_all(parts[0], theta)
     grad_input = grad_theta = None
     if not is_whole and output_mask[0]:  # as large as the images
         grad_input = input.new_zeros(input.shape, dtype=dtype)
@@ -140,8 +149,7 @@ def backward(
     grad_fill = None if fill is None else fill.new_zeros(fill.shape, dtype=dtype)
     for part in parts:
         images = input[part.images].to(dtype)
-        matrices = part.matrices.flatten()
-        part_grad = (grad_output if is_whole else grad_output[matrices]).to(dtype)
+        part_grad = grad_output[part.matrices].to(dtype)
         if math.prod(part.samples) > 1:
             part_grad = part_grad / math.prod(part.samples)
         for grid in grids_of(theta, part, size, options, dtype):
@@ -155,9 +163,12 @@ def backward(
             content = images
             if fill is not None and output_mask[1]:
                 content = images - fill.to(dtype).view(-1, *[1] * len(size))
-            stacked = seen_grad.unflatten(0, part.matrices.shape).transpose(1, 2).flatten(2, 3)
             part_input, grad_grid = sampler(
-                stacked, content, _stacked(grid.positions, part), *codes, (output_mask[0], True)
+                stacked(seen_grad, part.count, 2),
+                content,
+                stacked(grid.positions, part.count, 1),
+                *codes,
+                (output_mask[0], True),
             )
             if output_mask[0]:
                 if grad_input is None:
@@ -170,7 +181,7 @@ def backward(
                 if grad_theta is None:
                     grad_theta = part_theta
                 else:
-                    grad_theta[matrices] += part_theta
+                    grad_theta[part.matrices] += part_theta
     return (
         _like(grad_input if output_mask[0] else None, input, memory_format(input, input.shape[2:])),
         _like(grad_theta if output_mask[1] else None, theta),
@@ -194,7 +205,14 @@ def samples_per_pixel(
 
 
 def _like(grad: Tensor | None, tensor: Tensor | None, form=torch.contiguous_format) -> Tensor | None:
-    return None if grad is None else grad.to(tensor.dtype).contiguous(memory_format=form)
+    return None if grad is None else _converted(grad, tensor.dtype, form)
+
+
+def _converted(tensor: Tensor, dtype: torch.dtype, form: torch.memory_format) -> Tensor:
+    """In one pass; ``Tensor.to`` alone would keep other strides of a tensor that has the dtype."""
+    if tensor.dtype == dtype:
+        return tensor.contiguous(memory_format=form)
+    return tensor.to(dtype, memory_format=form)
 
 
 def parts_of(
@@ -209,33 +227,35 @@ def parts_of(
             raise ValueError(f"image_index must name images 0 to {n - 1} of input, got {wrong}")
     if m == 0 or n == 0:
         return []
-    samples = torch.ones(1, dim, dtype=torch.long).expand(m, dim)
+    samples = None
     if options.antialias:
         dtype = coordinate_dtype(input.dtype)
         samples = samples_per_pixel(theta.to(dtype), input.shape[2:], size, options.align_corners)
-    matrices = torch.arange(m)
-    if image_index is None and (not options.antialias or (samples == samples[0]).all()):
-        return [Part(slice(0, n), matrices.view(n, -1), tuple(samples[0].tolist()))]
-    owners = matrices // (m // n) if image_index is None else image_index
+    if image_index is None and (samples is None or (samples == samples[0]).all()):
+        each = (1,) * dim if samples is None else tuple(samples[0].tolist())
+        return [Part(slice(0, n), slice(0, m), m // n, each)]
+    owners = torch.arange(m) // (m // n) if image_index is None else image_index
+    keys = owners[:, None] if samples is None else torch.cat((owners[:, None], samples), 1)
     groups: dict[tuple[int, ...], list[int]] = {}
-    for matrix, key in enumerate(torch.cat((owners[:, None], samples), 1).tolist()):
+    for matrix, key in enumerate(keys.tolist()):
         groups.setdefault(tuple(key), []).append(matrix)
     return [
-        Part(slice(key[0], key[0] + 1), torch.tensor([matrices]), key[1:]) for key, matrices in groups.items()
+        Part(slice(key[0], key[0] + 1), torch.tensor(matrices), len(matrices), key[1:] or (1,) * dim)
+        for key, matrices in groups.items()
     ]
 
 
-def _is_whole(parts: list[Part], image_index: Tensor | None) -> bool:
-    """Whether a single part has all images and all matrices in their order."""
-    return image_index is None and len(parts) == 1
+def _has_all(part: Part, theta: Tensor) -> bool:
+    """Whether a part has all matrices in their order."""
+    return isinstance(part.matrices, slice) and part.matrices == slice(0, theta.shape[0])
 
 
 def grids_of(
     theta: Tensor, part: Part, size: Sequence[int], options: Options, dtype: torch.dtype
 ) -> Iterator[Grid]:
     """The grid of each sample of a pixel: one, unless antialiasing asks for more."""
-    theta = theta[part.matrices.flatten()].to(dtype)
-    for offsets in itertools.product(*(range(n) for n in part.samples)):
+    theta = theta[part.matrices].to(dtype)
+    for offsets in itertools.product(*map(range, part.samples)):
         base = [
             _base(n, offset, count, options.align_corners, dtype, theta.device)
             for n, offset, count in zip(reversed(size), offsets, part.samples, strict=True)
@@ -246,30 +266,40 @@ def grids_of(
 def _base(
     n: int, offset: int, count: int, align_corners: bool, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Normalised positions on one output axis, of sample ``offset`` of ``count`` in each pixel."""
+    """Normalised positions on one output axis, of sample ``offset`` of ``count`` in each pixel.
+
+    Those of short axes are kept for later calls: to make them takes as long as to sample a tiny image.
+    """
+    make = _kept_base if n <= _LONGEST_KEPT else _kept_base.__wrapped__
+    return make(n, offset, count, align_corners, dtype, device)
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_base(
+    n: int, offset: int, count: int, align_corners: bool, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     fine = n * count
-    doubled = torch.arange(1 - fine + 2 * offset, fine, 2 * count, dtype=dtype, device=device)
-    return doubled / max(fine - align_corners, 1)
+    with torch.inference_mode(False):  # else its tensors could be used in inference mode alone
+        doubled = torch.arange(1 - fine + 2 * offset, fine, 2 * count, dtype=dtype, device=device)
+        return doubled / max(fine - align_corners, 1)
 
 
 def rows_at(theta: Tensor, base: list[Tensor], bases: Tensor | None) -> Tensor:
-    """What the rows of matrices give at every output position, by broadcasting: (matrices, *size, rows)."""
+    """What the rows of matrices give at every output position, by broadcasting: (matrices, *size, rows).
+
+    In memory each row has a plane of its own, along which CPUs add several numbers at once.
+    """
     dim = len(base)
-    rows = theta.shape[1]
-    size = [len(b) for b in reversed(base)]
-    grid = theta.new_empty(len(theta), *size, rows)
-    for row in range(rows):
-        total = theta[:, row, dim].view(-1, *[1] * dim)
-        for axis in reversed(range(1, dim)):
-            shape = [-1, *[1] * dim]
-            shape[dim - axis] = size[dim - axis - 1]
-            total = total + (theta[:, row, axis, None] * base[axis]).view(shape)
-        along_x = (theta[:, row, 0, None] * base[0]).view(-1, *[1] * (dim - 1), size[-1])
-        torch.add(along_x, total, out=grid[..., row])
+    matrices, rows, _ = theta.shape
+    columns = theta.view(*theta.shape, *[1] * dim).unbind(2)
+    total = columns[dim]
+    for axis in reversed(range(1, dim)):
+        total = total + columns[axis] * base[axis].view(-1, *[1] * axis)
+    grid = columns[0] * base[0] + total
     if bases is not None:
         bends = _product(theta[..., dim + 1 :].flatten(0, 1), bases.flatten(0, 1).T)
-        grid += bends.view(len(theta), rows, *size).movedim(1, -1)
-    return grid
+        grid += bends.view(grid.shape)
+    return grid.movedim(1, -1)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -290,7 +320,7 @@ def _grid(theta: Tensor, base: list[Tensor], options: Options) -> Grid:
         divisor = divisor.masked_fill(unseen, 1)
         grid = grid[..., :dim] / divisor
         unseen = unseen.movedim(-1, 1)
-    elif bases is None and bool((theta.abs() < _SAFE_THETA).all()):
+    elif bases is None and _is_safe(theta):
         return Grid(base, grid, None, None, None)
     if options.padding_mode == "reflection":
         # PyTorch folds whatever is finite; the rest is taken for the first edge.
@@ -304,19 +334,26 @@ def _grid(theta: Tensor, base: list[Tensor], options: Options) -> Grid:
     return Grid(base, grid, divisor, unseen, bases)
 
 
-def _stacked(positions: Tensor, part: Part) -> Tensor:
-    """The positions of all matrices of an image on top of each other."""
-    return positions.unflatten(0, part.matrices.shape).flatten(1, 2)
+def _is_safe(theta: Tensor) -> bool:
+    """Whether every position of matrices without bends is one that PyTorch's sampler can convert."""
+    least, most = theta.aminmax()  # NaN if one is
+    return -_SAFE_THETA < least.item() and most.item() < _SAFE_THETA
+
+
+def stacked(tensor: Tensor, count: int, axis: int) -> Tensor:
+    """From (matrices, ...) to (images, ...): what an image's matrices have stands in a row along an axis."""
+    if count == 1:
+        return tensor
+    return tensor.unflatten(0, (-1, count)).movedim(1, axis).flatten(axis, axis + 1)
 
 
 def _sampled(images: Tensor, grid: Grid, part: Part, options: Options) -> Tensor:
     """(matrices, C, *size): the images at the grid, 0 where nothing is sampled."""
-    padding_mode = "zeros" if options.padding_mode == "fill" else options.padding_mode
-    output = F.grid_sample(
-        images, _stacked(grid.positions, part), options.mode, padding_mode, options.align_corners
-    )
-    if part.matrices.shape[1] > 1:
-        output = output.unflatten(2, (part.matrices.shape[1], -1)).transpose(1, 2).flatten(0, 1)
+    sampler = torch.grid_sampler_2d if images.ndim == 4 else torch.grid_sampler_3d
+    codes = (_MODES[options.mode], _PADDINGS[options.padding_mode], options.align_corners)
+    output = sampler(images, stacked(grid.positions, part.count, 1), *codes)
+    if part.count > 1:
+        output = output.unflatten(2, (part.count, -1)).transpose(1, 2).flatten(0, 1)
     return output if grid.unseen is None else output.masked_fill(grid.unseen, 0)
 
 
@@ -340,12 +377,14 @@ def grad_theta_of(grad_rows: Tensor, grid: Grid) -> Tensor:
     dim = len(grid.base)
     if grid.unseen is not None:
         grad_rows = grad_rows.masked_fill(grid.unseen.movedim(1, -1), 0)
-    axes = range(1, dim + 1)
-    columns = []
+    columns, rest = [], grad_rows
     for axis, base in enumerate(grid.base):
-        others = [a for a in axes if a != dim - axis]
-        columns.append((grad_rows.sum(others) * base[:, None]).sum(1))
-    grad_theta = torch.stack((*columns, grad_rows.sum(list(axes))), 2)
+        over_others = rest
+        for _ in range(axis + 1, dim):
+            over_others = over_others.sum(1)
+        columns.append((over_others * base[:, None]).sum(1))
+        rest = rest.sum(-2)
+    grad_theta = torch.stack((*columns, rest), 2)
     if grid.bases is not None:
         moments = _product(grad_rows.flatten(1, 2).transpose(1, 2), grid.bases.flatten(0, 1))
         grad_theta = torch.cat((grad_theta, moments), 2)

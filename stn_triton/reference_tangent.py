@@ -70,8 +70,8 @@ def forward(
         total = 0
         for tap in _taps(step, input.shape[2:], options):
             total = total + tap.change[:, None] * _pick(step.content, tap)
-        total = total.unflatten(2, (step.part.matrices.shape[1], *size)).transpose(1, 2).flatten(0, 1)
-        output[step.part.matrices.flatten()] += total / math.prod(step.part.samples)
+        total = total.unflatten(2, (step.part.count, *size)).transpose(1, 2).flatten(0, 1)
+        output[step.part.matrices] += total / math.prod(step.part.samples)
     output = output.to(input.dtype)
     return output.contiguous(memory_format=reference.memory_format(input, size))
 
@@ -101,8 +101,8 @@ def backward(
         grad_theta += grads[1]
     for step in _steps(input, theta, tangents.theta, size, options, fill, image_index):
         matrices = step.part.matrices
-        gradient = grad_output[matrices.flatten()].to(dtype) / math.prod(step.part.samples)
-        gradient = gradient.unflatten(0, matrices.shape).transpose(1, 2).flatten(2)
+        gradient = grad_output[matrices].to(dtype) / math.prod(step.part.samples)
+        gradient = reference.stacked(gradient, step.part.count, 2).flatten(2)
         grad_position = grad_velocity = 0
         for tap in _taps(step, input.shape[2:], options):
             share = gradient * tap.change[:, None]
@@ -119,7 +119,7 @@ def backward(
             grad_velocity = grad_velocity.view(shape) * step.scale
             grad_position = grad_position.view(shape) * step.scale
             grad_rows = _row_derivatives(grad_position, grad_velocity, step)
-            grad_theta[matrices.flatten()] += reference.grad_theta_of(grad_rows, step.grid)
+            grad_theta[matrices] += reference.grad_theta_of(grad_rows, step.grid)
     form = reference.memory_format(input, input.shape[2:])
     return (
         grad_input.view(input.shape).to(input.dtype, memory_format=form) if output_mask[0] else None,
@@ -159,7 +159,7 @@ def _steps(
         content = input[part.images].to(dtype).flatten(2)
         if fill is not None:
             content = content - fill.to(dtype)[:, None]
-        tangent = theta_tangent[part.matrices.flatten()].to(dtype)
+        tangent = theta_tangent[part.matrices].to(dtype)
         for grid in reference.grids_of(theta, part, size, options, dtype):
             velocity = reference.rows_at(tangent, grid.base, grid.bases)
             growth = None
@@ -190,7 +190,7 @@ def _pick(content: Tensor, tap: _Tap) -> Tensor:
 
 
 def _taps(step: _Step, size_in: Sequence[int], options: Options) -> Iterator[_Tap]:
-    images = step.part.matrices.shape[0]
+    images = len(step.content)
     dim = len(size_in)
     sizes = tuple(reversed(size_in))
     # As PyTorch's sampler computes it, so that cells are the same at kinks.
