@@ -101,7 +101,7 @@ def backward(
         grad_theta += grads[1]
     for step in _steps(input, theta, tangents.theta, size, options, fill, image_index):
         matrices = step.part.matrices
-        gradient = grad_output[matrices].to(dtype) / math.prod(step.part.samples)
+        gradient = reference.taken(grad_output, matrices, dtype) / math.prod(step.part.samples)
         gradient = reference.stacked(gradient, step.part.count, 2).flatten(2)
         grad_position = grad_velocity = 0
         for tap in _taps(step, input.shape[2:], options):
@@ -156,10 +156,10 @@ def _steps(
     extents = [n - options.align_corners for n in reversed(input.shape[2:])]
     scale = torch.tensor(extents, dtype=dtype) / 2
     for part in reference.parts_of(input, theta, size, options, image_index):
-        content = input[part.images].to(dtype).flatten(2)
+        content = reference.taken(input, part.images, dtype).flatten(2)
         if fill is not None:
             content = content - fill.to(dtype)[:, None]
-        tangent = theta_tangent[part.matrices].to(dtype)
+        tangent = reference.taken(theta_tangent, part.matrices, dtype)
         for grid in reference.grids_of(theta, part, size, options, dtype):
             velocity = reference.rows_at(tangent, grid.base, grid.bases)
             growth = None
