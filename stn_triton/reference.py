@@ -31,6 +31,9 @@ _SAFE_THETA = 1e4
 _LONGEST_KEPT = 4096
 # Pixels of an output so small that the number of operations decides how long it takes.
 _MOST_WHOLE = 256
+# Images and, alike, their results that no cache near a core has room for.
+_LARGE_BYTES = 2**21
+_SAMPLED_DTYPES = (torch.float32, torch.float64)
 _MODES = {"bilinear": 0, "nearest": 1, "bicubic": 2}
 _PADDINGS = {"zeros": 0, "border": 1, "reflection": 2, "fill": 0}
 
@@ -78,6 +81,8 @@ class Base(NamedTuple):
     """Those on each axis, x first."""
     whole: Tensor | None
     """(D + 1, *size): those of every pixel, then ones. None of a large output."""
+    last: Tensor | None
+    """The same as (*size, 1, D + 1)."""
 
 
 class Grid(NamedTuple):
@@ -147,59 +152,76 @@ def backward(
     """Gradients of ``forward`` for input, theta and fill; None for one that ``output_mask`` leaves out."""
     dtype = coordinate_dtype(input.dtype)
     size = grad_output.shape[2:]
-    is_volume = len(size) == 3
-    sampler = (
-        torch.ops.aten.grid_sampler_3d_backward if is_volume else torch.ops.aten.grid_sampler_2d_backward
-    )
-    codes = (_MODES[options.mode], _PADDINGS[options.padding_mode], options.align_corners)
+    form = memory_format(input, input.shape[2:])
     parts = parts_of(input, theta, size, options, image_index)
     is_whole = len(parts) == 1 and parts[0].matrices is ALL
-    grad_input = grad_theta = None
-    if not is_whole and output_mask[0]:  # as large as the images
-        grad_input = input.new_zeros(input.shape, dtype=dtype)
-    if not is_whole:
-        grad_theta = theta.new_zeros(theta.shape, dtype=dtype)
-    grad_fill = None if fill is None else fill.new_zeros(fill.shape, dtype=dtype)
+    has_ranges = bool(parts) and isinstance(parts[0].matrices, slice)
+    totals = [None, None, None]
+    if output_mask[0] and has_ranges and not is_whole:
+        totals[0] = torch.empty(input.shape, dtype=input.dtype, device=input.device, memory_format=form)
+    elif output_mask[0] and not is_whole:  # images may be those of several parts
+        totals[0] = input.new_zeros(input.shape, dtype=dtype)
+    if output_mask[1] and not is_whole:
+        totals[1] = theta.new_zeros(theta.shape, dtype=dtype)
+    if output_mask[2] and not is_whole:
+        totals[2] = fill.new_zeros(fill.shape, dtype=dtype)
     for part in parts:
         images = taken(input, part.images, dtype)
         part_grad = taken(grad_output, part.matrices, dtype)
-        if math.prod(part.samples) > 1:
-            part_grad = part_grad / math.prod(part.samples)
-        for grid in grids_of(theta, part, size, options, dtype):
-            seen_grad = part_grad if grid.unseen is None else part_grad.masked_fill(grid.unseen, 0)
-            if output_mask[2]:
-                rest = _uncovered(images, grid, part, options)
-                grad_fill += (torch.where(rest != 0, part_grad, 0) * rest).transpose(0, 1).flatten(1).sum(1)
-            if not (output_mask[0] or output_mask[1]):
-                continue
-            # A tap that moves outside is replaced by the fill value: derivatives are of the difference.
-            content = images
-            if fill is not None and output_mask[1]:
-                content = images - fill.to(dtype).view(-1, *[1] * len(size))
-            part_input, grad_grid = sampler(
-                stacked(seen_grad, part.count, 2),
-                content,
-                stacked(grid.positions, part.count, 1),
-                *codes,
-                (output_mask[0], True),
+        grads = _gradients(part_grad, images, theta, part, options, output_mask, fill)
+        if is_whole:
+            totals = grads
+            break
+        if output_mask[0] and has_ranges:
+            totals[0][part.images] = grads[0]
+        elif output_mask[0]:
+            totals[0][part.images] += grads[0]
+        if output_mask[1]:
+            totals[1][part.matrices] = grads[1]
+        if output_mask[2]:
+            totals[2] += grads[2]
+    grad_input, grad_theta, grad_fill = totals
+    return _like(grad_input, input, form), _like(grad_theta, theta), _like(grad_fill, fill)
+
+
+def _gradients(
+    grad_output: Tensor,
+    images: Tensor,
+    theta: Tensor,
+    part: Part,
+    options: Options,
+    output_mask: Sequence[bool],
+    fill: Tensor | None,
+) -> list[Tensor | None]:
+    """The gradients of a part, in the dtype of coordinates."""
+    dtype, size = images.dtype, grad_output.shape[2:]
+    aten = torch.ops.aten
+    sampler = (aten.grid_sampler_2d_backward if len(size) == 2 else aten.grid_sampler_3d_backward).default
+    codes = (_MODES[options.mode], _PADDINGS[options.padding_mode], options.align_corners)
+    if math.prod(part.samples) > 1:
+        grad_output = grad_output / math.prod(part.samples)
+    # A tap that moves outside is replaced by the fill value: derivatives are of the difference.
+    content = images
+    if fill is not None and output_mask[1]:
+        content = images - fill.to(dtype).view(-1, *[1] * len(size))
+    totals = [None, None, None]
+    for grid in grids_of(theta, part, size, options, dtype):
+        grads = [None, None, None]
+        seen_grad = grad_output if grid.unseen is None else grad_output.masked_fill(grid.unseen, 0)
+        if output_mask[0] or output_mask[1]:
+            positions = stacked(grid.positions, part.count, 1)
+            mask = (output_mask[0], True)  # PyTorch computes the second in any case
+            grads[0], grad_grid = sampler(
+                stacked(seen_grad, part.count, 2), content, positions, *codes, mask
             )
-            if output_mask[0]:
-                if grad_input is None:
-                    grad_input = part_input
-                else:
-                    grad_input[part.images] += part_input
             if output_mask[1]:
                 rows = row_derivatives(grad_grid.view(grid.positions.shape), grid)
-                part_theta = grad_theta_of(rows, grid)
-                if grad_theta is None:
-                    grad_theta = part_theta
-                else:
-                    grad_theta[part.matrices] += part_theta
-    return (
-        _like(grad_input if output_mask[0] else None, input, memory_format(input, input.shape[2:])),
-        _like(grad_theta if output_mask[1] else None, theta),
-        _like(grad_fill if output_mask[2] else None, fill),
-    )
+                grads[1] = grad_theta_of(rows, grid)
+        if output_mask[2]:
+            rest = _uncovered(images, grid, part, options)
+            grads[2] = (torch.where(rest != 0, grad_output, 0) * rest).transpose(0, 1).flatten(1).sum(1)
+        totals = [g if t is None else t if g is None else t.add_(g) for t, g in zip(totals, grads, strict=True)]
+    return [t if is_wanted else None for t, is_wanted in zip(totals, output_mask, strict=True)]
 
 
 def samples_per_pixel(
@@ -246,7 +268,11 @@ def parts_of(
         samples = samples_per_pixel(theta.to(dtype), input.shape[2:], size, options.align_corners)
     if image_index is None and (samples is None or (samples == samples[0]).all()):
         each = (1,) * dim if samples is None else tuple(samples[0].tolist())
-        return [Part(ALL, ALL, m // n, each)]
+        count, step = m // n, _images_at_once(input, size)
+        if step >= n:
+            return [Part(ALL, ALL, count, each)]
+        firsts = range(0, n, step)
+        return [Part(slice(i, i + step), slice(i * count, (i + step) * count), count, each) for i in firsts]
     owners = torch.arange(m) // (m // n) if image_index is None else image_index
     keys = owners[:, None] if samples is None else torch.cat((owners[:, None], samples), 1)
     groups: dict[tuple[int, ...], list[int]] = {}
@@ -256,6 +282,18 @@ def parts_of(
         Part(slice(key[0], key[0] + 1), torch.tensor(matrices), len(matrices), key[1:] or (1,) * dim)
         for key, matrices in groups.items()
     ]
+
+
+def _images_at_once(input: Tensor, size: Sequence[int]) -> int:
+    """How many images are sampled together.
+
+    PyTorch's sampler gives each thread whole images and knows one layout of its results, and no half
+    precision as it is meant here: what is to be copied before or after should not have left the cache.
+    """
+    is_copied = memory_format(input, size) != torch.contiguous_format or input.dtype not in _SAMPLED_DTYPES
+    if not is_copied or input.numel() * input.element_size() < _LARGE_BYTES:
+        return len(input)
+    return torch.get_num_threads()
 
 
 def taken(tensor: Tensor, which: slice | Tensor, dtype: torch.dtype) -> Tensor:
@@ -291,11 +329,12 @@ def _base(
             fine = n * count
             doubled = torch.arange(1 - fine + 2 * offset, fine, 2 * count, dtype=dtype, device=device)
             axes.append(doubled / max(fine - align_corners, 1))
-        whole = None
+        whole = last = None
         if math.prod(size) <= _MOST_WHOLE:
             ones = axes[0].new_ones(())
             whole = torch.stack([t.expand(size) for t in (*map(_along, axes, range(len(size))), ones)])
-    return Base(tuple(axes), whole)
+            last = whole.movedim(0, -1).unsqueeze(-2).contiguous()
+    return Base(tuple(axes), whole, last)
 
 
 _kept_base = functools.lru_cache(maxsize=64)(_base)
@@ -403,9 +442,8 @@ def grad_theta_of(grad_rows: Tensor, grid: Grid) -> Tensor:
     dim = len(grid.base.axes)
     if grid.unseen is not None:
         grad_rows = grad_rows.masked_fill(grid.unseen.movedim(1, -1), 0)
-    if grid.base.whole is not None:
-        products = grad_rows[..., None] * grid.base.whole.movedim(0, -1)[..., None, :]
-        grad_theta = products.sum(list(range(1, dim + 1)))
+    if grid.base.last is not None:
+        grad_theta = (grad_rows.unsqueeze(-1) * grid.base.last).sum(tuple(range(1, dim + 1)))
     else:
         columns, rest = [], grad_rows
         for axis, base in enumerate(grid.base.axes):
