@@ -38,6 +38,11 @@ _CACHED_ELEMENTS = 2**17
 _CHANNELS_OF_BAGS = 32
 _ELEMENTS_OF_BAGS = 2**18
 _SAMPLED_DTYPES = (torch.float32, torch.float64)
+_SAMPLER = {2: torch.grid_sampler_2d, 3: torch.grid_sampler_3d}
+_SAMPLER_BACKWARD = {
+    2: torch.ops.aten.grid_sampler_2d_backward.default,
+    3: torch.ops.aten.grid_sampler_3d_backward.default,
+}
 _MODES = {"bilinear": 0, "nearest": 1, "bicubic": 2}
 _PADDINGS = {"zeros": 0, "border": 1, "reflection": 2, "fill": 0}
 
@@ -138,8 +143,7 @@ def _gradients(
 ) -> list[Tensor | None]:
     """The gradients of a part, in the dtype of coordinates."""
     dtype, size = images.dtype, grad_output.shape[2:]
-    aten = torch.ops.aten
-    sampler = (aten.grid_sampler_2d_backward if len(size) == 2 else aten.grid_sampler_3d_backward).default
+    sampler = _SAMPLER_BACKWARD[len(size)]
     codes = (_MODES[options.mode], _PADDINGS[options.padding_mode], options.align_corners)
     if math.prod(part.samples) > 1:
         grad_output = grad_output / math.prod(part.samples)
@@ -154,7 +158,8 @@ def _gradients(
         if output_mask[0] or output_mask[1]:
             positions = stacked(grid.positions, part.count, 1)
             mask = (output_mask[0], True)  # PyTorch computes the second in any case
-            grads[0], grad_grid = sampler(stacked(seen_grad, part.count, 2), content, positions, *codes, mask)
+            stacked_grad = stacked(seen_grad, part.count, 2)
+            grads[0], grad_grid = sampler(stacked_grad, content, positions, *codes, mask)
             if output_mask[1]:
                 rows = row_derivatives(grad_grid.view(grid.positions.shape), grid)
                 grads[1] = grad_theta_of(rows, grid)
@@ -206,7 +211,7 @@ def parts_of(
     is_backward: bool = False,
 ) -> list[Part]:
     """All matrices at once where they allow it; else image by image, so that no image is copied."""
-    n, m, dim = len(input), len(theta), len(size)
+    n, m, dim = input.shape[0], theta.shape[0], len(size)
     if image_index is not None and m > 0:
         least, most = (number.item() for number in image_index.aminmax())
         if least < 0 or most >= n:
@@ -245,12 +250,14 @@ def _images_at_once(
     PyTorch's sampler knows one layout of results, and computes coordinates of half precision in half
     precision: what must therefore be copied before or after should not have left the cache in between.
     """
+    images = input.shape[0]
+    share = max(input.numel(), pixels * input.shape[1]) / _CACHED_ELEMENTS
+    if share < 4:
+        return images
     is_copied = input.dtype not in _SAMPLED_DTYPES
     if memory_format(input, size) != torch.contiguous_format:
         is_copied |= is_backward or not _suits_bags(input, input.dtype, pixels, options)
-    images = len(input)
-    share = max(input.numel(), pixels * input.shape[1]) / _CACHED_ELEMENTS
-    if not is_copied or share < 4:
+    if not is_copied:
         return images
     threads = torch.get_num_threads()  # each samples whole images
     return max(threads, int(images / share) // threads * threads)
@@ -262,9 +269,8 @@ def _sampled(images: Tensor, grid: Grid, part: Part, options: Options) -> Tensor
     if _suits_bags(images, images.dtype, positions.shape[:-1].numel(), options):
         output = bags.sampled(images, positions, options)
     else:
-        sampler = torch.grid_sampler_2d if images.ndim == 4 else torch.grid_sampler_3d
         codes = (_MODES[options.mode], _PADDINGS[options.padding_mode], options.align_corners)
-        output = sampler(images, positions, *codes)
+        output = _SAMPLER[images.ndim - 2](images, positions, *codes)
     if part.count > 1:
         output = output.unflatten(2, (part.count, -1)).transpose(1, 2).flatten(0, 1)
     return output if grid.unseen is None else output.masked_fill(grid.unseen, 0)

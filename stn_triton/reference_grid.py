@@ -25,6 +25,10 @@ _SAFE_THETA = 1e4
 _LONGEST_KEPT = 4096
 # Pixels of an output so small that the number of operations decides how long it takes.
 _MOST_WHOLE = 256
+# By the number of spatial axes.
+_ONES = {2: (1, 1), 3: (1, 1, 1)}
+_SPATIAL = {2: (1, 2), 3: (1, 2, 3)}
+_ROWS_LAST = {2: (0, 2, 3, 1), 3: (0, 2, 3, 4, 1)}
 
 
 def coordinate_dtype(input_dtype: torch.dtype) -> torch.dtype:
@@ -101,8 +105,9 @@ def grids_of(
     """The grid of each sample of a pixel: one, unless antialiasing asks for more."""
     theta = taken(theta, part.matrices, dtype)
     make = _kept_base if max(size) <= _LONGEST_KEPT else _base
+    size = tuple(size)
     for offsets in itertools.product(*map(range, part.samples)):
-        base = make(tuple(size), offsets, part.samples, options.align_corners, dtype, theta.device)
+        base = make(size, offsets, part.samples, options.align_corners, dtype, theta.device)
         yield _grid(theta, base, options)
 
 
@@ -144,7 +149,7 @@ def rows_at(theta: Tensor, base: Base, bases: Tensor | None) -> Tensor:
     """
     dim = len(base.axes)
     columns = theta[:, :, : dim + 1] if bases is not None else theta
-    columns = columns.view(*columns.shape, *[1] * dim)
+    columns = columns.view(*columns.shape, *_ONES[dim])
     if base.whole is not None:  # fewer operations, each on more numbers
         grid = (columns * base.whole).sum(2)
     else:
@@ -155,7 +160,7 @@ def rows_at(theta: Tensor, base: Base, bases: Tensor | None) -> Tensor:
     if bases is not None:
         bends = _product(theta[..., dim + 1 :].flatten(0, 1), bases.flatten(0, 1).T)
         grid += bends.view(grid.shape)
-    return grid.permute(0, *range(2, dim + 2), 1)
+    return grid.permute(_ROWS_LAST[dim])
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -217,7 +222,7 @@ def grad_theta_of(grad_rows: Tensor, grid: Grid) -> Tensor:
     if grid.unseen is not None:
         grad_rows = grad_rows.masked_fill(grid.unseen.movedim(1, -1), 0)
     if grid.base.last is not None:
-        grad_theta = (grad_rows.unsqueeze(-1) * grid.base.last).sum(tuple(range(1, dim + 1)))
+        grad_theta = (grad_rows.unsqueeze(-1) * grid.base.last).sum(_SPATIAL[dim])
     else:
         columns, rest = [], grad_rows
         for axis, base in enumerate(grid.base.axes):
