@@ -23,8 +23,8 @@ from stn_triton.options import Options
 _SAFE_THETA = 1e4
 # Positions on longer axes are made anew by each call.
 _LONGEST_KEPT = 4096
-# Pixels of an output so small that the number of operations decides how long it takes.
-_MOST_WHOLE = 256
+# Pixels of outputs so small that the number of operations decides how long they take.
+_MOST_WHOLE = 4096
 # By the number of spatial axes.
 _ONES = {2: (1, 1), 3: (1, 1, 1)}
 _SPATIAL = {2: (1, 2), 3: (1, 2, 3)}
@@ -76,6 +76,10 @@ class Base(NamedTuple):
     """(D + 1, *size): those of every pixel, then ones. None of a large output."""
     last: Tensor | None
     """The same as (*size, 1, D + 1)."""
+
+    def is_tiny(self, matrices: int) -> bool:
+        """Whether so many matrices give so few pixels that ``whole`` and ``last`` are the faster way."""
+        return self.whole is not None and matrices * self.whole.stride(0) <= _MOST_WHOLE
 
 
 class Grid(NamedTuple):
@@ -150,7 +154,7 @@ def rows_at(theta: Tensor, base: Base, bases: Tensor | None) -> Tensor:
     dim = len(base.axes)
     columns = theta[:, :, : dim + 1] if bases is not None else theta
     columns = columns.view(*columns.shape, *_ONES[dim])
-    if base.whole is not None:  # fewer operations, each on more numbers
+    if base.is_tiny(theta.shape[0]):  # fewer operations, each on more numbers
         grid = (columns * base.whole).sum(2)
     else:
         *columns, total = columns.unbind(2)
@@ -221,7 +225,7 @@ def grad_theta_of(grad_rows: Tensor, grid: Grid) -> Tensor:
     dim = len(grid.base.axes)
     if grid.unseen is not None:
         grad_rows = grad_rows.masked_fill(grid.unseen.movedim(1, -1), 0)
-    if grid.base.last is not None:
+    if grid.base.is_tiny(grad_rows.shape[0]):
         grad_theta = (grad_rows.unsqueeze(-1) * grid.base.last).sum(_SPATIAL[dim])
     else:
         columns, rest = [], grad_rows
