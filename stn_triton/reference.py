@@ -32,8 +32,9 @@ from stn_triton.reference_grid import (
 MAX_SAMPLES = 64
 SHRINK_TOLERANCE = 1 - 2.0**-6
 
-# Of images or their results: for so many the cache near a core has room.
-_CACHED_ELEMENTS = 2**17
+# Of images or their results that are sampled together. In the cache of a core would be room for 2**17, but
+# after each piece all threads wait for the last, which on a busy machine costs more than the cache gains.
+_ELEMENTS_AT_ONCE = 2**22
 # From how many channels and elements of the output on ``bags`` is faster than PyTorch's sampler.
 _CHANNELS_OF_BAGS = 32
 _ELEMENTS_OF_BAGS = 2**18
@@ -248,10 +249,10 @@ def _images_at_once(
     """How many images are sampled together.
 
     PyTorch's sampler knows one layout of results, and computes coordinates of half precision in half
-    precision: what must therefore be copied before or after should not have left the cache in between.
+    precision: what must therefore be copied before or after is not there twice as a whole.
     """
     images = input.shape[0]
-    share = max(input.numel(), pixels * input.shape[1]) / _CACHED_ELEMENTS
+    share = max(input.numel(), pixels * input.shape[1]) / _ELEMENTS_AT_ONCE
     if share < 4:
         return images
     is_copied = input.dtype not in _SAMPLED_DTYPES

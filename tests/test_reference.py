@@ -129,7 +129,7 @@ def test_a_few_images_at_a_time_give_the_same(monkeypatch, kind):
         padding_mode, fill = "fill", randn(4, seed=3)
     expected = results(images, theta, (6, 8), padding_mode, fill_value=fill)
 
-    monkeypatch.setattr(reference, "_CACHED_ELEMENTS", 64)
+    monkeypatch.setattr(reference, "_ELEMENTS_AT_ONCE", 64)
     parts, taken = [], reference.taken
     monkeypatch.setattr(reference, "taken", lambda t, which, d: parts.append(which) or taken(t, which, d))
     threads = torch.get_num_threads()
@@ -145,7 +145,8 @@ def test_a_few_images_at_a_time_give_the_same(monkeypatch, kind):
     torch.testing.assert_close(actual[3:], expected[3:])  # of the fill values: a sum over all images
 
 
-def test_many_tiny_images_are_not_sampled_two_by_two():
+def test_many_tiny_images_are_not_sampled_two_by_two(monkeypatch):
+    monkeypatch.setattr(reference, "_ELEMENTS_AT_ONCE", 2**17)
     images = torch.empty(2**16, 2, 2, 2).contiguous(memory_format=torch.channels_last)
     count = reference._images_at_once(images, (2, 2), 4 * len(images), Options(), is_backward=True)
     assert 1000 < count < len(images)
