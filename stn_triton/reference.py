@@ -1,80 +1,51 @@
 """The operator in plain PyTorch: what runs on a CPU, and the form to read first.
 
-The grid is built by broadcasting in the centred form of PyTorch's base grid, ``x = (2 ow - (W_out - 1)) / S``
-with ``S = W_out`` or, for align_corners, ``W_out - 1``: one rounding where ``F.affine_grid`` has several, and
-no batched matrix product. The sampler is PyTorch's own. Matrices that warp the same image are stacked along
-its rows, so that no image is copied.
+``reference_grid`` says where output pixels lie. The sampler is PyTorch's own, or ``bags`` for many channels
+in channels_last. Matrices that warp an image are stacked along its rows, so that no image is copied.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from stn_triton import splines
+from stn_triton import bags
 from stn_triton.options import DEFAULT, Options
+from stn_triton.reference_grid import (
+    ALL,
+    Grid,
+    Part,
+    coordinate_dtype,
+    grad_theta_of,
+    grids_of,
+    memory_format,
+    row_derivatives,
+    stacked,
+    taken,
+)
 
 # Antialiasing takes at most so many samples per output pixel and axis; a shrink of up to 1/64 more than a
 # whole number does not ask for another. As in kernels/coordinates.py.
 MAX_SAMPLES = 64
 SHRINK_TOLERANCE = 1 - 2.0**-6
 
-# Beyond this PyTorch's CPU sampler may meet coordinates that it converts to integers undefined.
-_SAFE_THETA = 1e4
+# Of images or their results that are sampled together. In the cache of a core would be room for 2**17, but
+# after each piece all threads wait for the last, which on a busy machine costs more than the cache gains.
+_ELEMENTS_AT_ONCE = 2**22
+# From how many channels and elements of the output on ``bags`` is faster than PyTorch's sampler.
+_CHANNELS_OF_BAGS = 32
+_ELEMENTS_OF_BAGS = 2**18
+_SAMPLED_DTYPES = (torch.float32, torch.float64)
+_SAMPLER = {2: torch.grid_sampler_2d, 3: torch.grid_sampler_3d}
+_SAMPLER_BACKWARD = {
+    2: torch.ops.aten.grid_sampler_2d_backward.default,
+    3: torch.ops.aten.grid_sampler_3d_backward.default,
+}
 _MODES = {"bilinear": 0, "nearest": 1, "bicubic": 2}
 _PADDINGS = {"zeros": 0, "border": 1, "reflection": 2, "fill": 0}
-
-
-def coordinate_dtype(input_dtype: torch.dtype) -> torch.dtype:
-    """The dtype of coordinates, weights and sums: fp64 for fp64 images, fp32 for all others."""
-    return torch.float64 if input_dtype == torch.float64 else torch.float32
-
-
-def memory_format(input: Tensor, size: Sequence[int]) -> torch.memory_format:
-    """Of a tensor like ``input`` of a spatial size: channels_last if its channels lie closest together.
-
-    Judged by strides alone, so that slices of a channels_last tensor count as channels_last too. What is both
-    (one channel, or one pixel) is contiguous.
-    """
-    _, channels, *sizes = input.shape
-    _, stride_c, *strides = input.stride()
-    if channels < 2 or stride_c == 0 or math.prod(size) == 1:
-        return torch.contiguous_format
-    others = [stride for n, stride in zip(sizes, strides, strict=True) if n > 1]
-    if not others or any(stride <= stride_c for stride in others):
-        return torch.contiguous_format
-    return torch.channels_last if len(sizes) == 2 else torch.channels_last_3d
-
-
-class Part(NamedTuple):
-    """Matrices that can be sampled at once: as many for each image, as many samples for each pixel."""
-
-    images: slice
-    matrices: Tensor
-    """Indices of matrices, (images, matrices per image)."""
-    samples: tuple[int, ...]
-    """Per output pixel and axis, x first."""
-
-
-class Grid(NamedTuple):
-    """Where one sample of each output pixel lies, for all matrices of a part."""
-
-    base: list[Tensor]
-    """Normalised output positions on each axis, x first."""
-    positions: Tensor
-    """(matrices, *size, D), normalised, all finite."""
-    divisor: Tensor | None
-    """(matrices, *size, 1), of a projective map."""
-    unseen: Tensor | None
-    """(matrices, 1, *size), where nothing is sampled."""
-    bases: Tensor | None
-    """(H, W, P), of a spline: what its weights are multiplied with."""
 
 
 def forward(
@@ -87,11 +58,15 @@ def forward(
 ) -> Tensor:
     """Sample (N, C, ...) at theta (M, ...): (M, C, *size), in the input's memory format."""
     dtype = coordinate_dtype(input.dtype)
+    form = memory_format(input, size)
     parts = parts_of(input, theta, size, options, image_index)
-    is_whole = _is_whole(parts, image_index)
-    output = None if is_whole else input.new_zeros((len(theta), input.shape[1], *size), dtype=dtype)
+    is_whole = len(parts) == 1 and parts[0].matrices is ALL
+    output = None
+    if not is_whole:
+        shape = (theta.shape[0], input.shape[1], *size)
+        output = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=form)
     for part in parts:
-        images = input[part.images].to(dtype)
+        images = taken(input, part.images, dtype)
         total = None
         for grid in grids_of(theta, part, size, options, dtype):
             sampled = _sampled(images, grid, part, options)
@@ -102,13 +77,14 @@ def forward(
             total = sampled if total is None else total.add_(sampled)
         if math.prod(part.samples) > 1:
             total /= math.prod(part.samples)
+        if input.dtype == torch.uint8:
+            total = total.nan_to_num_(0).round_().clamp_(0, 255)
         if is_whole:
-            output = total
+            output = _converted(total, input.dtype, form)
+        elif isinstance(part.matrices, slice):
+            output[part.matrices] = total
         else:
-            output[part.matrices.flatten()] = total
-    if input.dtype == torch.uint8:
-        output = output.nan_to_num_(0).round_().clamp_(0, 255)
-    output = output.to(input.dtype).contiguous(memory_format=memory_format(input, size))
+            output[part.matrices] = total.to(input.dtype)
     # The result of an operator must not be a view, or nobody could change it in place.
     return output.clone() if output._is_view() else output
 
@@ -125,57 +101,80 @@ def backward(
     """Gradients of ``forward`` for input, theta and fill; None for one that ``output_mask`` leaves out."""
     dtype = coordinate_dtype(input.dtype)
     size = grad_output.shape[2:]
-    is_volume = len(size) == 3
-    sampler = (
-        torch.ops.aten.grid_sampler_3d_backward if is_volume else torch.ops.aten.grid_sampler_2d_backward
-    )
-    codes = (_MODES[options.mode], _PADDINGS[options.padding_mode], options.align_corners)
-    parts = parts_of(input, theta, size, options, image_index)
-    is_whole = _is_whole(parts, image_index)
-    grad_input = grad_theta = None
-    if not is_whole and output_mask[0]:  # as large as the images
-        grad_input = input.new_zeros(input.shape, dtype=dtype)
-    if not is_whole:
-        grad_theta = theta.new_zeros(theta.shape, dtype=dtype)
-    grad_fill = None if fill is None else fill.new_zeros(fill.shape, dtype=dtype)
+    form = memory_format(input, input.shape[2:])
+    parts = parts_of(input, theta, size, options, image_index, is_backward=True)
+    is_whole = len(parts) == 1 and parts[0].matrices is ALL
+    has_ranges = bool(parts) and isinstance(parts[0].matrices, slice)
+    totals = [None, None, None]
+    if output_mask[0] and has_ranges and not is_whole:
+        totals[0] = torch.empty(input.shape, dtype=input.dtype, device=input.device, memory_format=form)
+    elif output_mask[0] and not is_whole:  # images may be those of several parts
+        totals[0] = input.new_zeros(input.shape, dtype=dtype)
+    if output_mask[1] and not is_whole:
+        totals[1] = theta.new_zeros(theta.shape, dtype=dtype)
+    if output_mask[2] and not is_whole:
+        totals[2] = fill.new_zeros(fill.shape, dtype=dtype)
     for part in parts:
-        images = input[part.images].to(dtype)
-        matrices = part.matrices.flatten()
-        part_grad = (grad_output if is_whole else grad_output[matrices]).to(dtype)
-        if math.prod(part.samples) > 1:
-            part_grad = part_grad / math.prod(part.samples)
-        for grid in grids_of(theta, part, size, options, dtype):
-            seen_grad = part_grad if grid.unseen is None else part_grad.masked_fill(grid.unseen, 0)
-            if output_mask[2]:
-                rest = _uncovered(images, grid, part, options)
-                grad_fill += (torch.where(rest != 0, part_grad, 0) * rest).transpose(0, 1).flatten(1).sum(1)
-            if not (output_mask[0] or output_mask[1]):
-                continue
-            # A tap that moves outside is replaced by the fill value: derivatives are of the difference.
-            content = images
-            if fill is not None and output_mask[1]:
-                content = images - fill.to(dtype).view(-1, *[1] * len(size))
-            stacked = seen_grad.unflatten(0, part.matrices.shape).transpose(1, 2).flatten(2, 3)
-            part_input, grad_grid = sampler(
-                stacked, content, _stacked(grid.positions, part), *codes, (output_mask[0], True)
-            )
-            if output_mask[0]:
-                if grad_input is None:
-                    grad_input = part_input
-                else:
-                    grad_input[part.images] += part_input
+        images = taken(input, part.images, dtype)
+        part_grad = taken(grad_output, part.matrices, dtype)
+        grads = _gradients(part_grad, images, theta, part, options, output_mask, fill)
+        if is_whole:
+            totals = grads
+            break
+        if output_mask[0] and has_ranges:
+            totals[0][part.images] = grads[0]
+        elif output_mask[0]:
+            totals[0][part.images] += grads[0]
+        if output_mask[1]:
+            totals[1][part.matrices] = grads[1]
+        if output_mask[2]:
+            totals[2] += grads[2]
+    grad_input, grad_theta, grad_fill = totals
+    return _like(grad_input, input, form), _like(grad_theta, theta), _like(grad_fill, fill)
+
+
+def _gradients(
+    grad_output: Tensor,
+    images: Tensor,
+    theta: Tensor,
+    part: Part,
+    options: Options,
+    output_mask: Sequence[bool],
+    fill: Tensor | None,
+) -> list[Tensor | None]:
+    """The gradients of a part, in the dtype of coordinates."""
+    dtype, size = images.dtype, grad_output.shape[2:]
+    sampler = _SAMPLER_BACKWARD[len(size)]
+    codes = (_MODES[options.mode], _PADDINGS[options.padding_mode], options.align_corners)
+    if math.prod(part.samples) > 1:
+        grad_output = grad_output / math.prod(part.samples)
+    # A tap that moves outside is replaced by the fill value: derivatives are of the difference.
+    content = images
+    if fill is not None and output_mask[1]:
+        content = images - fill.to(dtype).view(-1, *[1] * len(size))
+    totals = [None, None, None]
+    for grid in grids_of(theta, part, size, options, dtype):
+        grads = [None, None, None]
+        seen_grad = grad_output if grid.unseen is None else grad_output.masked_fill(grid.unseen, 0)
+        if output_mask[0] or output_mask[1]:
+            positions = stacked(grid.positions, part.count, 1)
+            mask = (output_mask[0], True)  # PyTorch computes the second in any case
+            stacked_grad = stacked(seen_grad, part.count, 2)
+            grads[0], grad_grid = sampler(stacked_grad, content, positions, *codes, mask)
             if output_mask[1]:
                 rows = row_derivatives(grad_grid.view(grid.positions.shape), grid)
-                part_theta = grad_theta_of(rows, grid)
-                if grad_theta is None:
-                    grad_theta = part_theta
-                else:
-                    grad_theta[matrices] += part_theta
-    return (
-        _like(grad_input if output_mask[0] else None, input, memory_format(input, input.shape[2:])),
-        _like(grad_theta if output_mask[1] else None, theta),
-        _like(grad_fill if output_mask[2] else None, fill),
-    )
+                grads[1] = grad_theta_of(rows, grid)
+        if output_mask[2]:
+            rest = _uncovered(images, grid, part, options)
+            grads[2] = (torch.where(rest != 0, grad_output, 0) * rest).transpose(0, 1).flatten(1).sum(1)
+        totals = list(map(_total, totals, grads))
+    return [t if is_wanted else None for t, is_wanted in zip(totals, output_mask, strict=True)]
+
+
+def _total(total: Tensor | None, more: Tensor | None) -> Tensor | None:
+    if total is None or more is None:
+        return more
+    return total.add_(more)
 
 
 def samples_per_pixel(
@@ -194,14 +193,26 @@ def samples_per_pixel(
 
 
 def _like(grad: Tensor | None, tensor: Tensor | None, form=torch.contiguous_format) -> Tensor | None:
-    return None if grad is None else grad.to(tensor.dtype).contiguous(memory_format=form)
+    return None if grad is None else _converted(grad, tensor.dtype, form)
+
+
+def _converted(tensor: Tensor, dtype: torch.dtype, form: torch.memory_format) -> Tensor:
+    """In one pass; ``Tensor.to`` alone would keep other strides of a tensor that has the dtype."""
+    if tensor.dtype == dtype:
+        return tensor.contiguous(memory_format=form)
+    return tensor.to(dtype, memory_format=form)
 
 
 def parts_of(
-    input: Tensor, theta: Tensor, size: Sequence[int], options: Options, image_index: Tensor | None
+    input: Tensor,
+    theta: Tensor,
+    size: Sequence[int],
+    options: Options,
+    image_index: Tensor | None,
+    is_backward: bool = False,
 ) -> list[Part]:
     """All matrices at once where they allow it; else image by image, so that no image is copied."""
-    n, m, dim = len(input), len(theta), len(size)
+    n, m, dim = input.shape[0], theta.shape[0], len(size)
     if image_index is not None and m > 0:
         least, most = (number.item() for number in image_index.aminmax())
         if least < 0 or most >= n:
@@ -209,115 +220,73 @@ def parts_of(
             raise ValueError(f"image_index must name images 0 to {n - 1} of input, got {wrong}")
     if m == 0 or n == 0:
         return []
-    samples = torch.ones(1, dim, dtype=torch.long).expand(m, dim)
+    samples = None
     if options.antialias:
         dtype = coordinate_dtype(input.dtype)
         samples = samples_per_pixel(theta.to(dtype), input.shape[2:], size, options.align_corners)
-    matrices = torch.arange(m)
-    if image_index is None and (not options.antialias or (samples == samples[0]).all()):
-        return [Part(slice(0, n), matrices.view(n, -1), tuple(samples[0].tolist()))]
-    owners = matrices // (m // n) if image_index is None else image_index
+    if image_index is None and (samples is None or (samples == samples[0]).all()):
+        each = (1,) * dim if samples is None else tuple(samples[0].tolist())
+        count = m // n
+        step = _images_at_once(input, size, m * math.prod(size), options, is_backward)
+        if step >= n:
+            return [Part(ALL, ALL, count, each)]
+        firsts = range(0, n, step)
+        return [Part(slice(i, i + step), slice(i * count, (i + step) * count), count, each) for i in firsts]
+    owners = torch.arange(m) // (m // n) if image_index is None else image_index
+    keys = owners[:, None] if samples is None else torch.cat((owners[:, None], samples), 1)
     groups: dict[tuple[int, ...], list[int]] = {}
-    for matrix, key in enumerate(torch.cat((owners[:, None], samples), 1).tolist()):
+    for matrix, key in enumerate(keys.tolist()):
         groups.setdefault(tuple(key), []).append(matrix)
     return [
-        Part(slice(key[0], key[0] + 1), torch.tensor([matrices]), key[1:]) for key, matrices in groups.items()
+        Part(slice(key[0], key[0] + 1), torch.tensor(matrices), len(matrices), key[1:] or (1,) * dim)
+        for key, matrices in groups.items()
     ]
 
 
-def _is_whole(parts: list[Part], image_index: Tensor | None) -> bool:
-    """Whether a single part has all images and all matrices in their order."""
-    return image_index is None and len(parts) == 1
+def _images_at_once(
+    input: Tensor, size: Sequence[int], pixels: int, options: Options, is_backward: bool
+) -> int:
+    """How many images are sampled together.
 
-
-def grids_of(
-    theta: Tensor, part: Part, size: Sequence[int], options: Options, dtype: torch.dtype
-) -> Iterator[Grid]:
-    """The grid of each sample of a pixel: one, unless antialiasing asks for more."""
-    theta = theta[part.matrices.flatten()].to(dtype)
-    for offsets in itertools.product(*(range(n) for n in part.samples)):
-        base = [
-            _base(n, offset, count, options.align_corners, dtype, theta.device)
-            for n, offset, count in zip(reversed(size), offsets, part.samples, strict=True)
-        ]
-        yield _grid(theta, base, options)
-
-
-def _base(
-    n: int, offset: int, count: int, align_corners: bool, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """Normalised positions on one output axis, of sample ``offset`` of ``count`` in each pixel."""
-    fine = n * count
-    doubled = torch.arange(1 - fine + 2 * offset, fine, 2 * count, dtype=dtype, device=device)
-    return doubled / max(fine - align_corners, 1)
-
-
-def rows_at(theta: Tensor, base: list[Tensor], bases: Tensor | None) -> Tensor:
-    """What the rows of matrices give at every output position, by broadcasting: (matrices, *size, rows)."""
-    dim = len(base)
-    rows = theta.shape[1]
-    size = [len(b) for b in reversed(base)]
-    grid = theta.new_empty(len(theta), *size, rows)
-    for row in range(rows):
-        total = theta[:, row, dim].view(-1, *[1] * dim)
-        for axis in reversed(range(1, dim)):
-            shape = [-1, *[1] * dim]
-            shape[dim - axis] = size[dim - axis - 1]
-            total = total + (theta[:, row, axis, None] * base[axis]).view(shape)
-        along_x = (theta[:, row, 0, None] * base[0]).view(-1, *[1] * (dim - 1), size[-1])
-        torch.add(along_x, total, out=grid[..., row])
-    if bases is not None:
-        bends = _product(theta[..., dim + 1 :].flatten(0, 1), bases.flatten(0, 1).T)
-        grid += bends.view(len(theta), rows, *size).movedim(1, -1)
-    return grid
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """Of matrices, in their dtype also under autocast."""
-    with torch.autocast("cpu", enabled=False):
-        return a @ b
-
-
-def _grid(theta: Tensor, base: list[Tensor], options: Options) -> Grid:
-    """Positions, made safe for PyTorch's CPU sampler."""
-    dim = len(base)
-    bases = splines.basis(base, options.points) if options.points else None
-    grid = rows_at(theta, base, bases)
-    divisor = unseen = None
-    if theta.shape[1] > dim:
-        divisor = grid[..., dim:]
-        unseen = ~((divisor > 0) & (divisor < math.inf))
-        divisor = divisor.masked_fill(unseen, 1)
-        grid = grid[..., :dim] / divisor
-        unseen = unseen.movedim(-1, 1)
-    elif bases is None and bool((theta.abs() < _SAFE_THETA).all()):
-        return Grid(base, grid, None, None, None)
-    if options.padding_mode == "reflection":
-        # PyTorch folds whatever is finite; the rest is taken for the first edge.
-        grid = torch.where(grid.isfinite(), grid, -1)
-    else:
-        lost = grid.isnan() if options.padding_mode == "border" else ~grid.isfinite()
-        if options.padding_mode != "border":
-            lost_anywhere = lost.any(-1)[:, None]
-            unseen = lost_anywhere if unseen is None else unseen | lost_anywhere
-        grid = grid.masked_fill(lost, -_SAFE_THETA).clamp_(-_SAFE_THETA, _SAFE_THETA)
-    return Grid(base, grid, divisor, unseen, bases)
-
-
-def _stacked(positions: Tensor, part: Part) -> Tensor:
-    """The positions of all matrices of an image on top of each other."""
-    return positions.unflatten(0, part.matrices.shape).flatten(1, 2)
+    PyTorch's sampler knows one layout of results, and computes coordinates of half precision in half
+    precision: what must therefore be copied before or after is not there twice as a whole.
+    """
+    images = input.shape[0]
+    share = max(input.numel(), pixels * input.shape[1]) / _ELEMENTS_AT_ONCE
+    if share < 4:
+        return images
+    is_copied = input.dtype not in _SAMPLED_DTYPES
+    if memory_format(input, size) != torch.contiguous_format:
+        is_copied |= is_backward or not _suits_bags(input, input.dtype, pixels, options)
+    if not is_copied:
+        return images
+    threads = torch.get_num_threads()  # each samples whole images
+    return max(threads, int(images / share) // threads * threads)
 
 
 def _sampled(images: Tensor, grid: Grid, part: Part, options: Options) -> Tensor:
     """(matrices, C, *size): the images at the grid, 0 where nothing is sampled."""
-    padding_mode = "zeros" if options.padding_mode == "fill" else options.padding_mode
-    output = F.grid_sample(
-        images, _stacked(grid.positions, part), options.mode, padding_mode, options.align_corners
-    )
-    if part.matrices.shape[1] > 1:
-        output = output.unflatten(2, (part.matrices.shape[1], -1)).transpose(1, 2).flatten(0, 1)
+    positions = stacked(grid.positions, part.count, 1)
+    if _suits_bags(images, images.dtype, positions.shape[:-1].numel(), options):
+        output = bags.sampled(images, positions, options)
+    else:
+        codes = (_MODES[options.mode], _PADDINGS[options.padding_mode], options.align_corners)
+        output = _SAMPLER[images.ndim - 2](images, positions, *codes)
+    if part.count > 1:
+        output = output.unflatten(2, (part.count, -1)).transpose(1, 2).flatten(0, 1)
     return output if grid.unseen is None else output.masked_fill(grid.unseen, 0)
+
+
+def _suits_bags(images: Tensor, dtype: torch.dtype, pixels: int, options: Options) -> bool:
+    """Whether the channels of a pixel lie together and the output, of so many pixels, is large enough."""
+    return (
+        images.shape[1] >= _CHANNELS_OF_BAGS
+        and pixels * images.shape[1] >= _ELEMENTS_OF_BAGS
+        and dtype == torch.float32
+        and options.mode == "bilinear"
+        and options.padding_mode != "reflection"
+        and memory_format(images, images.shape[2:]) != torch.contiguous_format
+    )
 
 
 def _uncovered(images: Tensor, grid: Grid, part: Part, options: Options) -> Tensor:
@@ -325,28 +294,3 @@ def _uncovered(images: Tensor, grid: Grid, part: Part, options: Options) -> Tens
     ones = images.new_ones(()).expand(len(images), 1, *images.shape[2:])
     rest = 1 - _sampled(ones, grid, part, options)
     return torch.where(rest.abs() > 16 * torch.finfo(rest.dtype).eps, rest, 0)
-
-
-def row_derivatives(grad_grid: Tensor, grid: Grid) -> Tensor:
-    """From derivatives by positions to derivatives by what the rows of the matrix give."""
-    if grid.divisor is None:
-        return grad_grid
-    quotient = grad_grid / grid.divisor
-    return torch.cat((quotient, -(quotient * grid.positions).sum(-1, keepdim=True)), -1)
-
-
-def grad_theta_of(grad_rows: Tensor, grid: Grid) -> Tensor:
-    """Moments of derivatives by rows over the output positions: (matrices, rows, D + 1), more of a spline."""
-    dim = len(grid.base)
-    if grid.unseen is not None:
-        grad_rows = grad_rows.masked_fill(grid.unseen.movedim(1, -1), 0)
-    axes = range(1, dim + 1)
-    columns = []
-    for axis, base in enumerate(grid.base):
-        others = [a for a in axes if a != dim - axis]
-        columns.append((grad_rows.sum(others) * base[:, None]).sum(1))
-    grad_theta = torch.stack((*columns, grad_rows.sum(list(axes))), 2)
-    if grid.bases is not None:
-        moments = _product(grad_rows.flatten(1, 2).transpose(1, 2), grid.bases.flatten(0, 1))
-        grad_theta = torch.cat((grad_theta, moments), 2)
-    return grad_theta

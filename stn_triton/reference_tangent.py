@@ -18,15 +18,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stn_triton import reference
+from stn_triton import reference, reference_grid
 from stn_triton.options import Options, Tangents
 
 
 class _Step(NamedTuple):
     """One sample of the output pixels of some matrices, stacked image by image."""
 
-    part: reference.Part
-    grid: reference.Grid
+    part: reference_grid.Part
+    grid: reference_grid.Grid
     content: Tensor
     """(images, C, pixels): the images, less the fill values."""
     velocity: Tensor
@@ -61,7 +61,7 @@ def forward(
     tangents: Tangents,
 ) -> Tensor:
     """The tangent of the output, (M, C, *size); no tangent is one of zeros."""
-    dtype = reference.coordinate_dtype(input.dtype)
+    dtype = reference_grid.coordinate_dtype(input.dtype)
     output = torch.zeros(len(theta), input.shape[1], *size, dtype=dtype)
     linear = linear_tangents(input, fill, tangents)
     if linear is not None:
@@ -70,10 +70,10 @@ def forward(
         total = 0
         for tap in _taps(step, input.shape[2:], options):
             total = total + tap.change[:, None] * _pick(step.content, tap)
-        total = total.unflatten(2, (step.part.matrices.shape[1], *size)).transpose(1, 2).flatten(0, 1)
-        output[step.part.matrices.flatten()] += total / math.prod(step.part.samples)
+        total = total.unflatten(2, (step.part.count, *size)).transpose(1, 2).flatten(0, 1)
+        output[step.part.matrices] += total / math.prod(step.part.samples)
     output = output.to(input.dtype)
-    return output.contiguous(memory_format=reference.memory_format(input, size))
+    return output.contiguous(memory_format=reference_grid.memory_format(input, size))
 
 
 def backward(
@@ -87,7 +87,7 @@ def backward(
     tangents: Tangents,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of ``forward`` for input, theta and fill; None for one that ``output_mask`` leaves out."""
-    dtype = reference.coordinate_dtype(input.dtype)
+    dtype = reference_grid.coordinate_dtype(input.dtype)
     size = grad_output.shape[2:]
     grad_input = None
     if output_mask[0]:  # as large as the images
@@ -101,8 +101,8 @@ def backward(
         grad_theta += grads[1]
     for step in _steps(input, theta, tangents.theta, size, options, fill, image_index):
         matrices = step.part.matrices
-        gradient = grad_output[matrices.flatten()].to(dtype) / math.prod(step.part.samples)
-        gradient = gradient.unflatten(0, matrices.shape).transpose(1, 2).flatten(2)
+        gradient = reference_grid.taken(grad_output, matrices, dtype) / math.prod(step.part.samples)
+        gradient = reference_grid.stacked(gradient, step.part.count, 2).flatten(2)
         grad_position = grad_velocity = 0
         for tap in _taps(step, input.shape[2:], options):
             share = gradient * tap.change[:, None]
@@ -119,8 +119,8 @@ def backward(
             grad_velocity = grad_velocity.view(shape) * step.scale
             grad_position = grad_position.view(shape) * step.scale
             grad_rows = _row_derivatives(grad_position, grad_velocity, step)
-            grad_theta[matrices.flatten()] += reference.grad_theta_of(grad_rows, step.grid)
-    form = reference.memory_format(input, input.shape[2:])
+            grad_theta[matrices] += reference_grid.grad_theta_of(grad_rows, step.grid)
+    form = reference_grid.memory_format(input, input.shape[2:])
     return (
         grad_input.view(input.shape).to(input.dtype, memory_format=form) if output_mask[0] else None,
         grad_theta.to(theta.dtype) if output_mask[1] else None,
@@ -152,16 +152,16 @@ def _steps(
 ) -> Iterator[_Step]:
     if options.mode == "nearest":  # moving a little changes nothing
         return
-    dtype = reference.coordinate_dtype(input.dtype)
+    dtype = reference_grid.coordinate_dtype(input.dtype)
     extents = [n - options.align_corners for n in reversed(input.shape[2:])]
     scale = torch.tensor(extents, dtype=dtype) / 2
     for part in reference.parts_of(input, theta, size, options, image_index):
-        content = input[part.images].to(dtype).flatten(2)
+        content = reference_grid.taken(input, part.images, dtype).flatten(2)
         if fill is not None:
             content = content - fill.to(dtype)[:, None]
-        tangent = theta_tangent[part.matrices.flatten()].to(dtype)
-        for grid in reference.grids_of(theta, part, size, options, dtype):
-            velocity = reference.rows_at(tangent, grid.base, grid.bases)
+        tangent = reference_grid.taken(theta_tangent, part.matrices, dtype)
+        for grid in reference_grid.grids_of(theta, part, size, options, dtype):
+            velocity = reference_grid.rows_at(tangent, grid.base, grid.bases)
             growth = None
             if grid.divisor is not None:
                 growth = velocity[..., -1:] / grid.divisor
@@ -174,7 +174,7 @@ def _row_derivatives(grad_position: Tensor, grad_velocity: Tensor, step: _Step) 
     if step.growth is None:
         return grad_position
     grad_position = grad_position - grad_velocity * step.growth
-    rows = reference.row_derivatives(grad_position, step.grid)
+    rows = reference_grid.row_derivatives(grad_position, step.grid)
     rows[..., -1:] -= (grad_velocity * step.velocity).sum(-1, keepdim=True) / step.grid.divisor
     return rows
 
@@ -190,7 +190,7 @@ def _pick(content: Tensor, tap: _Tap) -> Tensor:
 
 
 def _taps(step: _Step, size_in: Sequence[int], options: Options) -> Iterator[_Tap]:
-    images = step.part.matrices.shape[0]
+    images = len(step.content)
     dim = len(size_in)
     sizes = tuple(reversed(size_in))
     # As PyTorch's sampler computes it, so that cells are the same at kinks.

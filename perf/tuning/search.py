@@ -65,8 +65,8 @@ class Result:
 def seconds_of(bucket: Bucket, config: Config) -> float:
     """About how long it takes to try a configuration, nearly all to compile it: one core, for sm_90.
 
-    The longest are gathers that list output pixels, which unroll their loads for a block of channels: those of
-    `tuning.space` took up to 4.5 s of an AMD EPYC, other kernels 0.4 to 3 s.
+    The longest are gathers that list output pixels, which unroll their loads for a block of channels: those
+    of `tuning.space` took up to 4.5 s of an AMD EPYC, other kernels 0.4 to 3 s.
     """
     return 4.5 if bucket.is_gather() and config["STEPS_C"] > 1 else 1.5
 

@@ -1,0 +1,69 @@
+"""Bilinear samples of channels_last images on a CPU, several times as fast as by PyTorch's sampler.
+
+Each output pixel is a weighted sum of 2^D input pixels, which are rows of a matrix (pixels, C): what
+``torch.embedding_bag`` computes in one pass, straight into channels_last. Positions, weights and what lies
+outside are those of PyTorch's sampler, the order of sums is not.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from stn_triton.options import Options
+
+
+def sampled(images: Tensor, positions: Tensor, options: Options) -> Tensor:
+    """(N, C, *size): channels_last images (N, C, ...) at normalised, finite positions (N, *size, D)."""
+    n, channels, *size_in = images.shape
+    size = positions.shape[1:-1]
+    kind = (
+        torch.int32 if n * max(math.prod(size_in), 2 ** len(size) * math.prod(size)) < 2**31 else torch.int64
+    )
+    image = torch.arange(n, dtype=kind).view(-1, *[1] * len(size))
+    taps = [(image, None)]
+    seen = None
+    for axis, extent in enumerate(size_in):
+        pixels, weights, is_seen = _axis_taps(positions[..., len(size_in) - 1 - axis], extent, options)
+        seen = is_seen if seen is None else seen & is_seen
+        taps = [
+            (index * extent + pixel.to(kind), own if weight is None else weight * own)
+            for index, weight in taps
+            for pixel, own in zip(pixels, weights, strict=True)
+        ]
+    index, weight = (torch.stack(planes, -1).flatten(0, -2) for planes in zip(*taps, strict=True))
+    starts = torch.arange(0, index.numel(), len(taps), dtype=kind)
+    rows = images.movedim(1, -1).reshape(-1, channels)
+    output = torch.embedding_bag(rows, index.flatten(), starts, False, 0, False, weight.flatten())[0]
+    unseen = (~seen.flatten()).nonzero().squeeze(1)
+    output.index_fill_(0, unseen, 0)  # weights of zero would let through NaN
+    # As a tensor of its own: a view could not be an operator's result.
+    strides = torch.empty((n, *size, channels), device="meta").movedim(-1, 1).stride()
+    return output.new_empty(0).set_(output.untyped_storage(), 0, (n, channels, *size), strides)
+
+
+def _axis_taps(
+    position: Tensor, extent: int, options: Options
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor]:
+    """On one axis: two pixels, their weights, and whether any of both lies inside.
+
+    If only one does, it stands there twice, with half its weight: the other must not be replaced by a pixel
+    with a weight of zero, which makes NaN of infinity.
+    """
+    if options.align_corners:
+        position = (position + 1) * ((extent - 1) / 2)
+    else:
+        position = (position + 1) * (extent / 2) - 0.5
+    if options.padding_mode == "border":
+        position = position.clamp(0, extent - 1)
+    cell = position.floor()
+    fraction = position - cell
+    rest = 1 - fraction
+    is_before, is_last = cell < 0, cell > extent - 2
+    half = torch.where(is_before, fraction, rest) / 2
+    has_one = is_before | is_last
+    weights = torch.where(has_one, half, rest), torch.where(has_one, half, fraction)
+    pixels = cell.clamp(0, extent - 1), (cell + 1).clamp(0, extent - 1)
+    return pixels, weights, (cell >= -1) & (cell < extent)

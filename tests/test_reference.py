@@ -1,0 +1,176 @@
+"""The ways that plain PyTorch takes for speed: each gives what the plain way gives."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from stn_triton import affine_grid_sample, bags, reference, reference_grid
+from stn_triton.options import Options
+
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def randn(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def maps(n, dim=2, spread=0.4):
+    return torch.eye(dim, dim + 1).expand(n, -1, -1) + spread * randn(n, dim, dim + 1, seed=1)
+
+
+def results(input, theta, size, padding_mode="zeros", align_corners=False, fill_value=None):
+    """Output, and the gradients of all that may have them."""
+    leaves = [t.detach().requires_grad_() for t in (input, theta)]
+    if fill_value is not None:
+        leaves.append(fill_value.detach().requires_grad_())
+        fill_value = leaves[2]
+    options = {"padding_mode": padding_mode, "align_corners": align_corners, "fill_value": fill_value}
+    output = affine_grid_sample(leaves[0], leaves[1], size, **options)
+    grads = torch.autograd.grad(output, leaves, randn(*output.shape, seed=2).to(output.dtype))
+    return output.detach(), *grads
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("padding_mode", ["zeros", "border"])
+@pytest.mark.parametrize("size_in", [(7, 9), (1, 6), (4, 3, 5)], ids=str)
+def test_bags_sample_as_pytorch_s_sampler_does(size_in, padding_mode, align_corners):
+    dim = len(size_in)
+    images = randn(3, 5, *size_in).contiguous(memory_format=CHANNELS_LAST[dim + 2])
+    # A grid with positions on pixels and on edges, near and far outside.
+    steps = torch.tensor([-30.0, -2.0, -1.4, -1.0, -1 / 3, 0.0, 0.21, 1.0, 1.3, 30.0])
+    grid = torch.stack(torch.meshgrid(*[steps] * dim, indexing="ij"), -1).expand(3, *[-1] * (dim + 1))
+    options = Options("bilinear", padding_mode, align_corners)
+    expected = F.grid_sample(images, grid, "bilinear", padding_mode, align_corners)
+    torch.testing.assert_close(bags.sampled(images, grid, options), expected)
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "border"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_bags_spread_no_more_of_what_is_not_finite_than_the_sampler(value, padding_mode):
+    images = randn(2, 3, 5, 6)
+    images[:, :, 0, 0] = images[:, :, 2, 5] = images[:, :, 4, 3] = value
+    images = images.contiguous(memory_format=torch.channels_last)
+    grid = 4 * torch.rand(2, 40, 40, 2, generator=torch.Generator().manual_seed(0)) - 2
+    expected = F.grid_sample(images, grid, "bilinear", padding_mode, align_corners=False)
+    assert not expected.isfinite().all()
+    actual = bags.sampled(images, grid, Options("bilinear", padding_mode))
+    torch.testing.assert_close(actual, expected, equal_nan=True)
+
+
+@pytest.fixture
+def counted_bags(monkeypatch):
+    """Every output is large enough for bags; a list with an entry for each use of them."""
+    used, sampled = [], bags.sampled
+
+    def counted(*arguments):
+        used.append(arguments)
+        return sampled(*arguments)
+
+    monkeypatch.setattr(bags, "sampled", counted)
+    monkeypatch.setattr(reference, "_ELEMENTS_OF_BAGS", 1)
+    return used
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("padding_mode", ["zeros", "border", "fill"])
+def test_many_channels_in_channels_last_are_sampled_in_bags(counted_bags, padding_mode, dtype):
+    images, theta, size = randn(4, 32, 6, 7, dtype=dtype), maps(4), (5, 8)
+    fill = randn(32, seed=3) if padding_mode == "fill" else None
+    expected = results(images, theta, size, padding_mode, fill_value=fill)
+    assert not counted_bags
+    last = images.contiguous(memory_format=torch.channels_last)
+    actual = results(last, theta, size, padding_mode, fill_value=fill)
+    assert len(counted_bags) == 1
+    torch.testing.assert_close(actual, expected)
+    assert actual[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_bags_of_several_matrices_a_slice_and_volumes(counted_bags):
+    images = randn(2, 40, 9, 7).contiguous(memory_format=torch.channels_last)[:, 3:36, 1:8]
+    theta = maps(6).unflatten(0, (2, 3))
+    expected = affine_grid_sample(images.contiguous(), theta, (4, 5))
+    torch.testing.assert_close(affine_grid_sample(images, theta, (4, 5)), expected)
+    volumes, theta = randn(2, 32, 3, 4, 5), maps(2, 3)
+    expected = affine_grid_sample(volumes, theta)
+    last = volumes.contiguous(memory_format=torch.channels_last_3d)
+    torch.testing.assert_close(affine_grid_sample(last, theta), expected)
+    assert len(counted_bags) == 2
+
+
+def test_bags_know_no_autocast_and_give_a_tensor_of_its_own(counted_bags):
+    images, theta = randn(2, 32, 6, 7).contiguous(memory_format=torch.channels_last), maps(2)
+    expected = affine_grid_sample(images, theta)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(affine_grid_sample(images, theta), expected)
+    leaf = images.requires_grad_()
+    affine_grid_sample(leaf, theta).add_(1).sum().backward()  # a view would raise
+    assert len(counted_bags) == 3
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bicubic"])
+def test_other_modes_and_few_channels_need_no_bags(counted_bags, mode):
+    last = randn(2, 32, 6, 7).contiguous(memory_format=torch.channels_last)
+    affine_grid_sample(last, maps(2), mode=mode)
+    affine_grid_sample(last, maps(2), padding_mode="reflection")
+    affine_grid_sample(last.double(), maps(2))
+    affine_grid_sample(last[:, :31], maps(2))
+    assert not counted_bags
+
+
+@pytest.mark.parametrize("kind", ["channels_last", "bfloat16", "several matrices", "fill"])
+def test_a_few_images_at_a_time_give_the_same(monkeypatch, kind):
+    images, theta, fill = randn(7, 4, 6, 5), maps(7), None
+    last = images.contiguous(memory_format=torch.channels_last)
+    images = images.bfloat16() if kind == "bfloat16" else last
+    if kind == "several matrices":
+        theta = maps(14).unflatten(0, (7, 2))
+    padding_mode = "zeros"
+    if kind == "fill":
+        padding_mode, fill = "fill", randn(4, seed=3)
+    expected = results(images, theta, (6, 8), padding_mode, fill_value=fill)
+
+    monkeypatch.setattr(reference, "_ELEMENTS_AT_ONCE", 64)
+    parts, taken = [], reference.taken
+    monkeypatch.setattr(reference, "taken", lambda t, which, d: parts.append(which) or taken(t, which, d))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        actual = results(images, theta, (6, 8), padding_mode, fill_value=fill)
+    finally:
+        torch.set_num_threads(threads)
+    assert {(p.start, p.stop) for p in parts} >= {(0, 2), (2, 4), (4, 6), (6, 8)}
+    for mine, whole in zip(actual[:3], expected[:3], strict=True):
+        assert torch.equal(mine, whole)
+        assert mine.stride() == whole.stride()
+    torch.testing.assert_close(actual[3:], expected[3:])  # of the fill values: a sum over all images
+
+
+def test_many_tiny_images_are_not_sampled_two_by_two(monkeypatch):
+    monkeypatch.setattr(reference, "_ELEMENTS_AT_ONCE", 2**17)
+    images = torch.empty(2**16, 2, 2, 2).contiguous(memory_format=torch.channels_last)
+    count = reference._images_at_once(images, (2, 2), 4 * len(images), Options(), is_backward=True)
+    assert 1000 < count < len(images)
+
+
+@pytest.mark.parametrize("size", [(5, 8), (3, 2, 4)], ids=str)
+def test_tiny_outputs_by_whole_bases_are_as_those_by_axes(monkeypatch, size):
+    images, theta = randn(3, 2, *[6] * len(size)), maps(3, len(size), spread=0.1)
+    expected = results(images, theta, size)
+    monkeypatch.setattr(reference_grid, "_MOST_WHOLE", 0)
+    monkeypatch.setattr(reference_grid, "_kept_base", reference_grid._base)
+    torch.testing.assert_close(results(images, theta, size), expected)
+
+
+def test_bases_are_kept_for_short_axes_and_serve_in_and_out_of_inference_mode():
+    reference_grid._kept_base.cache_clear()
+    images, theta = randn(1, 1, 4, 5), maps(1)
+    with torch.inference_mode():
+        expected = affine_grid_sample(images, theta).clone()
+    assert reference_grid._kept_base.cache_info().misses == 1
+    leaf = theta.clone().requires_grad_()
+    output = reference.forward(images, leaf, (4, 5))  # recorded, as the operator is not
+    output.sum().backward()
+    assert torch.equal(output, expected)
+    assert reference_grid._kept_base.cache_info().misses == 1
+    affine_grid_sample(images, theta, (1, reference_grid._LONGEST_KEPT + 1))
+    assert reference_grid._kept_base.cache_info().currsize == 1
