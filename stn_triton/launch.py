@@ -150,6 +150,7 @@ class _Backward:
             needs_input
             and needs_theta
             and has_slope
+            and tuning.share_a_kernel(input.ndim - 2, options.mode)
             and not (is_many or is_spline or tensors["theta_tangent_ptr"] is not None)
         )
         if needs_input and is_scattered:

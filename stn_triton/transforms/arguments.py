@@ -26,7 +26,10 @@ def tensor(name: str, value: Any, like: Tensor | None = None) -> Tensor:
             dtype = None if is_array(value) else torch.get_default_dtype()
             device = None
         try:
-            value = torch.as_tensor(value, dtype=dtype, device=device)
+            if like is not None and type(value) in (int, float):  # filled on the device: a copy would wait
+                value = torch.full((), value, dtype=dtype, device=device)
+            else:
+                value = torch.as_tensor(value, dtype=dtype, device=device)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(
                 f"{name} must be a tensor, a number or a sequence of numbers, {got(value)}"
