@@ -73,7 +73,7 @@ def surroundings(device: torch.device) -> contextlib.AbstractContextManager:
     return through_the_launcher() if device.type == "cpu" else contextlib.nullcontext()
 
 
-def measure(device: torch.device, rounds: int = 30, calls: int = 100) -> dict[str, dict[str, float]]:
+def measure(device: torch.device, rounds: int = 150, calls: int = 20) -> dict[str, dict[str, float]]:
     """Microseconds per call, by provider and pass: the least of interleaved rounds, each a mean of calls."""
     plain = torch.randn(SIZE, device=device), torch.eye(2, 3, device=device)[None]
     leaves = tuple(t.clone().requires_grad_() for t in plain)

@@ -43,8 +43,11 @@ def check(input: Tensor, maps: int, size: Sequence[int], antialias: bool) -> Non
     Each call of an operator asks this, backwards too: who calls one directly has no forward that asked, and
     an axis that is too long would be counted beyond 32 bits.
     """
-    largest = largest_extent(input.dtype, antialias)
     shape = input.shape
+    sizes = input.numel(), maps * shape[1] * math.prod(size)
+    if 0 < min(sizes) and max(sizes) <= LARGEST_EXTENT:  # then so is each of their factors
+        return
+    largest = largest_extent(input.dtype, antialias)
     if max(shape[2:]) > largest:
         raise ValueError(
             f"input must have at most {_power(largest)} pixels on each axis{_reason(largest, antialias)}, "
@@ -55,7 +58,7 @@ def check(input: Tensor, maps: int, size: Sequence[int], antialias: bool) -> Non
     channels = shape[1]
     if channels > MOST_CHANNELS:
         raise ValueError(f"input must have fewer than 2**31 channels, got shape {tuple(shape)}")
-    if maps * channels * math.prod(size) > MOST_ELEMENTS:
+    if sizes[1] > MOST_ELEMENTS:
         raise ValueError(
             f"size must give an output of at most {_power(MOST_ELEMENTS)} elements, got {tuple(size)} for "
             f"{maps} maps and {channels} channels"
