@@ -233,9 +233,9 @@ def compile_options(
 
     Weighted sums may contract (coordinates are fixed by explicit FMAs); Triton's own default is to change.
     ptxas left to itself sometimes aims at fewer registers than a kernel needs and spills a few: the gather,
-    whatever samples more than once per pixel, and fp64. The plain gather fits into 128, which is four blocks
-    of 128 threads on a multiprocessor, the one that lists output pixels into 144; for the others a limit that
-    does not bind keeps ptxas from its own. AMD's warps have 64 lanes.
+    whatever samples more than once per pixel, and fp64. The plain gather fits into 168, which is twelve warps
+    on a multiprocessor; for the others a limit that does not bind keeps ptxas from its own. AMD's warps have
+    64 lanes.
     """
     if bucket.kernel == "reach":
         return dict(REACH_OPTIONS)
@@ -247,7 +247,7 @@ def compile_options(
     if needs_many or bucket.dtype == "float64":
         options["maxnreg"] = 255
     elif is_gather:
-        options["maxnreg"] = 144 if config["STEPS_C"] > 1 else 128
+        options["maxnreg"] = 168
     return options
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import os
 import re
 import threading
@@ -30,6 +29,25 @@ Config = dict[str, int]
 CONFIG_KEYS = ("BLOCK_C", "STEPS_C", "RUN_C", "BLOCK_H", "BLOCK_W", "num_warps")
 _DTYPES = {str(dtype).removeprefix("torch.") for dtype in INPUT_DTYPES}
 _MANY_PROGRAMS = 4096
+_NEIGHBOURS = (  # of a default, by what its values are multiplied with
+    {"BLOCK_W": 2, "num_warps": 2},
+    {"BLOCK_W": 0.5},
+    {"BLOCK_W": 2},
+    {"STEPS_C": 0.5},
+    {"BLOCK_C": 0.5, "BLOCK_W": 2},
+    {"BLOCK_C": 2},
+    {"BLOCK_C": 0.5},
+    {"STEPS_C": 2},
+    {"BLOCK_W": 0.5, "num_warps": 0.5},
+    {"BLOCK_H": 2, "BLOCK_W": 2, "num_warps": 4},
+    {"BLOCK_C": 2, "STEPS_C": 0.5},
+    {"BLOCK_C": 0.5, "STEPS_C": 2},
+    {"RUN_C": 2},
+    {"RUN_C": 0.5},
+    {"RUN_C": 0.5, "BLOCK_W": 2},
+    {"BLOCK_H": 2, "num_warps": 2},
+    {"BLOCK_C": 2, "BLOCK_W": 0.5},
+)
 SHIPPED = Path(__file__).parent / "tuned"
 _NOISE = 0.02
 _lock = threading.Lock()
@@ -50,11 +68,11 @@ class Bucket(NamedTuple):
     dtype: str
     """Of the image: float32 and so on."""
     channels: int
-    """Rounded up to a power of two, at most 128."""
+    """Exact up to 4, else rounded up to a power of two, at most 256."""
     pixels: int
-    """Of one plane that programs tile, rounded up to a power of 8, 64 to 32768."""
+    """Of one plane that programs tile, rounded up to a power of 8, 64 to 2^21."""
     planes: int
-    """Images times channels, rounded up to a power of 8, 8 to 4096: whether small tiles must fill the GPU."""
+    """Images times channels, rounded up to a power of 8, 8 to 2^18: whether small tiles must fill the GPU."""
 
     def name(self) -> str:
         """The bucket as a key of a table."""
@@ -70,6 +88,10 @@ class Bucket(NamedTuple):
     def is_boxed(self) -> bool:
         """Whether it is a gather by boxes, see `kernels/boxes.py`."""
         return self.kernel == "backward_input" and "spline" in self.variant.split("-")
+
+    def is_gather(self) -> bool:
+        """Whether a program owns pixels of the input and searches those of the output that sample them."""
+        return self.kernel.startswith("backward")
 
     def is_heavy(self) -> bool:
         """Whether a thread keeps so much per pixel that it should have fewer channels."""
@@ -110,7 +132,7 @@ def bucket_of(
     """The bucket of a launch over n images of c channels and so many pixels."""
     layout = ("channels_last_16" if c % 16 == 0 else "channels_last") if channels_last else "nchw"
     name = str(dtype).removeprefix("torch.")
-    sizes = _up(c, 1, 1, 128), _up(pixels, 3, 64, 2**15), _up(n * c, 3, 8, 4096)
+    sizes = c if c <= 4 else _up(c, 1, 1, 256), _up(pixels, 3, 64, 2**21), _up(n * c, 3, 8, 2**18)
     return Bucket(kernel, variant, layout, name, *sizes)
 
 
@@ -120,26 +142,32 @@ def _up(value: int, step: int, least: int, most: int) -> int:
 
 
 def space(bucket: Bucket) -> list[Config]:
-    """The configurations worth trying for a bucket, the default first."""
-    configs = [default(bucket)]
-    blocks_c = [c for c in (1, 4, 8, 16, 32, 64, 128) if c <= bucket.channels]
-    runs_c = (1,) if bucket.layout == "nchw" or bucket.channels < 16 else (1, 16, 32)
-    tiles = (((2, 8), 2), ((4, 8), 4), ((8, 8), 2), ((8, 8), 4), ((8, 16), 4), ((16, 16), 4), ((16, 16), 8))
-    for block_c, steps_c, run_c, (tile, num_warps) in itertools.product(
-        blocks_c, (1, 2, 4, 8, 16), runs_c, tiles
-    ):
-        config = _config(block_c, steps_c, run_c, *tile, num_warps)
-        elements = block_c * tile[0] * tile[1] // (32 * num_warps)
-        is_worth_it = elements >= min(bucket.channels, 4) and (steps_c == 1 or block_c >= 8)
-        if is_worth_it and _fits(bucket, config) and config not in configs:
-            configs.append(config)
-    return configs
+    """At most 16 configurations worth trying for a bucket: the default, then what differs little from it.
+
+    The first six are those that a search inside a call should try.
+    """
+    base = default(bucket)
+    found = [base]
+    if bucket.is_gather() and bucket.has_steps() and bucket.channels >= 32 and bucket.dtype != "float64":
+        # A list of hits, for few channels at a time: it loads each of them from 9 output pixels, and the time
+        # to compile grows with the square of that. It is up to 4.5 s for these, 74 s for 32 channels.
+        block_c, run_c, warps = (16, 16, 4) if bucket.lane() > 1 else (4, 1, 2)
+        found.append(_config(block_c, bucket.channels // block_c, run_c, 8, 8, warps))
+    for factors in _NEIGHBOURS:
+        if bucket.is_gather() and "STEPS_C" in factors:
+            continue
+        config = {key: max(int(base[key] * factors.get(key, 1)), 1) for key in CONFIG_KEYS}
+        if config["BLOCK_H"] > config["BLOCK_W"]:
+            config["BLOCK_H"], config["BLOCK_W"] = config["BLOCK_W"], config["BLOCK_H"]
+        found.append(config)
+    good = [config for i, config in enumerate(found) if config not in found[:i] and _fits(bucket, config)]
+    return good[:16]
 
 
 def _fits(bucket: Bucket, config: Config) -> bool:
     """Whether each thread has something to do and registers for it, and the kernel has such loops.
 
-    A thread has one lane or two, and at most 32 values: what a kernel unrolls is bounded by that. With 256
+    A thread has one to four lanes, and at most 32 values: what a kernel unrolls is bounded by that. With 256
     threads at most, each may have the 255 registers that there are.
     """
     block_c, steps_c, run_c, block_h, block_w, num_warps = (config[key] for key in CONFIG_KEYS)
@@ -151,61 +179,76 @@ def _fits(bucket: Bucket, config: Config) -> bool:
         and block_c * steps_c <= bucket.channels
         and (steps_c == 1 or bucket.has_steps())
         and block_c * block_h * block_w <= 32 * threads
-        and threads <= lanes <= 2 * threads
+        and threads <= lanes <= 4 * threads
         and num_warps <= 8
     )
 
 
 def default(bucket: Bucket) -> Config:
-    """Conservative: 128 threads, each with one pixel and up to 16 channels of it, fewer if it keeps more.
+    """The configuration that is used without a search.
 
-    Where there is work for many programs, one goes through several blocks of channels, or a thread through
-    two pixels: what a program does once then counts for less.
+    It had the fewest instructions per channel of a pixel among those counted in sm_90 code (Triton 3.6; fp32
+    where nothing else is said) or, where instructions do not bind, more warps for the same bound. Small
+    launches get smaller tiles, so that their programs fill a GPU.
     """
-    values = 8 if bucket.kernel == "theta" or bucket.is_heavy() else 16
+    values, channels, is_gather = _values(bucket), bucket.channels, bucket.is_gather()
+    if bucket.is_boxed():  # pixels are in all lanes, whatever the layout
+        return _config(min(channels, values), 1, 1, 8, 8, 2)
+    if bucket.lane() > 1 and is_gather:
+        # Two lanes read whole 32-byte sectors; with more, more lanes repeat the search for each pixel. 256
+        # channels in bf16 take 76 instructions, enlarged twice 61; with a list of hits 60, but enlarged 132.
+        run_c = 2 * bucket.lane()
+        config = _config(min(channels, max(2 * values, run_c)), 1, run_c, 4, 4, 1)
+        tiles = ((4, 8), (4, 4)) if channels < 64 else ((4, 4),)
+    elif bucket.lane() > 1:
+        # 23 instructions, 17 in bf16; with tiles of 4 x 8 pixels 31.
+        config = _config(min(channels, max(2 * values, 16)), 1, 16, 8, 8, 4)
+        tiles = ((8, 8),)
+    elif bucket.layout == "channels_last" and channels >= 16:
+        # Lanes of single channels, whose masks cost registers.
+        config = _config(min(channels, 4 * min(values, 8)), 1, 4, 4, 8, 4)
+        tiles = ((4, 8),)
+    else:
+        # Pixels of a thread share its setup: with 1, 2 and 4 of them RGB takes 111, 78, 60 instructions in
+        # the forward and 411, 289, 252 in the gather. A gather of one warp has no barriers and fewer
+        # candidates: 64 channels take 103 instructions, with two warps 125; with a list of hits 99, but
+        # enlarged twice 239 instead of 114.
+        block_c = min(channels, 16, values)
+        pixels = min(4 if channels <= 4 else 2, values // block_c)
+        config = _config(block_c, 1, 1, 8, 8, 1 if is_gather else 2)
+        tiles = ((8, 16), (8, 8), (4, 8)) if is_gather else ((8, 32), (8, 16), (8, 8))
+        tiles = tiles[3 - pixels.bit_length() :]
+    for config["BLOCK_H"], config["BLOCK_W"] in tiles:
+        if config["BLOCK_H"] * config["BLOCK_W"] <= bucket.pixels and _has_many_programs(bucket, config):
+            break
+    return config if is_gather else _with_steps(bucket, config)
+
+
+def _values(bucket: Bucket) -> int:
+    """How many numbers, pixels times channels, a thread has registers for besides what else it keeps."""
+    values = 8 if bucket.is_heavy() else 32 if bucket.is_gather() else 16
     if bucket.dtype == "float64":
-        values //= 4 if bucket.is_heavy() else 2
+        values //= 4 if bucket.is_heavy() or bucket.is_gather() else 2
     flags = set(bucket.variant.split("-"))
     if {"bicubic", "tangent"} <= flags:  # weights and slopes of 16 taps
         values //= 4 if "antialias" in flags else 2
-    values = max(values, 1)
-    if bucket.layout == "nchw" or bucket.channels < 16:
-        block_h, block_w = (8, 8) if bucket.pixels <= 64 or bucket.is_boxed() else (8, 16)
-        config = _config(min(bucket.channels, values), 1, 1, block_h, block_w, block_h * block_w // 32)
-    else:
-        run_c = 16
-        if bucket.layout == "channels_last":  # lanes of single channels, whose masks cost registers
-            run_c, values = 4, min(values, 8)
-        lanes = run_c // bucket.lane()
-        block_h, block_w = {1: (8, 16), 2: (8, 8), 4: (4, 8), 8: (2, 8)}[lanes]
-        groups = max(values // bucket.lane(), 1)
-        config = _config(min(bucket.channels, groups * run_c), 1, run_c, block_h, block_w, 4)
-    return _larger(bucket, config) if bucket.has_steps() and bucket.dtype != "float64" else config
+    return max(values, 1)
 
 
-def _larger(bucket: Bucket, config: Config) -> Config:
-    """More work for a program, as long as there remain thousands of them."""
-
-    def programs(config: Config) -> int:  # at most eight times as many as there are
-        tile = config["BLOCK_C"] * config["STEPS_C"] * config["BLOCK_H"] * config["BLOCK_W"]
-        return bucket.planes * bucket.pixels // tile
-
-    if bucket.kernel.startswith("backward"):
-        # A list of output pixels pays from about 32 channels on a thread.
-        if bucket.layout == "nchw":
-            for steps_c in (16, 8, 4):
-                larger = {**config, "BLOCK_C": 8, "STEPS_C": steps_c}
-                if 8 * steps_c <= bucket.channels and programs(larger) >= _MANY_PROGRAMS:
-                    return larger
-        return config
-    while config["BLOCK_C"] * config["STEPS_C"] < min(bucket.channels, 64):
+def _with_steps(bucket: Bucket, config: Config) -> Config:
+    """Programs go through all channels, as long as many remain: coordinates are computed once for all."""
+    while bucket.has_steps() and config["BLOCK_C"] * config["STEPS_C"] < bucket.channels:
         larger = {**config, "STEPS_C": 2 * config["STEPS_C"]}
-        if programs(larger) < _MANY_PROGRAMS:
+        if not _has_many_programs(bucket, larger):
             break
         config = larger
-    larger = {**config, "BLOCK_H": 16}
-    is_small = bucket.layout == "nchw" and config["BLOCK_H"] == 8 and config["BLOCK_W"] == 16
-    return larger if is_small and programs(larger) >= _MANY_PROGRAMS else config
+    return config
+
+
+def _has_many_programs(bucket: Bucket, config: Config) -> bool:
+    """Whether a launch has enough programs for a GPU. A bucket's two sizes are rounded up by up to 8 each."""
+    tile = config["BLOCK_C"] * config["STEPS_C"] * config["BLOCK_H"] * config["BLOCK_W"]
+    return bucket.planes * bucket.pixels // tile >= _MANY_PROGRAMS
 
 
 def _config(*values: int) -> Config:
@@ -354,6 +397,10 @@ def _is_valid(bucket: Bucket, config: object) -> bool:
     """
     if bucket.dtype not in _DTYPES or not isinstance(config, dict) or sorted(config) != sorted(CONFIG_KEYS):
         return False
-    if not all(type(v) is int and 0 < v <= 256 and v & (v - 1) == 0 for v in config.values()):
+    if not all(type(value) is int and 0 < value <= 256 for value in config.values()):
+        return False
+    # Three channels may be a block of their own: RUN_C, which is as long as a tensor's axis, is 1 then.
+    others = [value for key, value in config.items() if (key, value) != ("BLOCK_C", bucket.channels)]
+    if any(value & (value - 1) for value in others):
         return False
     return _fits(bucket, config)

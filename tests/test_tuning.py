@@ -1,6 +1,8 @@
 """Buckets, tables on disk and the choice among them; no GPU needed, none is used."""
 
+import itertools
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -18,7 +20,7 @@ from stn_triton.options import DEFAULT
 CONFIG = {**dict.fromkeys(tuning.CONFIG_KEYS, 1), "BLOCK_C": 4, "BLOCK_H": 8, "BLOCK_W": 8, "num_warps": 2}
 FOUR = {**CONFIG, "BLOCK_W": 16, "num_warps": 4}
 PLAIN = tuning.variant_of(2, False, False, False, DEFAULT)
-BUCKET = tuning.bucket_of("forward", PLAIN, False, torch.float32, 8, 3, 224 * 224)
+BUCKET = tuning.bucket_of("forward", PLAIN, False, torch.float32, 8, 4, 224 * 224)
 OTHER = BUCKET._replace(kernel="theta")
 GPU = torch.device("cuda", 0)
 NAME = "Imaginary GPU (80 GB)"
@@ -63,27 +65,88 @@ def new_process():
     tuning._tables.clear(), tables._told.clear()
 
 
-@pytest.mark.parametrize(
-    ("layout", "channels"),
-    [(layout, c) for layout in ("nchw", "channels_last") for c in (1, 4, 16, 128)]
-    + [("channels_last_16", 16), ("channels_last_16", 128)],
+VARIANTS = (
+    PLAIN,
+    tuning.variant_of(3, False, False, False, DEFAULT),
+    tuning.variant_of(2, False, True, False, DEFAULT),
+    tuning.variant_of(2, True, False, False, DEFAULT._replace(padding_mode="reflection")),
+    tuning.variant_of(2, False, False, True, DEFAULT._replace(mode="bicubic", antialias=True)),
+    tuning.variant_of(2, False, False, False, DEFAULT._replace(points=(0.0, 0.0))),
 )
-@pytest.mark.parametrize("pixels", [64, 2**15])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
-def test_every_configuration_of_the_space_can_be_launched(layout, channels, pixels, dtype):
-    bucket = tuning.Bucket("backward", PLAIN, layout, dtype, channels, pixels, 512)
-    space = tuning.space(bucket)
-    assert space[0] == tuning.default(bucket)
-    assert len(space) == len({tuple(config.values()) for config in space})
-    for config in space:
-        assert tuning._is_valid(bucket, config)
-        assert config["BLOCK_C"] <= channels
-        assert config["RUN_C"] <= config["BLOCK_C"]
-        if layout == "nchw":
-            assert config["RUN_C"] == 1
-        # A thread has at least a pixel's lane, at most two, so that no thread idles or repeats coordinates.
-        lanes = config["RUN_C"] // bucket.lane() * config["BLOCK_H"] * config["BLOCK_W"]
-        assert 1 <= lanes / (32 * config["num_warps"]) <= 2
+
+
+@pytest.mark.parametrize("kernel", ["forward", "theta", "backward", "backward_input", "scatter", "fill"])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("channels_last", "channels"),
+    [(False, c) for c in (1, 2, 3, 4, 5, 16, 300)] + [(True, c) for c in (1, 3, 4, 16, 64, 100, 256)],
+)
+def test_every_configuration_of_the_space_can_be_launched(kernel, variant, channels_last, channels):
+    for dtype, images, pixels in itertools.product(
+        (torch.float32, torch.bfloat16, torch.float64), (1, 64), (49, 28 * 28, 224 * 224)
+    ):
+        bucket = tuning.bucket_of(kernel, variant, channels_last, dtype, images, channels, pixels)
+        if bucket.is_boxed():  # always launched as if it were NCHW
+            bucket = bucket._replace(layout="nchw")
+        space = tuning.space(bucket)
+        assert space[0] == tuning.default(bucket)
+        assert len(space) == len({tuple(config.values()) for config in space}) <= 16
+        for config in space:
+            assert tuning._is_valid(bucket, config)
+            assert config["BLOCK_C"] * config["STEPS_C"] <= bucket.channels
+            assert config["RUN_C"] <= config["BLOCK_C"]
+            assert config["BLOCK_H"] <= config["BLOCK_W"]
+            if bucket.layout == "nchw":
+                assert config["RUN_C"] == 1
+            # A thread has at least a pixel's lane, at most four, so that no thread idles.
+            lanes = config["RUN_C"] // bucket.lane() * config["BLOCK_H"] * config["BLOCK_W"]
+            assert 1 <= lanes / (32 * config["num_warps"]) <= 4
+            # The list of hits unrolls nine loads for each group of channels, and compiling squares them.
+            if bucket.is_gather() and config["STEPS_C"] > 1:
+                assert config["BLOCK_C"] // config["RUN_C"] * 9 <= 72
+
+
+def test_few_channels_are_a_block_of_their_own():
+    for kernel, channels in itertools.product(
+        ("forward", "theta", "backward", "backward_input"), (1, 2, 3, 4)
+    ):
+        bucket = tuning.bucket_of(kernel, PLAIN, False, torch.float32, 64, channels, 224 * 224)
+        assert bucket.channels == tuning.default(bucket)["BLOCK_C"] == channels
+    three, four = (BUCKET._replace(channels=c) for c in (3, 4))
+    config = tuning._config(3, 1, 1, 8, 16, 4)
+    assert tuning.checked(three.name(), config) == (three, config)
+    assert not tuning.checked(four.name(), config)
+    runs = {**config, "RUN_C": 3}  # would be an axis of a tensor, whose length is a power of two
+    assert not tuning.checked(three._replace(layout="channels_last").name(), runs)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("kernel", ["forward", "theta", "backward", "backward_input"])
+def test_a_thread_has_more_to_do_the_more_there_is(kernel, channels_last):
+    """And a small launch more programs than with the tiles of a large one."""
+    for channels, pixels in itertools.product((1, 3, 16, 64, 256), (28 * 28, 56 * 56, 224 * 224)):
+        work = []
+        for images in (1, 8, 64, 512):
+            bucket = tuning.bucket_of(kernel, PLAIN, channels_last, torch.float32, images, channels, pixels)
+            block_c, steps_c, _run_c, *tile, num_warps = tuning.default(bucket).values()
+            work.append(block_c * steps_c * math.prod(tile) / num_warps)
+        assert work == sorted(work)
+        assert work[0] < work[-1] or channels > 3 or pixels > 28 * 28
+
+
+def test_no_tile_is_larger_than_a_small_image():
+    for kernel, channels in itertools.product(
+        ("forward", "theta", "backward", "backward_input"), (1, 3, 256)
+    ):
+        bucket = tuning.bucket_of(kernel, PLAIN, False, torch.float32, 10_000, channels, 7 * 7)
+        config = tuning.default(bucket)
+        assert config["BLOCK_H"] * config["BLOCK_W"] <= 64
+
+
+def test_large_images_count_as_much_as_large_batches():
+    one = tuning.bucket_of("forward", PLAIN, False, torch.float32, 1, 3, 4096 * 4096)
+    many = tuning.bucket_of("forward", PLAIN, False, torch.float32, 64, 3, 224 * 224)
+    assert tuning.default(one) == tuning.default(many)
 
 
 @pytest.mark.parametrize("kernel", ["forward/3d-bilinear-zeros", "backward_input/2d-bicubic-reflection"])
@@ -108,19 +171,24 @@ def test_what_earlier_versions_found_is_still_good():
     heavy = tuning.Bucket(
         "backward", "2d-bicubic-zeros-antialias-tangent", "nchw", "float32", 128, 2**15, 4096
     )
-    for bucket, values in ((BUCKET, (4, 1, 1, 4, 32, 4)), (heavy, (4, 1, 1, 8, 16, 4))):
+    listed = BUCKET._replace(kernel="backward", channels=64)
+    for bucket, values in (
+        (BUCKET, (4, 1, 1, 4, 32, 4)),
+        (heavy, (4, 1, 1, 8, 16, 4)),
+        (listed, (8, 8, 1, 8, 16, 4)),
+    ):
         config = tuning._config(*values)
-        assert config not in tuning.space(bucket)[:1]
+        assert config not in tuning.space(bucket)
         assert tuning.checked(bucket.name(), config)
-    assert tuning._config(4, 1, 1, 4, 32, 4) not in tuning.space(BUCKET)
 
 
 def test_sizes_of_one_bucket_share_a_tuning_and_its_name_leads_back():
-    same = tuning.bucket_of("forward", PLAIN, False, torch.float32, 9, 3, 200 * 230)
+    same = tuning.bucket_of("forward", PLAIN, False, torch.float32, 9, 4, 200 * 230)
     assert same == BUCKET
-    assert tuning.bucket_of("forward", PLAIN, False, torch.float32, 8, 3, 28 * 28) != BUCKET
-    assert tuning.bucket_of("forward", PLAIN, True, torch.float32, 8, 3, 224 * 224) != BUCKET
-    assert tuning.bucket_of("forward", PLAIN, False, torch.float16, 8, 3, 224 * 224) != BUCKET
+    assert tuning.bucket_of("forward", PLAIN, False, torch.float32, 8, 4, 28 * 28) != BUCKET
+    assert tuning.bucket_of("forward", PLAIN, True, torch.float32, 8, 4, 224 * 224) != BUCKET
+    assert tuning.bucket_of("forward", PLAIN, False, torch.float16, 8, 4, 224 * 224) != BUCKET
+    assert tuning.bucket_of("forward", PLAIN, False, torch.float32, 8, 3, 224 * 224) != BUCKET
     assert tuning.Bucket.parse(BUCKET.name()) == BUCKET
 
 

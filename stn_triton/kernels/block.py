@@ -69,8 +69,7 @@ def tile_pixels(
     first hides from the compiler that neighbours are contiguous: it would give each thread four pixels in
     a row, and each warp all coordinates of the tile to compute.
     """
-    bytes: tl.constexpr = element.primitive_bitwidth // 8
-    ROWS: tl.constexpr = bytes if bytes < BLOCK_H else BLOCK_H
+    ROWS: tl.constexpr = 4 if BLOCK_H > 4 else BLOCK_H
     pixel = tl.arange(0, BLOCK_H * BLOCK_W)
     y = origin[1] + pixel // (ROWS * BLOCK_W) * ROWS + pixel % ROWS
     x = origin[0] + pixel // ROWS % BLOCK_W
