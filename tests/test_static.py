@@ -365,6 +365,22 @@ class TestDisassembly:
         with pytest.raises(ValueError, match="expected 0 loops side by side, got 1"):
             code.executed([3])
 
+    def test_what_stands_behind_the_exit_for_parted_warps(self):
+        body = ("BRA.DIV UR4, `(.L_x_1)", "FADD R1, R1, R1", ".L_x_2:", "FMUL R1, R1, R1")
+        aside = (
+            ".L_x_1:",
+            "WARPSYNC.COLLECTIVE R1, `(.L_x_3)",
+            ".L_x_3:",
+            "FADD R1, R1, R1",
+            "BRA `(.L_x_2)",
+        )
+        code = disassembly.read(sass(*body, "EXIT", *aside))
+        assert code == disassembly.Code(("BRA.DIV", "FADD", "FMUL", "EXIT"), (), ())
+        elsewhere = disassembly.read(
+            sass(*body, *aside, "EXIT")
+        )  # not behind: then it is a loop, as it seems
+        assert elsewhere.loops == ((2, 5),)
+
     def test_a_loop_that_is_unrolled_by_four(self):
         """Five rounds are one of four and one of one; seven are one of four, two and one."""
         load = "LDG.E R2, desc[UR4][R2.64]"
