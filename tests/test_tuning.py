@@ -134,6 +134,10 @@ def test_a_thread_has_more_to_do_the_more_there_is(kernel, channels_last):
         assert work[0] < work[-1] or channels > 3 or pixels > 28 * 28
 
 
+def test_what_keeps_much_for_each_pixel_has_a_kernel_for_each_gradient():
+    assert [tuning.is_fused(variant) for variant in VARIANTS] == [True, False, True, True, False, True]
+
+
 def test_no_tile_is_larger_than_a_small_image():
     for kernel, channels in itertools.product(
         ("forward", "theta", "backward", "backward_input"), (1, 3, 256)
