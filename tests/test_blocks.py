@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from variants import Case, Variant, case, tangents_of
 
 from stn_triton import launch, reference, reference_tangent, splines, tuning
+from stn_triton.kernels.block import tile_pixels
 from stn_triton.options import Options, Tangents
 
 POINTS = tuple(splines.regular_points(2, 2))
@@ -95,3 +98,55 @@ def test_equal_plain_pytorch(device, blocks, name):
             torch.testing.assert_close(
                 actual[part].cpu(), value, rtol=1e-10, atol=1e-10, msg=lambda m, part=part: f"{part}: {m}"
             )
+
+
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("mode", "padding", "kind"),
+    [
+        ("bilinear", "zeros", "plain"),
+        ("bilinear", "border", "plain"),
+        ("bilinear", "reflection", "plain"),
+        ("bilinear", "fill", "plain"),
+        ("bicubic", "border", "plain"),
+        ("bicubic", "fill", "plain"),
+        ("bilinear", "zeros", "index"),
+    ],
+)
+def test_three_channels_in_a_block_of_their_own(device, monkeypatch, mode, padding, kind, form):
+    """The one block that is no power of two. A fourth channel would be the next image's."""
+    used = []
+
+    def configuration(bucket, *_):
+        used.append(bucket.kernel)
+        return tuning._config(3, 1, 1, 8, 8, 1 if bucket.is_gather() else 2)
+
+    monkeypatch.setattr(tuning, "configuration", configuration)
+    args = case(Variant(2, mode, padding, kind, False), 3, *IMAGES)
+    options = Options(mode, padding)
+    expected = results(reference, args, options, None)
+    actual = results(launch, args.to(device, torch.float64, form), options, None)
+    assert {"forward", "theta" if kind == "index" else "backward"} <= set(used)
+    for part, value in expected.items():
+        if value is not None:
+            torch.testing.assert_close(actual[part].cpu(), value, rtol=1e-10, atol=1e-10)
+
+
+@triton.jit
+def tile_kernel(x_ptr, y_ptr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
+    pixels = tile_pixels((tl.program_id(0), 5), 2, BLOCK_H, BLOCK_W)
+    lanes = tl.arange(0, BLOCK_H * BLOCK_W)
+    tl.store(x_ptr + lanes, pixels[0])
+    tl.store(y_ptr + lanes, pixels[1])
+
+
+@pytest.mark.parametrize("tile", [(8, 8), (8, 32), (16, 16), (4, 8), (2, 16)])
+def test_a_warp_takes_a_patch_of_four_rows(device, tile):
+    """And all warps together take each pixel once."""
+    x, y = (torch.empty(tile[0] * tile[1], dtype=torch.int32, device=device) for _ in range(2))
+    tile_kernel[(1,)](x, y, *tile)
+    pixels = set(zip(x.tolist(), y.tolist(), strict=True))
+    assert pixels == {(i, 5 + j) for i in range(tile[1]) for j in range(tile[0])}
+    for warp in zip(x.view(-1, 32), y.view(-1, 32), strict=True):
+        width, height = (int(axis.max() - axis.min()) + 1 for axis in warp)
+        assert (height, width) == ((4, 8) if tile[0] >= 4 else (2, 16))

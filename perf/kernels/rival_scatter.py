@@ -66,11 +66,10 @@ def fused_scatter_kernel(
     grad_output_strides = (grad_output_stride_w, grad_output_stride_h, grad_output_stride_d)
     input_strides = (input_stride_w, input_stride_h, input_stride_d)
     theta_strides = (theta_stride_n, theta_stride_row, theta_stride_column)
-    element: tl.constexpr = grad_output_ptr.dtype.element_ty
     GROUPS: tl.constexpr = BLOCK_C // RUN_C
     PIXELS: tl.constexpr = BLOCK_H * BLOCK_W
     n, c_first, origin = tile_origin(C, D_out, H_out, W_out, DIM, BLOCK_C * STEPS_C, BLOCK_H, BLOCK_W)
-    pixels = tile_pixels(origin, element, DIM, BLOCK_H, BLOCK_W)
+    pixels = tile_pixels(origin, DIM, BLOCK_H, BLOCK_W)
     pixel_mask = is_inside(pixels, sizes_out, DIM)
     a, scales, samples, _count, sizes = map_of(
         theta_ptr, n, theta_strides, sizes_in, sizes_out, False, ALIGN_CORNERS, DIM, False, DTYPE

@@ -175,7 +175,6 @@ def backward_kernel(
     input_strides = (input_stride_w, input_stride_h, input_stride_d)
     theta_strides = (theta_stride_n, theta_stride_row, theta_stride_column)
     theta_tangent_strides = (theta_tangent_stride_n, theta_tangent_stride_row, theta_tangent_stride_column)
-    element: tl.constexpr = grad_input_ptr.dtype.element_ty
     PIXELS: tl.constexpr = BLOCK_H * BLOCK_W
     GROUPS: tl.constexpr = BLOCK_C // RUN_C
     ROWS: tl.constexpr = DIM + 1 if PROJECTIVE else DIM
@@ -190,7 +189,7 @@ def backward_kernel(
     )
 
     n, c_first, origin = tile_origin(C, D_in, H_in, W_in, DIM, BLOCK_C * STEPS_C, BLOCK_H, BLOCK_W)
-    pixels = tile_pixels(origin, element, DIM, BLOCK_H, BLOCK_W)
+    pixels = tile_pixels(origin, DIM, BLOCK_H, BLOCK_W)
     pixel_mask = is_inside(pixels, sizes_in, DIM)
     halves = per_axis_halves(sizes_in, DIM, DTYPE)
     lows, highs = per_axis_limits(sizes_in, DIM, DTYPE)

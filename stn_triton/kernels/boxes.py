@@ -215,11 +215,10 @@ def boxes_kernel(
     grad_output_strides = (grad_output_stride_w, grad_output_stride_h)
     theta_strides = (theta_stride_n, theta_stride_row, theta_stride_column)
     theta_tangent_strides = (theta_tangent_stride_n, theta_tangent_stride_row, theta_tangent_stride_column)
-    element: tl.constexpr = grad_input_ptr.dtype.element_ty
     PIXELS: tl.constexpr = BLOCK_H * BLOCK_W
 
     n, c_start, origin = tile_origin(C, 1, H_in, W_in, DIM, BLOCK_C, BLOCK_H, BLOCK_W)
-    pixels = tile_pixels(origin, element, DIM, BLOCK_H, BLOCK_W)
+    pixels = tile_pixels(origin, DIM, BLOCK_H, BLOCK_W)
     channels = C - c_start
     chunks = count_chunks(H_out, W_out)
     lanes = tl.arange(0, LANES)

@@ -283,11 +283,10 @@ def forward_kernel(
     theta_strides = (theta_stride_n, theta_stride_row, theta_stride_column)
     input_tangent_strides = (input_tangent_stride_w, input_tangent_stride_h, input_tangent_stride_d)
     theta_tangent_strides = (theta_tangent_stride_n, theta_tangent_stride_row, theta_tangent_stride_column)
-    element: tl.constexpr = output_ptr.dtype.element_ty
     GROUPS: tl.constexpr = BLOCK_C // RUN_C
 
     m, c_first, origin = tile_origin(C, D_out, H_out, W_out, DIM, BLOCK_C * STEPS_C, BLOCK_H, BLOCK_W)
-    pixels = tile_pixels(origin, element, DIM, BLOCK_H, BLOCK_W)
+    pixels = tile_pixels(origin, DIM, BLOCK_H, BLOCK_W)
     pixel_mask = is_inside(pixels, sizes_out, DIM)
     n, exists = image_of(image_index_ptr, m, images, per_image, HAS_INDEX)
     a, scales, samples, count, sizes = map_of(

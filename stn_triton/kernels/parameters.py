@@ -164,13 +164,12 @@ def theta_kernel(
     theta_strides = (theta_stride_n, theta_stride_row, theta_stride_column)
     input_tangent_strides = (input_tangent_stride_w, input_tangent_stride_h, input_tangent_stride_d)
     theta_tangent_strides = (theta_tangent_stride_n, theta_tangent_stride_row, theta_tangent_stride_column)
-    element: tl.constexpr = input_ptr.dtype.element_ty
     PIXELS: tl.constexpr = BLOCK_H * BLOCK_W
     GROUPS: tl.constexpr = BLOCK_C // RUN_C
     ROWS: tl.constexpr = DIM + 1 if PROJECTIVE else DIM
 
     m, c_first, origin = tile_origin(C, D_out, H_out, W_out, DIM, BLOCK_C * STEPS_C, BLOCK_H, BLOCK_W)
-    pixels = tile_pixels(origin, element, DIM, BLOCK_H, BLOCK_W)
+    pixels = tile_pixels(origin, DIM, BLOCK_H, BLOCK_W)
     n, exists = image_of(image_index_ptr, m, images, per_image, HAS_INDEX)
     pixel_mask = only_if(exists, is_inside(pixels, sizes_out, DIM))
     a, scales, samples, count, sizes = map_of(
@@ -420,11 +419,10 @@ def fill_kernel(
     grad_output_strides = (grad_output_stride_w, grad_output_stride_h, grad_output_stride_d)
     theta_strides = (theta_stride_n, theta_stride_row, theta_stride_column)
     theta_tangent_strides = (theta_tangent_stride_n, theta_tangent_stride_row, theta_tangent_stride_column)
-    element: tl.constexpr = grad_output_ptr.dtype.element_ty
     GROUPS: tl.constexpr = BLOCK_C // RUN_C
 
     m, c_start, origin = tile_origin(C, D_out, H_out, W_out, DIM, BLOCK_C, BLOCK_H, BLOCK_W)
-    pixels = tile_pixels(origin, element, DIM, BLOCK_H, BLOCK_W)
+    pixels = tile_pixels(origin, DIM, BLOCK_H, BLOCK_W)
     _n, exists = image_of(image_index_ptr, m, images, per_image, HAS_INDEX)
     pixel_mask = only_if(exists, is_inside(pixels, sizes_out, DIM))
     a, scales, samples, count, sizes = map_of(
