@@ -84,14 +84,16 @@ def _kernels(args: argparse.Namespace, is_yardstick: bool, archs: Sequence[str])
     return [Kernel(*found, arch) for found in launched(calls)[:: args.every] for arch in archs]
 
 
-def launched(calls: Sequence[WorkloadCall | VariantCall]) -> list[tuple[WorkloadCall | VariantCall, Launch]]:
-    """The kernels that calls launch with the default block sizes, each with the first call that does."""
+def launched(
+    calls: Sequence[WorkloadCall | VariantCall], by: str = "key"
+) -> list[tuple[WorkloadCall | VariantCall, Launch]]:
+    """What calls launch with default block sizes: each kernel or bucket, with the first call that does."""
     from perf.kernels import ahead, compiled, yardstick
 
     found = {}
     for call in tqdm(calls, "looking which kernels calls launch", file=sys.stderr, disable=None, leave=False):
         for launch in ahead.launches_of(call.run, compiled.target_of(yardstick.ARCH)):
-            found.setdefault(launch.key, (call, launch))
+            found.setdefault(getattr(launch, by), (call, launch))
     return list(found.values())
 
 

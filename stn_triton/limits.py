@@ -45,7 +45,7 @@ def check(input: Tensor, maps: int, size: Sequence[int], antialias: bool) -> Non
     """
     shape = input.shape
     sizes = input.numel(), maps * shape[1] * math.prod(size)
-    if 0 < min(sizes) and max(sizes) <= LARGEST_EXTENT:  # then so is each of their factors
+    if min(sizes) > 0 and max(sizes) <= LARGEST_EXTENT:  # then so is each of their factors
         return
     largest = largest_extent(input.dtype, antialias)
     if max(shape[2:]) > largest:

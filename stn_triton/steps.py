@@ -178,9 +178,9 @@ def compile_options(
 
     Weighted sums may contract (coordinates are fixed by explicit FMAs); Triton's own default is to change.
     ptxas left to itself sometimes aims at fewer registers than a kernel needs and spills a few: the gather,
-    whatever samples more than once per pixel, and fp64. The plain gather fits into 168, which is twelve warps
-    on a multiprocessor; for the others a limit that does not bind keeps ptxas from its own. AMD's warps have
-    64 lanes.
+    theta's sums of whole vectors, whatever samples more than once per pixel, and fp64. The plain gather fits
+    into 168, which is twelve warps on a multiprocessor; for the others a limit that does not bind keeps ptxas
+    from its own. AMD's warps have 64 lanes.
     """
     if bucket.kernel == "reach":
         return dict(REACH_OPTIONS)
@@ -193,6 +193,8 @@ def compile_options(
         options["maxnreg"] = 255
     elif is_gather:
         options["maxnreg"] = 168
+    elif bucket.kernel == "theta" and bucket.lane() > 1:
+        options["maxnreg"] = 128
     return options
 
 

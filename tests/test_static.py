@@ -67,12 +67,19 @@ def needs_more_than_all_registers(row):
     return is_large and "float64" in row["kernel"] and row["kernel"].startswith("backward")
 
 
+def spills_three_words(row):
+    """The gradient of theta, alone or with the image's, of many channels in NCHW, Triton 3.9."""
+    is_known = row["kernel"].startswith(("backward/", "theta/")) and "/nchw/" in row["kernel"]
+    return is_known and row["arch"] == "sm_100" and row["spills"] <= 3 and row["stack"] <= 8
+
+
 @compiles
 def test_no_kernel_spills(rows, variants):
     spilling = offenders(rows + variants, lambda row: row["spills"]) + offenders(
         rows, lambda row: row["stack"]
     )
-    assert not [found for found in spilling if not needs_more_than_all_registers(found[-1])]
+    known = (needs_more_than_all_registers, spills_three_words)
+    assert not [found for found in spilling if not any(is_known(found[-1]) for is_known in known)]
 
 
 @compiles
@@ -364,6 +371,22 @@ class TestDisassembly:
             code.executed([3, 3])
         with pytest.raises(ValueError, match="expected 0 loops side by side, got 1"):
             code.executed([3])
+
+    def test_what_stands_behind_the_exit_for_parted_warps(self):
+        body = ("BRA.DIV UR4, `(.L_x_1)", "FADD R1, R1, R1", ".L_x_2:", "FMUL R1, R1, R1")
+        aside = (
+            ".L_x_1:",
+            "WARPSYNC.COLLECTIVE R1, `(.L_x_3)",
+            ".L_x_3:",
+            "FADD R1, R1, R1",
+            "BRA `(.L_x_2)",
+        )
+        code = disassembly.read(sass(*body, "EXIT", *aside))
+        assert code == disassembly.Code(("BRA.DIV", "FADD", "FMUL", "EXIT"), (), ())
+        elsewhere = disassembly.read(
+            sass(*body, *aside, "EXIT")
+        )  # not behind: then it is a loop, as it seems
+        assert elsewhere.loops == ((2, 5),)
 
     def test_a_loop_that_is_unrolled_by_four(self):
         """Five rounds are one of four and one of one; seven are one of four, two and one."""

@@ -139,7 +139,7 @@ class TestInterruption:
             lambda text: b"a,b\n1,2\n",
             lambda text: text.replace(b",is_best", b",is_worst"),
             lambda text: text.replace(b",True,", b",perhaps,"),
-            lambda text: text.replace(b"p32768", b"p3276"),
+            lambda text: text.replace(b"p262144", b"p26214"),
             lambda text: text[: len(text) // 2],
             lambda text: text.replace(b",8,16,", b",8,1048576,"),
             lambda text: text.replace(b",8,16,", b",8,sixteen,"),

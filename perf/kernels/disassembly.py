@@ -123,19 +123,29 @@ def _within(inner: tuple[int, int], outer: tuple[int, int]) -> bool:
 
 
 def read(sass: str) -> Code:
-    """From what ``nvdisasm -c`` prints, up to the subroutines for rare numbers behind the kernel."""
+    """From what ``nvdisasm -c`` prints, up to what stands behind the kernel.
+
+    That is code for warps whose threads have parted (BRA.DIV; those of these kernels are together), and
+    subroutines for rare numbers.
+    """
     names: list[str] = []
     labels: dict[str, int] = {}
     jumps: list[tuple[int, str]] = []
+    asides: list[str] = []
     for line in sass.splitlines():
         if _SUBROUTINE.match(line.strip()):
             break
         if found := _LABEL.match(line):
             labels[found[1]] = len(names)
         elif found := _INSTRUCTION.search(line):
-            if found[2].startswith("BRA") and (target := re.search(r"\.L_\w+", found[3])):
+            if found[2].startswith("BRA.DIV"):
+                asides += re.findall(r"\.L_\w+", found[3])
+            elif found[2].startswith("BRA") and (target := re.search(r"\.L_\w+", found[3])):
                 jumps.append((len(names), target[0]))
             names.append(found[2])
+    behind = min((labels[label] for label in asides), default=len(names))
+    if names[behind - 1] == "EXIT":
+        del names[behind:]
     stuck = {position for position, label in jumps if labels.get(label) == position}
     while names and (names[-1] == "NOP" or len(names) - 1 in stuck):
         names.pop()  # what stands behind the last exit: a jump to itself, and padding

@@ -27,7 +27,7 @@ def main(args: argparse.Namespace, compiled: Callable[[Sequence[Kernel]], Iterat
     """Count, print a line as each is known, and write the table."""
     names = args.space or list(yardstick.NAMES)
     calls = cases.of_workloads([WORKLOADS[n] for n in chosen("--space", names, WORKLOADS)], mixed=False)
-    found = launched([call for call in calls if call.pass_name in _PASSES])
+    found = launched([call for call in calls if call.pass_name in _PASSES], by="bucket")
     kernels = [
         Kernel(call, launch, yardstick.ARCH, config)
         for call, launch in found
