@@ -187,6 +187,7 @@ def _fits(bucket: Bucket, config: Config) -> bool:
     lanes = run_c * block_h * block_w // bucket.lane()
     return (
         bucket.lane() <= run_c <= block_c
+        and block_c % run_c == 0
         and (run_c == 1 or bucket.layout != "nchw")
         and block_c * steps_c <= bucket.channels
         and (steps_c == 1 or bucket.has_steps())

@@ -94,7 +94,7 @@ def test_every_configuration_of_the_space_can_be_launched(kernel, variant, chann
         for config in space:
             assert tuning._is_valid(bucket, config)
             assert config["BLOCK_C"] * config["STEPS_C"] <= bucket.channels
-            assert config["RUN_C"] <= config["BLOCK_C"]
+            assert config["BLOCK_C"] % config["RUN_C"] == 0
             assert config["BLOCK_H"] <= config["BLOCK_W"]
             if bucket.layout == "nchw":
                 assert config["RUN_C"] == 1
@@ -116,8 +116,8 @@ def test_few_channels_are_a_block_of_their_own():
     config = tuning._config(3, 1, 1, 8, 16, 4)
     assert tuning.checked(three.name(), config) == (three, config)
     assert not tuning.checked(four.name(), config)
-    runs = {**config, "RUN_C": 3}  # would be an axis of a tensor, whose length is a power of two
-    assert not tuning.checked(three._replace(layout="channels_last").name(), runs)
+    for run_c in (2, 3):  # whole runs, each an axis of a tensor, whose length is a power of two
+        assert not tuning.checked(three._replace(layout="channels_last").name(), {**config, "RUN_C": run_c})
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
