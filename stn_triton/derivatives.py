@@ -104,7 +104,10 @@ def _below_autograd(call: Callable[..., object], arguments: Sequence[object]) ->
 
 
 def _is_plain(arguments: Sequence[object], device: str) -> bool:
-    """Whether all tensors are ordinary ones on a device, and no mode, profiler or tracer is active."""
+    """Whether all tensors are ordinary ones on a device, and no mode, profiler or tracer is active.
+
+    Observers of all threads at once, such as ``torch.profiler.ExecutionTraceObserver``, are not noticed.
+    """
     if (
         torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
@@ -125,9 +128,10 @@ _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 @functools.cache
 def _plain_keys(device: str) -> frozenset[int]:
     """The dispatch keys of ordinary tensors: not sparse, not negated, not a transform's, of no subclass."""
-    kinds = [torch.empty(0, device=device)]
-    with torch.inference_mode():
-        kinds.append(torch.empty(0, device=device))
+    kinds = []
+    for is_inference in (False, True):
+        with torch.inference_mode(is_inference):
+            kinds.append(torch.empty(0, device=device))
     return frozenset(torch._C._dispatch_keys(tensor).raw_repr() for tensor in kinds)
 
 
@@ -328,9 +332,18 @@ def _without_setup_context(function: type[Function]) -> type[_SingleLevelFunctio
     return type(function.__name__, (_SingleLevelFunction,), functions)
 
 
-def _autograd_kernel(op: torch._ops.OpOverload, eager: type[Function]) -> Callable[..., object]:
+def _autograd_kernel(op: torch._ops.OpOverload, eager: type[_SingleLevelFunction]) -> Callable[..., object]:
     """For calls of the operator itself: by compiled and exported programs."""
-    return lambda *arguments: _eager_call(op, eager, arguments)
+
+    def call(*arguments):
+        if torch._C._are_functorch_transforms_active():
+            raise RuntimeError(
+                f"{op.name()} has no rule for transforms of torch.func, for which an autograd.Function must "
+                "override the setup_context staticmethod; call the functions of stn_triton, which have rules"
+            )
+        return _eager_call(op, eager, arguments)
+
+    return call
 
 
 _EagerSample = _without_setup_context(_Sample)

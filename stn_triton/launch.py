@@ -43,8 +43,8 @@ def forward(
     """
     tensors = _tensors(input, theta, options, fill, image_index, tangents)
     facts = ("forward", tuple(size), options, *plans.facts_of(tensors.values()))
-    plan = plans.planned(facts, input.device, lambda: _Forward(tensors, size, options))
     with _device_of(input):
+        plan = plans.planned(facts, input.device, lambda: _Forward(tensors, size, options))
         return plan(tensors)
 
 
@@ -64,8 +64,10 @@ def backward(
     is_scattered = bool(options.points) and not torch.are_deterministic_algorithms_enabled()
     kind = ("backward", tuple(output_mask), is_scattered, options)
     facts = (*kind, *plans.facts_of(tensors.values()))
-    plan = plans.planned(facts, input.device, lambda: _Backward(tensors, options, output_mask, is_scattered))
     with _device_of(input):
+        plan = plans.planned(
+            facts, input.device, lambda: _Backward(tensors, options, output_mask, is_scattered)
+        )
         return plan(tensors)
 
 
@@ -135,14 +137,19 @@ class _Backward:
         grad_output, image_index = tensors["grad_output_ptr"], tensors["image_index_ptr"]
         self._mask = needs_input, needs_theta, needs_fill = tuple(mask)
         self._is_empty = grad_output.numel() == 0 or input.shape[0] == 0
-        self._copies = None
-        if needs_input or needs_theta:
-            self._copies = _form_to_copy_to(grad_output, input)
         self._form = memory_format(input, input.shape[2:])
         self._dtype = coordinate_dtype(input.dtype) if is_scattered else input.dtype
         self._gather = self._reach = self._theta = self._fill = None
         self._is_indexed = needs_input and not is_scattered and image_index is not None
         has_slope = options.mode != "nearest"
+        is_boxed = needs_input and bool(options.points) and not is_scattered
+        self._copies = {}
+        if needs_input or (needs_theta and has_slope):
+            is_over_pixels = is_boxed and not needs_theta
+            for name in ("grad_output_ptr", "input_tangent_ptr"):
+                form = _form_to_copy_to(tensors[name], input, is_over_pixels)
+                if form is not None:
+                    self._copies[name] = form
         is_many = image_index is not None or theta.shape[0] != input.shape[0]
         is_spline = bool(options.points)
         # Sums over one matrix fit into the gather only if it has the image for itself.
@@ -181,8 +188,8 @@ class _Backward:
                 theta.new_zeros(theta.shape) if needs_theta else None,
                 fill.new_zeros(fill.shape) if needs_fill else None,
             )
-        if self._copies is not None:
-            tensors["grad_output_ptr"] = tensors["grad_output_ptr"].contiguous(memory_format=self._copies)
+        for name, form in self._copies.items():
+            tensors[name] = tensors[name].contiguous(memory_format=form)
         if needs_input:
             if self._is_indexed:
                 tensors |= _by_image(tensors["image_index_ptr"], len(input))
@@ -209,7 +216,9 @@ def _total(partial: Tensor, theta: Tensor) -> Tensor:
     return total if total.dtype == theta.dtype else total.to(theta.dtype)
 
 
-def _form_to_copy_to(tensor: Tensor | None, image: Tensor) -> torch.memory_format | None:
+def _form_to_copy_to(
+    tensor: Tensor | None, image: Tensor, is_over_pixels: bool = False
+) -> torch.memory_format | None:
     """The memory format to copy a tensor to before a kernel reads it beside an image; None for no copy.
 
     Lanes run over the channels of both if these lie side by side in the image and are many, else over pixels.
@@ -220,10 +229,12 @@ def _form_to_copy_to(tensor: Tensor | None, image: Tensor) -> torch.memory_forma
     if tensor is None:
         return None
     form = memory_format(image, image.shape[2:])
-    if form != torch.contiguous_format and image.shape[1] >= tuning.LANES_C:
+    has_runs = form != torch.contiguous_format and image.stride(1) == 1 and image.shape[1] >= tuning.LANES_C
+    if has_runs and not is_over_pixels:
         return None if tensor.stride(1) == 1 else form
     strides = [t.stride(-1) * t.itemsize for t in (tensor, image)]
-    return torch.contiguous_format if strides[0] >= _SECTOR > strides[1] else None
+    is_apart = strides[0] >= _SECTOR and (is_over_pixels or strides[1] < _SECTOR)
+    return torch.contiguous_format if is_apart else None
 
 
 def _by_image(image_index: Tensor, images: int) -> dict[str, Tensor]:

@@ -6,8 +6,9 @@ a whole call. All of it follows from shapes, strides, dtypes, options, the devic
 addresses. So a plan is kept for each set of such facts. In it a `Launch` keeps the arguments that are no
 pointers and, for each alignment, the compiled kernel. Each launch reads addresses and the current stream.
 
-Hooks that Triton calls before a launch, and settings that choose another compilation, take effect in plans
-made after they were set; profilers' hooks around launches always do.
+Triton's hooks around launches are always called. Those that it has for a kernel's `run` are called on the
+first launch of a plan and an alignment alone, and settings that choose another compilation take effect in
+plans made after they were set.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from torch import Tensor
 from stn_triton import tuning
 
 MOST = 1024
-"""Plans that are kept, a few kilobytes each. When there are as many, all are dropped and made anew."""
+"""Plans that are kept, of a few kilobytes each; those of splines have their points too. When there are as
+many, all are dropped."""
 _plans: dict[Hashable, Any] = {}
 _IS_HIP = torch.version.hip is not None
 
@@ -39,7 +41,7 @@ def planned(facts: tuple[Hashable, ...], device: torch.device, make: Callable[[]
     """
     if tuning.is_choosing():
         return make()
-    key = (tuning.epoch, *facts)
+    key = (*tuning.state(), *facts)
     plan = _plans.get(key)
     if plan is None:
         plan = make()
@@ -104,5 +106,7 @@ class Launch:
         """By way of Triton's own launcher, which checks the tensors and compiles what is not compiled yet."""
         arguments = dict(zip(self._kernel.arg_names, (*given, *self._numbers), strict=True))
         compiled = self._kernel[self._grid[:1]](**arguments, **self._options)
+        if hasattr(compiled, "result"):  # the caller compiles in other threads
+            compiled = compiled.result()
         if compiled is not None:  # an interpreted kernel returns nothing
             self._runners[kind] = compiled[self._grid]

@@ -51,11 +51,6 @@ _NEIGHBOURS = (  # of a default, by what its values are multiplied with
 SHIPPED = Path(__file__).parent / "tuned"
 MOST_CANDIDATES = 6
 """Configurations that a search in a call tries; compiling them is what takes long."""
-epoch = 0
-"""Grows when `autotune` is entered. Between two such moments a bucket always gets the same configuration.
-
-Except from a chooser, and in a CUDA graph capture, where a bucket that should be searched gets its default.
-"""
 _searching = threading.Lock()
 _counting = threading.Lock()
 _asking = 0  # contexts that are open; those of several threads may overlap
@@ -224,7 +219,7 @@ def default(bucket: Bucket) -> Config:
         tiles = ((4, 8), (4, 4)) if channels < 64 else ((4, 4),)
     elif bucket.lane() > 1:
         # 23 instructions, 17 in bf16; with tiles of 4 x 8 pixels 31.
-        config = _config(min(channels, max(2 * values, 16)), 1, 16, 8, 8, 4)
+        config = _config(min(channels, max(2 * values, 16)), 1, 16, 8, 8, min(4, 32 // bucket.lane()))
         tiles = ((8, 8),)
     elif bucket.layout == "channels_last" and channels >= 16:
         # Lanes of single channels, whose masks cost registers.
@@ -298,6 +293,14 @@ def is_choosing() -> bool:
     return _chooser is not None
 
 
+def state() -> tuple[int, bool]:
+    """As long as it is the same, a bucket gets the same configuration.
+
+    Except from a chooser, and in the capture of a CUDA graph, where what should be searched gets its default.
+    """
+    return len(_found), _asking > 0
+
+
 @contextlib.contextmanager
 def autotune() -> Iterator[None]:
     """Let calls on a GPU search for the fastest block sizes: a context, or a decorator of a function.
@@ -313,10 +316,9 @@ def autotune() -> Iterator[None]:
         >>> with stn_triton.autotune():
         ...     loss = training_step(batch)
     """
-    global _asking, epoch
+    global _asking
     with _counting:
         _asking += 1
-        epoch += 1
     try:
         yield
     finally:
@@ -386,7 +388,8 @@ def _is_valid(bucket: Bucket, config: object) -> bool:
     if not all(type(value) is int and 0 < value <= 256 for value in config.values()):
         return False
     # Three channels may be a block of their own: RUN_C, which is as long as a tensor's axis, is 1 then.
-    others = [value for key, value in config.items() if (key, value) != ("BLOCK_C", bucket.channels)]
+    is_three = bucket.channels == config["BLOCK_C"] == 3
+    others = [value for key, value in config.items() if not (is_three and key == "BLOCK_C")]
     if any(value & (value - 1) for value in others):
         return False
     return _fits(bucket, config)

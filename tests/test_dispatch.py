@@ -34,6 +34,15 @@ def step(image, theta):
     return output, *torch.autograd.grad(output.sum(), (image, theta))
 
 
+def test_a_first_call_in_inference_mode_changes_nothing(device, dispatched):
+    image, theta = leaves(device)
+    derivatives._plain_keys.cache_clear()
+    with torch.inference_mode():
+        stn_triton.affine_grid_sample(image, theta)
+    step(image, theta)
+    assert dispatched == []
+
+
 BOTH = ["affine_grid_sample", "affine_grid_sample_backward"]
 
 

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,7 +34,8 @@ class TestThroughTritonsLauncher:
         assert seen["repeated"] == {"launches": [1, 1, 1], "bound": 1}
 
     def test_each_launch_has_the_addresses_of_its_tensors(self, seen):
-        assert seen["addresses"] == [True] * 4
+        assert seen["addresses"]["right"] == [True] * 6
+        assert seen["addresses"]["different"] >= 3
 
     def test_another_alignment_has_its_own_kernel(self, seen):
         even, odd, *again = seen["alignments"]
@@ -115,6 +118,48 @@ def test_masks_and_indices_do_not_share_a_plan(device):
             found = launch.backward(grad, image, theta, Options(), (True, False, False), None, index)
             assert not found[0][0].any()
             assert found[0][1].any()
+
+
+def test_gradients_of_other_strides_do_not_share_a_plan(device):
+    image, theta = (t.to(device) for t in make())
+    dense = torch.arange(image.numel(), dtype=torch.float32, device=device).view(image.shape)
+    grads = {
+        "dense": dense,
+        "turned": dense.mT.contiguous().mT,
+        "one number": torch.ones((), device=device).expand(image.shape),
+        "apart": torch.stack((dense, -dense), -1)[..., 0],
+    }
+    alone = {}
+    for name, grad in grads.items():
+        plans.forget()
+        alone[name] = launch.backward(grad, image, theta)
+    plans.forget()
+    for _ in range(2):
+        for name, grad in grads.items():
+            found = launch.backward(grad, image, theta)
+            assert all(torch.equal(a, b) for a, b in zip(found[:2], alone[name][:2], strict=True)), name
+
+
+def test_the_deterministic_mode_has_plans_of_its_own(device):
+    image, points = torch.ones(1, 1, 6, 6, device=device), (-1.0, -1.0, 1.0, -1.0, -1.0, 1.0, 1.0, 0.9)
+    theta = torch.eye(2, 7, device=device)[None]
+    for is_on in (False, True):
+        torch.use_deterministic_algorithms(is_on)
+        try:
+            launch.backward(image, image, theta, Options(points=points), (True, False, False))
+        finally:
+            torch.use_deterministic_algorithms(False)
+    assert len(plans._plans) == 2
+
+
+def test_a_call_on_another_device_is_made_on_it(monkeypatch):
+    entered = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: entered.append(device) or nullcontext())
+    for index in (0, 1):
+        with launch._device_of(SimpleNamespace(is_cuda=True, device=torch.device("cuda", index))):
+            pass
+    assert entered == [torch.device("cuda", 1)]
 
 
 @pytest.mark.parametrize("device_type", ["cpu", "cuda"])

@@ -215,10 +215,10 @@ def test_a_shipped_table_is_used_and_a_default_for_what_it_has_not(gpu, caplog):
 
 
 def test_without_a_table_calls_take_defaults_say_nothing_and_write_nothing(gpu, tmp_path, caplog):
-    before = tuning.epoch
+    before = tuning.state()
     assert tuning.configuration(BUCKET, GPU, None) == tuning.default(BUCKET)
     assert list(tmp_path.iterdir()) == []
-    assert (tuning.epoch, tuning._found) == (before, {})
+    assert (tuning.state(), tuning._found) == (before, {})
     assert messages(caplog) == []
 
 

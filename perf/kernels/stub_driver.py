@@ -10,10 +10,12 @@ It needs a C compiler (`CC`, or gcc), as Triton itself does before version 3.7.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -44,7 +46,7 @@ static address last[4];
 int cuLaunchKernelEx(void *config, void *f, void **arguments, void **e) {
   last[0] = *(address *)((char *)config + 32);
   for (int i = 0; i < 3; i++) last[i + 1] = *(address *)arguments[i];
-  launches++;
+  __atomic_fetch_add(&launches, 1, __ATOMIC_RELAXED);
   return 0;}
 long stub_launches(void) {return launches;}
 address stub_last(int i) {return last[i];}
@@ -77,6 +79,7 @@ def install() -> ctypes.CDLL:
     from triton.runtime.driver import driver
 
     folder = Path(tempfile.mkdtemp(prefix="stn_triton_stub_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     source, library = folder / "stub.c", folder / "libcuda.so.1"
     source.write_text(_source(Path(triton.__file__).parent / "backends" / "nvidia"))
     flags = ["-O2", "-shared", "-fPIC", "-w", "-Wl,-soname,libcuda.so.1"]
