@@ -35,9 +35,9 @@ SHRINK_TOLERANCE = 1 - 2.0**-6
 # Of images or their results that are sampled together. In the cache of a core would be room for 2**17, but
 # after each piece all threads wait for the last, which on a busy machine costs more than the cache gains.
 _ELEMENTS_AT_ONCE = 2**22
-# From how many channels and elements of the output on ``bags`` is faster than PyTorch's sampler.
+# From how many channels and elements of one output on ``bags`` is faster than PyTorch's sampler.
 _CHANNELS_OF_BAGS = 32
-_ELEMENTS_OF_BAGS = 2**18
+_ELEMENTS_OF_BAGS = 2**17
 _SAMPLED_DTYPES = (torch.float32, torch.float64)
 _SAMPLER = {2: torch.grid_sampler_2d, 3: torch.grid_sampler_3d}
 _SAMPLER_BACKWARD = {
@@ -227,7 +227,7 @@ def parts_of(
     if image_index is None and (samples is None or (samples == samples[0]).all()):
         each = (1,) * dim if samples is None else tuple(samples[0].tolist())
         count = m // n
-        step = _images_at_once(input, size, m * math.prod(size), options, is_backward)
+        step = _images_at_once(input, size, m, options, is_backward)
         if step >= n:
             return [Part(ALL, ALL, count, each)]
         firsts = range(0, n, step)
@@ -244,15 +244,15 @@ def parts_of(
 
 
 def _images_at_once(
-    input: Tensor, size: Sequence[int], pixels: int, options: Options, is_backward: bool
+    input: Tensor, size: Sequence[int], matrices: int, options: Options, is_backward: bool
 ) -> int:
     """How many images are sampled together.
 
     PyTorch's sampler knows one layout of results, and computes coordinates of half precision in half
     precision: what must therefore be copied before or after is not there twice as a whole.
     """
-    images = input.shape[0]
-    share = max(input.numel(), pixels * input.shape[1]) / _ELEMENTS_AT_ONCE
+    images, pixels = input.shape[0], math.prod(size)
+    share = max(input.numel(), matrices * pixels * input.shape[1]) / _ELEMENTS_AT_ONCE
     if share < 4:
         return images
     is_copied = input.dtype not in _SAMPLED_DTYPES
@@ -267,7 +267,8 @@ def _images_at_once(
 def _sampled(images: Tensor, grid: Grid, part: Part, options: Options) -> Tensor:
     """(matrices, C, *size): the images at the grid, 0 where nothing is sampled."""
     positions = stacked(grid.positions, part.count, 1)
-    if _suits_bags(images, images.dtype, positions.shape[:-1].numel(), options):
+    pixels = positions.shape[1:-1].numel() // part.count
+    if _suits_bags(images, images.dtype, pixels, options):
         output = bags.sampled(images, positions, options)
     else:
         codes = (_MODES[options.mode], _PADDINGS[options.padding_mode], options.align_corners)
@@ -278,7 +279,7 @@ def _sampled(images: Tensor, grid: Grid, part: Part, options: Options) -> Tensor
 
 
 def _suits_bags(images: Tensor, dtype: torch.dtype, pixels: int, options: Options) -> bool:
-    """Whether the channels of a pixel lie together and the output, of so many pixels, is large enough."""
+    """Whether the channels of a pixel lie together and an output, of so many pixels, is large enough."""
     return (
         images.shape[1] >= _CHANNELS_OF_BAGS
         and pixels * images.shape[1] >= _ELEMENTS_OF_BAGS

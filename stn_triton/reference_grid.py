@@ -23,8 +23,11 @@ from stn_triton.options import Options
 _SAFE_THETA = 1e4
 # Positions on longer axes are made anew by each call.
 _LONGEST_KEPT = 4096
+_MOST_KEPT = 64
 # Pixels of outputs so small that the number of operations decides how long they take.
 _MOST_WHOLE = 4096
+# Pixels of outputs so small that moments over them are summed at once.
+_MOST_MOMENTS = 256
 # By the number of spatial axes.
 _ONES = {2: (1, 1), 3: (1, 1, 1)}
 _SPATIAL = {2: (1, 2), 3: (1, 2, 3)}
@@ -73,12 +76,12 @@ class Base(NamedTuple):
     axes: tuple[Tensor, ...]
     """Those on each axis, x first."""
     whole: Tensor | None
-    """(D + 1, *size): those of every pixel, then ones. None of a large output."""
+    """(D + 1, *size): ones, then those of every pixel, x last. None of a large output."""
     last: Tensor | None
-    """The same as (*size, 1, D + 1)."""
+    """The same as (*size, 1, D + 1), x first. None of an output that is not small."""
 
     def is_tiny(self, matrices: int) -> bool:
-        """Whether so many matrices give so few pixels that ``whole`` and ``last`` are the faster way."""
+        """Whether so many matrices give so few pixels that ``whole`` is the faster way, to the same bits."""
         return self.whole is not None and matrices * self.whole.stride(0) <= _MOST_WHOLE
 
 
@@ -108,7 +111,8 @@ def grids_of(
 ) -> Iterator[Grid]:
     """The grid of each sample of a pixel: one, unless antialiasing asks for more."""
     theta = taken(theta, part.matrices, dtype)
-    make = _kept_base if max(size) <= _LONGEST_KEPT else _base
+    is_kept = max(size) <= _LONGEST_KEPT and math.prod(part.samples) <= _MOST_KEPT // 4
+    make = _kept_base if is_kept else _base
     size = tuple(size)
     for offsets in itertools.product(*map(range, part.samples)):
         base = make(size, offsets, part.samples, options.align_corners, dtype, theta.device)
@@ -133,12 +137,14 @@ def _base(
         whole = last = None
         if math.prod(size) <= _MOST_WHOLE:
             ones = axes[0].new_ones(())
-            whole = torch.stack([t.expand(size) for t in (*map(_along, axes, range(len(size))), ones)])
-            last = whole.movedim(0, -1).unsqueeze(-2).contiguous()
+            along = [_along(numbers, axis) for axis, numbers in enumerate(axes)]
+            whole = torch.stack([numbers.expand(size) for numbers in (ones, *reversed(along))])
+            if math.prod(size) <= _MOST_MOMENTS:
+                last = whole.flip(0).movedim(0, -1).unsqueeze(-2).contiguous()
     return Base(tuple(axes), whole, last)
 
 
-_kept_base = functools.lru_cache(maxsize=64)(_base)
+_kept_base = functools.lru_cache(maxsize=_MOST_KEPT)(_base)
 
 
 def _along(numbers: Tensor, axis: int) -> Tensor:
@@ -153,11 +159,11 @@ def rows_at(theta: Tensor, base: Base, bases: Tensor | None) -> Tensor:
     """
     dim = len(base.axes)
     columns = theta[:, :, : dim + 1] if bases is not None else theta
-    columns = columns.view(*columns.shape, *_ONES[dim])
-    if base.is_tiny(theta.shape[0]):  # fewer operations, each on more numbers
-        grid = (columns * base.whole).sum(2)
+    shape = (*columns.shape, *_ONES[dim])
+    if base.is_tiny(theta.shape[0]):  # fewer operations, each on more numbers, in the same order
+        grid = (columns.flip(2).view(shape) * base.whole).sum(2)
     else:
-        *columns, total = columns.unbind(2)
+        *columns, total = columns.view(shape).unbind(2)
         for axis in reversed(range(1, dim)):
             total = total + columns[axis] * _along(base.axes[axis], axis)
         grid = columns[0] * base.axes[0] + total
@@ -225,7 +231,7 @@ def grad_theta_of(grad_rows: Tensor, grid: Grid) -> Tensor:
     dim = len(grid.base.axes)
     if grid.unseen is not None:
         grad_rows = grad_rows.masked_fill(grid.unseen.movedim(1, -1), 0)
-    if grid.base.is_tiny(grad_rows.shape[0]):
+    if grid.base.last is not None:  # whatever the batch, so that bits do not depend on it
         grad_theta = (grad_rows.unsqueeze(-1) * grid.base.last).sum(_SPATIAL[dim])
     else:
         columns, rest = [], grad_rows

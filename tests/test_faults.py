@@ -60,7 +60,7 @@ class Scarce(TorchDispatchMode):
 
     def __init__(self, path, last):
         super().__init__()
-        self.implementations = dict(zip(OPERATORS, IMPLEMENTATIONS[path], strict=True))
+        self.implementations = ops.operators(IMPLEMENTATIONS[path])
         self.memory = Allocations(last)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -133,7 +133,8 @@ class TestMemory:
                 for t, grad in zip(tensors, before, strict=True):
                     assert (t.grad is None) == (grad is None)
                     assert grad is None or torch.equal(t.grad, grad)
-        assert count >= 4
+        launch.plans.forget()
+        assert count >= 3
         for t in tensors:
             t.grad = None
         step(path, function, tensors)
