@@ -104,10 +104,20 @@ def _device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
     return torch.cuda.device(tensor.device)
 
 
+def _check_devices(tensors: Tensors) -> None:
+    """Of who calls an operator itself: a kernel would read the memory of another device."""
+    device = tensors["input_ptr"].device
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != device:
+            argument = name.removesuffix("_ptr")
+            raise ValueError(f"{argument} must be on the device of input, {device}, got {tensor.device}")
+
+
 class _Forward:
     """The plan of a forward call."""
 
     def __init__(self, tensors: Tensors, size: Sequence[int], options: Options) -> None:
+        _check_devices(tensors)
         input, theta = tensors["input_ptr"], tensors["theta_ptr"]
         self._shape = (theta.shape[0], input.shape[1], *size)
         self._form = memory_format(input, size)
@@ -133,6 +143,7 @@ class _Backward:
     """The plan of a backward call."""
 
     def __init__(self, tensors: Tensors, options: Options, mask: Sequence[bool], is_scattered: bool) -> None:
+        _check_devices(tensors)
         input, theta = tensors["input_ptr"], tensors["theta_ptr"]
         grad_output, image_index = tensors["grad_output_ptr"], tensors["image_index_ptr"]
         self._mask = needs_input, needs_theta, needs_fill = tuple(mask)

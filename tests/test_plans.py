@@ -185,6 +185,14 @@ def test_there_is_no_end_of_shapes(monkeypatch):
         assert 0 < len(plans._plans) <= 5
 
 
+def test_a_tensor_on_another_device_is_named():
+    image, theta = make()
+    with pytest.raises(ValueError, match="theta must be on the device of input, cpu, got meta"):
+        launch.forward(image, theta.to("meta"), (5, 6))
+    with pytest.raises(ValueError, match="grad_output must be on the device of input, cpu, got meta"):
+        launch.backward(image.to("meta"), image, theta)
+
+
 def test_devices_have_their_own():
     here, there = (torch.empty(2, 3, device=device) for device in ("cpu", "meta"))
     assert plans.facts_of([here, None]) != plans.facts_of([there, None])
