@@ -125,7 +125,9 @@ def main(args: argparse.Namespace) -> int:
     device = environment.choose_device(args.device)
     if args.first_calls is not None:
         return first_calls(args, device)
-    print("about ten seconds, and as many where the two kernels are not compiled yet ...", file=sys.stderr)
+    if args.out:
+        raise UsageError("--out: only --first-calls writes a table")
+    print("about ten seconds; about twenty the first time, to compile two kernels ...", file=sys.stderr)
     with surroundings(device):
         rows = measure(device)
     facts = environment.facts(device)

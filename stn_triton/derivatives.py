@@ -12,7 +12,7 @@ be taken in any order, its tangent is B of g's tangent plus R. J has the gradien
 for the rest. R has none here: third derivatives raise.
 
 The formulas are ``autograd.Function``s. ``torch.func`` needs them with ``setup_context``; eager mode, and
-whoever calls the operator itself, gets them without, which costs half as much (``python -m perf overhead``).
+whoever calls the operator itself, gets them without, which costs less (``python -m perf overhead``).
 Compiled code calls the operator: PyTorch would be wrong for Functions under ``torch.func`` (pytorch#193279).
 """
 
@@ -313,7 +313,7 @@ class _TangentBackward(Function):
 
 
 def _without_setup_context(function: type[Function]) -> type[_SingleLevelFunction]:
-    """The same for eager mode. ``torch.func`` refuses it, and it costs half as much.
+    """The same for eager mode. ``torch.func`` refuses it, and it costs less.
 
     Its last argument is what computes the result: the operator, or its implementation.
     """

@@ -104,7 +104,7 @@ def _sentence(state: TableState) -> str:
 
 def calls() -> str:
     """Whether calls search for block sizes."""
-    if os.environ.get("STN_TRITON_AUTOTUNE") == "1":
+    if tuning.asked_by_environment():
         return "search for what no table has, each process anew (STN_TRITON_AUTOTUNE=1)"
     return "never tune unless asked (STN_TRITON_AUTOTUNE=1, stn_triton.autotune())"
 

@@ -301,14 +301,14 @@ def state() -> tuple[int, bool]:
     return len(_found), _asking > 0
 
 
-@contextlib.contextmanager
-def autotune() -> Iterator[None]:
+class autotune(contextlib.ContextDecorator):  # noqa: N801, as torch.no_grad
     """Let calls on a GPU search for the fastest block sizes: a context, or a decorator of a function.
 
-    The first call of each kind (kernel, mode, padding, layout, dtype, channels, pixels) that the shipped
-    table does not have compiles at most 6 configurations, on all cores, and times them on its own arguments.
-    After 30 seconds it takes the best so far. The choice stays until the process ends; nothing is written. It
-    holds in all threads, since PyTorch has one for backwards. Calls in a CUDA graph capture do not search.
+    The first call of each kind (kernel, mode, padding, layout, dtype, channels, pixels, images) that the
+    shipped table does not have compiles at most 6 configurations, on all cores, and times them on its own
+    arguments. What is not compiled after 30 seconds is left out. The choice stays until the process ends;
+    nothing is written. It holds in all threads, since PyTorch has one for backwards. Calls in the capture of
+    a CUDA graph do not search, nor do calls on a CPU, which have no block sizes.
 
     ``STN_TRITON_AUTOTUNE=1``, set before the first call, does the same for a whole process.
 
@@ -316,14 +316,23 @@ def autotune() -> Iterator[None]:
         >>> with stn_triton.autotune():
         ...     loss = training_step(batch)
     """
-    global _asking
-    with _counting:
-        _asking += 1
-    try:
-        yield
-    finally:
+
+    def __enter__(self) -> None:
+        """Searches begin."""
+        global _asking
+        with _counting:
+            _asking += 1
+
+    def __exit__(self, *error: object) -> None:
+        """They end, unless another thread or context still asks for them."""
+        global _asking
         with _counting:
             _asking -= 1
+
+
+def asked_by_environment() -> bool:
+    """Whether STN_TRITON_AUTOTUNE asks for searches."""
+    return os.environ.get("STN_TRITON_AUTOTUNE") == "1"
 
 
 def configuration(bucket: Bucket, device: torch.device, run: Launch) -> Config:
@@ -336,7 +345,7 @@ def configuration(bucket: Bucket, device: torch.device, run: Launch) -> Config:
     known = shipped(name).get(bucket) or _found.get((name, bucket))
     if known is not None:
         return known
-    is_asked = _asking or os.environ.get("STN_TRITON_AUTOTUNE") == "1"
+    is_asked = _asking or asked_by_environment()
     if not is_asked or torch.cuda.is_current_stream_capturing():
         return default(bucket)
     with _searching:  # one thread searches, the others wait for what it finds

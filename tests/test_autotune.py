@@ -103,6 +103,15 @@ class TestAsking:
             assert ask() == found(BUCKET)
 
 
+def test_a_context_may_be_entered_again():
+    before = tuning.state()
+    context = stn_triton.autotune()
+    for _ in range(2):
+        with context, context:
+            assert tuning.state() != before
+    assert tuning.state() == before
+
+
 class TestState:
     def test_whoever_keeps_what_was_chosen_is_never_wrong(self, searched):
         """As a launcher keeps plans, by the state."""
