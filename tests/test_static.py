@@ -39,8 +39,8 @@ def compiled(*options, archs=ARCHITECTURES):
 
 @pytest.fixture(scope="module")
 def rows():
-    """What the workloads launch, with grad_outputs of other memory formats too."""
-    found = compiled()
+    """What the workloads launch, with grad_outputs of other memory formats too; of other GPUs a sample."""
+    found = compiled(archs=("sm_90",)) + compiled("--every", "4", archs=("sm_80", "sm_100"))
     assert {row["kernel"].split("/")[0] for row in found} >= {
         "forward",
         "backward",
@@ -115,7 +115,7 @@ def test_channels_last_is_accessed_128_bits_at_a_time(rows):
             assert row["wide_stores"] == row["stores"] - partial, row
             assert row["wide_loads"] > 0, row
             checked += 1
-    assert checked >= 2 * 4 * len(ARCHITECTURES)
+    assert checked >= 2 * 4
 
 
 @compiles
@@ -123,7 +123,7 @@ def test_a_multiprocessor_holds_enough_warps(rows):
     """Twelve of 64; eight of the backward of volumes, a thread of which has four pixels."""
 
     def holds_few(row):
-        is_volume = row["kernel"].startswith("backward/3d")
+        is_volume = row["kernel"].startswith("backward_input/3d")
         return row["occupancy"] < (8 if is_volume else 12) / 64
 
     assert not offenders(rows, holds_few)
