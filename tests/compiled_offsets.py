@@ -24,7 +24,7 @@ CASES = (
     ("forward", {"dim": 3, "has_tangents": True, "channels": 1}),
     ("forward", {"padding_mode": "fill", "kind": "spline"}),
     ("backward", {"padding_mode": "fill", "channels": 64}),
-    ("backward", {"dim": 3, "layout": "channels_last"}),
+    ("backward_input", {"dim": 3, "layout": "channels_last"}),
     ("backward_input", {"kind": "projective", "matrices": "many", "has_tangents": True, "channels": 1}),
     ("backward_input", {"kind": "spline", "matrices": "index"}),
     ("theta", {"padding_mode": "fill", "kind": "projective", "has_tangents": True}),

@@ -415,6 +415,7 @@ class TestBillionsOfPixels:
             else:
                 input = torch.zeros(1, 1, *[1] * dim, dtype=torch.float16).expand(shape)
                 monkeypatch.setattr(launch, "memory_format", lambda *_: form)
+                monkeypatch.setattr(launch, "_form_to_copy_to", lambda *_: None)  # 4 GB
                 result, *_ = launch.backward(source, input, theta, output_mask=(True, False, False))
         assert result.shape == shape
         assert len(ran) == 3

@@ -102,7 +102,7 @@ class TestAlignment:
         network = FullyConnectedLocalization(1, hidden=(32,))
         stage = SpatialTransformer(1, transform="rotation", localization=network)
         model = SpatialTransformerSeries(stage, stage, stage, return_theta=True)
-        first, last = train(model, draw, loss, steps=300, lr=0.01)
+        first, last = train(model, draw, loss, steps=500, lr=0.01)
         assert last < first / 20
         lefts = []
         for count in (1, 2, 3):

@@ -67,10 +67,11 @@ def needs_more_than_all_registers(row):
     return is_large and "float64" in row["kernel"] and row["kernel"].startswith("backward")
 
 
-def spills_three_words(row):
-    """The gradient of theta, alone or with the image's, of many channels in NCHW, Triton 3.9."""
-    is_known = row["kernel"].startswith(("backward/", "theta/")) and "/nchw/" in row["kernel"]
-    return is_known and row["arch"] == "sm_100" and row["spills"] <= 3 and row["stack"] <= 8
+def spills_a_few_words(row):
+    """On sm_100 theta's gradient, with the image's or alone, of many channels in NCHW; on sm_80 many crops'."""
+    kinds = {"sm_100": ("backward/", "theta/"), "sm_80": ("backward_input/2d-bilinear-zeros-many/",)}
+    is_known = row["kernel"].startswith(kinds.get(row["arch"], ())) and "/nchw/" in row["kernel"]
+    return is_known and row["spills"] <= 4 and row["stack"] <= 8
 
 
 @compiles
@@ -78,7 +79,7 @@ def test_no_kernel_spills(rows, variants):
     spilling = offenders(rows + variants, lambda row: row["spills"]) + offenders(
         rows, lambda row: row["stack"]
     )
-    known = (needs_more_than_all_registers, spills_three_words)
+    known = (needs_more_than_all_registers, spills_a_few_words)
     assert not [found for found in spilling if not any(is_known(found[-1]) for is_known in known)]
 
 
