@@ -68,7 +68,7 @@ def needs_more_than_all_registers(row):
 
 
 def spills_a_few_words(row):
-    """On sm_100 theta's gradient, with the image's or alone, of many channels in NCHW; on sm_80 many crops'."""
+    """On sm_100 theta's gradient, with the image's or alone, of many channels; on sm_80 many crops'."""
     kinds = {"sm_100": ("backward/", "theta/"), "sm_80": ("backward_input/2d-bilinear-zeros-many/",)}
     is_known = row["kernel"].startswith(kinds.get(row["arch"], ())) and "/nchw/" in row["kernel"]
     return is_known and row["spills"] <= 4 and row["stack"] <= 8
@@ -135,7 +135,10 @@ def test_amd_kernels_compile():
     rows = compiled("--every", "6", archs=("gfx942",))
     assert not offenders(rows, lambda row: row["atomics"])
     assert all(0 < row["registers"] <= 512 and 0 < row["occupancy"] <= 1 for row in rows)
-    assert all(row["wide_loads"] for row in rows if "channels_last_16" in row["kernel"])
+    # A warp of 64 lanes shares a gather's tile of 32 accesses, 64 bits for each.
+    wide = [row for row in rows if "channels_last_16" in row["kernel"] and "backward" not in row["kernel"]]
+    assert wide
+    assert all(row["wide_loads"] for row in wide)
 
 
 @compiles
