@@ -1,8 +1,6 @@
 """How a search goes: what is compiled side by side, what is not waited for, which configuration wins."""
 
 import os
-import subprocess
-import sys
 import textwrap
 import threading
 import time
@@ -11,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import triton
+import uninterpreted
 from test_tuning import BUCKET, messages
 
 from stn_triton import autotuner
@@ -283,8 +282,5 @@ def test_real_kernels_are_compiled_side_by_side_and_found_when_they_are_launched
     assert threading.get_ident() not in threads
     print("as it should be")
     """
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
-    environment.pop("TRITON_INTERPRET", None)
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = uninterpreted.python("-c", textwrap.dedent(code), TRITON_CACHE_DIR=str(tmp_path))
     assert done.stdout == "as it should be\n", done.stderr

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import uninterpreted
 
 pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
@@ -184,10 +185,7 @@ def test_what_is_compiled_ahead_is_what_calls_launch(tmp_path):
     assert not ahead.compile_task(tasks[0]._replace(config=other), target)["cached"]
     print("as it should be")
     """
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
-    environment.pop("TRITON_INTERPRET", None)
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = uninterpreted.python("-c", textwrap.dedent(code), TRITON_CACHE_DIR=str(tmp_path))
     assert done.stdout == "as it should be\n", done.stderr
 
 

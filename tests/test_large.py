@@ -8,15 +8,13 @@ import contextlib
 import itertools
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
+import uninterpreted
 import variants
 from sparse import SomePrograms, Sparse
 from torch.autograd.profiler import profile
@@ -195,12 +193,7 @@ class TestCompiledOffsets:
     @pytest.fixture(scope="class")
     @classmethod
     def kernels(cls):
-        root = Path(__file__).parent.parent
-        environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-        environment["PYTHONPATH"] = str(root)
-        done = subprocess.run(
-            [sys.executable, COMPILED], capture_output=True, text=True, cwd=root, env=environment, timeout=600
-        )
+        done = uninterpreted.python(COMPILED, timeout=600, PYTHONPATH=str(uninterpreted.ROOT))
         assert done.returncode == 0, done.stderr
         found = [json.loads(line) for line in done.stdout.splitlines()]
         assert {kernel["kernel"] for kernel in found} == {

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import uninterpreted
 from tqdm import tqdm
 
 pd = pytest.importorskip("pandas")
@@ -607,9 +608,7 @@ class TestOverhead:
 
     @staticmethod
     def run(*arguments, **variables):
-        environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | variables
-        command = [sys.executable, "-m", "perf", "overhead", "--device", "cpu", *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True)
+        return uninterpreted.python("-m", "perf", "overhead", "--device", "cpu", *arguments, **variables)
 
     def test_json_is_all_that_is_printed(self):
         done = self.run("--json")

@@ -1,15 +1,13 @@
 """Launch plans: kept for what repeats, and noticed where something else comes."""
 
 import json
-import os
-import subprocess
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import uninterpreted
 
 from stn_triton import launch, plans, tuning
 from stn_triton.options import Options
@@ -21,10 +19,11 @@ ROOT = Path(__file__).parents[1]
 def seen(tmp_path_factory):
     """What `planned.py` prints."""
     pytest.importorskip("pandas")
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment |= {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
-    command = [sys.executable, str(Path(__file__).parent / "planned.py")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+    folders = {
+        "PYTHONPATH": str(uninterpreted.ROOT),
+        "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")),
+    }
+    done = uninterpreted.python("tests/planned.py", **folders)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -2,14 +2,11 @@
 
 import functools
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+import uninterpreted
 
 pytest.importorskip("pandas")
 
@@ -169,10 +166,7 @@ COMPILED = {
 @pytest.fixture(scope="module")
 def machine_code():
     """Of each case; in another process, since interpreted kernels cannot be compiled."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", COUNTING, json.dumps(list(COMPILED.values()))]
-    root = Path(__file__).parent.parent
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root)
+    done = uninterpreted.python("-c", COUNTING, json.dumps(list(COMPILED.values())))
     assert done.returncode == 0, done.stderr
     return dict(zip(COMPILED, map(json.loads, done.stdout.splitlines()), strict=True))
 

@@ -2,14 +2,12 @@
 
 import itertools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import triton
+import uninterpreted
 
 from perf.__main__ import main
 from perf.kernels import disassembly
@@ -23,9 +21,7 @@ compiles = pytest.mark.xdist_group("static")  # one worker compiles for all
 
 def static(*options, status=0):
     """``python -m perf static``, in another process: interpreted kernels cannot be compiled."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "perf", "static", *options]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    done = uninterpreted.python("-m", "perf", "static", *options)
     assert done.returncode == status, done.stderr
     return done
 
@@ -181,9 +177,7 @@ print(json.dumps({
 @pytest.fixture(scope="module")
 def plan():
     """Which kernels calls launch, found in another process: interpreted kernels cannot be compiled."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", LAUNCHED]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    done = uninterpreted.python("-c", LAUNCHED)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
