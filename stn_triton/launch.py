@@ -121,7 +121,7 @@ class _Forward:
         input, theta = tensors["input_ptr"], tensors["theta_ptr"]
         self._shape = (theta.shape[0], input.shape[1], *size)
         self._form = memory_format(input, size)
-        self._copies = _form_to_copy_to(tensors["input_tangent_ptr"], input)
+        self._forms = _forms_to_copy_to(tensors, ("input_tangent_ptr",))
         self._sample = Step("forward", forward_kernel, ("output", "input", "input_tangent"), options)
 
     def __call__(self, tensors: Tensors) -> Tensor:
@@ -131,9 +131,7 @@ class _Forward:
             return output
         if input.shape[0] == 0:  # an index has no image to name
             return output.fill_(0 if output.dtype == torch.uint8 else math.nan)
-        if self._copies is not None:
-            moved = tensors["input_tangent_ptr"].contiguous(memory_format=self._copies)
-            tensors = {**tensors, "input_tangent_ptr": moved}
+        _copy(tensors, self._forms)
         tensors["output_ptr"] = output
         self._sample(tensors)
         return output
@@ -153,16 +151,13 @@ class _Backward:
         self._gather = self._reach = self._theta = self._fill = None
         self._is_indexed = needs_input and not is_scattered and image_index is not None
         has_slope = options.mode != "nearest"
-        is_boxed = needs_input and bool(options.points) and not is_scattered
-        self._copies = {}
-        if needs_input or (needs_theta and has_slope):
-            is_over_pixels = is_boxed and not needs_theta
-            for name in ("grad_output_ptr", "input_tangent_ptr"):
-                form = _form_to_copy_to(tensors[name], input, is_over_pixels)
-                if form is not None:
-                    self._copies[name] = form
-        is_many = image_index is not None or theta.shape[0] != input.shape[0]
         is_spline = bool(options.points)
+        is_boxed = needs_input and is_spline and not is_scattered
+        self._forms = {}
+        if needs_input or (needs_theta and has_slope):
+            names = ("grad_output_ptr", "input_tangent_ptr")
+            self._forms = _forms_to_copy_to(tensors, names, is_boxed and not needs_theta)
+        is_many = image_index is not None or theta.shape[0] != input.shape[0]
         # Sums over one matrix fit into the gather only if it has the image for itself.
         self._is_fused = is_fused = (
             needs_input
@@ -199,8 +194,7 @@ class _Backward:
                 theta.new_zeros(theta.shape) if needs_theta else None,
                 fill.new_zeros(fill.shape) if needs_fill else None,
             )
-        for name, form in self._copies.items():
-            tensors[name] = tensors[name].contiguous(memory_format=form)
+        _copy(tensors, self._forms)
         if needs_input:
             if self._is_indexed:
                 tensors |= _by_image(tensors["image_index_ptr"], len(input))
@@ -225,6 +219,20 @@ def _total(partial: Tensor, theta: Tensor) -> Tensor:
     """The shares of each matrix, added up in a fixed order; where there is one share it is the sum."""
     total = partial if partial.shape == theta.shape else partial.sum(1)
     return total if total.dtype == theta.dtype else total.to(theta.dtype)
+
+
+def _forms_to_copy_to(
+    tensors: Tensors, names: Sequence[str], is_over_pixels: bool = False
+) -> dict[str, torch.memory_format]:
+    """The memory formats to copy some of the tensors to; those that are read as they are have none."""
+    image = tensors["input_ptr"]
+    forms = {name: _form_to_copy_to(tensors[name], image, is_over_pixels) for name in names}
+    return {name: form for name, form in forms.items() if form is not None}
+
+
+def _copy(tensors: Tensors, forms: dict[str, torch.memory_format]) -> None:
+    for name, form in forms.items():
+        tensors[name] = tensors[name].contiguous(memory_format=form)
 
 
 def _form_to_copy_to(

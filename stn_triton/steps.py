@@ -182,8 +182,6 @@ def compile_options(
     into 168, which is twelve warps on a multiprocessor; for the others a limit that does not bind keeps ptxas
     from its own. AMD's warps have 64 lanes.
     """
-    if bucket.kernel == "reach":
-        return dict(REACH_OPTIONS)
     options: dict[str, object] = {"enable_fp_fusion": True, "num_warps": config["num_warps"]}
     if is_hip:
         return {**options, "num_warps": max(config["num_warps"] // 2, 1)}
