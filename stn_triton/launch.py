@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from stn_triton import plans, splines, tuning
-from stn_triton.kernels import boxes
+from stn_triton.kernels import scatter
 from stn_triton.kernels.backward import backward_kernel
 from stn_triton.kernels.forward import forward_kernel
-from stn_triton.kernels.parameters import fill_kernel, theta_kernel
-from stn_triton.kernels.scatter import scatter_kernel
-from stn_triton.options import DEFAULT, Options, Tangents
+from stn_triton.kernels.parameters import fill_kernel
+from stn_triton.options import DEFAULT, Options, Tangents, is_projective
 from stn_triton.reference import coordinate_dtype, memory_format
-from stn_triton.steps import Reach, Step, Tensors
+from stn_triton.steps import Settle, Step, Tensors
 
 _SECTOR = 32
 """Bytes that a GPU reads at once."""
@@ -57,17 +56,18 @@ def backward(
     fill: Tensor | None = None,
     image_index: Tensor | None = None,
     tangents: Tangents | None = None,
+    gathers: bool = True,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of ``forward`` for input, theta and fill; None for one that ``output_mask`` leaves out."""
+    """Gradients of ``forward`` for input, theta and fill; None for one that ``output_mask`` leaves out.
+
+    Without ``gathers``, grad_input is scattered even where it would be gathered, to measure one by the other.
+    """
     tensors = _tensors(input, theta, options, fill, image_index, tangents)
     tensors["grad_output_ptr"] = grad_output
-    is_scattered = bool(options.points) and not torch.are_deterministic_algorithms_enabled()
-    kind = ("backward", tuple(output_mask), is_scattered, options)
-    facts = (*kind, *plans.facts_of(tensors.values()))
+    is_exact = torch.are_deterministic_algorithms_enabled()
+    facts = ("backward", tuple(output_mask), is_exact, options, *plans.facts_of(tensors.values()))
     with _device_of(input):
-        plan = plans.planned(
-            facts, input.device, lambda: _Backward(tensors, options, output_mask, is_scattered)
-        )
+        plan = plans.planned(facts, input.device, lambda: _Backward(tensors, options, output_mask, is_exact))
         return plan(tensors)
 
 
@@ -95,6 +95,9 @@ def _tensors(
         "partial_ptr": None,
         "starts_ptr": None,
         "order_ptr": None,
+        "grad_input_ptr": None,
+        "whole_ptr": None,
+        "limits_ptr": None,
     }
 
 
@@ -138,46 +141,59 @@ class _Forward:
 
 
 class _Backward:
-    """The plan of a backward call."""
+    """The plan of a backward call.
 
-    def __init__(self, tensors: Tensors, options: Options, mask: Sequence[bool], is_scattered: bool) -> None:
+    Two mechanisms: a gather, whose programs own pixels of the input, and a scatter, whose programs own those
+    of the output. `tuning.is_gathered` says which.
+    """
+
+    def __init__(
+        self, tensors: Tensors, options: Options, mask: Sequence[bool], is_exact: bool, gathers: bool
+    ) -> None:
         _check_devices(tensors)
         input, theta = tensors["input_ptr"], tensors["theta_ptr"]
-        grad_output, image_index = tensors["grad_output_ptr"], tensors["image_index_ptr"]
         self._mask = needs_input, needs_theta, needs_fill = tuple(mask)
-        self._is_empty = grad_output.numel() == 0 or input.shape[0] == 0
+        needs_theta = needs_theta and options.mode != "nearest"
+        self._is_empty = tensors["grad_output_ptr"].numel() == 0 or input.shape[0] == 0
         self._form = memory_format(input, input.shape[2:])
-        self._dtype = coordinate_dtype(input.dtype) if is_scattered else input.dtype
-        self._gather = self._reach = self._theta = self._fill = None
-        self._is_indexed = needs_input and not is_scattered and image_index is not None
-        has_slope = options.mode != "nearest"
-        is_spline = bool(options.points)
-        is_boxed = needs_input and is_spline and not is_scattered
         self._forms = {}
-        if needs_input or (needs_theta and has_slope):
-            names = ("grad_output_ptr", "input_tangent_ptr")
-            self._forms = _forms_to_copy_to(tensors, names, is_boxed and not needs_theta)
-        is_many = image_index is not None or theta.shape[0] != input.shape[0]
-        # Sums over one matrix fit into the gather only if it has the image for itself.
-        self._is_fused = is_fused = (
-            needs_input
-            and needs_theta
-            and has_slope
-            and tuning.share_a_kernel(input.ndim - 2, options.mode)
-            and not (is_many or is_spline or tensors["theta_tangent_ptr"] is not None)
+        if needs_input or needs_theta:
+            self._forms = _forms_to_copy_to(tensors, ("grad_output_ptr", "input_tangent_ptr"))
+        is_moving, is_indexed = (
+            tensors["theta_tangent_ptr"] is not None,
+            tensors["image_index_ptr"] is not None,
         )
-        if needs_input and is_scattered:
-            self._gather = Step("scatter", scatter_kernel, ("grad_output", "grad_input"), options)
-        elif needs_input:
-            images = ("grad_input", "grad_output", "input")
-            flags = {"MANY": is_many and not is_spline, "NEEDS_THETA": is_fused}
-            kernel = boxes.boxes_kernel if is_spline else backward_kernel
-            name = "backward" if is_fused else "backward_input"
-            self._gather = Step(name, kernel, images, options, **flags)
-            self._reach = Reach(options) if is_spline else None
-        if needs_theta and has_slope and not is_fused:
-            images = ("grad_output", "input", "input_tangent")
-            self._theta = Step("theta", theta_kernel, images, options)
+        projective = is_projective(theta.shape)
+        has_formula = tuning.is_gathered(input.ndim - 2, projective, is_moving, options)
+        is_gathered = needs_input and gathers and has_formula
+        is_scattered = needs_input and not is_gathered
+        self._dtype = coordinate_dtype(input.dtype) if is_scattered else input.dtype
+        self._sorts = is_gathered and is_indexed
+        self._gather = self._largest = self._scatter = self._settle = self._fill = None
+        self._gives_theta = False
+        if is_gathered:
+            is_many = is_indexed or theta.shape[0] != input.shape[0]
+            # Sums over one matrix fit into the gather only if it has the image for itself.
+            self._gives_theta = needs_theta and not is_many and tuning.share_a_kernel(options.mode)
+            flags = {"MANY": is_many, "NEEDS_THETA": self._gives_theta}
+            name = "backward" if self._gives_theta else "backward_input"
+            self._gather = Step(
+                name, backward_kernel, ("grad_input", "grad_output", "input"), options, **flags
+            )
+        read = ("grad_output", "input", "input_tangent")
+        if is_scattered:
+            images = (*read, "grad_input") if needs_theta else ("grad_output", "grad_input")
+            self._settle = Settle(tensors, options) if is_exact else None
+            adds, numbers = scatter.FLOATS, {}
+            if self._settle is not None:
+                adds, numbers = scatter.WHOLE, self._settle.numbers
+                largest = {"ADDS": scatter.LARGEST.value, **numbers}
+                self._largest = Step("scatter_input", scatter.scatter_kernel, images[:1], options, **largest)
+            name = "scatter" if needs_theta else "scatter_input"
+            flags = {"ADDS": adds.value, **numbers}
+            self._scatter = Step(name, scatter.scatter_kernel, images, options, **flags)
+        elif needs_theta and not self._gives_theta:
+            self._scatter = Step("theta", scatter.scatter_kernel, read, options, ADDS=scatter.NOTHING.value)
         if needs_fill:
             self._fill = Step("fill", fill_kernel, ("grad_output",), options)
 
@@ -187,7 +203,6 @@ class _Backward:
         grad_input = grad_theta = grad_fill = None
         if needs_input:
             grad_input = torch.empty_like(input, dtype=self._dtype, memory_format=self._form)
-            tensors["grad_input_ptr"] = grad_input
         if self._is_empty:
             return (
                 grad_input.zero_().to(input.dtype) if needs_input else None,
@@ -195,19 +210,25 @@ class _Backward:
                 fill.new_zeros(fill.shape) if needs_fill else None,
             )
         _copy(tensors, self._forms)
-        if needs_input:
-            if self._is_indexed:
-                tensors |= _by_image(tensors["image_index_ptr"], len(input))
-            if self._reach is not None:
-                tensors |= self._reach(tensors)
-            partial = self._gather(tensors)
-            if self._dtype != input.dtype:
-                grad_input = grad_input.to(input.dtype)
-            if self._is_fused:
+        if self._gather is not None:
+            found = _by_image(tensors["image_index_ptr"], len(input)) if self._sorts else {}
+            partial = self._gather({**tensors, **found, "grad_input_ptr": grad_input})
+            if self._gives_theta:
                 grad_theta = _total(partial, theta)
-        if self._theta is not None:
-            grad_theta = _total(self._theta(tensors), theta)
-        elif needs_theta and grad_theta is None:
+        elif needs_input:
+            tensors["grad_input_ptr"] = grad_input
+        if self._settle is not None:
+            tensors |= self._settle.memory()
+            self._largest(tensors)
+        if self._scatter is not None:
+            partial = self._scatter(tensors)
+            if needs_theta and not self._gives_theta and partial is not None:
+                grad_theta = _total(partial, theta)
+        if self._settle is not None:
+            self._settle(tensors)
+        if needs_input and self._dtype != input.dtype:
+            grad_input = grad_input.to(input.dtype)
+        if needs_theta and grad_theta is None:
             grad_theta = theta.new_zeros(theta.shape)
         if needs_fill:
             sums = self._fill(tensors).sum((0, 2)).flatten()
@@ -221,12 +242,10 @@ def _total(partial: Tensor, theta: Tensor) -> Tensor:
     return total if total.dtype == theta.dtype else total.to(theta.dtype)
 
 
-def _forms_to_copy_to(
-    tensors: Tensors, names: Sequence[str], is_over_pixels: bool = False
-) -> dict[str, torch.memory_format]:
+def _forms_to_copy_to(tensors: Tensors, names: Sequence[str]) -> dict[str, torch.memory_format]:
     """The memory formats to copy some of the tensors to; those that are read as they are have none."""
     image = tensors["input_ptr"]
-    forms = {name: _form_to_copy_to(tensors[name], image, is_over_pixels) for name in names}
+    forms = {name: _form_to_copy_to(tensors[name], image) for name in names}
     return {name: form for name, form in forms.items() if form is not None}
 
 
@@ -235,9 +254,7 @@ def _copy(tensors: Tensors, forms: dict[str, torch.memory_format]) -> None:
         tensors[name] = tensors[name].contiguous(memory_format=form)
 
 
-def _form_to_copy_to(
-    tensor: Tensor | None, image: Tensor, is_over_pixels: bool = False
-) -> torch.memory_format | None:
+def _form_to_copy_to(tensor: Tensor | None, image: Tensor) -> torch.memory_format | None:
     """The memory format to copy a tensor to before a kernel reads it beside an image; None for no copy.
 
     Lanes run over the channels of both if these lie side by side in the image and are many, else over pixels.
@@ -249,10 +266,10 @@ def _form_to_copy_to(
         return None
     form = memory_format(image, image.shape[2:])
     has_runs = form != torch.contiguous_format and image.stride(1) == 1 and image.shape[1] >= tuning.LANES_C
-    if has_runs and not is_over_pixels:
+    if has_runs:
         return None if tensor.stride(1) == 1 else form
     strides = [t.stride(-1) * t.itemsize for t in (tensor, image)]
-    is_apart = strides[0] >= _SECTOR and (is_over_pixels or strides[1] < _SECTOR)
+    is_apart = strides[0] >= _SECTOR > strides[1]
     return torch.contiguous_format if is_apart else None
 
 

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from stn_triton import plans, tuning
-from stn_triton.kernels import boxes, taps
+from stn_triton.kernels import scatter, taps
 from stn_triton.options import PADDING_MODES, Options, is_projective
 from stn_triton.reference import coordinate_dtype
 
@@ -21,8 +21,11 @@ PADDINGS = {
     for name, code in zip(PADDING_MODES, (taps.ZEROS, taps.BORDER, taps.REFLECTION, taps.FILL), strict=True)
 }
 _MAX_PROGRAMS = 2**31 - 1
-# Of `reach_kernel`, whose tiles are fixed.
-REACH_OPTIONS = {"enable_fp_fusion": True, "num_warps": 4}
+# Of `settle_kernel`, whose blocks are fixed.
+SETTLE_OPTIONS = {"enable_fp_fusion": True, "num_warps": 4}
+_ADD_TO_GRAD_INPUT = (scatter.FLOATS.value, scatter.WHOLE.value)
+_SAMPLE_BITS = 6
+"""Of `coordinates.MAX_SAMPLES`, for each axis."""
 Tensors = dict[str, Tensor | None]
 """The tensors of a call, by the names of the kernels' parameters."""
 
@@ -45,7 +48,7 @@ class Step:
         return self._run(self._launch, tensors)
 
     def _run(self, launch: plans.Launch, tensors: Tensors) -> Tensor | None:
-        if self._name == "scatter":  # it adds
+        if self._flags.get("ADDS") in _ADD_TO_GRAD_INPUT:
             tensors["grad_input_ptr"].zero_()
         return launch(tensors)
 
@@ -54,8 +57,7 @@ class Step:
         tiled = tensors[self._images[0]]
         images = [tensors[name] for name in self._images if tensors[name] is not None]
         numbers = {**numbers_of(tensors), **flags_of(tensors, images, self._options), **self._flags}
-        # A gather by boxes has pixels in all lanes, whatever the layout.
-        channels_last = self._kernel is not boxes.boxes_kernel and all(t.stride(1) == 1 for t in images)
+        channels_last = all(t.stride(1) == 1 for t in images)
         shape = (numbers["DIM"], numbers["PROJECTIVE"], numbers.get("MANY", False), numbers["TANGENT"])
         # Of the points only whether there are any: the rest would fill the cache.
         variant = tuning.variant_of(*shape, self._options._replace(points=self._options.points[:2]))
@@ -75,7 +77,7 @@ class Step:
             partial = None
             if self._name == "fill":
                 partial = (n, blocks_c, tiles, config["BLOCK_C"]), dtype
-            elif self._name in ("backward", "theta"):
+            elif self._name in ("backward", "scatter", "theta"):
                 maps, *matrix = tensors["theta_ptr"].shape
                 shares = programs // maps
                 partial = (maps, *([shares] if shares > 1 else []), *matrix), dtype
@@ -88,31 +90,36 @@ class Step:
         return with_blocks(tuning.configuration(bucket, tiled.device, run))
 
 
-class Reach:
-    """Of each tile and chunk of the output, the box of the input pixels that it samples."""
+class Settle:
+    """What a sum of whole numbers needs, see `kernels/scatter.py`: their scale, memory, and the last pass."""
 
-    def __init__(self, options: Options) -> None:
-        self._options = options
-        self._launch: plans.Launch | None = None
+    def __init__(self, tensors: Tensors, options: Options) -> None:
+        input, theta, grad_output = tensors["input_ptr"], tensors["theta_ptr"], tensors["grad_output_ptr"]
+        self._images, self._elements, self._device = len(input), input.numel(), input.device
+        self._dtype = coordinate_dtype(input.dtype)
+        # An index may give all matrices to one image.
+        maps = len(theta) if tensors["image_index_ptr"] is not None else len(theta) // len(input)
+        dim = input.ndim - 2
+        head = 61 - (maps * math.prod(grad_output.shape[2:]) - 1).bit_length()
+        low = head - dim * (options.taps().bit_length() - 1 + _SAMPLE_BITS * options.antialias)
+        self.numbers = {"elements": self._elements, "head": head, "low": low}
+        """What the kernels take besides sizes and strides."""
+        each = self._elements // self._images
+        programs = self._images * -(-each // scatter.SETTLED.value)
+        numbers = {**self.numbers, "per_image": each, "DTYPE": _TRITON_DTYPES[self._dtype]}
+        self._launch = plans.Launch(scatter.settle_kernel, programs, numbers, SETTLE_OPTIONS)
 
-    def __call__(self, tensors: Tensors) -> dict[str, Tensor]:
-        """Run it; returns the boxes, and those of chunks, by the names of parameters."""
-        theta, grad_output = tensors["theta_ptr"], tensors["grad_output_ptr"]
-        sides = [tile.value * boxes.TILES.value for tile in (boxes.TILE_H, boxes.TILE_W)]
-        height, width = grad_output.shape[2:]
-        chunks = -(-height // sides[0]) * -(-width // sides[1])
-        shapes = {
-            "boxes_ptr": (len(theta), chunks, 4, boxes.LANES.value),
-            "chunk_boxes_ptr": (len(theta), 4, chunks),
+    def memory(self) -> Tensors:
+        """Zeros: two whole numbers for each element, and each image's largest total, as the bits of it."""
+        bits = torch.int64 if self._dtype == torch.float64 else torch.int32
+        return {
+            "whole_ptr": torch.zeros(2 * self._elements, dtype=torch.int64, device=self._device),
+            "limits_ptr": torch.zeros(self._images, dtype=bits, device=self._device),
         }
-        _check_programs(len(theta) * chunks, "size", grad_output)
-        found = {name: theta.new_empty(shape, dtype=torch.int32) for name, shape in shapes.items()}
-        if self._launch is None:
-            images = [tensors[f"{name}_ptr"] for name in ("grad_output", "input", "grad_input")]
-            numbers = {**numbers_of(tensors), **flags_of(tensors, images, self._options)}
-            self._launch = plans.Launch(boxes.reach_kernel, len(theta) * chunks, numbers, REACH_OPTIONS)
-        self._launch({**tensors, **found})
-        return found
+
+    def __call__(self, tensors: Tensors) -> None:
+        """Run it: grad_input gets its values."""
+        self._launch(tensors)
 
 
 def numbers_of(tensors: Tensors) -> dict[str, int]:
@@ -122,6 +129,7 @@ def numbers_of(tensors: Tensors) -> dict[str, int]:
     d_in, h_in, w_in = (1, *input.shape[2:])[-3:]
     d_out, h_out, w_out = (1, *output.shape[2:])[-3:]
     numbers = {
+        **dict.fromkeys(("elements", "head", "low"), 0),  # of sums of whole numbers, see `Settle`
         "images": input.shape[0],
         "per_image": theta.shape[0] // input.shape[0],
         "point_count": 0 if points is None else len(points),
@@ -191,7 +199,7 @@ def compile_options(
         options["maxnreg"] = 255
     elif is_gather:
         options["maxnreg"] = 168
-    elif bucket.kernel == "theta" and bucket.lane() > 1:
+    elif bucket.kernel in ("theta", "scatter", "scatter_input") and bucket.lane() > 1:
         options["maxnreg"] = 128
     return options
 

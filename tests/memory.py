@@ -156,13 +156,12 @@ class Storage(TorchFunctionMode):
 _WRITTEN = {
     "forward_kernel": ("output_ptr",),
     "backward_kernel": ("grad_input_ptr", "partial_ptr"),
-    "boxes_kernel": ("grad_input_ptr",),
-    "reach_kernel": ("boxes_ptr", "chunk_boxes_ptr"),
-    "theta_kernel": ("partial_ptr",),
+    "scatter_kernel": ("partial_ptr",),
     "fill_kernel": ("partial_ptr",),
-    "scatter_kernel": (),
+    "settle_kernel": ("grad_input_ptr",),
 }
-_ADDED_TO = {"scatter_kernel": ("grad_input_ptr",)}
+_ADDED_TO = {"scatter_kernel": ("grad_input_ptr", "whole_ptr", "limits_ptr")}
+_READ_TOO = {"scatter_kernel": ("limits_ptr",), "settle_kernel": ("grad_input_ptr",)}
 
 
 class _Elements:
@@ -266,7 +265,8 @@ class Watch:
             watch.launches.append(name)
             watch.written = _Elements({k: t for k, t in tensors.items() if k in written})
             watch.added = _Elements({k: t for k, t in tensors.items() if k in added})
-            watch.read = _Elements({k: t for k, t in tensors.items() if k not in (*written, *added)})
+            outputs = {*written, *added} - {*_READ_TOO.get(name, ())}
+            watch.read = _Elements({k: t for k, t in tensors.items() if k not in outputs})
             return found
 
         def watched_call(self, *args, **kwargs):

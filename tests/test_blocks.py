@@ -31,7 +31,9 @@ CALLS = {  # what is called, and how many channels: blocks are of two
     "spline": (Variant(2, "bilinear", "fill", "many", False), 3),
     "spline tangent": (Variant(2, "bilinear", "border", "plain", True), 3),
     "scatter": (Variant(2, "bilinear", "reflection", "index", True), 3),
-    "scatter tangent": (Variant(2, "bilinear", "zeros", "plain", False), 7),
+    "scatter spline": (Variant(2, "bilinear", "reflection", "index", True), 3),
+    "scatter spline tangent": (Variant(2, "bilinear", "zeros", "plain", False), 7),
+    "scatter volume": (Variant(3, "bilinear", "border", "plain", False), 3),
 }
 
 
@@ -39,7 +41,7 @@ def arguments(name: str) -> tuple[Case, Options, Tangents | None]:
     variant, channels = CALLS[name]
     args = case(variant, channels, *(IMAGES if variant.dim == 2 else VOLUMES))
     options = variant.options()
-    if "spline" in name or "scatter" in name:
+    if "spline" in name:
         options = options._replace(points=POINTS)
         noise = torch.randn(len(args.theta), 4, 2, generator=torch.Generator().manual_seed(1))
         args = args._replace(theta=splines.coefficients(0.2 * noise, POINTS, torch.float64))
@@ -64,7 +66,7 @@ def blocks(request):
 
     def choose(bucket, _):
         used.add(bucket.kernel)
-        config = {"BLOCK_C": 2, "RUN_C": 1 if bucket.is_boxed() else run, "STEPS_C": 1 + bucket.has_steps()}
+        config = {"BLOCK_C": 2, "RUN_C": run, "STEPS_C": 1 + bucket.has_steps()}
         return {**tuning.default(bucket), **config, "BLOCK_H": height, "BLOCK_W": width}
 
     with tuning.choosing(choose):
@@ -126,8 +128,12 @@ def test_three_channels_in_a_block_of_their_own(device, monkeypatch, mode, paddi
     options = Options(mode, padding)
     expected = results(reference, args, options, None)
     actual = results(launch, args.to(device, torch.float64, form), options, None)
-    shares = kind == "plain" and tuning.share_a_kernel(2, mode)
-    assert set(used) >= {"forward", *(("backward",) if shares else ("backward_input", "theta"))}
+    backward = (
+        ("backward",) if kind == "plain" and tuning.share_a_kernel(mode) else ("backward_input", "theta")
+    )
+    if padding == "reflection":
+        backward = ("scatter",)
+    assert {*used} >= {"forward", *backward}
     for part, value in expected.items():
         if value is not None:
             torch.testing.assert_close(actual[part].cpu(), value, rtol=1e-10, atol=1e-10)

@@ -197,7 +197,7 @@ class TestCompiledOffsets:
         assert done.returncode == 0, done.stderr
         found = [json.loads(line) for line in done.stdout.splitlines()]
         assert {kernel["kernel"] for kernel in found} == {
-            *("forward", "backward", "backward_input", "theta", "fill", "scatter", "reach_kernel")
+            *("forward", "backward", "backward_input", "theta", "fill", "scatter", "settle_kernel")
         }
         return found
 
@@ -232,7 +232,7 @@ class TestCompiledOffsets:
                 if name not in ("image_index_ptr", "starts_ptr", "points_ptr"):
                     assert widths == [64], (kernel["kernel"], kernel["variant"], name)
                     seen.add(name)
-        assert {"partial_ptr", "boxes_ptr", "chunk_boxes_ptr", "order_ptr"} <= seen
+        assert {"partial_ptr", "whole_ptr", "order_ptr"} <= seen
 
 
 class Layout(NamedTuple):

@@ -76,7 +76,7 @@ class TestPlans:
             torch.autograd.grad(output, (image, offsets, fill), torch.empty_like(output))
 
         buckets = launches.reached(run)
-        assert [bucket.kernel for bucket in buckets] == ["forward", "scatter", "theta", "fill"]
+        assert [bucket.kernel for bucket in buckets] == ["forward", "scatter", "fill"]
         assert {bucket.variant for bucket in buckets} == {"2d-bilinear-fill-spline"}
 
     def test_a_dry_run_launches_and_writes_nothing(self):

@@ -22,29 +22,31 @@ from stn_triton.options import MODES, PADDING_MODES
 
 POINTS = tuple(splines.regular_points(2, 2))
 DENSE = ("forward_kernel", "backward_kernel")
-APART = ("forward_kernel", "backward_kernel", "theta_kernel")
-BOXES = ("forward_kernel", "reach_kernel", "boxes_kernel", "theta_kernel")
-SCATTER = ("forward_kernel", "scatter_kernel", "theta_kernel")
+APART = (*DENSE, "scatter_kernel")
+SCATTER = ("forward_kernel", "scatter_kernel")
+EXACT = (*SCATTER, "settle_kernel")
 CALLS = {  # what is called, and the kernels that it launches
     "plain": (Variant(2, "bilinear", "zeros", "plain", False), DENSE),
     "nearest": (Variant(2, "nearest", "border", "plain", True), DENSE),
     "bicubic fill": (Variant(2, "bicubic", "fill", "plain", False), (*APART, "fill_kernel")),
-    "many": (Variant(2, "bilinear", "reflection", "many", True), APART),
+    "many": (Variant(2, "bilinear", "border", "many", True), APART),
     "index": (Variant(2, "bilinear", "fill", "index", False), (*APART, "fill_kernel")),
-    "projective": (Variant(2, "bicubic", "border", "projective", False), APART),
+    "projective": (Variant(2, "bicubic", "border", "projective", False), EXACT),
     "antialias": (Variant(2, "bilinear", "border", "antialias", False), DENSE),
     "antialias index": (Variant(2, "nearest", "fill", "antialias index", True), (*DENSE, "fill_kernel")),
-    "volume": (Variant(3, "bilinear", "fill", "plain", True), (*APART, "fill_kernel")),
-    "volume reflection": (Variant(3, "nearest", "reflection", "many", False), DENSE),
-    "volume antialias": (Variant(3, "bilinear", "zeros", "antialias", False), APART),
-    "tangent": (Variant(2, "bilinear", "zeros", "plain", True), APART),
-    "tangent fill": (Variant(2, "bicubic", "fill", "many", False), (*APART, "fill_kernel")),
-    "tangent projective": (Variant(2, "bilinear", "border", "projective", False), APART),
-    "tangent volume": (Variant(3, "bilinear", "reflection", "index", False), APART),
-    "spline": (Variant(2, "bilinear", "zeros", "plain", False), BOXES),
-    "spline many": (Variant(2, "bicubic", "reflection", "many", True), BOXES),
-    "spline index": (Variant(2, "nearest", "border", "index", False), BOXES[:3]),
-    "spline tangent": (Variant(2, "bilinear", "fill", "plain", False), (*BOXES, "fill_kernel")),
+    "volume": (Variant(3, "bilinear", "fill", "plain", True), (*EXACT, "fill_kernel")),
+    "volume reflection": (Variant(3, "nearest", "reflection", "many", False), EXACT),
+    "volume antialias": (Variant(3, "bilinear", "zeros", "antialias", False), EXACT),
+    "tangent": (Variant(2, "bilinear", "zeros", "plain", True), EXACT),
+    "tangent fill": (Variant(2, "bicubic", "fill", "many", False), (*EXACT, "fill_kernel")),
+    "tangent projective": (Variant(2, "bilinear", "border", "projective", False), EXACT),
+    "tangent volume": (Variant(3, "bilinear", "reflection", "index", False), EXACT),
+    "spline": (Variant(2, "bilinear", "zeros", "plain", False), EXACT),
+    "spline many": (Variant(2, "bicubic", "reflection", "many", True), EXACT),
+    "spline index": (Variant(2, "nearest", "border", "index", False), EXACT),
+    "spline tangent": (Variant(2, "bilinear", "fill", "plain", False), (*EXACT, "fill_kernel")),
+    "scatter": (Variant(2, "bicubic", "reflection", "index", False), SCATTER),
+    "volume scatter": (Variant(3, "bilinear", "fill", "plain", False), (*SCATTER, "fill_kernel")),
     "spline scatter": (Variant(2, "bicubic", "zeros", "index", False), SCATTER),
     "spline scatter tangent": (Variant(2, "bilinear", "border", "many", True), SCATTER),
 }

@@ -87,8 +87,6 @@ def test_every_configuration_of_the_space_can_be_launched(kernel, variant, chann
         if dtype == torch.uint8 and kernel != "forward":  # it has no gradients
             continue
         bucket = tuning.bucket_of(kernel, variant, channels_last, dtype, images, channels, pixels)
-        if bucket.is_boxed():  # always launched as if it were NCHW
-            bucket = bucket._replace(layout="nchw")
         space = tuning.space(bucket)
         assert space[0] == tuning.default(bucket)
         assert len(space) == len({tuple(config.values()) for config in space}) <= 16

@@ -17,7 +17,7 @@ from stn_triton.kernels.taps import bounded, nearest
 
 # Arguments whose value must not choose another compilation: sizes, and the strides of channels.
 UNSPECIALIZED = (
-    *("H_in", "W_in", "H_out", "W_out", "images", "point_count"),
+    *("H_in", "W_in", "H_out", "W_out", "images", "point_count", "elements", "head", "low"),
     *("input_stride_c", "output_stride_c", "grad_input_stride_c", "grad_output_stride_c"),
     "input_tangent_stride_c",
 )
