@@ -65,9 +65,10 @@ def backward(
     tensors = _tensors(input, theta, options, fill, image_index, tangents)
     tensors["grad_output_ptr"] = grad_output
     is_exact = torch.are_deterministic_algorithms_enabled()
-    facts = ("backward", tuple(output_mask), is_exact, options, *plans.facts_of(tensors.values()))
+    how = is_exact, gathers
+    facts = ("backward", tuple(output_mask), how, options, *plans.facts_of(tensors.values()))
     with _device_of(input):
-        plan = plans.planned(facts, input.device, lambda: _Backward(tensors, options, output_mask, is_exact))
+        plan = plans.planned(facts, input.device, lambda: _Backward(tensors, options, output_mask, *how))
         return plan(tensors)
 
 
