@@ -24,10 +24,10 @@ def translation_table() -> dict[torch._ops.OpOverload, Callable]:
     """How ``torch.onnx.export`` translates the operator of this library.
 
     For its argument ``custom_translation_table``, with ``dynamo=True`` and ``opset_version`` 20 (the default)
-    or newer. Everything but ``antialias`` and wrap is translated: images and volumes, all modes, theta of every
-    shape and dtype, ``image_index``, homographies, uint8, static and dynamic sizes. Several matrices per
-    image share it; ``image_index`` copies images (``Gather``). Coordinates are computed in fp32 (fp64 for an
-    fp64 input), as eagerly. What an infinite or NaN theta samples, and a negative or too large
+    or newer. Everything but ``antialias`` and wrap is translated: images and volumes, all modes, theta of
+    every shape and dtype, ``image_index``, homographies, uint8, static and dynamic sizes. Several matrices
+    per image share it; ``image_index`` copies images (``Gather``). Coordinates are computed in fp32 (fp64
+    for an fp64 input), as eagerly. What an infinite or NaN theta samples, and a negative or too large
     ``image_index``, is up to the runtime that runs the model.
 
     Returns:
