@@ -46,7 +46,9 @@ def affine_grid_sample(
         mode: how to interpolate: ``"bilinear"`` (trilinear for volumes), ``"nearest"`` (half to even; no
             gradient for theta), ``"bicubic"`` (images only; A = -0.75).
         padding_mode: what lies outside the image: ``"zeros"``; ``"border"``, the nearest pixel;
-            ``"reflection"``, the mirrored image; ``"fill"``, ``fill_value``.
+            ``"reflection"``, the mirrored image; ``"fill"``, ``fill_value``; ``"wrap"``, the image again and
+            again: the pixel after the last is the first, whatever ``align_corners`` says (``"grid-wrap"`` of
+            ``scipy.ndimage``).
         align_corners: whether -1 and 1 mean the centres of the corner pixels (True) or their outer edges
             (False), as in ``F.grid_sample``.
         fill_value: for ``padding_mode="fill"``, a number, a sequence of C numbers, or a tensor (C,) or (),
@@ -65,7 +67,8 @@ def affine_grid_sample(
         (N, C, H_out, W_out), (N, K, C, H_out, W_out) or (M, C, H_out, W_out), or the same with D_out, in the
         dtype and the memory format (contiguous or channels_last) of ``input``. Coordinates are computed in
         fp32 (fp64 for an fp64 ``input``), under autocast too. Under zeros and fill a coordinate that is not
-        finite samples the outside, with zero gradients; under border and reflection NaN is the first edge.
+        finite samples the outside, with zero gradients; under border and reflection NaN is the first edge,
+        and under wrap what is not finite is the first pixel.
         Differentiable twice with respect to ``input``, ``theta`` and ``fill_value``, in reverse and in
         forward mode (not twice in forward mode).
 

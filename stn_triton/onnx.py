@@ -12,7 +12,7 @@ from onnxscript import evaluator, ir
 from onnxscript import opset20 as op
 
 from stn_triton import ops
-from stn_triton.options import is_projective
+from stn_triton.options import PADDINGS, is_projective
 
 _MODES = {"bilinear": "linear", "nearest": "nearest", "bicubic": "cubic"}
 # Runtimes convert coordinates to integers, and what is too large for those goes wrong. All that is further
@@ -24,7 +24,7 @@ def translation_table() -> dict[torch._ops.OpOverload, Callable]:
     """How ``torch.onnx.export`` translates the operator of this library.
 
     For its argument ``custom_translation_table``, with ``dynamo=True`` and ``opset_version`` 20 (the default)
-    or newer. Everything but ``antialias`` is translated: images and volumes, all modes and paddings, theta of
+    or newer. Everything but ``antialias`` and wrap is translated: images and volumes, all modes, theta of
     every shape and dtype, ``image_index``, homographies, uint8, static and dynamic sizes. Several matrices
     per image share it; ``image_index`` copies images (``Gather``). Coordinates are computed in fp32 (fp64
     for an fp64 input), as eagerly. What an infinite or NaN theta samples, and a negative or too large
@@ -35,8 +35,9 @@ def translation_table() -> dict[torch._ops.OpOverload, Callable]:
 
     Raises:
         torch.onnx.OnnxExporterError: raised by ``torch.onnx.export``, where the model uses
-            ``antialias=True`` (how many samples it takes depends on the values of theta), a thin plate
-            spline, or an ``opset_version`` below 20, which has no ``AffineGrid``. Its message says which.
+            ``antialias=True`` (how many samples it takes depends on the values of theta),
+            ``padding_mode="wrap"`` (which ``GridSample`` does not have), a thin plate spline, or an
+            ``opset_version`` below 20, which has no ``AffineGrid``. Its message says which.
 
     Example:
         >>> import torch, stn_triton, stn_triton.onnx
@@ -64,6 +65,12 @@ def _translate(input, theta, fill, image_index, size, mode, padding_mode, align_
         raise ValueError(f"opset_version must be at least 20 for stn_triton, got {opset_version}")
     if antialias:
         raise NotImplementedError("antialias must be False for ONNX export, got True")
+    padding = PADDINGS[padding_mode]
+    if padding.sampler is None:
+        names = [name for name, padding in PADDINGS.items() if padding.sampler is not None]
+        raise NotImplementedError(
+            f"padding_mode must be one of {names} for ONNX export, got {padding_mode!r}"
+        )
     if points:
         raise NotImplementedError("thin_plate_spline_grid_sample cannot be exported to ONNX")
     dtype = ir.DataType.DOUBLE if input.dtype == ir.DataType.DOUBLE else ir.DataType.FLOAT
@@ -74,7 +81,7 @@ def _translate(input, theta, fill, image_index, size, mode, padding_mode, align_
         n = _extent(theta, 0)
         images = op.Gather(images, image_index, axis=0)
     grid, is_seen = _grid(theta, size, align_corners, dtype)
-    if padding_mode != "reflection":
+    if not padding.repeats:
         grid = op.Clip(grid, *(op.CastLike(bound, grid) for bound in (-_FAR, _FAR)))
     if not is_one_each:
         # The grids of an image on top of each other, so that it is not copied.
@@ -85,7 +92,7 @@ def _translate(input, theta, fill, image_index, size, mode, padding_mode, align_
             images,
             grid,
             mode=_MODES[mode],
-            padding_mode="zeros" if padding_mode == "fill" else padding_mode,
+            padding_mode=padding.sampler,
             align_corners=int(align_corners),
         )
         if not is_one_each:

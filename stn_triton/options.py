@@ -8,7 +8,31 @@ import torch
 from torch import Tensor
 
 MODES = ("bilinear", "nearest", "bicubic")
-PADDING_MODES = ("zeros", "border", "reflection", "fill")
+
+
+class Padding(NamedTuple):
+    """What lies outside an image. How, is said in ``kernels/taps.py`` and ``reference_taps.py``."""
+
+    code: int
+    """In the kernels."""
+    sampler: str | None
+    """The padding that PyTorch's and ONNX's samplers have for it; None if they have none."""
+    has_outside: bool
+    """Whether there are positions outside, which see no pixel of the image."""
+    repeats: bool
+    """Whether the image is there again and again: far outside, too, each position has a pixel of its own."""
+
+
+PADDINGS = {
+    "zeros": Padding(0, "zeros", has_outside=True, repeats=False),
+    "border": Padding(1, "border", has_outside=False, repeats=False),
+    "reflection": Padding(2, "reflection", has_outside=False, repeats=True),
+    "fill": Padding(3, "zeros", has_outside=True, repeats=False),
+    "wrap": Padding(4, None, has_outside=False, repeats=True),
+}
+PADDING_MODES = tuple(PADDINGS)
+PAIR_PADDINGS = tuple(name for name, padding in PADDINGS.items() if padding.sampler == name)
+"""Those that ``F.grid_sample`` has."""
 INPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8)
 THETA_DTYPES = INPUT_DTYPES[:4]
 
@@ -26,6 +50,11 @@ class Options(NamedTuple):
     def taps(self) -> int:
         """Pixels per axis that a position is interpolated from."""
         return {"nearest": 1, "bilinear": 2, "bicubic": 4}[self.mode]
+
+    @property
+    def padding(self) -> Padding:
+        """What ``padding_mode`` names."""
+        return PADDINGS[self.padding_mode]
 
 
 DEFAULT = Options()

@@ -1,7 +1,8 @@
 """The operator in plain PyTorch: what runs on a CPU, and the form to read first.
 
-``reference_grid`` says where output pixels lie. The sampler is PyTorch's own, or ``bags`` for many channels
-in channels_last. Matrices that warp an image are stacked along its rows, so that no image is copied.
+``reference_grid`` says where output pixels lie. The sampler is PyTorch's own, ``bags`` for many channels
+in channels_last, or ``reference_taps`` for a padding that PyTorch does not have. Matrices that warp an image
+are stacked along its rows, so that no image is copied.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stn_triton import bags
+from stn_triton import bags, reference_taps
 from stn_triton.options import DEFAULT, Options
 from stn_triton.reference_grid import (
     ALL,
@@ -45,7 +46,7 @@ _SAMPLER_BACKWARD = {
     3: torch.ops.aten.grid_sampler_3d_backward.default,
 }
 _MODES = {"bilinear": 0, "nearest": 1, "bicubic": 2}
-_PADDINGS = {"zeros": 0, "border": 1, "reflection": 2, "fill": 0}
+_SAMPLER_PADDINGS = ("zeros", "border", "reflection")
 
 
 def forward(
@@ -145,7 +146,7 @@ def _gradients(
     """The gradients of a part, in the dtype of coordinates."""
     dtype, size = images.dtype, grad_output.shape[2:]
     sampler = _SAMPLER_BACKWARD[len(size)]
-    codes = (_MODES[options.mode], _PADDINGS[options.padding_mode], options.align_corners)
+    codes = _codes(options)
     if math.prod(part.samples) > 1:
         grad_output = grad_output / math.prod(part.samples)
     # A tap that moves outside is replaced by the fill value: derivatives are of the difference.
@@ -158,9 +159,13 @@ def _gradients(
         seen_grad = grad_output if grid.unseen is None else grad_output.masked_fill(grid.unseen, 0)
         if output_mask[0] or output_mask[1]:
             positions = stacked(grid.positions, part.count, 1)
-            mask = (output_mask[0], True)  # PyTorch computes the second in any case
             stacked_grad = stacked(seen_grad, part.count, 2)
-            grads[0], grad_grid = sampler(stacked_grad, content, positions, *codes, mask)
+            if codes is None:
+                places = (content, positions, stacked(grid.lost, part.count, 1))
+                grads[0], grad_grid = reference_taps.gradients(stacked_grad, *places, options, output_mask[0])
+            else:
+                mask = (output_mask[0], True)  # PyTorch computes the second in any case
+                grads[0], grad_grid = sampler(stacked_grad, content, positions, *codes, mask)
             if output_mask[1]:
                 rows = row_derivatives(grad_grid.view(grid.positions.shape), grid)
                 grads[1] = grad_theta_of(rows, grid)
@@ -268,14 +273,24 @@ def _sampled(images: Tensor, grid: Grid, part: Part, options: Options) -> Tensor
     """(matrices, C, *size): the images at the grid, 0 where nothing is sampled."""
     positions = stacked(grid.positions, part.count, 1)
     pixels = positions.shape[1:-1].numel() // part.count
-    if _suits_bags(images, images.dtype, pixels, options):
+    codes = _codes(options)
+    if codes is None:
+        output = reference_taps.sampled(images, positions, stacked(grid.lost, part.count, 1), options)
+    elif _suits_bags(images, images.dtype, pixels, options):
         output = bags.sampled(images, positions, options)
     else:
-        codes = (_MODES[options.mode], _PADDINGS[options.padding_mode], options.align_corners)
         output = _SAMPLER[images.ndim - 2](images, positions, *codes)
     if part.count > 1:
         output = output.unflatten(2, (part.count, -1)).transpose(1, 2).flatten(0, 1)
     return output if grid.unseen is None else output.masked_fill(grid.unseen, 0)
+
+
+def _codes(options: Options) -> tuple[int, int, bool] | None:
+    """The options of PyTorch's sampler; None if it does not have the padding."""
+    padding = options.padding.sampler
+    if padding is None:
+        return None
+    return _MODES[options.mode], _SAMPLER_PADDINGS.index(padding), options.align_corners
 
 
 def _suits_bags(images: Tensor, dtype: torch.dtype, pixels: int, options: Options) -> bool:
@@ -285,7 +300,7 @@ def _suits_bags(images: Tensor, dtype: torch.dtype, pixels: int, options: Option
         and pixels * images.shape[1] >= _ELEMENTS_OF_BAGS
         and dtype == torch.float32
         and options.mode == "bilinear"
-        and options.padding_mode != "reflection"
+        and not options.padding.repeats
         and memory_format(images, images.shape[2:]) != torch.contiguous_format
     )
 

@@ -21,6 +21,8 @@ from stn_triton.options import Options
 
 # Beyond this PyTorch's CPU sampler may meet coordinates that it converts to integers undefined.
 _SAFE_THETA = 1e4
+# Beyond this a coordinate of a padding that PyTorch does not have is taken for one that is not finite.
+_FARTHEST = 1e30
 # Positions on longer axes are made anew by each call.
 _LONGEST_KEPT = 4096
 _MOST_KEPT = 64
@@ -97,6 +99,8 @@ class Grid(NamedTuple):
     """(matrices, 1, *size), where nothing is sampled."""
     bases: Tensor | None
     """(H, W, P), of a spline: what its weights are multiplied with."""
+    lost: Tensor | None = None
+    """(matrices, *size, D), of a padding that PyTorch does not have: coordinates that were not finite."""
 
 
 def taken(tensor: Tensor, which: slice | Tensor, dtype: torch.dtype) -> Tensor:
@@ -193,12 +197,16 @@ def _grid(theta: Tensor, base: Base, options: Options) -> Grid:
         unseen = unseen.movedim(-1, 1)
     elif bases is None and _is_safe(theta):
         return Grid(base, grid, None, None, None)
-    if options.padding_mode == "reflection":
+    padding = options.padding
+    if padding.sampler is None:
+        lost = ~(grid.abs() < _FARTHEST)
+        return Grid(base, grid.masked_fill(lost, 0), divisor, unseen, bases, lost)
+    if padding.repeats:
         # PyTorch folds whatever is finite; the rest is taken for the first edge.
         grid = torch.where(grid.isfinite(), grid, -1)
     else:
-        lost = grid.isnan() if options.padding_mode == "border" else ~grid.isfinite()
-        if options.padding_mode != "border":
+        lost = ~grid.isfinite() if padding.has_outside else grid.isnan()
+        if padding.has_outside:
             lost_anywhere = lost.any(-1)[:, None]
             unseen = lost_anywhere if unseen is None else unseen | lost_anywhere
         grid = grid.masked_fill(lost, -_SAFE_THETA).clamp_(-_SAFE_THETA, _SAFE_THETA)
@@ -211,9 +219,9 @@ def _is_safe(theta: Tensor) -> bool:
     return least.item() > -_SAFE_THETA and most.item() < _SAFE_THETA
 
 
-def stacked(tensor: Tensor, count: int, axis: int) -> Tensor:
+def stacked(tensor: Tensor | None, count: int, axis: int) -> Tensor | None:
     """From (matrices, ...) to (images, ...): what an image's matrices have stands in a row along an axis."""
-    if count == 1:
+    if count == 1 or tensor is None:
         return tensor
     return tensor.unflatten(0, (-1, count)).movedim(1, axis).flatten(axis, axis + 1)
 

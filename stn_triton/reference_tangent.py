@@ -10,7 +10,6 @@ along axis k, the output moves by the sum over taps of
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stn_triton import reference, reference_grid
+from stn_triton import reference, reference_grid, reference_taps
 from stn_triton.options import Options, Tangents
 
 
@@ -37,12 +36,10 @@ class _Step(NamedTuple):
     """(D,): pixels per normalised unit."""
 
 
-class _Tap(NamedTuple):
-    """One of the pixels that positions are interpolated from: (images, positions)."""
+class _MovingTap(NamedTuple):
+    """One of the pixels that positions are interpolated from, and what changes: (images, positions)."""
 
-    index: Tensor
-    """Into the flattened image."""
-    inside: Tensor
+    tap: reference_taps.Tap
     slopes: Tensor
     """(images, positions, D): the derivative of the weight by the position."""
     bends: Tensor
@@ -68,8 +65,8 @@ def forward(
         output += reference.forward(linear[0], theta, size, options, linear[1], image_index)
     for step in _steps(input, theta, tangents.theta, size, options, fill, image_index):
         total = 0
-        for tap in _taps(step, input.shape[2:], options):
-            total = total + tap.change[:, None] * _pick(step.content, tap)
+        for moving in _moving_taps(step, input.shape[2:], options):
+            total = total + moving.change[:, None] * moving.tap.pick(step.content)
         total = total.unflatten(2, (step.part.count, *size)).transpose(1, 2).flatten(0, 1)
         output[step.part.matrices] += total / math.prod(step.part.samples)
     output = output.to(input.dtype)
@@ -104,16 +101,17 @@ def backward(
         gradient = reference_grid.taken(grad_output, matrices, dtype) / math.prod(step.part.samples)
         gradient = reference_grid.stacked(gradient, step.part.count, 2).flatten(2)
         grad_position = grad_velocity = 0
-        for tap in _taps(step, input.shape[2:], options):
-            share = gradient * tap.change[:, None]
+        for moving in _moving_taps(step, input.shape[2:], options):
+            share = gradient * moving.change[:, None]
             if output_mask[0]:
-                grad_input[step.part.images].scatter_add_(2, _expanded(tap.index, share), share)
+                index = moving.tap.index_like(share)
+                grad_input[step.part.images].scatter_add_(2, index, share)
             if output_mask[2]:
                 grad_fill -= share.sum((0, 2))
             if output_mask[1]:
-                dot = (gradient * _pick(step.content, tap)).sum(1)[..., None]
-                grad_velocity = grad_velocity + dot * tap.slopes
-                grad_position = grad_position + dot * tap.bends
+                dot = (gradient * moving.tap.pick(step.content)).sum(1)[..., None]
+                grad_velocity = grad_velocity + dot * moving.slopes
+                grad_position = grad_position + dot * moving.bends
         if output_mask[1]:
             shape = step.velocity.shape
             grad_velocity = grad_velocity.view(shape) * step.scale
@@ -153,8 +151,7 @@ def _steps(
     if options.mode == "nearest":  # moving a little changes nothing
         return
     dtype = reference_grid.coordinate_dtype(input.dtype)
-    extents = [n - options.align_corners for n in reversed(input.shape[2:])]
-    scale = torch.tensor(extents, dtype=dtype) / 2
+    scale = reference_taps.scale_of(input.shape[2:], options).to(dtype)
     for part in reference.parts_of(input, theta, size, options, image_index):
         content = reference_grid.taken(input, part.images, dtype).flatten(2)
         if fill is not None:
@@ -179,99 +176,23 @@ def _row_derivatives(grad_position: Tensor, grad_velocity: Tensor, step: _Step) 
     return rows
 
 
-def _expanded(index: Tensor, like: Tensor) -> Tensor:
-    return index[:, None].expand(-1, like.shape[1], -1)
-
-
-def _pick(content: Tensor, tap: _Tap) -> Tensor:
-    """(images, C, positions): the tap's pixels, 0 outside."""
-    picked = content.gather(2, _expanded(tap.index, content))
-    return torch.where(tap.inside[:, None], picked, 0)
-
-
-def _taps(step: _Step, size_in: Sequence[int], options: Options) -> Iterator[_Tap]:
-    images = len(step.content)
-    dim = len(size_in)
-    sizes = tuple(reversed(size_in))
-    # As PyTorch's sampler computes it, so that cells are the same at kinks.
-    offset = 0.0 if options.align_corners else 0.5
-    pixels = ((step.grid.positions + 1) * step.scale - offset).reshape(images, -1, dim)
+def _moving_taps(step: _Step, size_in: Sequence[int], options: Options) -> Iterator[_MovingTap]:
+    images, dim = len(step.content), len(size_in)
     velocity = (step.velocity * step.scale).reshape(images, -1, dim)
-    seen = torch.ones_like(pixels[..., 0], dtype=torch.bool)
-    if step.grid.unseen is not None:
-        seen = ~step.grid.unseen.reshape(images, -1)
-    axes = [_axis_taps(pixels[..., k], n, options) for k, n in enumerate(sizes)]
-    for chosen in itertools.product(*axes):
-        inside = seen
-        index = torch.zeros_like(seen, dtype=torch.long)
-        for (pixel, *_), n in reversed(list(zip(chosen, sizes, strict=True))):
-            inside = inside & (pixel >= 0) & (pixel < n)
-            index = index * n + pixel.clamp(0, n - 1).long()
-        derivatives = [numbers[1:] for numbers in chosen]
-        slopes = [_product(derivatives, {k: 1}) for k in range(dim)]
+    unseen = None if step.grid.unseen is None else step.grid.unseen.reshape(images, -1)
+    lost = None if step.grid.lost is None else step.grid.lost.reshape(images, -1, dim)
+    for tap in reference_taps.taps(step.grid.positions.reshape(images, -1, dim), size_in, options, lost):
+        if unseen is not None:
+            tap = tap._replace(inside=tap.inside & ~unseen)
+        slopes = [tap.product({k: 1}) for k in range(dim)]
         bends = []
         for k in range(dim):
-            bend = velocity[..., k] * _product(derivatives, {k: 2})
+            bend = velocity[..., k] * tap.product({k: 2})
             for j in range(dim):
                 if j != k:
-                    bend = bend + velocity[..., j] * _product(derivatives, {k: 1, j: 1})
+                    bend = bend + velocity[..., j] * tap.product({k: 1, j: 1})
             bends.append(bend)
-        slopes = torch.where(inside[..., None], torch.stack(slopes, -1), 0)
-        bends = torch.where(inside[..., None], torch.stack(bends, -1), 0)
-        change = torch.where(inside, (velocity * slopes).sum(-1), 0)
-        yield _Tap(index, inside, slopes, bends, change)
-
-
-def _product(derivatives: Sequence[Sequence[Tensor]], orders: dict[int, int]) -> Tensor:
-    """Over axes, of the weight's derivatives of the orders given for some axes, 0 for the others."""
-    return math.prod(numbers[orders.get(k, 0)] for k, numbers in enumerate(derivatives))
-
-
-def _axis_taps(position: Tensor, n: int, options: Options) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """On one axis of n pixels: of each tap the pixel, the weight, and its first and second derivative."""
-    is_padded = options.padding_mode in ("border", "reflection")
-    direction = torch.ones_like(position)
-    if options.padding_mode == "reflection":
-        position, direction = _reflected(position, n, options)
-    if options.padding_mode == "border" and options.mode == "bicubic":
-        # Else the slopes of taps that are all the edge cancel up to rounding only.
-        direction = torch.where((position >= -1) & (position < n), direction, 0)
-    if is_padded and options.mode != "bicubic":
-        direction = torch.where((position > 0) & (position < n - 1), direction, 0)
-        position = position.clamp(0, n - 1)
-    cell = position.floor()
-    f = position - cell
-    zero = torch.zeros_like(f)
-    if options.mode == "bilinear":
-        return [(cell, 1 - f, -direction, zero), (cell + 1, f, direction, zero)]
-    # Keys' kernel, A = -0.75 as in PyTorch: its outer or inner piece at a distance, and their derivatives.
-    taps = []
-    for i, (distance, sign) in enumerate(((1 + f, 1), (f, 1), (1 - f, -1), (2 - f, -1))):
-        x = distance
-        if i in (0, 3):
-            weight, slope, bend = (
-                ((-0.75 * x + 3.75) * x - 6) * x + 3,
-                (-2.25 * x + 7.5) * x - 6,
-                -4.5 * x + 7.5,
-            )
-        else:
-            weight, slope, bend = (1.25 * x - 2.25) * x * x + 1, (3.75 * x - 4.5) * x, 7.5 * x - 4.5
-        pixel = cell + (i - 1)
-        if options.padding_mode == "reflection":
-            pixel, _ = _reflected(pixel, n, options)
-        if is_padded:
-            pixel = pixel.clamp(0, n - 1)
-        taps.append((pixel, weight, sign * direction * slope, direction * direction * bend))
-    return taps
-
-
-def _reflected(position: Tensor, n: int, options: Options) -> tuple[Tensor, Tensor]:
-    """Mirrored until it lies within the image, and 1 or -1 for its direction there."""
-    first, span = (0.0, n - 1) if options.align_corners else (-0.5, n)
-    if span == 0:
-        return torch.zeros_like(position), torch.zeros_like(position)
-    above = position - first
-    fold = torch.floor(above / span)
-    rest = above - fold * span
-    odd = fold.remainder(2) == 1
-    return first + torch.where(odd, span - rest, rest), torch.where(odd, -1.0, 1.0).to(position.dtype)
+        slopes = torch.where(tap.inside[..., None], torch.stack(slopes, -1), 0)
+        bends = torch.where(tap.inside[..., None], torch.stack(bends, -1), 0)
+        change = torch.where(tap.inside, (velocity * slopes).sum(-1), 0)
+        yield _MovingTap(tap, slopes, bends, change)

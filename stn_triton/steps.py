@@ -11,15 +11,11 @@ import triton.language as tl
 from torch import Tensor
 
 from stn_triton import plans, tuning
-from stn_triton.kernels import scatter, taps
-from stn_triton.options import PADDING_MODES, Options, is_projective
+from stn_triton.kernels import scatter
+from stn_triton.options import Options, is_projective
 from stn_triton.reference import coordinate_dtype
 
 _TRITON_DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
-PADDINGS = {
-    name: code.value
-    for name, code in zip(PADDING_MODES, (taps.ZEROS, taps.BORDER, taps.REFLECTION, taps.FILL), strict=True)
-}
 _MAX_PROGRAMS = 2**31 - 1
 # Of `settle_kernel`, whose blocks are fixed.
 SETTLE_OPTIONS = {"enable_fp_fusion": True, "num_warps": 4}
@@ -164,7 +160,7 @@ def flags_of(tensors: Tensors, images: Sequence[Tensor], options: Options) -> di
         "PROJECTIVE": is_projective(tensors["theta_ptr"].shape),
         "SPLINE": bool(options.points),
         "TAPS": options.taps(),
-        "PADDING": PADDINGS[options.padding_mode],
+        "PADDING": options.padding.code,
         "ALIGN_CORNERS": options.align_corners,
         "ANTIALIAS": options.antialias,
         "HAS_INDEX": tensors["image_index_ptr"] is not None,

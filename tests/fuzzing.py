@@ -13,7 +13,7 @@ import hypothesis.strategies as st
 import torch
 from memory import Layout
 from torch import Tensor
-from variants import Case
+from variants import GATHERED, Case
 
 from stn_triton import reference, splines
 from stn_triton.check import oracle
@@ -146,12 +146,17 @@ def examples(draw, kind, dtypes, is_public=False):
         fill = randn(channels).to(draw(st.sampled_from((torch.float32, torch.float64, torch.float16))))
     grad_dtype = torch.float32 if dtype == torch.uint8 else dtype
     args = Case(input.to(dtype), theta, size, grad.to(grad_dtype), fill, index)
+    has_gradient = bool(points) or padding_mode in GATHERED
     tensors = {n: t for n, t in args._asdict().items() if isinstance(t, Tensor)}
     return Example(
         args,
         options,
         {name: draw(layouts(tensor.ndim)) for name, tensor in tensors.items()},
-        draw(st.sampled_from(((True, True), (True, False), (False, True)))),
+        draw(
+            st.sampled_from(
+                ((True, True), (True, False), (False, True)) if has_gradient else ((False, True),)
+            )
+        ),
         draw(st.integers(0, 99)) if draw(st.booleans()) else 0,
         draw(st.integers(0, 1)),
         draw(st.booleans()),
@@ -185,10 +190,10 @@ def _positions():
 
 
 def _near_and_far(position, n, options, eps, rounding):
-    """Where a rounding may decide about a kink, and where a reflection has lost count."""
+    """Where a rounding may decide about a kink, and where an image that repeats has lost count."""
     inside = (position > -10) & (position < n + 10)
     far = torch.zeros_like(inside)
-    if options.padding_mode == "reflection":  # what is not finite is the first edge
+    if options.padding.repeats:  # what is not finite is the first edge
         inside = position.isfinite()
         far = inside & (position.abs() > 0.25 / eps**0.75)
     distance = (2 * position - (2 * position).round()).abs() / 2
@@ -246,7 +251,7 @@ def expected_of(args: Case, options: Options, is_shared: bool, device: torch.dev
             depth = _depths(args.theta[m], args.input.shape[2:], args.size, options)
             lost[m, 0] |= (depth.abs() < 1e-3) | (depth.abs() > 1e30)
             for position, _ in found:
-                if options.padding_mode == "reflection":
+                if options.padding.repeats:
                     lost[m, 0] |= position.abs() > 1e3
                 loose[m, 0] |= ~position.isfinite()  # times a change of rounding
             kept = depth[~lost[m, 0] & depth.isfinite()].abs()

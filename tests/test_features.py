@@ -15,11 +15,11 @@ from torch.testing._internal.common_methods_invocations import op_db
 from variants import CELLS, EXISTING, PRODUCT, Variant, case, maps
 
 from stn_triton import affine_grid_sample, perspective_grid_sample, reference
-from stn_triton.options import PADDING_MODES
+from stn_triton.options import PADDING_MODES, PAIR_PADDINGS
 
 FORWARD = torch.ops.stn_triton.affine_grid_sample.default
 BACKWARD = torch.ops.stn_triton.affine_grid_sample_backward.default
-PAIR = [v for v in EXISTING if v.kind == "plain" and v.padding_mode != "fill"]
+PAIR = [v for v in EXISTING if v.kind == "plain" and v.padding_mode in PAIR_PADDINGS]
 
 
 def pair(args, variant, theta=None):
@@ -235,7 +235,7 @@ class TestFill:
 
 
 class TestProjective:
-    @pytest.mark.parametrize("padding_mode", ["zeros", "border", "reflection"])
+    @pytest.mark.parametrize("padding_mode", PAIR_PADDINGS)
     @pytest.mark.parametrize("align_corners", [False, True])
     def test_equals_a_projected_grid(self, padding_mode, align_corners):
         variant = Variant(2, "bilinear", padding_mode, "projective", align_corners)

@@ -201,7 +201,7 @@ def _kinks(
             for position, terms, n in zip(place.positions, place.terms, reversed(size_in), strict=True):
                 at = position + 0.5 if options.mode == "nearest" else position
                 inside = (position > -2) & (position < n + 1)
-                inside |= position.isfinite() & (options.padding_mode == "reflection")
+                inside |= position.isfinite() & options.padding.repeats
                 margin = 1e-3 * (1 + terms.abs() / n)
                 near = near | (inside & ((at - at.round()).abs() < margin))
                 counted = terms[inside & place.seen & ~near]

@@ -108,6 +108,18 @@ def _cubic(x, a=-0.75):
     return torch.where(x <= 1, near, far), sign * torch.where(x <= 1, near_slope, far_slope)
 
 
+def _pixel(pixel, n, options):
+    """The pixel that is read for a tap."""
+    if options.padding_mode == "wrap":
+        return pixel.remainder(n)
+    if options.mode == "bicubic":
+        if options.padding_mode == "reflection":
+            pixel, _ = _reflect(pixel, n, options.align_corners)
+        if options.padding_mode in ("border", "reflection"):
+            pixel = pixel.clamp(0, n - 1)
+    return pixel
+
+
 def _taps(position, n, options):
     """Pixels of an axis, their weights, and the derivatives of the weights by the position."""
     direction = torch.ones_like(position)
@@ -117,22 +129,30 @@ def _taps(position, n, options):
     if options.padding_mode in ("border", "reflection") and not is_cubic:
         direction = direction * ((position > 0) & (position < n - 1))
         position = torch.where(position > 0, position, 0.0).clamp(max=n - 1)
-    position = torch.where(position > -9, position, -9.0).clamp(max=n + 9)
+    period = 0.0
+    if options.padding_mode == "wrap":  # cells and fractions stay, only pixels are counted anew
+        direction = direction * position.isfinite()
+        position = position.where(position.isfinite(), 0)
+        period = torch.floor(position / n) * n
+    else:
+        position = torch.where(position > -9, position, -9.0).clamp(max=n + 9)
     if options.mode == "nearest":
-        return [(torch.round(position), torch.ones_like(position), torch.zeros_like(position))]
+        return [
+            (
+                _pixel(torch.round(position - period), n, options),
+                torch.ones_like(position),
+                torch.zeros_like(position),
+            )
+        ]
     cell = position.floor()
     fraction = position - cell
     if options.mode == "bilinear":
-        return [(cell, 1 - fraction, -direction), (cell + 1, fraction, direction)]
+        weights = (1 - fraction, -direction), (fraction, direction)
+        return [(_pixel(cell + i, n, options), *w) for i, w in enumerate(weights)]
     taps = []
     for offset in (-1, 0, 1, 2):
         weight, slope = _cubic(fraction - offset)
-        pixel = cell + offset
-        if options.padding_mode == "reflection":
-            pixel, _ = _reflect(pixel, n, options.align_corners)
-        if options.padding_mode in ("border", "reflection"):
-            pixel = pixel.clamp(0, n - 1)
-        taps.append((pixel, weight, slope * direction))
+        taps.append((_pixel(cell + offset, n, options), weight, slope * direction))
     return taps
 
 

@@ -190,7 +190,8 @@ def store_block(
 @triton.jit
 def rounded(value):
     """To the nearest of 0 to 255, half to even; 0 if it is NaN."""
-    return nearest(bounded(value, 0, 255), 0)
+    value = bounded(value, 0, 255)
+    return nearest(tl.floor(value), value - tl.floor(value), 0)
 
 
 @triton.jit

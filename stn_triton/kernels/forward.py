@@ -39,7 +39,7 @@ from stn_triton.kernels.coordinates import (
 )
 from stn_triton.kernels.spline import bends_at
 from stn_triton.kernels.tangent import change_of, velocities_at
-from stn_triton.kernels.taps import FILL, ZEROS, all_taps, per_axis_limits
+from stn_triton.kernels.taps import FILL, WRAP, ZEROS, all_taps, per_axis_limits
 
 
 @triton.jit
@@ -155,14 +155,14 @@ def tap_addresses(
     """Of every tap: where to start from, and the offsets of pixels from there.
 
     Taps that lie side by side share the offsets of the first: a scalar start costs less than offsets of every
-    tap, and in a contiguous row it is a constant in the load.
+    tap, and in a contiguous row it is a constant in the load. Under wrap the last pixel is beside the first.
     """
     starts = ()
     offsets = ()
     offset = pixel_offset(tap_of(indices, 0, DIM, TAPS), strides, DIM, INDEX)
     for i in tl.static_range(TAPS**DIM):
         tap_start = start
-        if TAPS <= 2 or PADDING == ZEROS or PADDING == FILL:
+        if PADDING == ZEROS or PADDING == FILL or (TAPS <= 2 and PADDING != WRAP):
             for _ in tl.static_range(i % TAPS):
                 tap_start += strides[0]
             for _ in tl.static_range(i // TAPS % TAPS):

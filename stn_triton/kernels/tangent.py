@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from stn_triton.kernels.coordinates import is_visible, row_constant
-from stn_triton.kernels.taps import FILL, ZEROS, bounded, padded
+from stn_triton.kernels.taps import near, padded
 
 
 @triton.jit
@@ -96,9 +96,7 @@ def all_curves(
     curves = ()
     for k in tl.static_range(DIM):
         if TAPS == 4:
-            position = positions[k]
-            if PADDING == ZEROS or PADDING == FILL:
-                position = bounded(position, lows[k] - 4, highs[k] + 4)
+            position = near(positions[k], lows[k], highs[k], PADDING)
             position, direction = padded(position, lows[k], highs[k], TAPS, PADDING, ALIGN_CORNERS)
             fraction = position - tl.floor(position)
             # Of `cubic_far` and `cubic_near`, at the distances of the four taps; a direction is 1, -1 or 0.

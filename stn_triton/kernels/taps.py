@@ -3,18 +3,24 @@
 On each axis a position has TAPS pixels: 1 (nearest), 2 (bilinear) or 4 (bicubic, A = -0.75 as in PyTorch).
 Positions and pixels count from the pixel (size - 1)//2 and are floating-point numbers, exact below 2**24.
 
-PyTorch's order is kept. Border and reflection change the position before its cell is decided, for one and
-two taps; for four they change each tap. A position that is NaN is taken for one far to the left: nothing
-under zeros and fill, the first pixel under border and reflection.
+A padding is what it does to a position (`padded`) and to the pixel of a tap (`padded_pixel`). PyTorch's order
+is kept: border and reflection change the position before its cell is decided, for one and two taps; for four
+they change each tap. Wrap changes pixels only, so that one tap may be the last pixel and the next the first;
+what is not finite is the first pixel. A position that is NaN is taken for one far to the left: nothing under
+zeros and fill, the first pixel under the others.
 """
 
 import triton
 import triton.language as tl
 
-ZEROS = tl.constexpr(0)
-BORDER = tl.constexpr(1)
-REFLECTION = tl.constexpr(2)
-FILL = tl.constexpr(3)
+from stn_triton.kernels.coordinates import is_finite
+from stn_triton.options import PADDINGS
+
+ZEROS = tl.constexpr(PADDINGS["zeros"].code)
+BORDER = tl.constexpr(PADDINGS["border"].code)
+REFLECTION = tl.constexpr(PADDINGS["reflection"].code)
+FILL = tl.constexpr(PADDINGS["fill"].code)
+WRAP = tl.constexpr(PADDINGS["wrap"].code)
 
 
 @triton.jit
@@ -43,6 +49,14 @@ def bounded(position, low, high):
 
 
 @triton.jit
+def near(position, low, high, PADDING: tl.constexpr):
+    """The position, so near that it can be converted to an integer: far outside is outside."""
+    if PADDING == ZEROS or PADDING == FILL:
+        position = bounded(position, low - 4, high + 4)
+    return position
+
+
+@triton.jit
 def mirrors(low, high, ALIGN_CORNERS: tl.constexpr):
     """Reflection mirrors at the first and last pixel, or at their outer edges: the first mirror, the span."""
     edge: tl.constexpr = 0.0 if ALIGN_CORNERS else 0.5
@@ -67,10 +81,8 @@ def is_odd(number):
 
 
 @triton.jit
-def nearest(position, first):
-    """The whole number nearest to a position; half to even, as counted from `first`."""
-    cell = tl.floor(position)
-    fraction = position - cell
+def nearest(cell, fraction, first):
+    """The whole number nearest to their sum; half to even, as counted from `first`."""
     up = (fraction > 0.5) | ((fraction == 0.5) & is_odd(cell - first))
     return tl.where(up, cell + 1, cell)
 
@@ -87,9 +99,19 @@ def reflected(position, low, high, ALIGN_CORNERS: tl.constexpr):
 
 
 @triton.jit
+def wrapped(pixel, low, high):
+    """The pixel of the image that a pixel repeats, whole periods away. Exact; of one too far to count any."""
+    turns = fold_of(pixel, low, high, False)
+    return bounded(tl.fma(-turns, high - low + 1, pixel), low, high)
+
+
+@triton.jit
 def padded(position, low, high, TAPS: tl.constexpr, PADDING: tl.constexpr, ALIGN_CORNERS: tl.constexpr):
     """The position that is interpolated at, and its derivative by the position given: 1, -1 or 0."""
     direction = tl.full(position.shape, 1, position.dtype)
+    if PADDING == WRAP:
+        direction = tl.where(is_finite(position), direction, 0)
+        position = tl.where(is_finite(position), position, low)
     if PADDING == REFLECTION:
         position, direction = reflected(position, low, high, ALIGN_CORNERS)
     if PADDING == BORDER or PADDING == REFLECTION:
@@ -101,6 +123,19 @@ def padded(position, low, high, TAPS: tl.constexpr, PADDING: tl.constexpr, ALIGN
             direction = tl.where((position > low) & (position < high), direction, 0)
             position = bounded(position, low, high)
     return position, direction
+
+
+@triton.jit
+def padded_pixel(pixel, low, high, TAPS: tl.constexpr, PADDING: tl.constexpr, ALIGN_CORNERS: tl.constexpr):
+    """The pixel that is read for a tap, of the cell of a `padded` position."""
+    if PADDING == WRAP:
+        pixel = wrapped(pixel, low, high)
+    if TAPS == 4:
+        if PADDING == REFLECTION:
+            pixel, _ = reflected(pixel, low, high, ALIGN_CORNERS)
+        if PADDING == BORDER or PADDING == REFLECTION:
+            pixel = bounded(pixel, low, high)
+    return pixel
 
 
 @triton.jit
@@ -133,23 +168,21 @@ def axis_taps(position, low, high, TAPS: tl.constexpr, PADDING: tl.constexpr, AL
     position, direction = padded(position, low, high, TAPS, PADDING, ALIGN_CORNERS)
     cell = tl.floor(position)
     fraction = position - cell
+    if PADDING == WRAP:
+        cell = wrapped(cell, low, high)
     if TAPS == 1:
-        pixels = (nearest(position, low),)
+        pixel = nearest(cell, fraction, low)
+        pixels = (padded_pixel(pixel, low, high, TAPS, PADDING, ALIGN_CORNERS),)
         weights = (tl.full(position.shape, 1, position.dtype),)
         slopes = (tl.zeros(position.shape, position.dtype),)
     elif TAPS == 2:
-        pixels = (cell, cell + 1)
+        pixels = (cell, padded_pixel(cell + 1, low, high, TAPS, PADDING, ALIGN_CORNERS))
         weights = (1 - fraction, fraction)
         slopes = (-direction, direction)
     else:
         pixels = ()
         for i in tl.static_range(4):
-            pixel = cell + (i - 1)
-            if PADDING == REFLECTION:
-                pixel, _ = reflected(pixel, low, high, ALIGN_CORNERS)
-            if PADDING == BORDER or PADDING == REFLECTION:
-                pixel = bounded(pixel, low, high)
-            pixels = pixels + (pixel,)
+            pixels = pixels + (padded_pixel(cell + (i - 1), low, high, TAPS, PADDING, ALIGN_CORNERS),)
         weights = (
             cubic_far(1 + fraction),
             cubic_near(fraction),
@@ -180,10 +213,7 @@ def all_taps(
     weights = ()
     slopes = ()
     for k in tl.static_range(DIM):
-        # Bounded, so that it can be converted to an integer: far outside is outside.
-        position = positions[k]
-        if PADDING == ZEROS or PADDING == FILL:
-            position = bounded(position, lows[k] - 4, highs[k] + 4)
+        position = near(positions[k], lows[k], highs[k], PADDING)
         p, w, s = axis_taps(position, lows[k], highs[k], TAPS, PADDING, ALIGN_CORNERS)
         pixels = pixels + p
         weights = weights + w

@@ -1,0 +1,178 @@
+"""From a position to pixels and weights in plain PyTorch, as in ``kernels/taps.py``.
+
+PyTorch's own samplers do most of the work on a CPU. Pixel by pixel it is done here where they cannot: for the
+derivatives of derivatives (``reference_tangent``), and for a padding that they do not have.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stn_triton.options import Options
+
+_Axis = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Of a tap on one axis the pixel, the weight, and its first and second derivative by the position."""
+
+
+class Tap(NamedTuple):
+    """One of the pixels that positions are interpolated from: (images, positions)."""
+
+    index: Tensor
+    """Into the flattened image."""
+    inside: Tensor
+    axes: tuple[tuple[Tensor, Tensor, Tensor], ...]
+    """Of each axis, x first, the weight and its derivatives."""
+
+    def product(self, orders: dict[int, int]) -> Tensor:
+        """Over axes, of the weight's derivatives of the orders given for some axes, 0 for the others."""
+        return math.prod(numbers[orders.get(k, 0)] for k, numbers in enumerate(self.axes))
+
+    def pick(self, content: Tensor) -> Tensor:
+        """(images, C, positions): the tap's pixels of flattened images, 0 outside."""
+        picked = content.gather(2, self.index_like(content))
+        return torch.where(self.inside[:, None], picked, 0)
+
+    def index_like(self, content: Tensor) -> Tensor:
+        """The index of each channel."""
+        return self.index[:, None].expand(-1, content.shape[1], -1)
+
+
+def sampled(images: Tensor, positions: Tensor, lost: Tensor | None, options: Options) -> Tensor:
+    """(N, C, *size): images (N, C, ...) at normalised, finite positions (N, *size, D).
+
+    A coordinate that is ``lost``, (N, *size, D), is the first pixel.
+    """
+    content, total = images.flatten(2), 0
+    for tap in taps(positions, images.shape[2:], options, lost):
+        weight = tap.product({})[:, None]
+        total = total + torch.where(weight != 0, tap.pick(content), 0) * weight
+    return total.view(*images.shape[:2], *positions.shape[1:-1])
+
+
+def gradients(
+    grad_output: Tensor,
+    images: Tensor,
+    positions: Tensor,
+    lost: Tensor | None,
+    options: Options,
+    needs_images: bool,
+) -> tuple[Tensor | None, Tensor]:
+    """Of ``sampled`` those of the images, if they are needed, and of positions."""
+    content, gradient = images.flatten(2), grad_output.flatten(2)
+    grad_images = torch.zeros_like(content) if needs_images else None
+    along = [0] * positions.shape[-1]
+    for tap in taps(positions, images.shape[2:], options, lost):
+        if needs_images:
+            weight = (tap.product({}) * tap.inside)[:, None]
+            share = torch.where(weight != 0, gradient, 0) * weight
+            grad_images.scatter_add_(2, tap.index_like(share), share)
+        dot = (gradient * tap.pick(content)).sum(1)
+        for k in range(len(along)):
+            slope = tap.product({k: 1})
+            along[k] = along[k] + torch.where(slope != 0, dot, 0) * slope
+    grad_positions = torch.stack(along, -1) * scale_of(images.shape[2:], options).to(positions.dtype)
+    return None if grad_images is None else grad_images.view(images.shape), grad_positions.view_as(positions)
+
+
+def scale_of(size_in: Sequence[int], options: Options) -> Tensor:
+    """(D,), x first: pixels per normalised unit."""
+    return torch.tensor([n - options.align_corners for n in reversed(size_in)], dtype=torch.float64) / 2
+
+
+def taps(
+    positions: Tensor, size_in: Sequence[int], options: Options, lost: Tensor | None = None
+) -> Iterator[Tap]:
+    """The pixels of every position of (images, ..., D)."""
+    images, dim = len(positions), len(size_in)
+    sizes = tuple(reversed(size_in))
+    # As PyTorch's sampler computes it, so that cells are the same at kinks.
+    offset = 0.0 if options.align_corners else 0.5
+    scale = scale_of(size_in, options).to(positions.dtype)
+    pixels = ((positions + 1) * scale - offset).reshape(images, -1, dim)
+    lost = None if lost is None else lost.reshape(images, -1, dim)
+    axes = [
+        _axis_taps(pixels[..., k], n, options, None if lost is None else lost[..., k])
+        for k, n in enumerate(sizes)
+    ]
+    for chosen in itertools.product(*axes):
+        inside = torch.ones_like(pixels[..., 0], dtype=torch.bool)
+        index = torch.zeros_like(inside, dtype=torch.long)
+        for (pixel, *_), n in reversed(list(zip(chosen, sizes, strict=True))):
+            inside = inside & (pixel >= 0) & (pixel < n)
+            index = index * n + pixel.clamp(0, n - 1).long()
+        yield Tap(index, inside, tuple(numbers[1:] for numbers in chosen))
+
+
+def _axis_taps(position: Tensor, n: int, options: Options, lost: Tensor | None) -> list[_Axis]:
+    position, direction = _padded(position, n, options)
+    if lost is not None:
+        position, direction = position.masked_fill(lost, 0), direction.masked_fill(lost, 0)
+    cell = position.floor()
+    f = position - cell
+    zero = torch.zeros_like(f)
+    if options.mode == "nearest":  # half to even, as counted from the first pixel
+        is_odd = _padded_pixel(cell, n, options).remainder(2) == 1
+        up = (f > 0.5) | ((f == 0.5) & is_odd)
+        return [(_padded_pixel(cell + up, n, options), zero + 1, zero, zero)]
+    if options.mode == "bilinear":
+        weights = (1 - f, -direction, zero), (f, direction, zero)
+        return [(_padded_pixel(cell + i, n, options), *w) for i, w in enumerate(weights)]
+    # Keys' kernel, A = -0.75 as in PyTorch: its outer or inner piece at a distance, and their derivatives.
+    found = []
+    for i, (distance, sign) in enumerate(((1 + f, 1), (f, 1), (1 - f, -1), (2 - f, -1))):
+        x = distance
+        if i in (0, 3):
+            weight, slope, bend = (
+                ((-0.75 * x + 3.75) * x - 6) * x + 3,
+                (-2.25 * x + 7.5) * x - 6,
+                -4.5 * x + 7.5,
+            )
+        else:
+            weight, slope, bend = (1.25 * x - 2.25) * x * x + 1, (3.75 * x - 4.5) * x, 7.5 * x - 4.5
+        pixel = _padded_pixel(cell + (i - 1), n, options)
+        found.append((pixel, weight, sign * direction * slope, direction * direction * bend))
+    return found
+
+
+def _padded(position: Tensor, n: int, options: Options) -> tuple[Tensor, Tensor]:
+    """The position that is interpolated at, and its derivative by the position given: 1, -1 or 0."""
+    direction = torch.ones_like(position)
+    if options.padding_mode == "reflection":
+        position, direction = _reflected(position, n, options)
+    if options.padding_mode in ("border", "reflection") and options.mode != "bicubic":
+        direction = torch.where((position > 0) & (position < n - 1), direction, 0)
+        position = position.clamp(0, n - 1)
+    elif options.padding_mode == "border":
+        # Else the slopes of taps that are all the edge cancel up to rounding only.
+        direction = torch.where((position >= -1) & (position < n), direction, 0)
+    return position, direction
+
+
+def _padded_pixel(pixel: Tensor, n: int, options: Options) -> Tensor:
+    """The pixel that is read for a tap, of the cell of a padded position."""
+    if options.padding_mode == "wrap":
+        return pixel.remainder(n)
+    if options.mode == "bicubic":
+        if options.padding_mode == "reflection":
+            pixel, _ = _reflected(pixel, n, options)
+        if options.padding_mode in ("border", "reflection"):
+            pixel = pixel.clamp(0, n - 1)
+    return pixel
+
+
+def _reflected(position: Tensor, n: int, options: Options) -> tuple[Tensor, Tensor]:
+    """Mirrored until it lies within the image, and 1 or -1 for its direction there."""
+    first, span = (0.0, n - 1) if options.align_corners else (-0.5, n)
+    if span == 0:
+        return torch.zeros_like(position), torch.zeros_like(position)
+    above = position - first
+    fold = torch.floor(above / span)
+    rest = above - fold * span
+    odd = fold.remainder(2) == 1
+    return first + torch.where(odd, span - rest, rest), torch.where(odd, -1.0, 1.0).to(position.dtype)
