@@ -32,7 +32,10 @@ def affine_grid_sample(
 
     The grid generator and the sampler of a spatial transformer (Jaderberg et al. 2015, section 3.2 and
     3.3) as one operator that never stores a grid. Semantics are PyTorch's; on a GPU the identity and
-    whole-pixel shifts are exact, and the backward is deterministic, bit for bit.
+    whole-pixel shifts are exact. The gradient of ``theta`` has the same bits every time, and so has that of
+    images unless the padding is ``"reflection"`` or ``"wrap"``; there, and for volumes, it is summed in fp32 by
+    atomic additions, whose order varies, unless ``torch.use_deterministic_algorithms(True)`` asks for a sum
+    that does not depend on it.
 
     Args:
         input: images (N, C, H_in, W_in) or volumes (N, C, D_in, H_in, W_in), fp16, bf16, fp32 or fp64, any
@@ -181,8 +184,8 @@ def thin_plate_spline_grid_sample(
     bends as little as it can (Bookstein 1989; Jaderberg et al. 2015 use 16 points in section 4.1). Offsets of
     zero are the identity, exactly. Coordinates are computed for each pixel on the way: no grid is stored,
     forward or backward. On a GPU the gradient of ``input`` is summed in fp32 by atomic additions, whose order
-    varies; under ``torch.use_deterministic_algorithms(True)`` another way is taken, which is the same, bit
-    for bit, every time and takes several times as long. All other gradients always are.
+    varies; under ``torch.use_deterministic_algorithms(True)`` in whole numbers, to the same bits every time.
+    All other gradients always have the same bits.
 
     Args:
         input: images (N, C, H_in, W_in).
