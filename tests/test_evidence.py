@@ -20,7 +20,7 @@ import crew_tasks
 
 from perf import files
 from perf.__main__ import main
-from perf.evidence import crew, outcome, picture, profiling, steps
+from perf.evidence import crew, outcome, picture, profiling, readme, steps
 from perf.evidence.conductor import ENDED, NOT_REACHED, Conductor
 from perf.evidence.stage import Stage, workers
 from perf.evidence.steps import FAULTS, STEPS
@@ -302,6 +302,14 @@ class TestOutcome:
         assert table["operator"].tolist() == pytest.approx([0.2, 0.2, 1.0, 1.0])
         assert (table["scatter"] / table["operator"]).tolist() == pytest.approx([1.5, 1.5, 0.25, 0.25])
 
+    def test_a_rival_too_slow_for_replays_leaves_those_of_the_others(self):
+        rows = files.normal(speed_rows())
+        slow = (rows["provider"] == "eager") & (rows["pass"] == "forward+backward")
+        rows.loc[slow, "graph_ms"] = float("nan")
+        table = outcome.backwards(rows)
+        assert (table["scatter"] / table["operator"]).tolist() == pytest.approx([1.5, 1.5, 0.25, 0.25])
+        assert table["eager"].tolist() == pytest.approx([4.9] * 4)
+
     def test_what_was_not_reached_or_broke_is_said(self):
         found = run_of()
         found["steps"]["blocks"] |= {"status": ENDED, "left": ["volume-160"]}
@@ -339,6 +347,30 @@ class TestOutcome:
         assert path.read_bytes().startswith(b"\x89PNG")
         table = files.normal(speed_rows().assign(provider="kornia"))
         assert not picture.draw(table, path)
+
+
+def test_the_readme_s_table_is_that_of_the_committed_run():
+    text = readme.README.read_text()
+    table = files.read_speed(readme.MEASURED)
+    assert readme.committed(text) == readme.markdown(table)
+    assert not table["commit"].str.contains("dirty").any()
+    assert readme.MEASURED.with_suffix(".png").exists()
+
+
+def test_a_new_run_takes_the_place_of_the_readme_s(tmp_path, monkeypatch):
+    text = readme.README.read_text()
+    monkeypatch.setattr(readme, "README", tmp_path / "README.md")
+    monkeypatch.setattr(readme, "MEASURED", tmp_path / "a-gpu.csv")
+    readme.README.write_text(text)
+    files.normal(speed_rows()).to_csv(tmp_path / "speed.csv", index=False)
+    monkeypatch.setattr(sys, "argv", ["readme", str(tmp_path / "speed.csv")])
+    readme.main()
+    new = readme.README.read_text()
+    assert "| digits-28: " in new
+    assert H100["device"] in new
+    assert readme.committed(new) == readme.markdown(files.read_speed(readme.MEASURED))
+    assert new.replace(readme.committed(new), "") == text.replace(readme.committed(text), "")
+    assert (tmp_path / "a-gpu.png").exists()
 
 
 class TestCommand:
