@@ -104,6 +104,16 @@ class TestConductor:
             assert "no word" in conductor._process(step, time.monotonic() + 60, log)
         assert [record["what"] for record in found["records"]] == ["of the first try"]
 
+    def test_a_step_that_found_all_it_planned_is_done_though_its_process_goes_on(self, tmp_path):
+        conductor = Conductor([CRASH], 100, tmp_path, True, lambda text: None)
+        step = replace(HANG, patience=1000, items=lambda rehearse: ["hang"])
+        found = conductor.results["steps"][CRASH.name]
+        conductor.results["steps"][HANG.name] = found
+        found["left"], found["planned"] = ["hang"], 0
+        with (tmp_path / "log").open("w") as log:
+            assert conductor._process(step, time.monotonic() + 15, log) == ""
+        assert found["left"] == []
+
     def test_a_step_that_was_cut_goes_on_at_the_end(self, tmp_path):
         conductor = Conductor([CRASH, HANG], 100, tmp_path, True, lambda text: None)
         conductor.results["machine"] = H100
@@ -189,6 +199,33 @@ def test_what_is_compiled_ahead_is_what_calls_launch(tmp_path):
     assert done.stdout == "as it should be\n", done.stderr
 
 
+def test_the_check_launches_the_same_kernels_without_its_truth(tmp_path):
+    """What is compiled ahead is what the check would launch with all its comparisons."""
+    code = """
+    from unittest import mock
+    from perf.evidence import compiling
+    from stn_triton.check import cases, judge
+
+    launched = []
+    names = ["images, nearest", "projective", "images in float16", "splines", "uint8"]
+    assert set(names) <= set(compiling.NAMES)
+
+    # Each kernel is another part's, so that none is compiled.
+    hook = mock.Mock(crc32=lambda text: launched[-1].add(text) or 1)
+    for truth, kinks in ((compiling._untrue, compiling._unkinked), (judge.truth, cases._kinks)):
+        launched.append(set())
+        with mock.patch.object(compiling, "zlib", hook), mock.patch.multiple(
+            compiling, _untrue=truth, _unkinked=kinks
+        ):
+            result = compiling.compile_share((0, 2), names, ("cuda", 90, 32), "a GPU")
+        assert result["kernels"] == 0, result
+    assert launched[0] == launched[1] and len(launched[0]) > 20, [len(keys) for keys in launched]
+    print("as it should be")
+    """
+    done = uninterpreted.python("-c", textwrap.dedent(code), TRITON_CACHE_DIR=str(tmp_path))
+    assert done.stdout == "as it should be\n", done.stderr
+
+
 NCU = """\
 ==PROF== Connected to process 1 (/usr/bin/python3)
 ==PROF== Profiling "forward_kernel" - 0: 0%....100% - 9 passes
@@ -228,6 +265,9 @@ class TestProfile:
         stage = Stage(tmp_path, time.monotonic() + 60, rehearse=True)
         monkeypatch.setattr(profiling, "find", lambda: None)
         assert "not installed" in next(profiling.run("kernels", stage))["problem"]
+        monkeypatch.setattr(profiling, "find", lambda: str(tmp_path / "ncu"))
+        (late,) = profiling.run("kernels", replace(stage, rehearse=False, end=time.monotonic() + 12))
+        assert late["problem"].startswith("not tried: it needs 25 s and 1")
         (tmp_path / "ncu").write_text("#!/bin/sh\necho ==ERROR== no permission\nexit 1\n")
         (tmp_path / "ncu").chmod(0o755)
         monkeypatch.setattr(profiling, "find", lambda: str(tmp_path / "ncu"))
