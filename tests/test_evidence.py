@@ -226,6 +226,41 @@ def test_the_check_launches_the_same_kernels_without_its_truth(tmp_path):
     assert done.stdout == "as it should be\n", done.stderr
 
 
+def test_candidates_of_four_workloads_are_compiled_at_once(tmp_path):
+    code = """
+    import os
+    import time
+    from pathlib import Path
+    from unittest import mock
+    from perf.evidence import block_sizes, compiling
+    from perf.evidence.stage import Stage
+    from perf.tuning import launches
+
+    compiled = mock.Mock(side_effect=lambda tasks, *_, **__: iter(()))
+    found = mock.Mock(side_effect=RuntimeError("no search here"))
+    facts = {"device": "a GPU", "target": ("cuda", 90, 32), "workers": 2}
+    stage = Stage(Path(os.environ["OUT"]), time.monotonic() + 100, False, facts)
+    names = block_sizes.following("images-224")
+    assert len(names) == 4, names
+    with (
+        mock.patch.object(compiling, "compiled", compiled),
+        mock.patch.object(block_sizes, "search", found),
+        mock.patch.object(launches.Case, "make"),
+    ):
+        for name in names:
+            try:
+                list(block_sizes.run(name, stage))
+            except RuntimeError as error:
+                assert "no search here" in str(error), error
+    assert found.call_count == 4
+    (call,) = compiled.call_args_list
+    assert {task.workload.name for task in call.args[0]} == set(names)
+    print("as it should be")
+    """
+    done = uninterpreted.python("-c", textwrap.dedent(code), OUT=str(tmp_path))
+    assert done.stdout == "as it should be\n", done.stderr
+
+
 NCU = """\
 ==PROF== Connected to process 1 (/usr/bin/python3)
 ==PROF== Profiling "forward_kernel" - 0: 0%....100% - 9 passes

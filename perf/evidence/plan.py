@@ -31,7 +31,7 @@ _START_S = 6
 """Of a process: imports, and the GPU's context."""
 _ROW_S = 0.24
 """Of a row of the CSV, with its share of the references."""
-_BUCKET_S = 9
+_BUCKET_S = 7
 """Of a kind of launch whose block sizes are searched: compiling side by side, checks, timings."""
 _PROFILED_S = 4
 """Of a workload under the profiler, which runs each kernel for each few metrics."""
