@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import textwrap
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 
 import torch
@@ -69,6 +70,28 @@ def facts(device: torch.device) -> dict[str, str]:
         f"{key}={value}" for key, value in sorted(os.environ.items()) if key.startswith(_VARIABLES)
     )
     return found
+
+
+def interpreter_problem() -> str:
+    """Why Triton's interpreter cannot run here, and what to install; empty if nothing is known against it.
+
+    Triton before 3.7 turns arrays of one element into integers, which NumPy 2.4 no longer does.
+    """
+    missing = [name for name in ("triton", "numpy") if util.find_spec(name) is None]
+    if missing:
+        return f"{' and '.join(missing)} not installed"
+    if () < _numbers("triton") < (3, 7) and _numbers("numpy") >= (2, 4):
+        return (
+            f"numpy {version('numpy')} breaks the interpreter of triton {version('triton')} (only "
+            "0-dimensional arrays can be converted to Python scalars); expected an older one: "
+            "python -m pip install 'numpy<2.4'"
+        )
+    return ""
+
+
+def _numbers(package: str) -> tuple[int, ...]:
+    """The first two numbers of a version."""
+    return tuple(int(number) for number in re.findall(r"\d+", version(package))[:2])
 
 
 def _build() -> str:

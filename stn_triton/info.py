@@ -111,7 +111,7 @@ def calls() -> str:
 
 def support(device: torch.device) -> dict[str, str]:
     """What works on a device, by name: yes or no, and why or how."""
-    interpreter = [name for name in ("triton", "numpy") if util.find_spec(name) is None]
+    interpreter = environment.interpreter_problem()
     onnx = [name for name in ("onnx", "onnxscript") if util.find_spec(name) is None]
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX") or "g++", "clang++", "c++"))), None)
     dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in INPUT_DTYPES)
@@ -122,7 +122,7 @@ def support(device: torch.device) -> dict[str, str]:
     return {
         "GPU kernels": _kernels(device),
         "CPU path": "yes, in plain PyTorch",
-        "interpreter": _or_missing(interpreter),
+        "interpreter": f"no: {interpreter}" if interpreter else "yes",
         "dtypes": dtypes + _without_bfloat16(device),
         "torch.compile": code,
         "ONNX export": _or_missing(onnx),

@@ -185,12 +185,12 @@ class _Backward:
         if is_scattered:
             images = (*read, "grad_input") if needs_theta else ("grad_output", "grad_input")
             self._settle = Settle(tensors, options) if is_exact else None
-            adds, numbers = scatter.FLOATS, {}
+            name, adds, numbers = "scatter", scatter.FLOATS, {}
             if self._settle is not None:
-                adds, numbers = scatter.WHOLE, self._settle.numbers
+                name, adds, numbers = "exact", scatter.WHOLE, self._settle.numbers
                 largest = {"ADDS": scatter.LARGEST.value, **numbers}
-                self._largest = Step("scatter_input", scatter.scatter_kernel, images[:1], options, **largest)
-            name = "scatter" if needs_theta else "scatter_input"
+                self._largest = Step("exact_input", scatter.scatter_kernel, images[:1], options, **largest)
+            name = name if needs_theta else f"{name}_input"
             flags = {"ADDS": adds.value, **numbers}
             self._scatter = Step(name, scatter.scatter_kernel, images, options, **flags)
         elif needs_theta and not self._gives_theta:

@@ -73,7 +73,7 @@ class Step:
             partial = None
             if self._name == "fill":
                 partial = (n, blocks_c, tiles, config["BLOCK_C"]), dtype
-            elif self._name in ("backward", "scatter", "theta"):
+            elif self._name in ("backward", "scatter", "exact", "theta"):
                 maps, *matrix = tensors["theta_ptr"].shape
                 shares = programs // maps
                 partial = (maps, *([shares] if shares > 1 else []), *matrix), dtype
@@ -182,9 +182,9 @@ def compile_options(
 
     Weighted sums may contract (coordinates are fixed by explicit FMAs); Triton's own default is to change.
     ptxas left to itself sometimes aims at fewer registers than a kernel needs and spills a few: the gather,
-    theta's sums of whole vectors, whatever samples more than once per pixel, and fp64. The plain gather fits
-    into 168, which is twelve warps on a multiprocessor; for the others a limit that does not bind keeps ptxas
-    from its own. AMD's warps have 64 lanes.
+    the scatter, theta's sums of whole vectors, whatever samples more than once per pixel, and fp64. The plain
+    gather fits into 168, which is twelve warps on a multiprocessor; for the others a limit that does not bind
+    keeps ptxas from its own. AMD's warps have 64 lanes.
     """
     options: dict[str, object] = {"enable_fp_fusion": True, "num_warps": config["num_warps"]}
     if is_hip:
@@ -195,8 +195,8 @@ def compile_options(
         options["maxnreg"] = 255
     elif is_gather:
         options["maxnreg"] = 168
-    elif bucket.kernel in ("theta", "scatter", "scatter_input") and bucket.lane() > 1:
-        options["maxnreg"] = 128
+    elif bucket.kernel not in ("forward", "fill") and bucket.lane() > 1:
+        options["maxnreg"] = 255 if bucket.is_heavy() else 128
     return options
 
 

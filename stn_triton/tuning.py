@@ -65,7 +65,8 @@ class Bucket(NamedTuple):
 
     kernel: str
     """forward; backward, a gather, or backward_input without grad_theta; scatter, the same by additions in
-    memory, scatter_input without grad_theta, theta with it alone; or fill."""
+    memory, scatter_input without grad_theta, theta with it alone; exact and exact_input, a scatter in whole
+    numbers; or fill."""
     variant: str
     """What is compiled differently: 2d-bilinear-zeros and so on, see ``variant_of``."""
     layout: str
@@ -96,8 +97,12 @@ class Bucket(NamedTuple):
 
     def is_heavy(self) -> bool:
         """Whether a thread keeps so much per pixel that it should have fewer channels."""
-        heavy = {"3d", "bicubic", "reflection", "projective", "tangent"}
-        return bool(heavy & set(self.variant.split("-")))
+        heavy = {"3d", "bicubic", "reflection", "wrap", "projective", "tangent"}
+        return self.is_exact() or bool(heavy & set(self.variant.split("-")))
+
+    def is_exact(self) -> bool:
+        """Whether it adds whole numbers: two of 64 bits for each value."""
+        return self.kernel.startswith("exact")
 
     def has_steps(self) -> bool:
         """Whether a program may go through several blocks of channels one after the other.
@@ -226,7 +231,7 @@ def default(bucket: Bucket) -> Config:
     elif bucket.lane() > 1:
         # 23 instructions, 17 in bf16; with tiles of 4 x 8 pixels 31.
         config = _config(min(channels, max(2 * values, 16)), 1, 16, 8, 8, min(4, 32 // bucket.lane()))
-        tiles = ((8, 8),)
+        tiles = ((4, 8),) if bucket.is_exact() else ((8, 8),)
     elif bucket.layout == "channels_last" and channels >= 16:
         # Lanes of single channels, whose masks cost registers.
         config = _config(min(channels, 4 * min(values, 8)), 1, 4, 4, 8, 4)
@@ -254,7 +259,8 @@ def _values(bucket: Bucket) -> int:
         values //= 4 if bucket.is_heavy() or bucket.is_gather() else 2
     flags = set(bucket.variant.split("-"))
     if "bicubic" in flags and not bucket.is_gather() and bucket.channels > 4:
-        values //= 2  # 16 loads for each: 8 channels take 5 s to compile
+        # 16 loads for each, or additions too: 8 channels take 5 s to compile.
+        values //= 2 if bucket.kernel in ("forward", "theta") else 4
     if {"bicubic", "tangent"} <= flags:  # weights and slopes of 16 taps
         values //= 4 if "antialias" in flags else 2
     return max(values, 1)

@@ -100,6 +100,10 @@ def _trace_no_kernels():
 
 
 if not HAS_GPU:
+    from stn_triton import environment
+
+    if environment.interpreter_problem():
+        pytest.exit(f"no GPU, and no interpreter: {environment.interpreter_problem()}", returncode=4)
     # Internals of Triton: a version without them is only slower.
     with contextlib.suppress(ImportError, AttributeError):
         _patch_once_per_launch()

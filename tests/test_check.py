@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stn_triton import launch, ops, reference
+from stn_triton import environment, launch, ops, reference
 from stn_triton.check import cases, command, engine, judge, properties, rows
 from stn_triton.check.rows import ROWS
 from stn_triton.command_line import main
@@ -613,11 +613,11 @@ class TestCommandLine:
         assert text in capsys.readouterr().err
 
     def test_the_interpreter_needs_numpy(self, capsys, monkeypatch):
-        monkeypatch.setattr(engine.util, "find_spec", lambda name: None if name == "numpy" else name)
+        monkeypatch.setattr(environment.util, "find_spec", lambda name: None if name == "numpy" else name)
         with pytest.raises(SystemExit) as stop:
             main(["check", "--interpret"])
         assert stop.value.code == 2
-        assert "--interpret: numpy is not installed" in capsys.readouterr().err
+        assert "--interpret: numpy not installed" in capsys.readouterr().err
 
     def test_an_interruption_has_its_own_code(self, monkeypatch, capsys):
         def interrupt(*arguments):

@@ -20,7 +20,7 @@ import crew_tasks
 
 from perf import files
 from perf.__main__ import main
-from perf.evidence import crew, outcome, picture, profiling, steps
+from perf.evidence import crew, outcome, picture, profiling, readme, steps
 from perf.evidence.conductor import ENDED, NOT_REACHED, Conductor
 from perf.evidence.stage import Stage, workers
 from perf.evidence.steps import FAULTS, STEPS
@@ -103,6 +103,16 @@ class TestConductor:
         with (tmp_path / "log").open("w") as log:
             assert "no word" in conductor._process(step, time.monotonic() + 60, log)
         assert [record["what"] for record in found["records"]] == ["of the first try"]
+
+    def test_a_step_that_found_all_it_planned_is_done_though_its_process_goes_on(self, tmp_path):
+        conductor = Conductor([CRASH], 100, tmp_path, True, lambda text: None)
+        step = replace(HANG, patience=1000, items=lambda rehearse: ["hang"])
+        found = conductor.results["steps"][CRASH.name]
+        conductor.results["steps"][HANG.name] = found
+        found["left"], found["planned"] = ["hang"], 0
+        with (tmp_path / "log").open("w") as log:
+            assert conductor._process(step, time.monotonic() + 15, log) == ""
+        assert found["left"] == []
 
     def test_a_step_that_was_cut_goes_on_at_the_end(self, tmp_path):
         conductor = Conductor([CRASH, HANG], 100, tmp_path, True, lambda text: None)
@@ -189,6 +199,68 @@ def test_what_is_compiled_ahead_is_what_calls_launch(tmp_path):
     assert done.stdout == "as it should be\n", done.stderr
 
 
+def test_the_check_launches_the_same_kernels_without_its_truth(tmp_path):
+    """What is compiled ahead is what the check would launch with all its comparisons."""
+    code = """
+    from unittest import mock
+    from perf.evidence import compiling
+    from stn_triton.check import cases, judge
+
+    launched = []
+    names = ["images, nearest", "projective", "images in float16", "splines", "uint8"]
+    assert set(names) <= set(compiling.NAMES)
+
+    # Each kernel is another part's, so that none is compiled.
+    hook = mock.Mock(crc32=lambda text: launched[-1].add(text) or 1)
+    for truth, kinks in ((compiling._untrue, compiling._unkinked), (judge.truth, cases._kinks)):
+        launched.append(set())
+        with mock.patch.object(compiling, "zlib", hook), mock.patch.multiple(
+            compiling, _untrue=truth, _unkinked=kinks
+        ):
+            result = compiling.compile_share((0, 2), names, ("cuda", 90, 32), "a GPU")
+        assert result["kernels"] == 0, result
+    assert launched[0] == launched[1] and len(launched[0]) > 20, [len(keys) for keys in launched]
+    print("as it should be")
+    """
+    done = uninterpreted.python("-c", textwrap.dedent(code), TRITON_CACHE_DIR=str(tmp_path))
+    assert done.stdout == "as it should be\n", done.stderr
+
+
+def test_candidates_of_four_workloads_are_compiled_at_once(tmp_path):
+    code = """
+    import os
+    import time
+    from pathlib import Path
+    from unittest import mock
+    from perf.evidence import block_sizes, compiling
+    from perf.evidence.stage import Stage
+    from perf.tuning import launches
+
+    compiled = mock.Mock(side_effect=lambda tasks, *_, **__: iter(()))
+    found = mock.Mock(side_effect=RuntimeError("no search here"))
+    facts = {"device": "a GPU", "target": ("cuda", 90, 32), "workers": 2}
+    stage = Stage(Path(os.environ["OUT"]), time.monotonic() + 100, False, facts)
+    names = block_sizes.following("images-224")
+    assert len(names) == 4, names
+    with (
+        mock.patch.object(compiling, "compiled", compiled),
+        mock.patch.object(block_sizes, "search", found),
+        mock.patch.object(launches.Case, "make"),
+    ):
+        for name in names:
+            try:
+                list(block_sizes.run(name, stage))
+            except RuntimeError as error:
+                assert "no search here" in str(error), error
+    assert found.call_count == 4
+    (call,) = compiled.call_args_list
+    assert {task.workload.name for task in call.args[0]} == set(names)
+    print("as it should be")
+    """
+    done = uninterpreted.python("-c", textwrap.dedent(code), OUT=str(tmp_path))
+    assert done.stdout == "as it should be\n", done.stderr
+
+
 NCU = """\
 ==PROF== Connected to process 1 (/usr/bin/python3)
 ==PROF== Profiling "forward_kernel" - 0: 0%....100% - 9 passes
@@ -228,6 +300,9 @@ class TestProfile:
         stage = Stage(tmp_path, time.monotonic() + 60, rehearse=True)
         monkeypatch.setattr(profiling, "find", lambda: None)
         assert "not installed" in next(profiling.run("kernels", stage))["problem"]
+        monkeypatch.setattr(profiling, "find", lambda: str(tmp_path / "ncu"))
+        (late,) = profiling.run("kernels", replace(stage, rehearse=False, end=time.monotonic() + 12))
+        assert late["problem"].startswith("not tried: it needs 25 s and 1")
         (tmp_path / "ncu").write_text("#!/bin/sh\necho ==ERROR== no permission\nexit 1\n")
         (tmp_path / "ncu").chmod(0o755)
         monkeypatch.setattr(profiling, "find", lambda: str(tmp_path / "ncu"))
@@ -302,6 +377,14 @@ class TestOutcome:
         assert table["operator"].tolist() == pytest.approx([0.2, 0.2, 1.0, 1.0])
         assert (table["scatter"] / table["operator"]).tolist() == pytest.approx([1.5, 1.5, 0.25, 0.25])
 
+    def test_a_rival_too_slow_for_replays_leaves_those_of_the_others(self):
+        rows = files.normal(speed_rows())
+        slow = (rows["provider"] == "eager") & (rows["pass"] == "forward+backward")
+        rows.loc[slow, "graph_ms"] = float("nan")
+        table = outcome.backwards(rows)
+        assert (table["scatter"] / table["operator"]).tolist() == pytest.approx([1.5, 1.5, 0.25, 0.25])
+        assert table["eager"].tolist() == pytest.approx([4.9] * 4)
+
     def test_what_was_not_reached_or_broke_is_said(self):
         found = run_of()
         found["steps"]["blocks"] |= {"status": ENDED, "left": ["volume-160"]}
@@ -339,6 +422,30 @@ class TestOutcome:
         assert path.read_bytes().startswith(b"\x89PNG")
         table = files.normal(speed_rows().assign(provider="kornia"))
         assert not picture.draw(table, path)
+
+
+def test_the_readme_s_table_is_that_of_the_committed_run():
+    text = readme.README.read_text()
+    table = files.read_speed(readme.MEASURED)
+    assert readme.committed(text) == readme.markdown(table)
+    assert not table["commit"].str.contains("dirty").any()
+    assert readme.MEASURED.with_suffix(".png").exists()
+
+
+def test_a_new_run_takes_the_place_of_the_readme_s(tmp_path, monkeypatch):
+    text = readme.README.read_text()
+    monkeypatch.setattr(readme, "README", tmp_path / "README.md")
+    monkeypatch.setattr(readme, "MEASURED", tmp_path / "a-gpu.csv")
+    readme.README.write_text(text)
+    files.normal(speed_rows()).to_csv(tmp_path / "speed.csv", index=False)
+    monkeypatch.setattr(sys, "argv", ["readme", str(tmp_path / "speed.csv")])
+    readme.main()
+    new = readme.README.read_text()
+    assert "| digits-28: " in new
+    assert H100["device"] in new
+    assert readme.committed(new) == readme.markdown(files.read_speed(readme.MEASURED))
+    assert new.replace(readme.committed(new), "") == text.replace(readme.committed(text), "")
+    assert (tmp_path / "a-gpu.png").exists()
 
 
 class TestCommand:

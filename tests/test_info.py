@@ -158,6 +158,17 @@ def test_json_is_json_alone_and_tells_nobody_of_tables(folder, monkeypatch, caps
     assert found["environment"]["torch"].startswith(torch.__version__)
 
 
+@pytest.mark.parametrize(
+    ("triton", "numpy", "works"),
+    [("3.6.0", "2.4.0", False), ("3.6.0", "2.3.5", True), ("3.7.1", "2.4.6", True), ("none", "2.4.6", True)],
+)
+def test_versions_whose_interpreter_fails_are_said_with_what_to_install(monkeypatch, triton, numpy, works):
+    monkeypatch.setattr(environment, "version", {"triton": triton, "numpy": numpy}.get)
+    problem = environment.interpreter_problem()
+    assert (problem == "") == works
+    assert works or "pip install 'numpy<2.4'" in problem
+
+
 def test_what_is_missing_is_said(monkeypatch):
     cpu = torch.device("cpu")
     monkeypatch.setattr(info.util, "find_spec", lambda name: None)

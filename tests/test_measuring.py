@@ -466,10 +466,27 @@ class TestMeasure:
         effort = replace(measure.FULL, gpu_rounds=2, gpu_ms_per_round=4)
         samples = measure.sample(functions, fake_gpu, effort)
         assert samples == {"fast": [1.0] * 8, "slow": [5.0] * 6}
-        turns = [key for key, _ in itertools.groupby(calls[6:], key=lambda name: name[:4])]
-        assert turns == ["fast", "slow", "fast", "slow"]
+        turns = [key for key, _ in itertools.groupby(calls, key=lambda name: name[:4])]
+        assert turns == ["fast", "slow"] * 3
         fast = [name for name in calls if name.startswith("fast")]
         assert fast == [f"fast{i % 2}" for i in range(len(fast))]
+
+    def test_the_first_calls_of_a_turn_are_not_timed(self, fake_gpu, monkeypatch):
+        """After a wait the host is slow, until it has called a few times."""
+        since = 0
+
+        def wait(*_):
+            nonlocal since
+            since = 0
+
+        def call():
+            nonlocal since
+            FakeEvent.now += max(0.25, 1.0 - 0.2 * since)
+            since += 1
+
+        monkeypatch.setattr(torch.cuda, "synchronize", wait)
+        samples = measure.sample({"short": [call]}, fake_gpu, replace(measure.FULL, gpu_rounds=2))
+        assert samples["short"] == pytest.approx([0.25] * 2 * 48)
 
     def test_replays_count_per_call_and_failures_are_told(self, fake_gpu, monkeypatch):
         class Graph:

@@ -76,11 +76,16 @@ def _check_device(rehearse: bool) -> None:
     """Refuse where nothing can be measured, and say what can be done there."""
     import torch
 
+    from stn_triton import environment
+
     if not rehearse and not torch.cuda.is_available():
         raise UsageError(
             f"torch {torch.__version__} finds no GPU here, expected one; --rehearse plays all of it on this "
             "CPU, --plan says what it does and how long it takes"
         )
+    problem = environment.interpreter_problem() if rehearse else ""
+    if problem:
+        raise UsageError(f"--rehearse: {problem}")
 
 
 def _make_room(out: Path) -> None:

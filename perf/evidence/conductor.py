@@ -143,6 +143,8 @@ class Conductor:
                 except queue.Empty:
                     if wait >= allowed:
                         return f"{current}: stopped, no word for {allowed:.0f} s"
+                    if not found["left"] and len(found["records"]) == found["planned"]:
+                        return ""  # all it was to find; it had but to end
                     found["left"] = list(dict.fromkeys([current, *found["left"]]))  # to be begun again
                     return ENDED
                 if line is None:

@@ -145,7 +145,8 @@ def ratios(table: pd.DataFrame) -> pd.DataFrame:
 def backwards(table: pd.DataFrame) -> pd.DataFrame:
     """Milliseconds of a backward with both gradients: a row per workload and map, a column per provider.
 
-    That is, forward and backward less the forward: of replays, without the host's time, if all have them.
+    That is, forward and backward less the forward: of replays, without the host's time, if the operator
+    has them. A rival has none where it takes so long that the host's time does not count.
     """
     times = table[timed(table) & _is_backward(table)].drop_duplicates([*CELL, "provider"], keep="last")
     cells: dict[tuple[str, str], dict[str, float]] = {}
@@ -156,7 +157,8 @@ def backwards(table: pd.DataFrame) -> pd.DataFrame:
             .agg(lambda row: row.iloc[0] - row.iloc[1], axis=1)
             for column in ("graph_ms", "median_ms")
         }
-        chosen = ms["graph_ms"] if ms["graph_ms"].notna().all() else ms["median_ms"]
+        has_replays = pd.notna(ms["graph_ms"].get(OPERATOR))
+        chosen = ms["graph_ms"].fillna(ms["median_ms"]) if has_replays else ms["median_ms"]
         cells[str(workload), str(map_name)] = chosen.to_dict()
     rows = [{"workload": name, "map": map_name, **ms} for (name, map_name), ms in cells.items()]
     return pd.DataFrame(rows, columns=["workload", "map", OPERATOR, SCATTER, EAGER]).dropna(subset=[OPERATOR])

@@ -21,7 +21,7 @@ from perf.files import EAGER, OPERATOR, geometric_mean, runs
 _LINE = 0.3
 """Inches of a bar."""
 _GRAPH = {"marker": "d", "markersize": 8, "color": "white", "markeredgecolor": style.INK, "linestyle": ""}
-_LABELS = {SCATTER: "fused scatter", EAGER: "eager pair"}
+_LABELS = {SCATTER: "right: fused scatter", EAGER: "right: eager pair"}
 
 
 def draw(table: pd.DataFrame, path: Path) -> bool:
@@ -37,9 +37,12 @@ def draw(table: pd.DataFrame, path: Path) -> bool:
     title = "The operator against PyTorch, and its gather against a scatter"
     title += ": A REHEARSAL, not measured on a GPU" if run.quick else ""
     lines = max(len(bars), len(gathers))
-    notes = ["Left: geometric means over the maps. Right: without the host's time where calls are short."]
+    notes = [
+        "The eager pair: F.affine_grid, then F.grid_sample. Left: geometric means over the maps. "
+        "Right: the operator gathers the gradient of images; without the host's time where calls are short."
+    ]
     with mpl.rc_context(style.RC):
-        figure, _ = style.figure(title, style.head(run, notes), 1.0 + _LINE * lines, _legend(), 6)
+        figure, _ = style.figure(title, style.head(run, notes), 1.0 + _LINE * lines, _legend(), 3)
         parts = [(_bars, bars)] * bool(bars) + [(_dots, gathers)] * bool(len(gathers))
         for ax, (draw_part, values) in zip(
             figure.subplots(1, len(parts), squeeze=False)[0], parts, strict=True
@@ -53,12 +56,16 @@ def _legend() -> list[Artist]:
     losing = {"facecolor": style.LOSS, "edgecolor": "white", "hatch": style.HATCH, "linewidth": 0}
     dots = {"linestyle": "", "markersize": 7, "color": style.INK, "markerfacecolor": "none"}
     return [
-        Patch(facecolor=style.WIN, label="operator faster than the eager pair"),
-        Patch(**losing, label="slower"),
-        Line2D([], [], **_GRAPH, label="in CUDA graphs: without the host's time"),
+        Patch(facecolor=style.WIN, label="left: a call, faster than the eager pair"),
+        Patch(**losing, label="left: a call, slower"),
+        Line2D([], [], **_GRAPH, label="left: in CUDA graphs, without the host's time"),
         *(Line2D([], [], **dots, marker=style.look(name).marker, label=_LABELS[name]) for name in _LABELS),
         Line2D(
-            [], [], linestyle="", markersize=7, color=style.LOSS, marker="s", label="faster than the gather"
+            [],
+            [],
+            **dots | {"markerfacecolor": style.LOSS},
+            marker="*",
+            label="right, filled: faster than the gather",
         ),
     ]
 
@@ -71,7 +78,9 @@ def _bars(ax: Axes, bars: Sequence[tuple[str, float, float]]) -> None:
         ax.plot([in_graphs], [y], **_GRAPH)
         place = {"xycoords": ax.get_yaxis_transform(), "xytext": (4, 0), "textcoords": "offset points"}
         ax.annotate(f"{value:.2f}x", (1, y), va="center", fontsize=style.FONT - 2, **place)
-    _finish(ax, "times faster than the eager pair", [b[0] for b in bars], [v for b in bars for v in b[1:]])
+    values = [value for bar in bars for value in bar[1:]]
+    _finish(ax, "times as fast as the eager pair", [bar[0] for bar in bars], values)
+    ax.set_xlabel("logarithmic; the numbers are the bars'")
 
 
 def _dots(ax: Axes, gathers: pd.DataFrame) -> None:
@@ -83,17 +92,13 @@ def _dots(ax: Axes, gathers: pd.DataFrame) -> None:
             options = {"markeredgecolor": style.INK, "markerfacecolor": face, "linestyle": ""}
             ax.plot([value], [y], marker=style.look(name).marker, markersize=7, **options)
     labels = (gathers["workload"] + ", " + gathers["map"]).tolist()
-    _finish(
-        ax,
-        "both gradients: time divided by the gather's",
-        labels,
-        [v for own in values.values() for v in own],
-    )
+    _finish(ax, "backward alone: time over the gather's", labels, [v for own in values.values() for v in own])
+    ax.set_xlabel("logarithmic; left of 1x the gather loses")
 
 
 def _finish(ax: Axes, title: str, labels: Sequence[str], values: Sequence[float]) -> None:
     ax.set_title(title, fontsize=style.FONT, loc="left")
-    ax.set_yticks(range(len(labels)), [style.shorten(label, 46) for label in labels], fontsize=style.FONT - 2)
+    ax.set_yticks(range(len(labels)), [style.shorten(label, 60) for label in labels], fontsize=style.FONT - 2)
     ax.set_ylim(max(len(labels), 1) - 0.4, -0.6)
     ax.axvline(1, color="black", linewidth=1.2)
     ax.grid(axis="x")

@@ -1,7 +1,7 @@
 """What the steps will take: `--plan` prints it, and `--count` counts here what it rests on.
 
 The price of compiling is counted: processor seconds of each kernel, with an empty cache and no GPU, kept in
-``perf/results/compile-seconds.json``. The other prices are estimates, of rows times seconds.
+``perf/results/compile-seconds.json``. The other prices follow what an H200 beside 16 cores took.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import triton
 from tqdm import tqdm
 
 from perf import EXIT_FAILED, EXIT_OK
-from perf.evidence import block_sizes, compiling, profiling, subjects, timing
+from perf.evidence import behaviour, compiling, profiling, subjects, timing
 from perf.evidence.conductor import reserve
 from perf.evidence.stage import Record, Stage, workers
 from perf.evidence.steps import Step
-from perf.measuring.listing import COMPILE_S, REFERENCE_S, ROW_S
+from perf.measuring.listing import COMPILE_S, REFERENCE_S
 from perf.tuning import launches
 from stn_triton import environment
 
@@ -29,6 +29,10 @@ COUNTED = Path(__file__).parents[1] / "results" / "compile-seconds.json"
 ARCH = "sm_90"
 _START_S = 6
 """Of a process: imports, and the GPU's context."""
+_ROW_S = 0.24
+"""Of a row of the CSV, with its share of the references."""
+_BUCKET_S = 7
+"""Of a kind of launch whose block sizes are searched: compiling side by side, checks, timings."""
 _PROFILED_S = 4
 """Of a workload under the profiler, which runs each kernel for each few metrics."""
 # Kernels that the check and the calls launch (counted) and the tests (estimated), and the seconds of one.
@@ -55,7 +59,7 @@ def text(steps: Sequence[Step], minutes: float, cores: int) -> str:
             *lines,
             "May take: the limit of a step. Time that a step does not need goes to those after it, and what",
             "is left at the end to those that were cut. Seconds to compile were counted, all others are",
-            f"estimates for an H100. Counted: {_source()}.",
+            f"about what an H200 took. Counted: {_source()}.",
         )
     )
 
@@ -93,12 +97,9 @@ def _prices(cores: int) -> dict[str, float]:
     """Seconds of each step by name."""
     tasks = compiling.tasks()
     seconds = {task.name(): _seconds(task) for task in tasks}
-    candidates = [
-        compiling.seconds_of(compiling.Task(workload, "", bucket, config))
-        for workload in subjects.TELLING
-        for bucket in launches.of_workloads([workload], compiling.MAIN_PASSES)[0]
-        for config in block_sizes.EFFORT.configs_of(bucket)
-    ]
+    buckets = sum(
+        len(launches.of_workloads([workload], compiling.MAIN_PASSES)[0]) for workload in subjects.TELLING
+    )
     rows = len(timing.MAPS) * len(timing.PASSES) * (2 + len(timing.RIVALS))
     telling, backwards, further = len(subjects.TELLING), len(subjects.backwards()), len(subjects.FURTHER)
     first = sum(
@@ -109,17 +110,17 @@ def _prices(cores: int) -> dict[str, float]:
     return {
         "machine": _START_S,
         "compile": 2 * _START_S + _side_by_side(list(seconds.values()), cores) + checked,
-        "compare": _START_S + 0.4 * len(subjects.compared()),
-        "behaviour": _START_S + 12,
-        "check": 2 * _START_S + 10,
-        "tests": 2 * _START_S + _TESTED_KERNELS * _SMALL_KERNEL_S / cores + 20,
-        "backward": _START_S + backwards * 3 * (REFERENCE_S + 3 * ROW_S),
-        "speed": _START_S + telling * (2 * REFERENCE_S + rows * ROW_S),
-        "host": _START_S + 6 + first,
-        "blocks": _START_S + _side_by_side(candidates, cores) + 0.1 * len(candidates),
+        "compare": _START_S + 0.05 * len(subjects.compared()),
+        "behaviour": _START_S + 1.2 * len(behaviour.CALLS),
+        "check": 2 * _START_S + 25,
+        "tests": 2 * _START_S + _TESTED_KERNELS * _SMALL_KERNEL_S / cores + 15,
+        "backward": _START_S + backwards * 3 * 6 * _ROW_S,
+        "speed": _START_S + telling * rows * _ROW_S,
+        "host": _START_S + 4 + first,
+        "blocks": _START_S + _BUCKET_S * buckets,
         "profile": 2 * _START_S + profiling.MOST * _PROFILED_S,
         "torch-compile": _START_S + telling * (REFERENCE_S + 2 * COMPILE_S),
-        "further": _START_S + further * (REFERENCE_S + rows / 2 * ROW_S + 4) + 60,
+        "further": _START_S + further * (rows / 2 * _ROW_S + 4) + 60,
     }
 
 

@@ -6,7 +6,6 @@ import contextlib
 import os
 import warnings
 from collections.abc import Iterator
-from importlib import util
 from typing import NamedTuple
 
 import torch
@@ -85,9 +84,9 @@ def choose(device: str | None, interpret: bool) -> Engine:
         return Engine(chosen, KERNELS if chosen.type == "cuda" else REFERENCE, torch.get_num_threads())
     if chosen.type != "cpu":
         raise UsageError(f"--interpret: expected --device cpu, got {device!r}")
-    for package in ("triton", "numpy"):
-        if util.find_spec(package) is None:
-            raise UsageError(f"--interpret: {package} is not installed, expected triton and numpy")
+    problem = environment.interpreter_problem()
+    if problem:
+        raise UsageError(f"--interpret: {problem}")
     return Engine(chosen, INTERPRETER)
 
 
