@@ -33,9 +33,9 @@ def affine_grid_sample(
     The grid generator and the sampler of a spatial transformer (Jaderberg et al. 2015, section 3.2 and
     3.3) as one operator that never stores a grid. Semantics are PyTorch's; on a GPU the identity and
     whole-pixel shifts are exact. The gradient of ``theta`` has the same bits every time, and so has that of
-    images unless the padding is ``"reflection"`` or ``"wrap"``; there, and for volumes, it is summed in fp32 by
-    atomic additions, whose order varies, unless ``torch.use_deterministic_algorithms(True)`` asks for a sum
-    that does not depend on it.
+    images unless the padding is ``"reflection"`` or ``"wrap"``. There, and for volumes, it is summed in fp32
+    by atomic additions, whose order varies; under ``torch.use_deterministic_algorithms(True)`` in whole
+    numbers, to the same bits every time.
 
     Args:
         input: images (N, C, H_in, W_in) or volumes (N, C, D_in, H_in, W_in), fp16, bf16, fp32 or fp64, any

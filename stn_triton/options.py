@@ -32,7 +32,7 @@ PADDINGS = {
 }
 PADDING_MODES = tuple(PADDINGS)
 PAIR_PADDINGS = tuple(name for name, padding in PADDINGS.items() if padding.sampler == name)
-"""Those that ``F.grid_sample`` has."""
+"""Those that ``F.grid_sample`` has, in the order of its numbers."""
 INPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8)
 THETA_DTYPES = INPUT_DTYPES[:4]
 

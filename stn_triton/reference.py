@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stn_triton import bags, reference_taps
-from stn_triton.options import DEFAULT, Options
+from stn_triton.options import DEFAULT, PAIR_PADDINGS, Options
 from stn_triton.reference_grid import (
     ALL,
     Grid,
@@ -46,7 +46,6 @@ _SAMPLER_BACKWARD = {
     3: torch.ops.aten.grid_sampler_3d_backward.default,
 }
 _MODES = {"bilinear": 0, "nearest": 1, "bicubic": 2}
-_SAMPLER_PADDINGS = ("zeros", "border", "reflection")
 
 
 def forward(
@@ -290,7 +289,7 @@ def _codes(options: Options) -> tuple[int, int, bool] | None:
     padding = options.padding.sampler
     if padding is None:
         return None
-    return _MODES[options.mode], _SAMPLER_PADDINGS.index(padding), options.align_corners
+    return _MODES[options.mode], PAIR_PADDINGS.index(padding), options.align_corners
 
 
 def _suits_bags(images: Tensor, dtype: torch.dtype, pixels: int, options: Options) -> bool:

@@ -6,6 +6,7 @@ derivatives of derivatives (``reference_tangent``), and for a padding that they 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -50,8 +51,9 @@ def sampled(images: Tensor, positions: Tensor, lost: Tensor | None, options: Opt
     """
     content, total = images.flatten(2), 0
     for tap in taps(positions, images.shape[2:], options, lost):
-        weight = tap.product({})[:, None]
-        total = total + torch.where(weight != 0, tap.pick(content), 0) * weight
+        weight = tap.product({})
+        seen = tap._replace(inside=tap.inside & (weight != 0))
+        total = total + seen.pick(content) * weight[:, None]
     return total.view(*images.shape[:2], *positions.shape[1:-1])
 
 
@@ -96,17 +98,17 @@ def taps(
     scale = scale_of(size_in, options).to(positions.dtype)
     pixels = ((positions + 1) * scale - offset).reshape(images, -1, dim)
     lost = None if lost is None else lost.reshape(images, -1, dim)
-    axes = [
-        _axis_taps(pixels[..., k], n, options, None if lost is None else lost[..., k])
-        for k, n in enumerate(sizes)
-    ]
+    axes, stride = [], 1
+    for k, n in enumerate(sizes):
+        found = []
+        for pixel, *numbers in _axis_taps(pixels[..., k], n, options, None if lost is None else lost[..., k]):
+            inside = (pixel >= 0) & (pixel < n)
+            found.append((pixel.clamp(0, n - 1).long() * stride, inside, tuple(numbers)))
+        axes.append(found)
+        stride *= n
     for chosen in itertools.product(*axes):
-        inside = torch.ones_like(pixels[..., 0], dtype=torch.bool)
-        index = torch.zeros_like(inside, dtype=torch.long)
-        for (pixel, *_), n in reversed(list(zip(chosen, sizes, strict=True))):
-            inside = inside & (pixel >= 0) & (pixel < n)
-            index = index * n + pixel.clamp(0, n - 1).long()
-        yield Tap(index, inside, tuple(numbers[1:] for numbers in chosen))
+        indices, insides, numbers = zip(*chosen, strict=True)
+        yield Tap(sum(indices), functools.reduce(torch.bitwise_and, insides), numbers)
 
 
 def _axis_taps(position: Tensor, n: int, options: Options, lost: Tensor | None) -> list[_Axis]:
