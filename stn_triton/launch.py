@@ -65,9 +65,10 @@ def backward(
     tensors = _tensors(input, theta, options, fill, image_index, tangents)
     tensors["grad_output_ptr"] = grad_output
     is_exact = torch.are_deterministic_algorithms_enabled()
-    facts = ("backward", tuple(output_mask), is_exact, options, *plans.facts_of(tensors.values()))
+    choices = (options, tuple(output_mask), is_exact, gathers)
+    facts = ("backward", *choices, *plans.facts_of(tensors.values()))
     with _device_of(input):
-        plan = plans.planned(facts, input.device, lambda: _Backward(tensors, options, output_mask, is_exact))
+        plan = plans.planned(facts, input.device, lambda: _Backward(tensors, *choices))
         return plan(tensors)
 
 
@@ -183,7 +184,7 @@ class _Backward:
         read = ("grad_output", "input", "input_tangent")
         if is_scattered:
             images = (*read, "grad_input") if needs_theta else ("grad_output", "grad_input")
-            self._settle = Settle(tensors, options) if is_exact else None
+            self._settle = Settle(tensors, options) if is_exact and not self._is_empty else None
             adds, numbers = scatter.FLOATS, {}
             if self._settle is not None:
                 adds, numbers = scatter.WHOLE, self._settle.numbers
