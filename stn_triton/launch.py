@@ -65,10 +65,10 @@ def backward(
     tensors = _tensors(input, theta, options, fill, image_index, tangents)
     tensors["grad_output_ptr"] = grad_output
     is_exact = torch.are_deterministic_algorithms_enabled()
-    how = is_exact, gathers
-    facts = ("backward", tuple(output_mask), how, options, *plans.facts_of(tensors.values()))
+    choices = (options, tuple(output_mask), is_exact, gathers)
+    facts = ("backward", *choices, *plans.facts_of(tensors.values()))
     with _device_of(input):
-        plan = plans.planned(facts, input.device, lambda: _Backward(tensors, options, output_mask, *how))
+        plan = plans.planned(facts, input.device, lambda: _Backward(tensors, *choices))
         return plan(tensors)
 
 
@@ -160,13 +160,9 @@ class _Backward:
         self._forms = {}
         if needs_input or needs_theta:
             self._forms = _forms_to_copy_to(tensors, ("grad_output_ptr", "input_tangent_ptr"))
-        is_moving, is_indexed = (
-            tensors["theta_tangent_ptr"] is not None,
-            tensors["image_index_ptr"] is not None,
-        )
-        projective = is_projective(theta.shape)
-        has_formula = tuning.is_gathered(input.ndim - 2, projective, is_moving, options)
-        is_gathered = needs_input and gathers and has_formula
+        is_indexed, is_moving = (tensors[f"{n}_ptr"] is not None for n in ("image_index", "theta_tangent"))
+        kind = input.ndim - 2, is_projective(theta.shape), is_moving
+        is_gathered = needs_input and gathers and tuning.is_gathered(*kind, options)
         is_scattered = needs_input and not is_gathered
         self._dtype = coordinate_dtype(input.dtype) if is_scattered else input.dtype
         self._sorts = is_gathered and is_indexed
@@ -184,7 +180,7 @@ class _Backward:
         read = ("grad_output", "input", "input_tangent")
         if is_scattered:
             images = (*read, "grad_input") if needs_theta else ("grad_output", "grad_input")
-            self._settle = Settle(tensors, options) if is_exact else None
+            self._settle = Settle(tensors, options) if is_exact and not self._is_empty else None
             name, adds, numbers = "scatter", scatter.FLOATS, {}
             if self._settle is not None:
                 name, adds, numbers = "exact", scatter.WHOLE, self._settle.numbers

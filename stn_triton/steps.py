@@ -44,8 +44,11 @@ class Step:
         return self._run(self._launch, tensors)
 
     def _run(self, launch: plans.Launch, tensors: Tensors) -> Tensor | None:
-        if self._flags.get("ADDS") in _ADD_TO_GRAD_INPUT:
-            tensors["grad_input_ptr"].zero_()
+        adds, grad_input = self._flags.get("ADDS"), tensors["grad_input_ptr"]
+        if adds in _ADD_TO_GRAD_INPUT:
+            grad_input.zero_()
+        if adds == scatter.WHOLE.value:  # two numbers for each element; a search launches more than once
+            tensors["whole_ptr"] = grad_input.new_zeros(2 * grad_input.numel(), dtype=torch.int64)
         return launch(tensors)
 
     def _chosen(self, tensors: Tensors) -> plans.Launch:
@@ -87,31 +90,28 @@ class Step:
 
 
 class Settle:
-    """What a sum of whole numbers needs, see `kernels/scatter.py`: their scale, memory, and the last pass."""
+    """What a sum of whole numbers needs, see `kernels/scatter.py`: their scale, limits, and the last pass."""
 
     def __init__(self, tensors: Tensors, options: Options) -> None:
         input, theta, grad_output = tensors["input_ptr"], tensors["theta_ptr"], tensors["grad_output_ptr"]
-        self._images, self._elements, self._device = len(input), input.numel(), input.device
+        self._images, self._device, elements = len(input), input.device, input.numel()
         self._dtype = coordinate_dtype(input.dtype)
         # An index may give all matrices to one image.
         maps = len(theta) if tensors["image_index_ptr"] is not None else len(theta) // len(input)
         dim = input.ndim - 2
         head = 61 - (maps * math.prod(grad_output.shape[2:]) - 1).bit_length()
         low = head - dim * (options.taps().bit_length() - 1 + _SAMPLE_BITS * options.antialias)
-        self.numbers = {"elements": self._elements, "head": head, "low": low}
+        self.numbers = {"elements": elements, "head": head, "low": low}
         """What the kernels take besides sizes and strides."""
-        each = self._elements // self._images
+        each = elements // self._images
         programs = self._images * -(-each // scatter.SETTLED.value)
         numbers = {**self.numbers, "per_image": each, "DTYPE": _TRITON_DTYPES[self._dtype]}
         self._launch = plans.Launch(scatter.settle_kernel, programs, numbers, SETTLE_OPTIONS)
 
     def memory(self) -> Tensors:
-        """Zeros: two whole numbers for each element, and each image's largest total, as the bits of it."""
+        """Each image's largest total, as the bits of it: 0 before the first pass."""
         bits = torch.int64 if self._dtype == torch.float64 else torch.int32
-        return {
-            "whole_ptr": torch.zeros(2 * self._elements, dtype=torch.int64, device=self._device),
-            "limits_ptr": torch.zeros(self._images, dtype=bits, device=self._device),
-        }
+        return {"limits_ptr": torch.zeros(self._images, dtype=bits, device=self._device)}
 
     def __call__(self, tensors: Tensors) -> None:
         """Run it: grad_input gets its values."""

@@ -5,6 +5,7 @@ The interpreter is chosen before Triton is first imported, so this happens at im
 
 import contextlib
 import os
+import random
 import sys
 import warnings
 
@@ -208,3 +209,22 @@ def poisoned():
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def shuffled(monkeypatch):
+    """Programs of a launch run in a random order, as on a GPU, where the interpreter goes from 0 up."""
+    from triton.runtime import interpreter
+
+    builder, chance, orders = interpreter.interpreter_builder, random.Random(0), [[]]
+    set_dim, set_idx = builder.set_grid_dim, builder.set_grid_idx
+
+    def set_grid_dim(x, y, z):
+        assert y == z == 1
+        orders[-1] = chance.sample(range(x), x)
+        orders.append([])
+        set_dim(x, y, z)
+
+    monkeypatch.setattr(builder, "set_grid_dim", set_grid_dim)
+    monkeypatch.setattr(builder, "set_grid_idx", lambda x, y, z: set_idx(orders[-2][x], y, z))
+    return orders

@@ -1,7 +1,6 @@
 """The same bits every time: over repeats, whatever the order of programs, and whatever the block sizes."""
 
 import itertools
-import random
 
 import pytest
 import test_splines
@@ -116,25 +115,6 @@ def test_a_hundred_calls_of_a_whole_batch(device, dtype, layout):
         results = [output, *torch.autograd.grad(output, leaves, output.detach())]
         first = first or results
         assert all(torch.equal(a, b) for a, b in zip(first, results, strict=True))
-
-
-@pytest.fixture
-def shuffled(monkeypatch):
-    """Programs of a launch run in a random order, as on a GPU, where the interpreter goes from 0 up."""
-    from triton.runtime import interpreter
-
-    builder, chance, orders = interpreter.interpreter_builder, random.Random(0), [[]]
-    set_dim, set_idx = builder.set_grid_dim, builder.set_grid_idx
-
-    def set_grid_dim(x, y, z):
-        assert y == z == 1
-        orders[-1] = chance.sample(range(x), x)
-        orders.append([])
-        set_dim(x, y, z)
-
-    monkeypatch.setattr(builder, "set_grid_dim", set_grid_dim)
-    monkeypatch.setattr(builder, "set_grid_idx", lambda x, y, z: set_idx(orders[-2][x], y, z))
-    return orders
 
 
 def everything(args, options):

@@ -166,14 +166,14 @@ def test_what_is_compiled_ahead_is_what_calls_launch(tmp_path):
     from perf.evidence import compiling, subjects
     from perf.evidence.stage import Stage
     from perf.kernels import ahead
-    from perf.kernels.rival_scatter import SCATTER, fused_scatter_kernel
+    from perf.kernels.rival_scatter import SCATTER
     from perf.measuring import providers, workloads
     from perf.measuring.passes import PASSES
     from perf.tuning.launches import OntoKernels
     from stn_triton import tuning
     from stn_triton.kernels.backward import backward_kernel
     from stn_triton.kernels.forward import forward_kernel
-    from stn_triton.kernels.parameters import theta_kernel
+    from stn_triton.kernels.scatter import scatter_kernel
 
     target = ("cuda", 90, 32)
     chosen = [w for w in subjects.compared() if w.name in ("fp32", "channels-last-64-bf16")]
@@ -182,7 +182,7 @@ def test_what_is_compiled_ahead_is_what_calls_launch(tmp_path):
     for task in tasks:
         found = ahead.compile_task(task, target)
         assert not found["cached"] and found["registers"] > 0, (task, found)
-    for kernel in (forward_kernel, backward_kernel, theta_kernel, fused_scatter_kernel):
+    for kernel in (forward_kernel, backward_kernel, scatter_kernel):
         kernel.device_caches.clear()  # as in a new process
     samplers = [providers.operator, SCATTER.make()]
     for workload in chosen:

@@ -18,6 +18,7 @@ pytest.importorskip("pandas")
 from perf.tuning import launches
 from stn_triton import (
     affine_grid_sample,
+    launch,
     perspective_grid_sample,
     plans,
     thin_plate_spline_grid_sample,
@@ -77,6 +78,11 @@ def second_derivatives():
     torch.autograd.grad(grad.sum(), (image, theta))
 
 
+def scattered():
+    image, theta = torch.empty(2, 3, 6, 7, device="meta"), torch.empty(2, 2, 3, device="meta")
+    launch.backward(image, image, theta, gathers=False)
+
+
 def layer():
     image = meta(2, 3, 32, 32)
     step(LAYER(image), image)
@@ -112,6 +118,10 @@ CALLS = {
     "spline": spline,
     "tangents": tangents,
     "second derivatives": second_derivatives,
+    "scattered volumes by index": lambda: sampled(
+        3, maps=(5,), antialias=True, image_index=torch.empty(5, device="meta", dtype=torch.int64)
+    ),
+    "scattered where it could be gathered": scattered,
     "layer": layer,
     "transforms": of_transforms,
 }

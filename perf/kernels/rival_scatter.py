@@ -29,8 +29,10 @@ class _Scatter(Function):
         return *grads[:2], None, None
 
 
-def sampler(input: Tensor, theta: Tensor, size: Sequence[int], **options: str | bool) -> Tensor:
-    """The operator, whose backward is the scatter."""
+def sampler(
+    input: Tensor, theta: Tensor, size: Sequence[int], antialias: int = 0, **options: str | bool
+) -> Tensor:
+    """The operator, whose backward is the scatter; antialiased if a factor is given."""
     lacking = [f"{name}={options[name]!r}" for name in ("fill_value", "image_index") if name in options]
     if theta.ndim != 3 or len(theta) != len(input):
         lacking.append(f"theta of shape {tuple(theta.shape)}, only one matrix per image")
@@ -38,7 +40,7 @@ def sampler(input: Tensor, theta: Tensor, size: Sequence[int], **options: str | 
         lacking.append(f"gradients of {str(input.dtype).removeprefix('torch.')} images")
     if lacking:
         raise UnavailableError(f"the scatter is measured without {', '.join(lacking)}")
-    return _Scatter.apply(input, theta, size, options)
+    return _Scatter.apply(input, theta, size, {**options, "antialias": antialias > 0})
 
 
 def _make() -> Sampler:

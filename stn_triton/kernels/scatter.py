@@ -16,8 +16,8 @@ depend on the order, in three passes:
 
     LARGEST  finds for each image the largest total t of the magnitudes of what one output pixel adds.
              With 2**e the power of two above it, no pixel gets more than 2**h t < 2**(h + e), where 2**h is
-             the number of output pixels that sample the image, and one more bit pays for rounding.
-    WHOLE    adds x = 2**(head - e) w_i g, head = 62 - h: its whole part to one 64-bit integer, and
+             the number of output pixels that sample the image, and two more bits pay for rounding.
+    WHOLE    adds x = 2**(head - e) w_i g, head = 61 - h: its whole part to one 64-bit integer, and
              2**low times the rest, if there is any, to another. That has as many bits less as so many
              additions of one output pixel need, so neither can overflow. Of 2**16 output pixels, a share of
              24 bits is cut only if it is smaller than 2**-64 t. What is not finite is added to grad_input
