@@ -172,6 +172,8 @@ class _Backward:
             images = ("grad_input", "grad_output", "input")
             flags = {"MANY": is_many and not is_spline, "NEEDS_THETA": is_fused}
             kernel = boxes.boxes_kernel if is_spline else backward_kernel
+            if kernel is backward_kernel and not _is_gathered(tensors, options):  # SCATTER
+                raise NotImplementedError("the input's gradient of this call is not a gather's")
             name = "backward" if is_fused else "backward_input"
             self._gather = Step(name, kernel, images, options, **flags)
             self._reach = Reach(options) if is_spline else None
@@ -213,6 +215,12 @@ class _Backward:
             sums = self._fill(tensors).sum((0, 2)).flatten()
             grad_fill = sums[: len(fill)].to(fill.dtype)
         return grad_input, grad_theta, grad_fill
+
+
+def _is_gathered(tensors: Tensors, options: Options) -> bool:
+    """Whether the gather can give the input's gradient: of images under affine maps, and no tangent's."""
+    is_affine = tensors["theta_ptr"].shape[-2:] == (2, 3)
+    return is_affine and options.padding_mode != "reflection" and tensors["theta_tangent_ptr"] is None
 
 
 def _total(partial: Tensor, theta: Tensor) -> Tensor:
