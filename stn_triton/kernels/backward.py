@@ -1,15 +1,13 @@
-"""Backward: grad_input and, in the same pass, grad_theta, gathered, without atomics.
+"""Backward of images under affine maps: grad_input and, in the same pass, grad_theta, without atomics.
 
-A program owns a tile of *input* pixels and a block of channels. Over the output pixels o that sample input
-pixel p (`search.py` finds candidates, `weight_on` decides by the very coordinate of the forward),
+A program owns a tile of *input* pixels and a block of channels, and gathers. Over the output pixels o that
+sample input pixel p (`search.py` finds candidates, the very coordinate of the forward decides),
 
     grad_input[p] = sum of w(o, p) * grad_output[o]
     d/dc_k        = sum over channels of input[p] * grad_output[o], times the derivative of w(o, p)
 
-and row k of grad_theta sums d/dc_k times (u, v, 1), see `parameters.py`.
-
-Around this gather stand loops that most programs run once: over the matrices of an image, culled many at a
-time by the tile that they reach; over the mirror images of reflection, each output pixel belonging to one.
+and row k of grad_theta sums d/dc_k times (u, v, 1), see `parameters.py`. If an image has many matrices, those
+that may reach the tile are gathered one after the other; which ones is tested for many at a time.
 
 Pairs of weight zero are loaded for their derivatives, so if grad_theta is wanted an Inf or NaN in grad_output
 reaches the grad_input of neighbours at weight zero, as in PyTorch. Without grad_theta it does not.
@@ -37,7 +35,7 @@ from stn_triton.kernels.coordinates import centred, fold_theta, per_axis_halves,
 from stn_triton.kernels.forward import map_of
 from stn_triton.kernels.parameters import add_column, store_sums, zero_vectors
 from stn_triton.kernels.search import output_lasts, tile_is_reached, touches_edge
-from stn_triton.kernels.taps import FILL, REFLECTION, per_axis_limits
+from stn_triton.kernels.taps import FILL, per_axis_limits
 from stn_triton.kernels.walk import SLOTS, empty_slots, row_shares, visit, walk
 
 # Matrices whose reach is tested at once.
@@ -78,7 +76,6 @@ def load_image(
     strides,
     fill_ptr,
     fill_stride,
-    DIM: tl.constexpr,
     PADDING: tl.constexpr,
     INDEX: tl.constexpr,
     GROUPS: tl.constexpr,
@@ -88,7 +85,7 @@ def load_image(
 ):
     """The tile's own pixels, less the fill values that take their place outside."""
     start = block_start(input_ptr, n, c_start, outer_strides[0], outer_strides[1])
-    offset = pixel_offset(pixels, strides, DIM, INDEX)
+    offset = pixel_offset(pixels, strides, 2, INDEX)
     image = load_block(start, outer_strides[1], offset, pixel_mask, channels, GROUPS, RUN_C, EVEN_C, DTYPE)
     if PADDING == FILL:
         image = subtract_fill(image, fill_ptr, fill_stride, c_start, channels, GROUPS, RUN_C, DTYPE)
@@ -112,48 +109,36 @@ def backward_kernel(
     input_ptr,
     theta_ptr,
     fill_ptr,
-    theta_tangent_ptr,
     starts_ptr,
     order_ptr,
     per_image,
     C,
-    D_in,
     H_in,
     W_in,
-    D_out,
     H_out,
     W_out,
     grad_input_stride_n,
     grad_input_stride_c,
-    grad_input_stride_d,
     grad_input_stride_h,
     grad_input_stride_w,
     grad_output_stride_n,
     grad_output_stride_c,
-    grad_output_stride_d,
     grad_output_stride_h,
     grad_output_stride_w,
     input_stride_n,
     input_stride_c,
-    input_stride_d,
     input_stride_h,
     input_stride_w,
     theta_stride_n,
     theta_stride_row,
     theta_stride_column,
     fill_stride,
-    theta_tangent_stride_n,
-    theta_tangent_stride_row,
-    theta_tangent_stride_column,
-    DIM: tl.constexpr,
-    PROJECTIVE: tl.constexpr,
     TAPS: tl.constexpr,
     PADDING: tl.constexpr,
     ALIGN_CORNERS: tl.constexpr,
     ANTIALIAS: tl.constexpr,
     HAS_INDEX: tl.constexpr,
     MANY: tl.constexpr,
-    TANGENT: tl.constexpr,
     INDEX: tl.constexpr,
     DTYPE: tl.constexpr,
     NEEDS_THETA: tl.constexpr,
@@ -164,66 +149,44 @@ def backward_kernel(
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    """grad_input of a tile, and the tile's share of grad_theta if it is wanted.
-
-    For TANGENT (grad_input alone), the gradient of the tangent: the weights are how fast weights change.
-    """
-    sizes_in = (W_in, H_in, D_in)
-    sizes_out = (W_out, H_out, D_out)
-    grad_input_strides = (grad_input_stride_w, grad_input_stride_h, grad_input_stride_d)
-    grad_output_strides = (grad_output_stride_w, grad_output_stride_h, grad_output_stride_d)
-    input_strides = (input_stride_w, input_stride_h, input_stride_d)
+    """grad_input of a tile, and the tile's share of grad_theta if it is wanted."""
+    sizes_in = (W_in, H_in)
+    sizes_out = (W_out, H_out)
+    grad_input_strides = (grad_input_stride_w, grad_input_stride_h)
+    grad_output_strides = (grad_output_stride_w, grad_output_stride_h)
+    input_strides = (input_stride_w, input_stride_h)
     theta_strides = (theta_stride_n, theta_stride_row, theta_stride_column)
-    theta_tangent_strides = (theta_tangent_stride_n, theta_tangent_stride_row, theta_tangent_stride_column)
     PIXELS: tl.constexpr = BLOCK_H * BLOCK_W
     GROUPS: tl.constexpr = BLOCK_C // RUN_C
-    ROWS: tl.constexpr = DIM + 1 if PROJECTIVE else DIM
     LISTED: tl.constexpr = STEPS_C > 1
-    tl.static_assert(
-        not LISTED
-        or (
-            DIM == 2
-            and TAPS <= 2
-            and not (MANY or PROJECTIVE or ANTIALIAS or TANGENT or PADDING == REFLECTION)
-        )
-    )
+    tl.static_assert(not LISTED or (TAPS <= 2 and not (MANY or ANTIALIAS)))
 
-    n, c_first, origin = tile_origin(C, D_in, H_in, W_in, DIM, BLOCK_C * STEPS_C, BLOCK_H, BLOCK_W)
-    pixels = tile_pixels(origin, DIM, BLOCK_H, BLOCK_W)
-    pixel_mask = is_inside(pixels, sizes_in, DIM)
-    halves = per_axis_halves(sizes_in, DIM, DTYPE)
-    lows, highs = per_axis_limits(sizes_in, DIM, DTYPE)
+    n, c_first, origin = tile_origin(C, 1, H_in, W_in, 2, BLOCK_C * STEPS_C, BLOCK_H, BLOCK_W)
+    pixels = tile_pixels(origin, 2, BLOCK_H, BLOCK_W)
+    pixel_mask = is_inside(pixels, sizes_in, 2)
+    halves = per_axis_halves(sizes_in, 2, DTYPE)
+    lows, highs = per_axis_limits(sizes_in, 2, DTYPE)
     numbers = ()
-    for k in tl.static_range(DIM):
+    for k in tl.static_range(2):
         numbers = numbers + (tl.cast(pixels[k] - (sizes_in[k] - 1) // 2, DTYPE),)
-    at_edge = touches_edge(origin, sizes_in, DIM, BLOCK_H, BLOCK_W)
-    sums = zero_vectors(ROWS * (DIM + 1) if NEEDS_THETA else 0, PIXELS, DTYPE)
-    if not TANGENT:
-        b = ()
+    at_edge = touches_edge(origin, sizes_in, 0, BLOCK_H, BLOCK_W)
+    at_edge = at_edge | touches_edge(origin, sizes_in, 1, BLOCK_H, BLOCK_W)
+    sums = zero_vectors(6 if NEEDS_THETA else 0, PIXELS, DTYPE)
 
     m = n.to(tl.int64)
     chunks = 1
-    if not MANY:
-        a, scales, samples, samples_all, sizes = map_of(
-            theta_ptr,
-            m,
-            theta_strides,
-            sizes_in,
-            sizes_out,
-            ANTIALIAS,
-            ALIGN_CORNERS,
-            DIM,
-            PROJECTIVE,
-            DTYPE,
-        )
     if MANY:
         slot_first, slot_end = slots_of(starts_ptr, n, per_image, HAS_INDEX)
         chunks = tl.cdiv(slot_end - slot_first, CULLED).to(tl.int32)
+    else:
+        a, scales, samples, samples_all, sizes = map_of(
+            theta_ptr, m, theta_strides, sizes_in, sizes_out, ANTIALIAS, ALIGN_CORNERS, 2, False, DTYPE
+        )
 
+    steps = steps_of(C - c_first, BLOCK_C, STEPS_C)
     if LISTED:
         _block, _sums, found, kept = walk(
             a,
-            b,
             samples,
             samples_all,
             sizes,
@@ -245,13 +208,10 @@ def backward_kernel(
             tl.zeros((PIXELS,), tl.int32),
             empty_slots(PIXELS, DTYPE),
             True,
-            DIM,
-            PROJECTIVE,
             TAPS,
             PADDING,
             ALIGN_CORNERS,
             ANTIALIAS,
-            TANGENT,
             INDEX,
             DTYPE,
             NEEDS_THETA,
@@ -264,9 +224,6 @@ def backward_kernel(
         longest = tl.max(found)
         is_listed = longest <= SLOTS
         dots = zero_vectors(SLOTS, PIXELS, DTYPE)
-
-    steps = steps_of(C - c_first, BLOCK_C, STEPS_C)
-    if LISTED:
         for step in range(tl.where(is_listed, steps, 0)):
             c_start = c_first + step * BLOCK_C
             channels = C - c_start
@@ -284,7 +241,6 @@ def backward_kernel(
                     input_strides,
                     fill_ptr,
                     fill_stride,
-                    DIM,
                     PADDING,
                     INDEX,
                     GROUPS,
@@ -297,7 +253,7 @@ def backward_kernel(
             )
             for s in tl.static_range(SLOTS - 1, -1, -1):  # in the order in which they were found
                 for _ in range(tl.where(s < longest, 1, 0)):
-                    offset = pixel_offset((kept[3 * s], kept[3 * s + 1]), grad_output_strides, DIM, INDEX)
+                    offset = pixel_offset((kept[3 * s], kept[3 * s + 1]), grad_output_strides, 2, INDEX)
                     gradient = load_block(
                         grad_output_start,
                         grad_output_stride_c,
@@ -315,7 +271,7 @@ def backward_kernel(
             grad_input_start = block_start(
                 grad_input_ptr, n, c_start, grad_input_stride_n, grad_input_stride_c
             )
-            offset = pixel_offset(pixels, grad_input_strides, DIM, INDEX)
+            offset = pixel_offset(pixels, grad_input_strides, 2, INDEX)
             store_block(
                 grad_input_start,
                 grad_input_stride_c,
@@ -327,7 +283,6 @@ def backward_kernel(
                 RUN_C,
                 EVEN_C,
             )
-
         steps = tl.where(is_listed, 0, steps)
 
     for step in range(steps):
@@ -347,7 +302,6 @@ def backward_kernel(
                 input_strides,
                 fill_ptr,
                 fill_stride,
-                DIM,
                 PADDING,
                 INDEX,
                 GROUPS,
@@ -362,26 +316,14 @@ def backward_kernel(
                 lanes = tl.arange(0, CULLED)
                 slots = slot_first + chunk * CULLED + lanes
                 reached = slots < slot_end
-                if not PROJECTIVE and PADDING != REFLECTION:
-                    coarse = theta_scales(sizes_in, sizes_out, ALIGN_CORNERS, DIM, PROJECTIVE, DTYPE)
-                    matrices = matrix_at(order_ptr, tl.where(reached, slots, slot_first), HAS_INDEX)
-                    maps = fold_theta(theta_ptr, matrices, theta_strides, coarse, DIM, PROJECTIVE, DTYPE)
-                    # Antialiasing samples up to half a pixel beyond the middle of the last one.
-                    edges = output_lasts(sizes_out, 0 if ANTIALIAS else 1, DIM, DTYPE)
-                    reached = tile_is_reached(
-                        reached,
-                        maps,
-                        origin,
-                        sizes_in,
-                        edges,
-                        halves,
-                        DIM,
-                        TAPS,
-                        PADDING,
-                        BLOCK_H,
-                        BLOCK_W,
-                        DTYPE,
-                    )
+                coarse = theta_scales(sizes_in, sizes_out, ALIGN_CORNERS, 2, False, DTYPE)
+                matrices = matrix_at(order_ptr, tl.where(reached, slots, slot_first), HAS_INDEX)
+                maps = fold_theta(theta_ptr, matrices, theta_strides, coarse, 2, False, DTYPE)
+                # Antialiasing samples up to half a pixel beyond the middle of the last one.
+                edges = output_lasts(sizes_out, 0 if ANTIALIAS else 1, DTYPE)
+                reached = tile_is_reached(
+                    reached, maps, origin, sizes_in, edges, halves, TAPS, PADDING, BLOCK_H, BLOCK_W, DTYPE
+                )
                 hits = tl.sum(reached.to(tl.int32))
             for _ in range(hits):
                 if MANY:
@@ -396,20 +338,15 @@ def backward_kernel(
                         sizes_out,
                         ANTIALIAS,
                         ALIGN_CORNERS,
-                        DIM,
-                        PROJECTIVE,
+                        2,
+                        False,
                         DTYPE,
-                    )
-                if TANGENT:
-                    b = fold_theta(
-                        theta_tangent_ptr, m, theta_tangent_strides, scales, DIM, PROJECTIVE, DTYPE
                     )
                 grad_output_start = block_start(
                     grad_output_ptr, m, c_start, grad_output_stride_n, grad_output_stride_c
                 )
                 accumulator, sums, _found, _slots = walk(
                     a,
-                    b,
                     samples,
                     samples_all,
                     sizes,
@@ -431,13 +368,10 @@ def backward_kernel(
                     (),
                     (),
                     False,
-                    DIM,
-                    PROJECTIVE,
                     TAPS,
                     PADDING,
                     ALIGN_CORNERS,
                     ANTIALIAS,
-                    TANGENT,
                     INDEX,
                     DTYPE,
                     NEEDS_THETA,
@@ -449,7 +383,7 @@ def backward_kernel(
                 )
 
         grad_input_start = block_start(grad_input_ptr, n, c_start, grad_input_stride_n, grad_input_stride_c)
-        offset = pixel_offset(pixels, grad_input_strides, DIM, INDEX)
+        offset = pixel_offset(pixels, grad_input_strides, 2, INDEX)
         store_block(
             grad_input_start,
             grad_input_stride_c,
@@ -467,10 +401,8 @@ def backward_kernel(
             for s in tl.static_range(SLOTS):
                 for _ in range(tl.where(is_listed & (s < longest), 1, 0)):
                     v = centred(kept[3 * s + 1], sizes[1], DTYPE)
-                    constants = ()
-                    for k in tl.static_range(ROWS):
-                        constants = constants + (row_constant(a, (v, v), k, DIM),)
-                    u, positions, divisor, _hit, weights, slopes = visit(
+                    constants = (row_constant(a, (v, v), 0, 2), row_constant(a, (v, v), 1, 2))
+                    u, _hit, weights, slopes = visit(
                         a,
                         kept[3 * s],
                         constants,
@@ -479,29 +411,14 @@ def backward_kernel(
                         lows,
                         highs,
                         sizes,
-                        (),
-                        False,
-                        DIM,
-                        PROJECTIVE,
                         TAPS,
                         PADDING,
                         ALIGN_CORNERS,
                         DTYPE,
                     )
-                    rows = row_shares(
-                        dots[s],
-                        s < found,
-                        weights,
-                        slopes,
-                        positions,
-                        halves,
-                        divisor,
-                        DIM,
-                        PROJECTIVE,
-                        DTYPE,
-                    )
-                    sums = add_column(sums, rows, u, 0, DIM, ROWS)
-                    sums = add_column(sums, rows, v, 1, DIM, ROWS)
-                    sums = add_column(sums, rows, 1.0, DIM, DIM, ROWS)
-        row = partial_ptr + tl.program_id(0).to(tl.int64) * (ROWS * (DIM + 1))
-        store_sums(row, sums, scales, DIM + 1, ROWS, DIM)
+                    rows = row_shares(dots[s], s < found, weights, slopes)
+                    sums = add_column(sums, rows, u, 0, 2, 2)
+                    sums = add_column(sums, rows, v, 1, 2, 2)
+                    sums = add_column(sums, rows, 1.0, 2, 2, 2)
+        row = partial_ptr + tl.program_id(0).to(tl.int64) * 6
+        store_sums(row, sums, scales, 3, 2, 2)

@@ -1,40 +1,27 @@
-"""Going through the output pixels that sample a tile of input pixels: the loops around every gather.
+"""Going through the output pixels that sample a tile of input pixels: the loops of the gather.
 
 Rows and columns come from `search.py`, which finds candidates; `visit` decides by the very coordinate of the
-forward. Most programs run the outer loops once: over mirror images of reflection, each output pixel belonging
-to one, and over slices.
+forward.
 """
 
 import triton
 import triton.language as tl
 
 from stn_triton.kernels.block import add_rows, add_scaled, dot_channels, load_block, pixel_offset
-from stn_triton.kernels.coordinates import centred, is_visible, sources
-from stn_triton.kernels.forward import product
-from stn_triton.kernels.parameters import (
-    add_along,
-    add_column,
-    row_derivatives,
-    where_hit,
-    zero_vectors,
-)
+from stn_triton.kernels.coordinates import centred, sources
+from stn_triton.kernels.parameters import add_column, where_hit, zero_vectors
 from stn_triton.kernels.search import (
-    affine_range,
     axis_interval,
     candidates_per_row,
     first_index,
     has_samples,
-    line_end,
-    mirror_images_reached,
     output_lasts,
-    projective_range,
     range_count,
     reaches_of,
+    row_range,
     strip_end,
-    wedge_lines,
 )
-from stn_triton.kernels.tangent import change_of, slopes_of, velocities_at
-from stn_triton.kernels.taps import BORDER, REFLECTION, fold_of, weight_on
+from stn_triton.kernels.taps import BORDER, weight_on
 
 # Above this many candidates per row it pays to ask how many the tile really has.
 LONG_ROW = tl.constexpr(8)
@@ -52,33 +39,24 @@ def visit(
     lows,
     highs,
     sizes,
-    mirrors_here,
-    is_everywhere,
-    DIM: tl.constexpr,
-    PROJECTIVE: tl.constexpr,
     TAPS: tl.constexpr,
     PADDING: tl.constexpr,
     ALIGN_CORNERS: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """Output pixels in column ow: whether they sample the tile's pixels, where, and with which weights."""
+    """Output pixels in column ow: where they lie, whether they sample the tile's pixels, and the weights."""
     u = centred(ow, sizes[0], DTYPE)
-    positions, divisor = sources(a, u, row_constants, halves, DIM, PROJECTIVE)
+    positions, _ = sources(a, u, row_constants, halves, 2, False)
     hit = ow < sizes[0]
-    if PROJECTIVE:
-        hit = hit & is_visible(divisor)
     weights, slopes = (), ()
-    for k in tl.static_range(DIM):
+    for k in tl.static_range(2):
         is_tap, weight, slope = weight_on(
             numbers[k], positions[k], lows[k], highs[k], TAPS, PADDING, ALIGN_CORNERS
         )
         hit = hit & is_tap
         weights = weights + (weight,)
         slopes = slopes + (slope,)
-        if PADDING == REFLECTION:
-            fold = fold_of(positions[k], lows[k], highs[k], ALIGN_CORNERS)
-            hit = tl.where(is_everywhere, hit, hit & (fold == mirrors_here[k]))
-    return u, positions, divisor, hit, weights, slopes
+    return u, hit, weights, slopes
 
 
 @triton.jit
@@ -102,28 +80,14 @@ def empty_slots(PIXELS: tl.constexpr, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def row_shares(
-    dot,
-    hit,
-    weights,
-    slopes,
-    positions,
-    halves,
-    divisor,
-    DIM: tl.constexpr,
-    PROJECTIVE: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
+def row_shares(dot, hit, weights, slopes):
     """What pairs with the products `dot` of image and gradient add to the derivatives by theta's rows."""
-    along = add_along(zero_vectors(DIM, dot.shape[0], DTYPE), dot, slopes_of(weights, slopes, DIM), DIM)
-    along = where_hit(hit, along, DIM)
-    return row_derivatives(along, positions, halves, divisor, DIM, PROJECTIVE)
+    return where_hit(hit, (dot * (slopes[0] * weights[1]), dot * (slopes[1] * weights[0])), 2)
 
 
 @triton.jit
 def walk(
     a,
-    b,
     samples,
     samples_all,
     sizes,
@@ -145,13 +109,10 @@ def walk(
     found,
     slots,
     COLLECT: tl.constexpr,
-    DIM: tl.constexpr,
-    PROJECTIVE: tl.constexpr,
     TAPS: tl.constexpr,
     PADDING: tl.constexpr,
     ALIGN_CORNERS: tl.constexpr,
     ANTIALIAS: tl.constexpr,
-    TANGENT: tl.constexpr,
     INDEX: tl.constexpr,
     DTYPE: tl.constexpr,
     NEEDS_THETA: tl.constexpr,
@@ -166,196 +127,90 @@ def walk(
     Adds what they give to `accumulator` (grad_input) and `sums` (grad_theta); or, for COLLECT, puts them into
     `slots` and counts them in `found`.
     """
-    PIXELS: tl.constexpr = BLOCK_H * BLOCK_W
-    ROWS: tl.constexpr = DIM + 1 if PROJECTIVE else DIM
-    lasts = output_lasts(sizes, 1, DIM, DTYPE)
-    spans, reaches = reaches_of(a, lasts, sizes_in, DIM, PROJECTIVE, TAPS, DTYPE)
-    column_count = candidates_per_row(a, reaches, sizes, lasts, DIM, PROJECTIVE)
-    if ANTIALIAS:
-        share = 1 / tl.cast(samples_all, DTYPE)
-    copies = 1
-    is_everywhere = False
-    if PADDING == REFLECTION:
-        copies, mirror_firsts, mirror_counts, is_everywhere = mirror_images_reached(
-            a, lasts, spans, sizes_in, lows, highs, halves, DIM, PROJECTIVE, ALIGN_CORNERS, DTYPE
-        )
-        column_count = tl.where(is_everywhere, sizes[0], column_count)
-        if ALIGN_CORNERS:
-            for k in tl.static_range(DIM):
-                column_count = tl.where(sizes_in[k] == 1, sizes[0], column_count)
+    lasts = output_lasts(sizes, 1, DTYPE)
+    spans, reaches = reaches_of(a, lasts, sizes_in, TAPS, DTYPE)
+    column_count = candidates_per_row(a, reaches, sizes, lasts)
     if PADDING == BORDER:
         column_count = tl.where(at_edge, sizes[0], column_count)
     is_ragged = column_count > LONG_ROW
-    is_sampled = has_samples(a, origin, sizes_in, DIM, PROJECTIVE, PADDING, BLOCK_H, BLOCK_W)
-    for copy in range(tl.where(is_sampled, copies, 0)):
-        targets, los, his, mirrors_here = (), (), (), ()
-        closed = pixel_mask
-        rest = copy
-        for k in tl.static_range(DIM):
-            mirror = tl.zeros((), DTYPE)
-            anywhere = False
-            if PADDING == REFLECTION:
-                mirror = mirror_firsts[k] + (rest % mirror_counts[k]).to(DTYPE)
-                rest = rest // mirror_counts[k]
-                anywhere = is_everywhere
-                mirrors_here = mirrors_here + (mirror,)
-            reach = 0.5 * TAPS if PROJECTIVE else reaches[k]
-            target, lo, hi, is_closed = axis_interval(
-                numbers[k], mirror, anywhere, reach, lows[k], highs[k], PADDING, ALIGN_CORNERS
-            )
-            targets = targets + (target - halves[k],)
-            los = los + (lo - halves[k],)
-            his = his + (hi - halves[k],)
-            closed = closed & is_closed
-        constants = ()
-        for k in tl.static_range(ROWS):
-            constants = constants + (a[k * (DIM + 1) + DIM],)
-        if PROJECTIVE:
-            lines = wedge_lines(a, los, his, reaches, lasts, DTYPE)
+    if ANTIALIAS:
+        share = 1 / tl.cast(samples_all, DTYPE)
+    targets, los, his = (), (), ()
+    closed = pixel_mask
+    for k in tl.static_range(2):
+        lo, hi, is_closed = axis_interval(numbers[k], reaches[k], lows[k], highs[k], PADDING)
+        targets = targets + (numbers[k] - halves[k],)
+        los = los + (lo - halves[k],)
+        his = his + (hi - halves[k],)
+        closed = closed & is_closed
 
-        slice_count = 1
-        if DIM == 3:
-            first, last = affine_range(
+    first, last = row_range(a, targets, los, his, closed, reaches, spans, sizes_in, lasts, DTYPE)
+    row_first = first_index(first, lasts[1])
+    row_count = tl.max(tl.where(pixel_mask, range_count(row_first, last, lasts[1]), 0))
+    is_sampled = has_samples(a, origin, sizes_in, PADDING, BLOCK_H, BLOCK_W)
+    for j in range(tl.where(is_sampled, row_count, 0)):
+        oh = row_first + j
+        v = centred(oh, sizes[1], DTYPE)
+        row_mask = pixel_mask & (oh < sizes[1])
+        row_constants = (tl.fma(a[1], v, a[2]), tl.fma(a[4], v, a[5]))
+        first = strip_end(los, his, a, row_constants, lasts, 0, False)
+        column_first = first_index(first, lasts[0])
+        count = column_count
+        if is_ragged:
+            last = strip_end(los, his, a, row_constants, lasts, 0, True)
+            longest = tl.where(row_mask, range_count(column_first, last, lasts[0]), 0)
+            count = tl.minimum(tl.max(longest), column_count)
+        if NEEDS_THETA and not COLLECT:
+            row_sums = zero_vectors(2, BLOCK_H * BLOCK_W, DTYPE)
+        for column in range(count):
+            ow = column_first + column
+            u, hit, weights, slopes = visit(
                 a,
-                targets,
-                los,
-                his,
-                closed,
-                constants,
-                reaches,
-                spans,
-                sizes_in,
-                lasts,
-                2,
-                DIM,
+                ow,
+                row_constants,
+                numbers,
+                halves,
+                lows,
+                highs,
+                sizes,
+                TAPS,
+                PADDING,
+                ALIGN_CORNERS,
                 DTYPE,
             )
-            slice_first = first_index(first, lasts[2])
-            slice_count = tl.max(tl.where(pixel_mask, range_count(slice_first, last, lasts[2]), 0))
-        for i in range(slice_count):
-            slice_mask = pixel_mask
-            row_base = constants
-            if DIM == 3:
-                od = slice_first + i
-                slice_mask = pixel_mask & (od < sizes[2])
-                w = centred(od, sizes[2], DTYPE)
-                row_base = ()
-                for k in tl.static_range(ROWS):
-                    row_base = row_base + (tl.fma(a[k * 4 + 2], w, constants[k]),)
-            if PROJECTIVE:
-                first, last = projective_range(a, lines, closed, lasts, DTYPE)
+            hit = hit & row_mask
+            weight = tl.where(hit, weights[0] * weights[1], 0)
+            if not NEEDS_THETA:
+                hit = hit & (weight != 0)
+            if COLLECT:
+                slots = push(slots, (ow, oh), weight, hit)
+                found += hit.to(tl.int32)
             else:
-                first, last = affine_range(
-                    a,
-                    targets,
-                    los,
-                    his,
-                    closed,
-                    row_base,
-                    reaches,
-                    spans,
-                    sizes_in,
-                    lasts,
-                    1,
-                    DIM,
+                output_pixel = (ow, oh)
+                if ANTIALIAS:
+                    weight *= share
+                    output_pixel = (ow // samples[0], oh // samples[1])
+                offset = pixel_offset(output_pixel, grad_output_strides, 2, INDEX)
+                gradient = load_block(
+                    grad_output_start,
+                    grad_output_stride_c,
+                    offset,
+                    hit,
+                    channels,
+                    GROUPS,
+                    RUN_C,
+                    EVEN_C,
                     DTYPE,
                 )
-            row_first = first_index(first, lasts[1])
-            row_count = tl.max(tl.where(slice_mask, range_count(row_first, last, lasts[1]), 0))
-            for j in range(row_count):
-                oh = row_first + j
-                v = centred(oh, sizes[1], DTYPE)
-                row_mask = slice_mask & (oh < sizes[1])
-                row_constants = ()
-                for k in tl.static_range(ROWS):
-                    row_constants = row_constants + (tl.fma(a[k * (DIM + 1) + 1], v, row_base[k]),)
-                if PROJECTIVE:
-                    line_constants = ()
-                    for k in tl.static_range(4):
-                        line_constants = line_constants + (lines[3 * k + 1] * v + lines[3 * k + 2],)
-                    first = line_end(lines, line_constants, lasts[0], 0, False)
-                else:
-                    first = strip_end(los, his, a, row_constants, lasts, 0, DIM, False)
-                column_first = first_index(first, lasts[0])
-                count = column_count
-                if is_ragged:
-                    if PROJECTIVE:
-                        last = line_end(lines, line_constants, lasts[0], 0, True)
-                    else:
-                        last = strip_end(los, his, a, row_constants, lasts, 0, DIM, True)
-                    longest = tl.where(row_mask, range_count(column_first, last, lasts[0]), 0)
-                    count = tl.minimum(tl.max(longest), column_count)
-                if NEEDS_THETA and not COLLECT:
-                    row_sums = zero_vectors(ROWS, PIXELS, DTYPE)
-                for column in range(count):
-                    ow = column_first + column
-                    u, positions, divisor, hit, weights, slopes = visit(
-                        a,
-                        ow,
-                        row_constants,
-                        numbers,
-                        halves,
-                        lows,
-                        highs,
-                        sizes,
-                        mirrors_here,
-                        is_everywhere,
-                        DIM,
-                        PROJECTIVE,
-                        TAPS,
-                        PADDING,
-                        ALIGN_CORNERS,
-                        DTYPE,
-                    )
-                    hit = hit & row_mask
-                    weight = product(weights, DIM)
-                    if TANGENT:
-                        base = (u, v, w) if DIM == 3 else (u, v)
-                        velocities, _growth = velocities_at(
-                            b, base, positions, halves, divisor, DIM, PROJECTIVE
-                        )
-                        weight = change_of(velocities, weights, slopes, DIM)
-                    weight = tl.where(hit, weight, 0)
-                    if not NEEDS_THETA:
-                        hit = hit & (weight != 0)
-                    if COLLECT:
-                        slots = push(slots, (ow, oh), weight, hit)
-                        found += hit.to(tl.int32)
-                    else:
-                        output_pixel = (ow, oh)
-                        if DIM == 3:
-                            output_pixel = (ow, oh, od)
-                        if ANTIALIAS:
-                            weight *= share
-                            coarse_pixel = ()
-                            for k in tl.static_range(DIM):
-                                coarse_pixel = coarse_pixel + (output_pixel[k] // samples[k],)
-                            output_pixel = coarse_pixel
-                        offset = pixel_offset(output_pixel, grad_output_strides, DIM, INDEX)
-                        gradient = load_block(
-                            grad_output_start,
-                            grad_output_stride_c,
-                            offset,
-                            hit,
-                            channels,
-                            GROUPS,
-                            RUN_C,
-                            EVEN_C,
-                            DTYPE,
-                        )
-                        accumulator = add_scaled(accumulator, gradient, weight, GROUPS)
-                        if NEEDS_THETA:
-                            dot = dot_channels(image, gradient, GROUPS)
-                            if ANTIALIAS:
-                                dot *= share
-                            rows = row_shares(
-                                dot, hit, weights, slopes, positions, halves, divisor, DIM, PROJECTIVE, DTYPE
-                            )
-                            row_sums = add_rows(row_sums, rows, ROWS)
-                            sums = add_column(sums, rows, u, 0, DIM, ROWS)
-                if NEEDS_THETA and not COLLECT:
-                    sums = add_column(sums, row_sums, v, 1, DIM, ROWS)
-                    sums = add_column(sums, row_sums, 1.0, DIM, DIM, ROWS)
-                    if DIM == 3:
-                        sums = add_column(sums, row_sums, w, 2, DIM, ROWS)
+                accumulator = add_scaled(accumulator, gradient, weight, GROUPS)
+                if NEEDS_THETA:
+                    dot = dot_channels(image, gradient, GROUPS)
+                    if ANTIALIAS:
+                        dot *= share
+                    rows = row_shares(dot, hit, weights, slopes)
+                    row_sums = add_rows(row_sums, rows, 2)
+                    sums = add_column(sums, rows, u, 0, 2, 2)
+        if NEEDS_THETA and not COLLECT:
+            sums = add_column(sums, row_sums, v, 1, 2, 2)
+            sums = add_column(sums, row_sums, 1.0, 2, 2, 2)
     return accumulator, sums, found, slots
