@@ -13,7 +13,7 @@ import hypothesis.strategies as st
 import torch
 from memory import Layout
 from torch import Tensor
-from variants import GATHERED, Case
+from variants import Case
 
 from stn_triton import reference, splines
 from stn_triton.check import oracle
@@ -146,17 +146,12 @@ def examples(draw, kind, dtypes, is_public=False):
         fill = randn(channels).to(draw(st.sampled_from((torch.float32, torch.float64, torch.float16))))
     grad_dtype = torch.float32 if dtype == torch.uint8 else dtype
     args = Case(input.to(dtype), theta, size, grad.to(grad_dtype), fill, index)
-    has_gradient = bool(points) or padding_mode in GATHERED
     tensors = {n: t for n, t in args._asdict().items() if isinstance(t, Tensor)}
     return Example(
         args,
         options,
         {name: draw(layouts(tensor.ndim)) for name, tensor in tensors.items()},
-        draw(
-            st.sampled_from(
-                ((True, True), (True, False), (False, True)) if has_gradient else ((False, True),)
-            )
-        ),
+        draw(st.sampled_from(((True, True), (True, False), (False, True)))),
         draw(st.integers(0, 99)) if draw(st.booleans()) else 0,
         draw(st.integers(0, 1)),
         draw(st.booleans()),

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils._pytree import tree_flatten
 from torch.utils.checkpoint import checkpoint
-from variants import CELLS, EXISTING, GATHERED, Variant, case, tangents_of
+from variants import CELLS, EXISTING, Variant, case, tangents_of
 
 from stn_triton import affine_grid_sample, launch, ops, reference_tangent
 from stn_triton.options import PADDING_MODES, Options, Tangents
@@ -60,7 +60,7 @@ def test_the_kernels_equal_plain_pytorch(device, variant, moving):
     tangents = tangents_of(args)
     if moving == "theta":
         tangents = Tangents(None, tangents.theta, None)
-    mask = (variant.padding_mode in GATHERED, True, args.fill is not None)
+    mask = (True, True, args.fill is not None)
     results = []
     for module, place in ((launch, device), (reference_tangent, torch.device("cpu"))):
         here, along = (
@@ -369,7 +369,7 @@ def test_of_a_map_that_is_not_finite_second_derivatives_are(device, mode, paddin
     tangents = tangents_of(args)
     for number in (math.inf, math.nan):
         args.theta[0, 0, 0] = number
-        mask = (padding_mode in GATHERED, True, args.fill is not None)
+        mask = (True, True, args.fill is not None)
         rest = variant.options(), mask, args.fill, None, tangents
         for gradient in launch.backward(args.grad, args.input, args.theta, *rest):
             assert gradient is None or gradient.isfinite().all(), number

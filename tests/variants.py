@@ -9,8 +9,6 @@ from torch import Tensor
 from stn_triton.check import cases
 from stn_triton.options import MODES, PADDING_MODES, Options, Tangents
 
-# Those under which the kernels have the gradient of the images; of splines they have it under all.
-GATHERED = tuple(name for name in PADDING_MODES if name != "wrap")
 KINDS = ("plain", "many", "index", "projective", "antialias", "antialias index")
 
 
