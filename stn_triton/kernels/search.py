@@ -103,11 +103,12 @@ def tile_is_reached(
     """Which of a vector of maps may sample a pixel of the tile, of those given. NaN may."""
     spans, reaches = reaches_of(a, lasts, sizes_in, TAPS, DTYPE)
     for k in tl.static_range(2):
-        extent: tl.constexpr = BLOCK_W if k == 0 else BLOCK_H
         constant = a[3 * k + 2]
         first = tl.cast(origin[k] - (sizes_in[k] - 1) // 2, DTYPE) - halves[k]
         outside = constant + spans[k] + reaches[k] < first
-        outside = outside | (constant - spans[k] - reaches[k] > first + (extent - 1))
+        outside = outside | (
+            constant - spans[k] - reaches[k] > first + ((BLOCK_W if k == 0 else BLOCK_H) - 1)
+        )
         if PADDING == BORDER:
             outside = tl.where(touches_edge(origin, sizes_in, k, BLOCK_H, BLOCK_W), False, outside)
         reached = reached & ~outside
