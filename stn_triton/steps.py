@@ -80,7 +80,12 @@ class Step:
                 maps, *matrix = tensors["theta_ptr"].shape
                 shares = programs // maps
                 partial = (maps, *([shares] if shares > 1 else []), *matrix), dtype
-            all_numbers = {**numbers, **config, "EVEN_C": c % config["BLOCK_C"] == 0}
+            all_numbers = {
+                **numbers,
+                **config,
+                "EVEN_C": c % config["BLOCK_C"] == 0,
+                "SIDE": tuning.side(bucket),
+            }
             return plans.Launch(self._kernel, programs, all_numbers, compile_options(bucket, config), partial)
 
         def run(config: tuning.Config) -> Tensor | None:

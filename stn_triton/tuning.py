@@ -170,6 +170,15 @@ def share_a_kernel(mode: str) -> bool:
     return mode != "bicubic"
 
 
+def side(bucket: Bucket) -> int:
+    """How many pixels wide and high the square is that a thread of a gather owns.
+
+    A candidate is looked at once for all pixels of a square, but a square has more candidates than a pixel.
+    """
+    is_few = bucket.layout == "nchw" and bucket.channels <= 4 and bucket.dtype != "float64"
+    return 2 if bucket.is_gather() and is_few and "bilinear" in bucket.variant.split("-") else 1
+
+
 def space(bucket: Bucket) -> list[Config]:
     """At most 16 configurations worth trying for a bucket: the default, then what differs little from it.
 
@@ -201,7 +210,7 @@ def _fits(bucket: Bucket, config: Config) -> bool:
     """
     block_c, steps_c, run_c, block_h, block_w, num_warps = (config[key] for key in CONFIG_KEYS)
     threads = 32 * num_warps
-    lanes = run_c * block_h * block_w // bucket.lane()
+    lanes = run_c * block_h * block_w // bucket.lane() // side(bucket) ** 2
     return (
         bucket.lane() <= run_c <= block_c
         and block_c % run_c == 0
@@ -246,6 +255,8 @@ def default(bucket: Bucket) -> Config:
         config = _config(block_c, 1, 1, 8, 8, 1 if is_gather else 2)
         tiles = ((8, 16), (8, 8), (4, 8)) if is_gather else ((8, 32), (8, 16), (8, 8))
         tiles = tiles[3 - pixels.bit_length() :]
+        if side(bucket) > 1:
+            tiles = ((8, 16),)
     for config["BLOCK_H"], config["BLOCK_W"] in tiles:
         if config["BLOCK_H"] * config["BLOCK_W"] <= bucket.pixels and _has_many_programs(bucket, config):
             break

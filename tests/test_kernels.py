@@ -322,6 +322,22 @@ def test_a_nan_gradient_of_a_pixel_that_samples_outside_is_not_seen(device, mask
     assert run(input, theta, grad, mask=mask).grad_theta.isfinite().all()
 
 
+def test_a_nan_in_a_pixel_that_nobody_samples_does_not_reach_theta(device):
+    """Columns 1 to 4 are sampled; a thread of the gather owns columns 0 and 1, another 4 and 5."""
+    input, theta, grad = case(device, [[[0.3, 0, 0.013], [0, 0.3, 0.021]]], (6, 6), (6, 6))
+    input[..., [0, 5]] = math.nan
+    assert run(input, theta, grad).grad_theta.isfinite().all()
+
+
+@pytest.mark.parametrize("mask", [(True, True), (True, False)])
+def test_an_infinite_gradient_reaches_the_pixels_that_it_samples(device, mask):
+    input, theta, grad = case(device, [[[1, 0, 0.1], [0, 1, 0.1]]], (6, 6), (6, 6))
+    grad[0, 0, 2, 2] = math.inf
+    found = ~run(input, theta, grad, mask=mask).grad_input.isfinite()
+    assert found[0, 0, 2:4, 2:4].all()
+    assert found.sum() == 4
+
+
 def test_offsets_are_as_wide_as_the_widest_tensor_even_if_only_written(monkeypatch):
     """The gradient of an expanded input is dense."""
     flags = []

@@ -16,7 +16,6 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counts what T
 # Called once for each of them.
 CALLED = {
     "matrices": (backward, "walk"),
-    "ranges": (walk, "row_range"),
     "pixels": (walk, "visit"),
     "chunks": (boxes, "chunk_origin"),
     "tiles": (boxes, "pixels_of"),
@@ -44,13 +43,14 @@ def tried(monkeypatch):
     torch.use_deterministic_algorithms(False)
 
 
-def gather(theta, options, size_in, size, images=1):
+def gather(theta, options, size_in, size, channels=1):
     theta = torch.as_tensor(theta, dtype=torch.float32)
     theta = theta if theta.ndim == 3 else theta[None]
-    grad, image = torch.ones(len(theta), 1, *size), torch.ones(images, 1, *size_in)
+    grad, image = torch.ones(len(theta), channels, *size), torch.ones(1, channels, *size_in)
     launch.backward(grad, image, theta, options, (True, False, False))
 
 
+MANY = 5  # channels, for which no square is used
 MAPS = {
     "identity": [[1, 0, 0], [0, 1, 0]],
     "rotation": [[0.83, -0.55, 0.1], [0.55, 0.83, -0.2]],
@@ -59,46 +59,74 @@ MAPS = {
     "singular": [[1, 1, 0], [1, 1, 0]],
     "outside": [[1, 0, 5], [0, 1, 0]],
 }
-# Ranges of rows that were looked for, one per tile; and pixels.
+# Output pixels in the six tiles: for single input pixels, and for squares of 2 x 2 where they are used.
 TRIED = {
-    ("nearest", "zeros", "rotation"): (6, 8),
-    ("nearest", "zeros", "shrink"): (6, 4),
-    ("nearest", "border", "rotation"): (6, 12),
-    ("nearest", "border", "shrink"): (6, 48),
-    ("bilinear", "zeros", "identity"): (6, 24),
-    ("bilinear", "zeros", "rotation"): (6, 24),
-    ("bilinear", "zeros", "shrink"): (6, 9),
-    ("bilinear", "zeros", "zoom"): (6, 75),
-    ("bilinear", "zeros", "singular"): (6, 84),
-    ("bilinear", "zeros", "outside"): (6, 0),
-    ("bilinear", "border", "identity"): (6, 24),
-    ("bilinear", "border", "rotation"): (6, 32),
-    ("bilinear", "border", "shrink"): (6, 51),
-    ("bilinear", "border", "zoom"): (6, 47),
-    ("bilinear", "border", "singular"): (6, 80),
-    ("bilinear", "border", "outside"): (6, 48),
-    ("bicubic", "zeros", "rotation"): (6, 88),
-    ("bicubic", "border", "rotation"): (6, 74),
+    ("nearest", "zeros", "rotation"): (8, 8),
+    ("nearest", "zeros", "shrink"): (4, 4),
+    ("nearest", "border", "rotation"): (12, 12),
+    ("nearest", "border", "shrink"): (48, 48),
+    ("bilinear", "zeros", "identity"): (24, 30),
+    ("bilinear", "zeros", "rotation"): (24, 48),
+    ("bilinear", "zeros", "shrink"): (9, 9),
+    ("bilinear", "zeros", "zoom"): (75, 119),
+    ("bilinear", "zeros", "singular"): (84, 126),
+    ("bilinear", "zeros", "outside"): (0, 0),
+    ("bilinear", "border", "identity"): (24, 30),
+    ("bilinear", "border", "rotation"): (32, 46),
+    ("bilinear", "border", "shrink"): (51, 65),
+    ("bilinear", "border", "zoom"): (47, 75),
+    ("bilinear", "border", "singular"): (80, 86),
+    ("bilinear", "border", "outside"): (48, 60),
+    ("bicubic", "zeros", "rotation"): (88, 88),
+    ("bicubic", "border", "rotation"): (74, 74),
 }
 
 
 @pytest.mark.parametrize(("mode", "padding_mode", "name"), TRIED)
 def test_of_images(tried, mode, padding_mode, name):
-    gather(MAPS[name], Options(mode, padding_mode), (9, 18), (10, 12))
-    assert (tried["ranges"], tried["pixels"]) == TRIED[mode, padding_mode, name]
+    options, found = Options(mode, padding_mode), []
+    for channels in (MANY, 1):
+        tried.clear()
+        gather(MAPS[name], options, (9, 18), (10, 12), channels)
+        found.append(tried["pixels"])
+    assert tuple(found) == TRIED[mode, padding_mode, name]
 
 
 @pytest.mark.parametrize(
-    ("padding_mode", "antialias", "matrices", "pixels"),
-    [("zeros", False, 15, 90), ("border", False, 46, 180), ("zeros", True, 19, 99)],
+    ("mode", "theta", "size", "pixels", "squares"),
+    [
+        ("bilinear", [[1, 0, 0], [0, 1, 0]], (8, 16), 2 * 2, 3 * 3),
+        ("bilinear", [[1, 0, 0.125], [0, 1, -0.25]], (8, 16), 2 * 2, 3 * 3),
+        ("bilinear", [[1, 0, 0.03], [0, 1, 0.21]], (8, 16), 2 * 2, 3 * 3),
+        ("bilinear", [[-1, 0, 0], [0, -1, 0]], (8, 16), 2 * 2, 3 * 3),
+        ("bilinear", [[1, 0, 0], [0, 1, 0]], (16, 32), 4 * 4, 6 * 6),
+        ("bicubic", [[1, 0, 0], [0, 1, 0]], (8, 16), 4 * 4, 4 * 4),
+    ],
 )
-def test_of_many_matrices(tried, padding_mode, antialias, matrices, pixels):
+def test_where_one_end_of_the_support_is_open(tried, mode, theta, size, pixels, squares):
+    """Shifts, flips and an exact enlargement, in each of two tiles."""
+    for channels, expected in ((MANY, pixels), (1, squares)):
+        tried.clear()
+        gather(theta, Options(mode), (8, 16), size, channels)
+        assert tried["pixels"] == 2 * expected
+
+
+@pytest.mark.parametrize(
+    ("padding_mode", "antialias", "channels", "matrices", "pixels"),
+    [
+        ("zeros", False, MANY, 15, 90),
+        ("border", False, MANY, 46, 180),
+        ("zeros", True, MANY, 19, 99),
+        ("zeros", False, 1, 15, 153),
+    ],
+)
+def test_of_many_matrices(tried, padding_mode, antialias, channels, matrices, pixels):
     """Nine crops along a diagonal, of which most do not reach each of the six tiles."""
     theta = torch.tensor([[0.3, 0.05, 0], [-0.05, 0.3, 0]]).repeat(9, 1, 1)
     theta[:, 0, 2] = torch.linspace(-1.2, 1.2, 9)
     theta[:, 1, 2] = torch.linspace(0.7, -0.7, 9)
     theta *= 4 if antialias else 1
-    gather(theta, Options("bilinear", padding_mode, False, antialias), (9, 18), (4, 4))
+    gather(theta, Options("bilinear", padding_mode, False, antialias), (9, 18), (4, 4), channels)
     assert (tried["matrices"], tried["pixels"]) == (matrices, pixels)
 
 

@@ -36,7 +36,7 @@ from stn_triton.kernels.forward import map_of
 from stn_triton.kernels.parameters import add_column, store_sums, zero_vectors
 from stn_triton.kernels.search import output_lasts, tile_is_reached, touches_edge
 from stn_triton.kernels.taps import FILL, per_axis_limits
-from stn_triton.kernels.walk import SLOTS, empty_slots, row_shares, visit, walk
+from stn_triton.kernels.walk import SLOTS, block_of, empty_slots, row_shares, visit, walk
 
 # Matrices whose reach is tested at once.
 CULLED = tl.constexpr(128)
@@ -65,6 +65,15 @@ def matrix_at(order_ptr, slot, HAS_INDEX: tl.constexpr):
 
 
 @triton.jit
+def only_inside(block, mask, GROUPS: tl.constexpr):
+    """The block, 0 where masked: a square may have pixels beyond the image, which output pixels do sample."""
+    result = ()
+    for g in tl.static_range(GROUPS):
+        result = result + (tl.where(mask[:, None], block[g], 0),)
+    return result
+
+
+@triton.jit
 def load_image(
     input_ptr,
     n,
@@ -89,6 +98,7 @@ def load_image(
     image = load_block(start, outer_strides[1], offset, pixel_mask, channels, GROUPS, RUN_C, EVEN_C, DTYPE)
     if PADDING == FILL:
         image = subtract_fill(image, fill_ptr, fill_stride, c_start, channels, GROUPS, RUN_C, DTYPE)
+        image = only_inside(image, pixel_mask, GROUPS)
     return image
 
 
@@ -143,6 +153,7 @@ def backward_kernel(
     DTYPE: tl.constexpr,
     NEEDS_THETA: tl.constexpr,
     EVEN_C: tl.constexpr,
+    SIDE: tl.constexpr,
     BLOCK_C: tl.constexpr,
     STEPS_C: tl.constexpr,
     RUN_C: tl.constexpr,
@@ -156,13 +167,14 @@ def backward_kernel(
     grad_output_strides = (grad_output_stride_w, grad_output_stride_h)
     input_strides = (input_stride_w, input_stride_h)
     theta_strides = (theta_stride_n, theta_stride_row, theta_stride_column)
-    PIXELS: tl.constexpr = BLOCK_H * BLOCK_W
+    SQUARES: tl.constexpr = BLOCK_H * BLOCK_W // (SIDE * SIDE)
     GROUPS: tl.constexpr = BLOCK_C // RUN_C
     LISTED: tl.constexpr = STEPS_C > 1
-    tl.static_assert(not LISTED or (TAPS <= 2 and not (MANY or ANTIALIAS)))
+    tl.static_assert(not LISTED or (TAPS <= 2 and SIDE == 1 and not (MANY or ANTIALIAS)))
 
     n, c_first, origin = tile_origin(C, 1, H_in, W_in, 2, BLOCK_C * STEPS_C, BLOCK_H, BLOCK_W)
-    pixels = tile_pixels(origin, 2, BLOCK_H, BLOCK_W)
+    square = tile_pixels((0, 0), 2, BLOCK_H // SIDE, BLOCK_W // SIDE)
+    pixels = (origin[0] + SIDE * square[0], origin[1] + SIDE * square[1])
     pixel_mask = is_inside(pixels, sizes_in, 2)
     halves = per_axis_halves(sizes_in, 2, DTYPE)
     lows, highs = per_axis_limits(sizes_in, 2, DTYPE)
@@ -171,7 +183,7 @@ def backward_kernel(
         numbers = numbers + (tl.cast(pixels[k] - (sizes_in[k] - 1) // 2, DTYPE),)
     at_edge = touches_edge(origin, sizes_in, 0, BLOCK_H, BLOCK_W)
     at_edge = at_edge | touches_edge(origin, sizes_in, 1, BLOCK_H, BLOCK_W)
-    sums = zero_vectors(6 if NEEDS_THETA else 0, PIXELS, DTYPE)
+    sums = zero_vectors(6 if NEEDS_THETA else 0, SQUARES, DTYPE)
 
     m = n.to(tl.int64)
     chunks = 1
@@ -205,9 +217,10 @@ def backward_kernel(
             (),
             (),
             (),
-            tl.zeros((PIXELS,), tl.int32),
-            empty_slots(PIXELS, DTYPE),
+            tl.zeros((SQUARES,), tl.int32),
+            empty_slots(SQUARES, DTYPE),
             True,
+            SIDE,
             TAPS,
             PADDING,
             ALIGN_CORNERS,
@@ -223,11 +236,11 @@ def backward_kernel(
         )
         longest = tl.max(found)
         is_listed = longest <= SLOTS
-        dots = zero_vectors(SLOTS, PIXELS, DTYPE)
+        dots = zero_vectors(SLOTS, SQUARES, DTYPE)
         for step in range(tl.where(is_listed, steps, 0)):
             c_start = c_first + step * BLOCK_C
             channels = C - c_start
-            accumulator = zero_block(GROUPS, PIXELS, RUN_C, DTYPE)
+            accumulator = zero_block(GROUPS, SQUARES, RUN_C, DTYPE)
             image = ()
             if NEEDS_THETA:
                 image = load_image(
@@ -288,27 +301,29 @@ def backward_kernel(
     for step in range(steps):
         c_start = c_first + step * BLOCK_C
         channels = C - c_start
-        accumulator = zero_block(GROUPS, PIXELS, RUN_C, DTYPE)
+        accumulator = zero_block(SIDE * SIDE * GROUPS, SQUARES, RUN_C, DTYPE)
         image = ()
         if NEEDS_THETA:
-            image = load_image(
-                input_ptr,
-                n,
-                c_start,
-                channels,
-                pixels,
-                pixel_mask,
-                (input_stride_n, input_stride_c),
-                input_strides,
-                fill_ptr,
-                fill_stride,
-                PADDING,
-                INDEX,
-                GROUPS,
-                RUN_C,
-                EVEN_C,
-                DTYPE,
-            )
+            for i in tl.static_range(SIDE * SIDE):
+                own = (pixels[0] + i % SIDE, pixels[1] + i // SIDE)
+                image = image + load_image(
+                    input_ptr,
+                    n,
+                    c_start,
+                    channels,
+                    own,
+                    is_inside(own, sizes_in, 2),
+                    (input_stride_n, input_stride_c),
+                    input_strides,
+                    fill_ptr,
+                    fill_stride,
+                    PADDING,
+                    INDEX,
+                    GROUPS,
+                    RUN_C,
+                    EVEN_C,
+                    DTYPE,
+                )
 
         for chunk in range(chunks):
             hits = 1
@@ -368,6 +383,7 @@ def backward_kernel(
                     (),
                     (),
                     False,
+                    SIDE,
                     TAPS,
                     PADDING,
                     ALIGN_CORNERS,
@@ -383,18 +399,19 @@ def backward_kernel(
                 )
 
         grad_input_start = block_start(grad_input_ptr, n, c_start, grad_input_stride_n, grad_input_stride_c)
-        offset = pixel_offset(pixels, grad_input_strides, 2, INDEX)
-        store_block(
-            grad_input_start,
-            grad_input_stride_c,
-            offset,
-            pixel_mask,
-            channels,
-            accumulator,
-            GROUPS,
-            RUN_C,
-            EVEN_C,
-        )
+        for i in tl.static_range(SIDE * SIDE):
+            own = (pixels[0] + i % SIDE, pixels[1] + i // SIDE)
+            store_block(
+                grad_input_start,
+                grad_input_stride_c,
+                pixel_offset(own, grad_input_strides, 2, INDEX),
+                is_inside(own, sizes_in, 2),
+                channels,
+                block_of(accumulator, i, GROUPS),
+                GROUPS,
+                RUN_C,
+                EVEN_C,
+            )
 
     if NEEDS_THETA:
         if LISTED:
@@ -402,7 +419,7 @@ def backward_kernel(
                 for _ in range(tl.where(is_listed & (s < longest), 1, 0)):
                     v = centred(kept[3 * s + 1], sizes[1], DTYPE)
                     constants = (row_constant(a, (v, v), 0, 2), row_constant(a, (v, v), 1, 2))
-                    u, _hit, weights, slopes = visit(
+                    u, hits, weights, slopes = visit(
                         a,
                         kept[3 * s],
                         constants,
@@ -411,12 +428,14 @@ def backward_kernel(
                         lows,
                         highs,
                         sizes,
+                        s < found,
+                        SIDE,
                         TAPS,
                         PADDING,
                         ALIGN_CORNERS,
                         DTYPE,
                     )
-                    rows = row_shares(dots[s], s < found, weights, slopes)
+                    rows = row_shares((dots[s],), s < found, hits, weights, slopes, SIDE)
                     sums = add_column(sums, rows, u, 0, 2, 2)
                     sums = add_column(sums, rows, v, 1, 2, 2)
                     sums = add_column(sums, rows, 1.0, 2, 2, 2)

@@ -16,7 +16,7 @@ still lose its derivative, while needless ones are rejected by the taps.
 import triton
 import triton.language as tl
 
-from stn_triton.kernels.coordinates import is_finite
+from stn_triton.kernels.coordinates import centred, is_finite
 from stn_triton.kernels.taps import BORDER
 
 
@@ -103,11 +103,12 @@ def tile_is_reached(
     """Which of a vector of maps may sample a pixel of the tile, of those given. NaN may."""
     spans, reaches = reaches_of(a, lasts, sizes_in, TAPS, DTYPE)
     for k in tl.static_range(2):
-        extent: tl.constexpr = BLOCK_W if k == 0 else BLOCK_H
         constant = a[3 * k + 2]
         first = tl.cast(origin[k] - (sizes_in[k] - 1) // 2, DTYPE) - halves[k]
         outside = constant + spans[k] + reaches[k] < first
-        outside = outside | (constant - spans[k] - reaches[k] > first + (extent - 1))
+        outside = outside | (
+            constant - spans[k] - reaches[k] > first + ((BLOCK_W if k == 0 else BLOCK_H) - 1)
+        )
         if PADDING == BORDER:
             outside = tl.where(touches_edge(origin, sizes_in, k, BLOCK_H, BLOCK_W), False, outside)
         reached = reached & ~outside
@@ -115,12 +116,13 @@ def tile_is_reached(
 
 
 @triton.jit
-def axis_interval(number, reach, low, high, PADDING: tl.constexpr):
-    """Positions that may sample a pixel on one axis: the ends, and whether both are closed."""
-    lo, hi = number - reach, number + reach
+def axis_interval(number, reach, low, high, SIDE: tl.constexpr, PADDING: tl.constexpr):
+    """Positions that may sample SIDE pixels on an axis, from a first: the ends, whether both are closed."""
+    last = number + (SIDE - 1)
+    lo, hi = number - reach, last + reach
     is_closed = number == number
     if PADDING == BORDER:
-        is_first, is_last = number == low, number == high
+        is_first, is_last = number == low, last >= high
         is_closed = ~(is_first | is_last)
         lo = tl.where(is_first, float("-inf"), lo)
         hi = tl.where(is_last, float("inf"), hi)
@@ -179,6 +181,26 @@ def row_range(a, targets, los, his, closed, reaches, spans, sizes_in, lasts, DTY
     first = tl.where(closed & (least > first), least, first)
     last = tl.where(closed & (most < last), most, last)
     return first, last
+
+
+@triton.jit
+def without_open_end(
+    first, count, a, number, half, size, axis: tl.constexpr, SIDE: tl.constexpr, TAPS: tl.constexpr, closed
+):
+    """The first index along an axis and how many there are, less one that only rounding has added.
+
+    Two and four taps are sampled from [p - R, p + R): an index that lies at the upper end to the last bit is
+    no candidate. Its position depends on no other index where the matrix has a zero beside its diagonal.
+    """
+    slope = a[4 * axis]
+    if TAPS > 1:
+        index = tl.where(slope < 0, first, first + count - 1)
+        position = tl.fma(slope, centred(index, size, slope.dtype), a[3 * axis + 2]) + half
+        is_beyond = closed & (position >= number + (SIDE - 1 + TAPS // 2))
+        is_beyond = tl.where(a[2 * axis + 1] == 0, is_beyond, False)
+        count -= is_beyond.to(tl.int32)
+        first += tl.where(slope < 0, is_beyond.to(tl.int32), 0)
+    return first, count
 
 
 @triton.jit
