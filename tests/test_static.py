@@ -190,9 +190,10 @@ def existing():
                 yield "backward_input", f"{variant}{kind}"
                 yield "backward_input", f"{variant}-many{kind}"
             else:
-                yield "scatter_input", f"{variant}{kind}{tangent}"
                 if mode != "nearest":
                     yield "scatter", f"{variant}{kind}{tangent}"
+                if mode == "nearest" or not tangent:  # a second derivative wants all gradients
+                    yield "scatter_input", f"{variant}{kind}{tangent}"
 
 
 class TestCalls:
