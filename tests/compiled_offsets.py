@@ -30,7 +30,7 @@ CASES = (
     ("theta", {"dim": 3, "kind": "antialias", "matrices": "index", "layout": "channels_last"}),
     ("fill", {"padding_mode": "fill", "matrices": "index"}),
     ("scatter", {"kind": "spline", "matrices": "index", "layout": "channels_last"}),
-    ("scatter", {"dim": 3, "has_tangents": True}),
+    ("scatter", {"dim": 3, "padding_mode": "fill", "has_tangents": True}),
     ("scatter_input", {"kind": "projective", "matrices": "many"}),
     ("scatter", {"kind": "spline", "is_exact": True}),
     ("settle_kernel", {"kind": "spline", "is_exact": True}),
