@@ -110,6 +110,7 @@ class Settle:
         """What the kernels take besides sizes and strides."""
         each = elements // self._images
         programs = self._images * -(-each // scatter.SETTLED.value)
+        _check_programs(programs, "input", input)
         numbers = {**self.numbers, "per_image": each, "DTYPE": _TRITON_DTYPES[self._dtype]}
         self._launch = plans.Launch(scatter.settle_kernel, programs, numbers, SETTLE_OPTIONS)
 

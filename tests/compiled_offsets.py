@@ -24,14 +24,16 @@ CASES = (
     ("forward", {"dim": 3, "has_tangents": True, "channels": 1}),
     ("forward", {"padding_mode": "fill", "kind": "spline"}),
     ("backward", {"padding_mode": "fill", "channels": 64}),
-    ("backward_input", {"dim": 3, "layout": "channels_last"}),
-    ("backward_input", {"kind": "projective", "matrices": "many", "has_tangents": True, "channels": 1}),
-    ("backward_input", {"kind": "spline", "matrices": "index"}),
+    ("backward_input", {"matrices": "many", "layout": "channels_last"}),
+    ("backward_input", {"padding_mode": "border", "matrices": "index", "channels": 1}),
     ("theta", {"padding_mode": "fill", "kind": "projective", "has_tangents": True}),
     ("theta", {"dim": 3, "kind": "antialias", "matrices": "index", "layout": "channels_last"}),
     ("fill", {"padding_mode": "fill", "matrices": "index"}),
     ("scatter", {"kind": "spline", "matrices": "index", "layout": "channels_last"}),
-    ("reach_kernel", {"kind": "spline"}),
+    ("scatter", {"dim": 3, "padding_mode": "fill", "has_tangents": True}),
+    ("scatter_input", {"kind": "projective", "matrices": "many"}),
+    ("scatter", {"kind": "spline", "is_exact": True}),
+    ("settle_kernel", {"kind": "spline", "is_exact": True}),
 )
 TARGET = ("cuda", 90, 32)
 _LINE = re.compile(r"\s*(%[\w]+)(?::\d+)? = \"?([\w.]+)\"?(.*?) : (.*?)(?: loc\(|$)")

@@ -159,7 +159,7 @@ def test_the_order_of_programs_does_not_matter_to_splines(device, shuffled, opti
 
 @interpreted
 def test_the_order_of_atomics_matters(device, shuffled):
-    """Which is why deterministic algorithms do without; and this shows that the tests above see an order."""
+    """Which is why deterministic algorithms add whole numbers; and the tests above do see an order."""
     torch.use_deterministic_algorithms(False)
     args = spline_case(device, Options(points=GRID))
     first, other = (test_splines.run(*args, Options(points=GRID)) for _ in range(2))

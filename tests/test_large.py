@@ -164,7 +164,8 @@ class TestSizes:
                 "backward_kernel",
                 "input must give .* an input of shape {}; call with fewer images or channels",
             ),
-            ("reach_kernel", "size must give .* an output of shape {}; call with fewer thetas or channels"),
+            ("scatter_kernel", "size must give .* an output of shape {}; call with fewer thetas or channels"),
+            ("settle_kernel", "input must give .* an input of shape {}; call with fewer images or channels"),
         ],
     )
     def test_too_many_tiles_for_one_launch_are_refused(self, monkeypatch, kernel, message):
@@ -177,7 +178,12 @@ class TestSizes:
         runs = {
             "forward_kernel": lambda: launch.forward(input, theta, (1, 1)),
             "backward_kernel": lambda: launch.backward(input, input, theta),
-            "reach_kernel": lambda: launch.backward(input, input, theta[..., :1].expand(-1, 2, 7), options),
+            "scatter_kernel": lambda: launch.backward(
+                input, input[:1], theta[..., :1].expand(-1, 2, 7), options
+            ),
+            "settle_kernel": lambda: launch.backward(
+                input[:1], input, theta[:1], image_index=theta[0, 0, :1].long(), gathers=False
+            ),
         }
         with pytest.raises(ValueError, match=message) as raised:
             runs[kernel]()
@@ -197,7 +203,8 @@ class TestCompiledOffsets:
         assert done.returncode == 0, done.stderr
         found = [json.loads(line) for line in done.stdout.splitlines()]
         assert {kernel["kernel"] for kernel in found} == {
-            *("forward", "backward", "backward_input", "theta", "fill", "scatter", "settle_kernel")
+            *("forward", "backward", "backward_input", "theta", "fill"),
+            *("scatter", "scatter_input", "settle_kernel"),
         }
         return found
 
@@ -217,8 +224,10 @@ class TestCompiledOffsets:
         for kernel in kernels:
             for name, widths in kernel["strides"].items():
                 if name.endswith(("stride_d", "stride_h", "stride_w")):
-                    expected = [64] if kernel["is_far"] else [32]
-                    assert widths == expected, (kernel["kernel"], kernel["variant"], name)
+                    # Whole numbers are found by their number, to which an offset is added.
+                    least = 64 if kernel["is_far"] else 32
+                    assert widths[0] == least, (kernel["kernel"], kernel["variant"], name)
+                    assert len(widths) == 1 or "exact" in kernel["variant"]
                     seen.add((name, kernel["is_far"]))
         tensors = ("input", "output", "grad_input", "grad_output", "input_tangent")
         for tensor, is_far in itertools.product(tensors, (False, True)):
@@ -229,7 +238,7 @@ class TestCompiledOffsets:
         for kernel in kernels:
             for name, widths in kernel["pointers"].items():
                 # Of the others the n-th number is read, one per image or point.
-                if name not in ("image_index_ptr", "starts_ptr", "points_ptr"):
+                if name not in ("image_index_ptr", "starts_ptr", "points_ptr", "limits_ptr"):
                     assert widths == [64], (kernel["kernel"], kernel["variant"], name)
                     seen.add(name)
         assert {"partial_ptr", "whole_ptr", "order_ptr"} <= seen

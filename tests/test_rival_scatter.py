@@ -166,5 +166,5 @@ class TestMachineCode:
             "volume": {"scatter": [voxel]},
             # The largest total; two whole numbers, and what is not finite.
             "exact": {"exact_input": [1], "exact": [3 * rgb], "settle_kernel": [0]},
-            "exact volume": {"exact_input": [1, 3 * voxel], "settle_kernel": [0]},
+            "exact volume": {"exact_input": [1, 3 * voxel]},  # and the same kernel settles
         }

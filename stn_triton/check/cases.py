@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import stn_triton
+from stn_triton import tuning
 from stn_triton.check import oracle
 from stn_triton.options import Options
 
@@ -60,6 +61,12 @@ class Case(NamedTuple):
     def is_spline(self) -> bool:
         """Whether theta has the offsets of a spline."""
         return bool(self.options.points)
+
+    @property
+    def is_scattered(self) -> bool:
+        """Whether the kernels get the gradient of the image by additions in memory."""
+        projective = self.theta.shape[-1] == self.theta.shape[-2]
+        return not tuning.is_gathered(self.input.ndim - 2, projective, False, self.options)
 
     @property
     def function(self) -> Callable[..., Tensor]:

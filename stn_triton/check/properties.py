@@ -164,13 +164,13 @@ def _slopes(case: Case) -> list[Finding]:
 
 
 def repeats(engine: Engine, quick: bool) -> Iterator[list[Finding]]:
-    """Results are the same, bit for bit, every time; gradients of images under splines if asked for."""
+    """Results are the same, bit for bit, every time; sums of what is scattered if asked for."""
     for case in _cells(engine, quick, torch.float32):
         if case.options.antialias and case.input.ndim == 5:
             continue
         large = _larger(case)
         findings = {}
-        with deterministic(large.is_spline), threads(engine.threads):
+        with deterministic(large.is_scattered), threads(engine.threads):
             first = results(large)
             for _ in range(2 if quick else 3):
                 for part, one, other in zip(first._fields, first, results(large), strict=True):

@@ -75,12 +75,12 @@ def _every(quick: bool, step: int, items: Sequence) -> Sequence:
 
 
 def _truths(make_cases: Callable[[Engine, bool], Iterator[Case]]):
-    """How a row finds: each case against the oracle; splines also without the deterministic mode."""
+    """How a row finds: each case against the oracle; what is scattered in both forms of sums."""
 
     def find(engine, quick):
         for case in make_cases(engine, quick):
             yield against_truth(case, engine)
-            if case.is_spline and engine.has_kernels:
+            if case.is_scattered and engine.has_kernels:
                 yield against_truth(case, engine, is_poisoned=False)
 
     return find

@@ -140,7 +140,9 @@ def add_shares(
             whole = scaled.to(tl.int64)
             tl.atomic_add(whole_ptr + target, whole, mask=whole != 0, sem="relaxed")
             rest = ((scaled - whole.to(share.dtype)) * low_scale[0] * low_scale[1]).to(tl.int64)
-            tl.atomic_add(whole_ptr + elements + target, rest, mask=rest != 0, sem="relaxed")
+            tl.atomic_add(
+                whole_ptr + tl.cast(elements, tl.int64) + target, rest, mask=rest != 0, sem="relaxed"
+            )
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -486,7 +488,7 @@ def settle_kernel(grad_input_ptr, whole_ptr, limits_ptr, elements, per_image, he
     mask = element < per_image
     element += n.to(tl.int64) * per_image
     whole = tl.load(whole_ptr + element, mask=mask, other=0).to(tl.float64)
-    rest = tl.load(whole_ptr + elements + element, mask=mask, other=0).to(tl.float64)
+    rest = tl.load(whole_ptr + tl.cast(elements, tl.int64) + element, mask=mask, other=0).to(tl.float64)
     less = power_of_two(-low, tl.float64)
     scale = power_of_two(exponent_of(limits_ptr, n, DTYPE) - head, tl.float64)
     total = (whole + rest * less[0] * less[1]) * scale[0] * scale[1]
