@@ -176,7 +176,9 @@ def side(bucket: Bucket) -> int:
     A candidate is looked at once for all pixels of a square, but a square has more candidates than a pixel.
     """
     is_few = bucket.layout == "nchw" and bucket.channels <= 4 and bucket.dtype != "float64"
-    return 2 if bucket.is_gather() and is_few and "bilinear" in bucket.variant.split("-") else 1
+    is_few = is_few and bucket.pixels >= 128  # a tile of squares for each lane of a warp
+    is_plain = bucket.is_gather() and not bucket.is_heavy() and "bilinear" in bucket.variant.split("-")
+    return 2 if is_few and is_plain else 1
 
 
 def space(bucket: Bucket) -> list[Config]:
