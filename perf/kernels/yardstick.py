@@ -1,10 +1,9 @@
 """Instructions per element: what a change of the kernels is held against where there is no GPU.
 
-An element is a (tap, channel) of an output pixel in the forward and for theta, and in the gather a (pair,
-channel): an output pixel that is tried for an input pixel. For a rotation at scale 1 a plane has 9 pairs, of
-which at most 5 are hits; enlarged twice (``enlarged``), too many for a list, 25; a volume has 27 and 125.
-Everything that a thread executes counts, averaged over the channels of its program; the inner loop alone is
-told beside it.
+An element is a (tap, channel) of an output pixel in the forward, in the scatter and for theta, and in the
+a channel of an input pixel. That tries as many output pixels as the map asks for: a rotation of 30 degrees, the
+identity, or one that enlarges twice, too many for a list. Everything that a thread executes counts, averaged over
+the channels of its program; the inner loop alone is told beside it.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import triton
 
 from perf.kernels.disassembly import Code, Trips
 from perf.measuring.workloads import WORKLOADS, Workload
+from stn_triton import tuning
 from stn_triton.kernels.walk import SLOTS
 from stn_triton.tuning import Bucket, Config
 
@@ -39,9 +39,13 @@ NAMES = (
 TOLERANCE = 0.05
 MOST_SECONDS = 3.0
 """Of a processor, to compile a kernel with its default block sizes: somebody waits for it."""
-_KERNELS = ("forward", "theta", "backward", "backward_input")
+_KERNELS = ("forward", "theta", "scatter", "scatter_input", "backward", "backward_input")
 _VARIANTS = ("2d-bilinear-zeros", "3d-bilinear-zeros")
-_HITS = 5
+_TRIED = {
+    1: {"per_element": (3, 3, 5), "identity": (2, 2, 4), "enlarged": (4, 4, 16)},
+    2: {"per_element": (5, 4, 20), "identity": (3, 3, 9), "enlarged": (6, 6, 36)},
+}
+"""By the side of a thread's square: rows and columns of output pixels that are tried, and the most hits."""
 
 Measures = dict[str, float]
 
@@ -59,12 +63,11 @@ def counts(code: Code, bucket: Bucket, config: Config, channels: int) -> Measure
     """
     if bucket.variant not in _VARIANTS or bucket.kernel not in _KERNELS:
         return {}
-    dim = int(bucket.variant[0])
     blocks = -(-channels // config["BLOCK_C"])
     programs = -(-blocks // config["STEPS_C"])
     pixels = config["BLOCK_H"] * config["BLOCK_W"] / (32 * config["num_warps"])
     found = {}
-    for name, (trips, elements, hits, share) in _ways(bucket, config, blocks / programs, dim).items():
+    for name, (trips, elements, hits, share) in _ways(bucket, config, blocks / programs).items():
         values = channels / programs * pixels
         least = hits * values * getattr(torch, bucket.dtype).itemsize
         fetched = code.fetched(trips, share)
@@ -77,32 +80,27 @@ def counts(code: Code, bucket: Bucket, config: Config, channels: int) -> Measure
     return found | {"inner_loop": code.longest_inner_loop()}
 
 
-def _ways(
-    bucket: Bucket, config: Config, steps: float, dim: int
-) -> Mapping[str, tuple[Trips, int, float, float]]:
+def _ways(bucket: Bucket, config: Config, steps: float) -> Mapping[str, tuple[Trips, int, float, float]]:
     """Of each count: how often loops run, elements and hits of a pixel, the share of loads that are made."""
-    if bucket.kernel in ("forward", "theta"):
-        taps = 2**dim
+    if not bucket.is_gather():
+        taps = 2 ** int(bucket.variant[0])
         return {"per_element": ([steps] if config["STEPS_C"] > 1 else [], taps, taps, 1.0)}
-    walk, enlarged = _nested(3, dim), _nested(5, dim)
-    if config["STEPS_C"] == 1:
-        return {
-            "per_element": ([walk], 3**dim, 3**dim, 1.0),
-            "enlarged": ([enlarged], 5**dim, 5**dim, 1.0),
-        }
-    return {
-        "per_element": ([walk, steps, (0, [(0, [0])])], 3**dim, _HITS, _HITS / SLOTS.value),
-        "enlarged": ([enlarged, 0, (steps, [enlarged])], 5**dim, 5**dim, 0.0),
-    }
-
-
-def _nested(count: int, depth: int) -> int | tuple[int, Trips]:
-    return count if depth == 1 else (count, [_nested(count, depth - 1)])
+    side = tuning.side(bucket)
+    found = {}
+    for name, (rows, columns, hits) in _TRIED[side].items():
+        walk = (rows, [columns])
+        if config["STEPS_C"] == 1:
+            found[name] = ([walk], 1, rows * columns / side**2, 1.0)
+        elif hits <= SLOTS.value:
+            found[name] = ([walk, steps, (0, [(0, [0])])], 1, hits, hits / SLOTS.value)
+        else:
+            found[name] = ([walk, 0, (steps, [walk])], 1, hits, 0.0)
+    return found
 
 
 def measures(rows: Iterable[Mapping[str, object]]) -> dict[str, Measures]:
     """What is recorded of rows of `perf static`: of the yardstick's, by workload and kernel."""
-    keys = ("per_element", "enlarged", "inner_loop", "registers", "spills", "seconds")
+    keys = ("per_element", "identity", "enlarged", "inner_loop", "registers", "spills", "seconds")
     found = {}
     for row in rows:
         (workload, *how), kernel = row["call"].split(), row["kernel"].split("/")[0]
@@ -130,7 +128,7 @@ def worse(measures: dict[str, Measures], known: dict[str, Measures]) -> Iterable
     yield from (f"{name}: not recorded" for name in measures if name not in known)
     for name, before in known.items():
         now = measures.get(name, {})
-        for count in ("per_element", "enlarged"):
+        for count in ("per_element", "identity", "enlarged"):
             if count in before and count not in now:
                 yield f"{name}: recorded are {before[count]:.2f} instructions {_said(count)}, not counted now"
             elif now.get(count, 0) > before.get(count, 0) * (1 + TOLERANCE):
