@@ -189,8 +189,8 @@ def compile_options(
     Weighted sums may contract (coordinates are fixed by explicit FMAs); Triton's own default is to change.
     ptxas left to itself sometimes aims at fewer registers than a kernel needs and spills a few: the gather,
     the scatter, theta's sums of whole vectors, whatever samples more than once per pixel, and fp64. The plain
-    gather fits into 168, which is twelve warps on a multiprocessor; for the others a limit that does not bind
-    keeps ptxas from its own. AMD's warps have 64 lanes.
+    gather fits into 168, which is twelve warps on a multiprocessor, with 128-bit loads into 176; for the
+    others a limit that does not bind keeps ptxas from its own. AMD's warps have 64 lanes.
     """
     options: dict[str, object] = {"enable_fp_fusion": True, "num_warps": config["num_warps"]}
     if is_hip:
@@ -200,7 +200,7 @@ def compile_options(
     if needs_many or bucket.dtype == "float64":
         options["maxnreg"] = 255
     elif is_gather:
-        options["maxnreg"] = 168
+        options["maxnreg"] = 176 if bucket.lane() > 1 else 168
     elif bucket.kernel not in ("forward", "fill") and bucket.lane() > 1:
         options["maxnreg"] = 255 if bucket.is_heavy() else 128
     return options
