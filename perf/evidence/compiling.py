@@ -36,7 +36,7 @@ def run(item: str, stage: Stage) -> Iterator[Record]:
     yield from compiled(found, stage)
     count = stage.facts["workers"]
     shares = [(i, count) for i in range(1 if stage.rehearse else count)]
-    names = (ATOMIC, NAMES[0]) if stage.rehearse else (*CALLS, *NAMES)
+    names = (ATOMIC[-1], NAMES[0]) if stage.rehearse else (*CALLS, *NAMES)
     for (i, _), result in crew.each(
         compile_share, shares, count, names, tuple(stage.facts["target"]), stage.facts["device"]
     ):
@@ -95,9 +95,9 @@ def compile_share(share: tuple[int, int], names: Sequence[str], target: ahead.Ta
         for name in names:
             if name in CALLS:
                 CALLS[name](engine.device, BATCH_AND_SIDE)()
-        if ATOMIC in names:  # its other kernel
-            with deterministic():
-                CALLS[ATOMIC](engine.device, BATCH_AND_SIDE)()
+        with deterministic():  # whose sums have other kernels
+            for name in {*ATOMIC} & {*names}:
+                CALLS[name](engine.device, BATCH_AND_SIDE)()
         command.run([row for row in command.chosen(None) if row.name in names], engine, quick=True)
     return result
 

@@ -207,14 +207,14 @@ def _speeds(table: pd.DataFrame | None, is_rehearsal: bool) -> Iterator[str]:
     gathers = backwards(table)
     if len(gathers):
         shown = gathers[["workload", "map"]].assign(
-            **{"gather ms": gathers[OPERATOR].map("{:.4f}".format)},
+            **{"operator ms": gathers[OPERATOR].map("{:.4f}".format)},
             **{name: (gathers[name] / gathers[OPERATOR]).map("{:.2f}x".format) for name in (SCATTER, EAGER)},
         )
         yield "\n".join(
             (
                 shown.to_string(index=False),
-                "Both gradients: the time of each way divided by that of the gather, the operator's way.",
-                "Above 1 the gather is faster. Of CUDA graphs where calls are short: without the host.",
+                "Both gradients: the time of each way divided by the operator's, which gathers, but for volumes.",
+                "Above 1 the operator is faster. Of CUDA graphs where calls are short: without the host.",
             )
         )
 

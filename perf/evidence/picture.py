@@ -39,7 +39,8 @@ def draw(table: pd.DataFrame, path: Path) -> bool:
     lines = max(len(bars), len(gathers))
     notes = [
         "The eager pair: F.affine_grid, then F.grid_sample. Left: geometric means over the maps. "
-        "Right: the operator gathers the gradient of images; without the host's time where calls are short."
+        "Right: the operator gathers the gradient of images and scatters that of volumes; without the host's time "
+        "where calls are short."
     ]
     with mpl.rc_context(style.RC):
         figure, _ = style.figure(title, style.head(run, notes), 1.0 + _LINE * lines, _legend(), 3)
@@ -65,7 +66,7 @@ def _legend() -> list[Artist]:
             [],
             **dots | {"markerfacecolor": style.LOSS},
             marker="*",
-            label="right, filled: faster than the gather",
+            label="right, filled: faster than the operator",
         ),
     ]
 
@@ -92,8 +93,10 @@ def _dots(ax: Axes, gathers: pd.DataFrame) -> None:
             options = {"markeredgecolor": style.INK, "markerfacecolor": face, "linestyle": ""}
             ax.plot([value], [y], marker=style.look(name).marker, markersize=7, **options)
     labels = (gathers["workload"] + ", " + gathers["map"]).tolist()
-    _finish(ax, "backward alone: time over the gather's", labels, [v for own in values.values() for v in own])
-    ax.set_xlabel("logarithmic; left of 1x the gather loses")
+    _finish(
+        ax, "backward alone: time over the operator's", labels, [v for own in values.values() for v in own]
+    )
+    ax.set_xlabel("logarithmic; left of 1x the operator loses")
 
 
 def _finish(ax: Axes, title: str, labels: Sequence[str], values: Sequence[float]) -> None:

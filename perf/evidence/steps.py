@@ -66,7 +66,7 @@ def _quick_first(rehearse: bool) -> list[str]:
 def _calls(rehearse: bool) -> list[str]:
     from perf.evidence import behaviour
 
-    return ["fill values", behaviour.ATOMIC] if rehearse else list(behaviour.CALLS)
+    return ["fill values", behaviour.ATOMIC[-1]] if rehearse else list(behaviour.CALLS)
 
 
 def _further(rehearse: bool) -> list[str]:
