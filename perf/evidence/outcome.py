@@ -213,7 +213,7 @@ def _speeds(table: pd.DataFrame | None, is_rehearsal: bool) -> Iterator[str]:
         yield "\n".join(
             (
                 shown.to_string(index=False),
-                "Both gradients: the time of each way divided by the operator's, which gathers, but for volumes.",
+                "Both gradients: the time of each way over the operator's, which gathers, but for volumes.",
                 "Above 1 the operator is faster. Of CUDA graphs where calls are short: without the host.",
             )
         )

@@ -39,8 +39,8 @@ def draw(table: pd.DataFrame, path: Path) -> bool:
     lines = max(len(bars), len(gathers))
     notes = [
         "The eager pair: F.affine_grid, then F.grid_sample. Left: geometric means over the maps. "
-        "Right: the operator gathers the gradient of images and scatters that of volumes; without the host's time "
-        "where calls are short."
+        "Right: the operator gathers the gradient of images and scatters that of volumes; without the host's "
+        "time where calls are short."
     ]
     with mpl.rc_context(style.RC):
         figure, _ = style.figure(title, style.head(run, notes), 1.0 + _LINE * lines, _legend(), 3)

@@ -1,9 +1,9 @@
 """Instructions per element: what a change of the kernels is held against where there is no GPU.
 
 An element is a (tap, channel) of an output pixel in the forward, in the scatter and for theta, and in the
-a channel of an input pixel. That tries as many output pixels as the map asks for: a rotation of 30 degrees, the
-identity, or one that enlarges twice, too many for a list. Everything that a thread executes counts, averaged over
-the channels of its program; the inner loop alone is told beside it.
+gather a channel of an input pixel. That tries as many output pixels as the map asks for: a rotation of 30
+degrees, the identity, or one that enlarges twice, too many for a list. Everything that a thread executes
+counts, averaged over the channels of its program; the inner loop alone is told beside it.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def _ways(bucket: Bucket, config: Config, steps: float) -> Mapping[str, tuple[Tr
     """Of each count: how often loops run, elements and hits of a pixel, the share of loads that are made."""
     if not bucket.is_gather():
         taps = 2 ** int(bucket.variant[0])
-        return {"per_element": ([steps] if config["STEPS_C"] > 1 else [], taps, taps, 1.0)}
+        loads = 1 if bucket.kernel == "scatter_input" else taps  # of grad_output alone
+        return {"per_element": ([steps] if config["STEPS_C"] > 1 else [], taps, loads, 1.0)}
     side = tuning.side(bucket)
     found = {}
     for name, (rows, columns, hits) in _TRIED[side].items():
