@@ -164,7 +164,7 @@ def share_a_kernel(mode: str) -> bool:
     """Whether one gather for both gradients beats a gather for the input's and a kernel for theta's.
 
     It reads less, but keeps more: bicubic RGB at the identity takes 1,316 instructions a pixel in one kernel,
-    922 + 215 in two. Bilinear RGB takes 252 and 184 + 74, and 256 channels in bf16 76 and 51 + 23, where two
+    922 + 215 in two. Bilinear RGB takes 254 and 180 + 74, and 256 channels in bf16 91 and 59 + 22, where two
     kernels read grad_output twice.
     """
     return mode != "bicubic"
@@ -249,7 +249,7 @@ def default(bucket: Bucket) -> Config:
         tiles = ((4, 8),)
     else:
         # Pixels of a thread share its setup: with 1, 2 and 4 of them RGB takes 111, 78, 60 instructions in
-        # the forward and 411, 289, 252 in the gather. A gather of one warp has no barriers and fewer
+        # the forward. In the gather four are a square, see `side`. A gather of one warp has no barriers and fewer
         # candidates: 64 channels take 103 instructions, with two warps 125; with a list of hits 99, but
         # enlarged twice 239 instead of 114.
         block_c = min(channels, 16, values)
