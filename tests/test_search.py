@@ -8,18 +8,13 @@ from collections import Counter
 import pytest
 import torch
 
-from stn_triton import launch, splines, tuning
-from stn_triton.kernels import backward, boxes, walk
+from stn_triton import launch, tuning
+from stn_triton.kernels import backward, walk
 from stn_triton.options import Options
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counts what Triton's interpreter calls")
 # Called once for each of them.
-CALLED = {
-    "matrices": (backward, "walk"),
-    "pixels": (walk, "visit"),
-    "chunks": (boxes, "chunk_origin"),
-    "tiles": (boxes, "pixels_of"),
-}
+CALLED = {"matrices": (backward, "walk"), "pixels": (walk, "visit")}
 
 
 @pytest.fixture
@@ -128,12 +123,3 @@ def test_of_many_matrices(tried, padding_mode, antialias, channels, matrices, pi
     theta *= 4 if antialias else 1
     gather(theta, Options("bilinear", padding_mode, False, antialias), (9, 18), (4, 4), channels)
     assert (tried["matrices"], tried["pixels"]) == (matrices, pixels)
-
-
-def test_of_splines(tried):
-    """Chunks of 16 x 32 output pixels, tiles of 2 x 4."""
-    points = tuple(splines.regular_points(3, 3))
-    offsets = torch.linspace(-0.3, 0.3, 18).view(1, 9, 2).sin() ** 2
-    theta = splines.coefficients(offsets, points, torch.float32)
-    gather(theta, Options(points=points), (12, 24), (20, 40))
-    assert (tried["chunks"], tried["tiles"]) == (16, 137)

@@ -17,6 +17,8 @@ from stn_triton.tuning import CONFIG_KEYS, Bucket
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 ROOT = Path(__file__).parent.parent
+ATOMIC = ("scatter", "exact")
+"""How the names of those kernels begin that add to memory."""
 compiles = pytest.mark.xdist_group("static")  # one worker compiles for all
 
 
@@ -42,6 +44,7 @@ def rows():
         "forward",
         "backward",
         "backward_input",
+        "scatter",
         "theta",
     }
     return found
@@ -58,17 +61,18 @@ def offenders(rows, is_bad):
 
 
 def spills_a_few_words(row):
-    """On sm_100 theta's gradient, with the image's or alone, of many channels; on sm_80 many crops'."""
-    kinds = {"sm_100": ("backward/", "theta/"), "sm_80": ("backward_input/2d-bilinear-zeros-many/",)}
+    """On sm_100 theta's gradient, with the image's or alone, of many channels; on others many crops'."""
+    crops = ("backward_input/2d-bilinear-zeros-many/",)
+    kinds = {"sm_100": ("backward/", "theta/"), "sm_80": crops, "sm_90": crops}
     is_known = row["kernel"].startswith(kinds.get(row["arch"], ())) and "/nchw/" in row["kernel"]
     return is_known and row["spills"] <= 4 and row["stack"] <= 8
 
 
 @compiles
 def test_no_kernel_spills(rows, variants):
-    spilling = offenders(rows + variants, lambda row: row["spills"]) + offenders(
-        rows, lambda row: row["stack"]
-    )
+    """A frame of 8 bytes alone is that of a subroutine, which divides."""
+    spilling = offenders(rows + variants, lambda row: row["spills"])
+    spilling += offenders(rows, lambda row: row["stack"] > 8)
     assert not [found for found in spilling if not spills_a_few_words(found[-1])]
 
 
@@ -81,9 +85,9 @@ def test_nobody_waits_for_a_compiler(rows):
 
 
 @compiles
-def test_no_kernel_has_atomics(rows, variants):
+def test_no_other_kernel_has_atomics(rows, variants):
     assert not offenders(
-        rows + variants, lambda row: row["atomics"] and not row["kernel"].startswith("scatter")
+        rows + variants, lambda row: (row["atomics"] > 0) != row["kernel"].startswith(ATOMIC)
     )
 
 
@@ -110,11 +114,11 @@ def test_channels_last_is_accessed_128_bits_at_a_time(rows):
 
 @compiles
 def test_a_multiprocessor_holds_enough_warps(rows):
-    """Twelve of 64; eight of the backward of volumes, a thread of which has four pixels."""
+    """Twelve of 64; eleven of a gather with 128-bit loads, which needs up to 176 registers."""
 
     def holds_few(row):
-        is_volume = row["kernel"].startswith("backward_input/3d")
-        return row["occupancy"] < (8 if is_volume else 12) / 64
+        is_wide = row["kernel"].startswith("backward") and "/channels_last_16/" in row["kernel"]
+        return row["occupancy"] < (11 if is_wide else 12) / 64
 
     assert not offenders(rows, holds_few)
 
@@ -122,7 +126,7 @@ def test_a_multiprocessor_holds_enough_warps(rows):
 @compiles
 def test_amd_kernels_compile():
     rows = compiled("--every", "6", archs=("gfx942",))
-    assert not offenders(rows, lambda row: row["atomics"])
+    assert not offenders(rows, lambda row: row["atomics"] and not row["kernel"].startswith(ATOMIC))
     assert all(0 < row["registers"] <= 512 and 0 < row["occupancy"] <= 1 for row in rows)
     # A warp of 64 lanes shares a gather's tile of 32 accesses, 64 bits for each.
     wide = [row for row in rows if "channels_last_16" in row["kernel"] and "backward" not in row["kernel"]]
