@@ -33,9 +33,9 @@ def affine_grid_sample(
     The grid generator and the sampler of a spatial transformer (Jaderberg et al. 2015, section 3.2 and
     3.3) as one operator that never stores a grid. Semantics are PyTorch's; on a GPU the identity and
     whole-pixel shifts are exact. The gradient of ``theta`` has the same bits every time, and so has that of
-    images unless the padding is ``"reflection"`` or ``"wrap"``. There, and for volumes, it is summed in fp32
-    by atomic additions, whose order varies; under ``torch.use_deterministic_algorithms(True)`` in whole
-    numbers, to the same bits every time.
+    images unless the padding is ``"reflection"`` or ``"wrap"``. There, for volumes, and in second
+    derivatives it is summed in fp32 by atomic additions, whose order varies; under
+    ``torch.use_deterministic_algorithms(True)`` in whole numbers, to the same bits every time.
 
     Args:
         input: images (N, C, H_in, W_in) or volumes (N, C, D_in, H_in, W_in), fp16, bf16, fp32 or fp64, any
@@ -123,6 +123,7 @@ def perspective_grid_sample(
 ) -> Tensor:
     """Warp images by projective matrices (homographies), in one pass; see ``affine_grid_sample``.
 
+    On a GPU the gradient of images is summed by atomic additions, as there under ``padding_mode="wrap"``.
     An output position (x, y, 1) is mapped by the matrix to (X, Y, Z) and samples the input at (X/Z, Y/Z),
     both normalised (Jaderberg et al. 2015 use this 8-parameter transformation in section 4.1). With the last
     row (0, 0, 1) it is the affine operator.

@@ -185,7 +185,7 @@ class _Backward:
             if self._settle is not None:
                 name, adds, numbers = "exact", scatter.WHOLE, self._settle.numbers
                 largest = {"ADDS": scatter.LARGEST.value, **numbers}
-                self._largest = Step("exact_input", scatter.scatter_kernel, images[:1], options, **largest)
+                self._largest = Step("largest", scatter.scatter_kernel, images[:1], options, **largest)
             name = name if needs_theta else f"{name}_input"
             flags = {"ADDS": adds.value, **numbers}
             self._scatter = Step(name, scatter.scatter_kernel, images, options, **flags)

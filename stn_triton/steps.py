@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stn_triton import plans, tuning
 from stn_triton.kernels import scatter
+from stn_triton.kernels.coordinates import MAX_SAMPLES
 from stn_triton.options import Options, is_projective
 from stn_triton.reference import coordinate_dtype
 
@@ -20,8 +21,7 @@ _MAX_PROGRAMS = 2**31 - 1
 # Of `settle_kernel`, whose blocks are fixed.
 SETTLE_OPTIONS = {"enable_fp_fusion": True, "num_warps": 4}
 _ADD_TO_GRAD_INPUT = (scatter.FLOATS.value, scatter.WHOLE.value)
-_SAMPLE_BITS = 6
-"""Of `coordinates.MAX_SAMPLES`, for each axis."""
+_SAMPLE_BITS = (MAX_SAMPLES.value - 1).bit_length()
 Tensors = dict[str, Tensor | None]
 """The tensors of a call, by the names of the kernels' parameters."""
 
@@ -30,7 +30,7 @@ class Step:
     """A launch over the tiles of a tensor, whose block sizes are chosen when it first runs."""
 
     def __init__(
-        self, name: str, kernel: triton.JITFunction, images: Sequence[str], options: Options, **flags: bool
+        self, name: str, kernel: triton.JITFunction, images: Sequence[str], options: Options, **flags: int
     ) -> None:
         """Take the images that the kernel accesses; their first is the one in tiles."""
         self._name, self._kernel, self._images = name, kernel, [f"{image}_ptr" for image in images]
@@ -48,6 +48,7 @@ class Step:
         if adds in _ADD_TO_GRAD_INPUT:
             grad_input.zero_()
         if adds == scatter.WHOLE.value:  # two numbers for each element; a search launches more than once
+            tensors["whole_ptr"] = None  # before the next is there
             tensors["whole_ptr"] = grad_input.new_zeros(2 * grad_input.numel(), dtype=torch.int64)
         return launch(tensors)
 

@@ -65,8 +65,8 @@ class Bucket(NamedTuple):
 
     kernel: str
     """forward; backward, a gather, or backward_input without grad_theta; scatter, the same by additions in
-    memory, scatter_input without grad_theta, theta with it alone; exact and exact_input, a scatter in whole
-    numbers; or fill."""
+    memory, scatter_input without grad_theta, theta with it alone; largest, then exact or exact_input, a
+    scatter in whole numbers; or fill."""
     variant: str
     """What is compiled differently: 2d-bilinear-zeros and so on, see ``variant_of``."""
     layout: str
@@ -153,8 +153,8 @@ def is_gathered(dim: int, projective: bool, tangent: bool, options: Options) -> 
     """Whether grad_input is gathered: each pixel's sum in a fixed order, where a formula inverts the map.
 
     That is for affine maps of images, without mirrors. For other maps a search takes longer than additions in
-    memory: on an H200, 160 x 192 x 224 voxels took 464 to 585 us gathered and 186 to 312 us scattered, RGB of
-    64 x 224 x 224 pixels under homographies 315 us against 136, under reflection 350 against 135.
+    memory: on an H200, 160 x 192 x 224 voxels took 464 to 588 us gathered and 167 to 306 us scattered, RGB of
+    64 x 224 x 224 pixels under reflection 350 and 133.
     """
     has_formula = dim == 2 and not (projective or options.points)
     return has_formula and not tangent and options.padding_mode in ("zeros", "border", "fill")
@@ -218,7 +218,8 @@ def _fits(bucket: Bucket, config: Config) -> bool:
         and block_c % run_c == 0
         and (run_c == 1 or bucket.layout != "nchw")
         and block_c * steps_c <= bucket.channels
-        and (steps_c == 1 or bucket.has_steps())
+        and (steps_c == 1 or (bucket.has_steps() and side(bucket) == 1))
+        and min(block_h, block_w) >= side(bucket)
         and block_c * block_h * block_w <= 32 * threads
         and threads <= lanes <= 4 * threads
         and num_warps <= 8
@@ -234,8 +235,8 @@ def default(bucket: Bucket) -> Config:
     """
     values, channels, is_gather = _values(bucket), bucket.channels, bucket.is_gather()
     if bucket.lane() > 1 and is_gather:
-        # Two lanes read whole 32-byte sectors; with more, more lanes repeat the search for each pixel. 256
-        # channels in bf16 take 76 instructions, enlarged twice 61; with a list of hits 60, but enlarged 132.
+        # Two lanes read whole 32-byte sectors; with more, more lanes repeat the search for each pixel. With a
+        # list of hits they take a fifth less, but twice as much where a map enlarges.
         run_c = 2 * bucket.lane()
         config = _config(min(channels, max(2 * values, run_c)), 1, run_c, 4, 4, 1)
         tiles = ((4, 8), (4, 4)) if channels < 64 else ((4, 4),)
@@ -249,9 +250,9 @@ def default(bucket: Bucket) -> Config:
         tiles = ((4, 8),)
     else:
         # Pixels of a thread share its setup: with 1, 2 and 4 of them RGB takes 111, 78, 60 instructions in
-        # the forward. In the gather four are a square, see `side`. A gather of one warp has no barriers and fewer
-        # candidates: 64 channels take 103 instructions, with two warps 125; with a list of hits 99, but
-        # enlarged twice 239 instead of 114.
+        # the forward; in the gather four are a square, see `side`. A gather of one warp has no barriers and
+        # fewer candidates: with two, 64 channels took a fifth more; with a list of hits a little less, but
+        # twice as much where a map enlarges.
         block_c = min(channels, 16, values)
         pixels = min(4 if channels <= 4 else 2, values // block_c)
         config = _config(block_c, 1, 1, 8, 8, 1 if is_gather else 2)

@@ -34,7 +34,7 @@ METRICS = {
     "dram__bytes.sum": "DRAM bytes",
 }
 """Names of Nsight Compute's, each in words."""
-_KERNELS = "regex:(forward|backward|theta|fill|scatter)_kernel|grid_sampler"
+_KERNELS = "regex:(forward|backward|fill|scatter|settle)_kernel|grid_sampler"
 """Ours, and PyTorch's samplers."""
 # Where installers put it, if it is not on the path.
 _PLACES = ("/usr/local/cuda/bin/ncu", "/opt/nvidia/nsight-compute/*/ncu")

@@ -18,13 +18,16 @@ depend on the order, in three passes:
              With 2**e the power of two above it, no pixel gets more than 2**h t < 2**(h + e), where 2**h is
              the number of output pixels that sample the image, and two more bits pay for rounding.
     WHOLE    adds x = 2**(head - e) w_i g, head = 61 - h: its whole part to one 64-bit integer, and
-             2**low times the rest, if there is any, to another. That has as many bits less as so many
-             additions of one output pixel need, so neither can overflow. Of 2**16 output pixels, a share of
-             24 bits is cut only if it is smaller than 2**-64 t. What is not finite is added to grad_input
+             2**low times the rest, if there is any, to another. low is head less the bits of the number of
+             additions of one output pixel, for each may leave a rest; so neither can overflow. What is below
+             2**-(head + low) t is cut off: of bilinear images of 2**16 output pixels, fp32 shares have all
+             their bits down to 2**-62 t, fp64 shares to 2**-33 t. What is not finite is added to grad_input
              itself, as a floating-point number: such sums are infinite or NaN in any order.
-    settle_kernel   puts the two integers together, rounds once, and adds what was not finite.
+    settle_kernel   puts the two integers together in fp64, rounds, and adds what was not finite.
 
-The second integer is hardly ever touched: by shares that need more than `head` bits.
+A compiler may contract the two passes differently, so a share may be larger than LARGEST found by rounding:
+it is cut to 2**e. The second integer is touched where a share's last bit lies below 2**-head t: of 2**16
+output pixels, by fp32 shares below about 2**-21 t.
 """
 
 import triton
@@ -65,15 +68,18 @@ FLOATS = tl.constexpr(1)
 LARGEST = tl.constexpr(2)
 WHOLE = tl.constexpr(3)
 """What is added to grad_input, see above."""
-GUARD = tl.constexpr(8)
-"""The taps of one output pixel are 2**4 at most."""
+GUARD = tl.constexpr(24)
+"""One output pixel adds less than 2**24 times: up to 64 samples on each axis, 16 taps or 8 in a volume."""
 SETTLED = tl.constexpr(1024)
 """Elements of a program that settles."""
 
 
 @triton.jit
 def exponent_of(limits_ptr, n, DTYPE: tl.constexpr):
-    """The least e with 2**e above the largest total of image n, whose bits are there, 2**-GUARD of it."""
+    """An e with 2**e above the largest total of image n, of which 2**-GUARD is there as its bits.
+
+    It is the least one but for totals near zero.
+    """
     bits = tl.load(limits_ptr + n)
     if tl.float64 == DTYPE:
         exponent = (bits >> 52).to(tl.int32) - 1022
@@ -120,13 +126,14 @@ def add_shares(
     mask,
     channels,
     scale,
+    most,
     low_scale,
     GROUPS: tl.constexpr,
     RUN_C: tl.constexpr,
     EVEN_C: tl.constexpr,
     ADDS: tl.constexpr,
 ):
-    """Add the gradient times the weight of a tap: at pointers as FLOATS, else at the numbers of elements."""
+    """Add the gradient times a tap's weight; `start` is a pointer for FLOATS, else an element's number."""
     for g in tl.static_range(GROUPS):
         share = gradient[g] * weight[:, None]
         target = group_pointers(start, stride_c, offset, g, RUN_C)
@@ -137,6 +144,7 @@ def add_shares(
             finite = there & is_finite(share)
             tl.atomic_add(grad_input_ptr + target, share, mask=there & ~finite, sem="relaxed")
             scaled = tl.where(finite, share, 0) * scale[0] * scale[1]
+            scaled = tl.minimum(tl.maximum(scaled, -most), most)
             whole = scaled.to(tl.int64)
             tl.atomic_add(whole_ptr + target, whole, mask=whole != 0, sem="relaxed")
             rest = ((scaled - whole.to(share.dtype)) * low_scale[0] * low_scale[1]).to(tl.int64)
@@ -278,10 +286,12 @@ def scatter_kernel(
                 DTYPE,
             )
     share = 1 / tl.cast(count, DTYPE)
-    scale, low_scale = (), ()
+    scale, low_scale, most = (), (), 0.0
     if ADDS == WHOLE:
         scale = power_of_two(head - exponent_of(limits_ptr, n, DTYPE), DTYPE)
         low_scale = power_of_two(low, DTYPE)
+        limit = power_of_two(head, DTYPE)
+        most = limit[0] * limit[1]
     largest = tl.zeros((PIXELS,), DTYPE)
     sums = zero_vectors(ROWS * (DIM + 1), PIXELS, DTYPE)
     along_all = zero_vectors(DIM if SPLINE else 0, PIXELS, DTYPE)
@@ -420,6 +430,7 @@ def scatter_kernel(
                             mask,
                             channels,
                             scale,
+                            most,
                             low_scale,
                             GROUPS,
                             RUN_C,
@@ -479,7 +490,7 @@ def scatter_kernel(
             )
 
 
-@triton.jit(do_not_specialize=("head", "low"))
+@triton.jit(do_not_specialize=("elements", "per_image", "head", "low"))
 def settle_kernel(grad_input_ptr, whole_ptr, limits_ptr, elements, per_image, head, low, DTYPE: tl.constexpr):
     """Add the sums of whole numbers to grad_input, which has what is not finite."""
     programs = tl.cdiv(per_image, SETTLED)
@@ -487,10 +498,12 @@ def settle_kernel(grad_input_ptr, whole_ptr, limits_ptr, elements, per_image, he
     element = (tl.program_id(0) - n * programs).to(tl.int64) * SETTLED + tl.arange(0, SETTLED)
     mask = element < per_image
     element += n.to(tl.int64) * per_image
-    whole = tl.load(whole_ptr + element, mask=mask, other=0).to(tl.float64)
+    whole = tl.load(whole_ptr + element, mask=mask, other=0)
     rest = tl.load(whole_ptr + tl.cast(elements, tl.int64) + element, mask=mask, other=0).to(tl.float64)
     less = power_of_two(-low, tl.float64)
     scale = power_of_two(exponent_of(limits_ptr, n, DTYPE) - head, tl.float64)
-    total = (whole + rest * less[0] * less[1]) * scale[0] * scale[1]
+    most = whole.to(tl.float64)  # whose last bits the rest may carry into
+    total = most + ((whole - most.to(tl.int64)).to(tl.float64) + rest * less[0] * less[1])
+    total = total * scale[0] * scale[1]
     infinite = tl.load(grad_input_ptr + element, mask=mask, other=0)
     tl.store(grad_input_ptr + element, infinite + total.to(DTYPE), mask=mask)
