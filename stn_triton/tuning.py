@@ -277,6 +277,8 @@ def _values(bucket: Bucket) -> int:
         values //= 2 if bucket.kernel in ("forward", "theta") else 4
     if "tangent" in flags and flags & {"bicubic", "3d"}:  # weights and slopes of 16 or 8 taps
         values //= 4 if "antialias" in flags else 2
+    elif {"3d", "antialias"} <= flags and bucket.kernel not in ("forward", "theta"):
+        values //= 2
     return max(values, 1)
 
 
