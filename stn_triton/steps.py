@@ -197,7 +197,7 @@ def compile_options(
     if is_hip:
         return {**options, "num_warps": max(config["num_warps"] // 2, 1)}
     is_gather, flags = bucket.kernel.startswith("backward"), bucket.variant.split("-")
-    needs_many = bucket.is_heavy() and (is_gather or "antialias" in flags)
+    needs_many = bucket.is_heavy() + is_gather + ("antialias" in flags) > 1
     if needs_many or bucket.dtype == "float64":
         options["maxnreg"] = 255
     elif is_gather:

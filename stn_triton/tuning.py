@@ -243,7 +243,8 @@ def default(bucket: Bucket) -> Config:
     elif bucket.lane() > 1:
         # 23 instructions, 17 in bf16; with tiles of 4 x 8 pixels 31.
         config = _config(min(channels, max(2 * values, 16)), 1, 16, 8, 8, min(4, 32 // bucket.lane()))
-        tiles = ((4, 8),) if bucket.is_exact() else ((8, 8),)
+        is_spline = {"bicubic", "spline"} <= set(bucket.variant.split("-"))
+        tiles = ((4, 8),) if bucket.is_exact() or is_spline else ((8, 8),)
     elif bucket.layout == "channels_last" and channels >= 16:
         # Lanes of single channels, whose masks cost registers.
         config = _config(min(channels, 4 * min(values, 8)), 1, 4, 4, 8, 4)
@@ -275,8 +276,10 @@ def _values(bucket: Bucket) -> int:
     if "bicubic" in flags and not bucket.is_gather() and bucket.channels > 4:
         # 16 loads for each, or additions too: 8 channels take 5 s to compile.
         values //= 2 if bucket.kernel in ("forward", "theta") else 4
-    if {"bicubic", "tangent"} <= flags:  # weights and slopes of 16 taps
+    if "tangent" in flags and flags & {"bicubic", "3d"}:  # weights and slopes of 16 or 8 taps
         values //= 4 if "antialias" in flags else 2
+    elif {"3d", "antialias"} <= flags and bucket.kernel not in ("forward", "theta"):
+        values //= 2
     return max(values, 1)
 
 
