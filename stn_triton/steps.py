@@ -202,7 +202,7 @@ def compile_options(
         options["maxnreg"] = 255
     elif is_gather:
         options["maxnreg"] = 176 if bucket.lane() > 1 else 168
-    elif bucket.kernel not in ("forward", "fill") and bucket.lane() > 1:
+    elif bucket.kernel not in ("forward", "fill") and bucket.layout == "channels_last_16":
         options["maxnreg"] = 255 if bucket.is_heavy() else 128
     return options
 

@@ -116,7 +116,8 @@ class Bucket(NamedTuple):
 
     def lane(self) -> int:
         """Channels that one lane reads at once."""
-        return 16 // getattr(torch, self.dtype).itemsize if self.layout == "channels_last_16" else 1
+        is_wide = self.layout == "channels_last_16" and not self.is_exact()  # which has no registers for it
+        return 16 // getattr(torch, self.dtype).itemsize if is_wide else 1
 
 
 @functools.lru_cache(maxsize=1024)
@@ -241,11 +242,14 @@ def default(bucket: Bucket) -> Config:
         config = _config(min(channels, max(2 * values, run_c)), 1, run_c, 4, 4, 1)
         tiles = ((4, 8), (4, 4)) if channels < 64 else ((4, 4),)
     elif bucket.lane() > 1:
-        # 23 instructions, 17 in bf16; with tiles of 4 x 8 pixels 31.
-        config = _config(min(channels, max(2 * values, 16)), 1, 16, 8, 8, min(4, 32 // bucket.lane()))
-        is_spline = {"bicubic", "spline"} <= set(bucket.variant.split("-"))
-        tiles = ((4, 8),) if bucket.is_exact() or is_spline else ((8, 8),)
-    elif bucket.layout == "channels_last" and channels >= 16:
+        # 23 instructions, 17 in bf16; with tiles of 4 x 8 pixels 31. Additions need an address for each tap,
+        # and before sm_90 for each channel.
+        adds = bucket.kernel not in ("forward", "theta", "largest", "fill")
+        is_small = adds or {"bicubic", "spline"} <= set(bucket.variant.split("-"))
+        warps = min(4, (16 if is_small else 32) // bucket.lane())
+        config = _config(min(channels, max(2 * values, 16)), 1, 16, 8, 8, warps)
+        tiles = ((4, 8),) if is_small else ((8, 8),)
+    elif bucket.layout != "nchw" and channels >= 16:
         # Lanes of single channels, whose masks cost registers.
         config = _config(min(channels, 4 * min(values, 8)), 1, 4, 4, 8, 4)
         tiles = ((4, 8),)
@@ -269,7 +273,7 @@ def default(bucket: Bucket) -> Config:
 
 def _values(bucket: Bucket) -> int:
     """How many numbers, pixels times channels, a thread has registers for besides what else it keeps."""
-    values = 8 if bucket.is_heavy() else 32 if bucket.is_gather() else 16
+    values = 4 if bucket.is_exact() else 8 if bucket.is_heavy() else 32 if bucket.is_gather() else 16
     if bucket.dtype == "float64":
         values //= 4 if bucket.is_heavy() or bucket.is_gather() else 2
     flags = set(bucket.variant.split("-"))
@@ -277,9 +281,9 @@ def _values(bucket: Bucket) -> int:
         # 16 loads for each, or additions too: 8 channels take 5 s to compile.
         values //= 2 if bucket.kernel in ("forward", "theta") else 4
     if "tangent" in flags and flags & {"bicubic", "3d"}:  # weights and slopes of 16 or 8 taps
-        values //= 4 if "antialias" in flags else 2
-    elif {"3d", "antialias"} <= flags and bucket.kernel not in ("forward", "theta"):
-        values //= 2
+        values //= 4 if "antialias" in flags or bucket.kernel.startswith("scatter") else 2
+    elif "antialias" in flags and ("bicubic" if bucket.kernel == "forward" else "3d") in flags:
+        values //= 1 if bucket.kernel == "theta" else 2
     return max(values, 1)
 
 

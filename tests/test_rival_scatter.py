@@ -165,6 +165,6 @@ class TestMachineCode:
             "channels_last": {"scatter": [4 * 16 // 4]},
             "volume": {"scatter": [voxel]},
             # The largest total; two whole numbers, and what is not finite, of 2 pixels.
-            "exact": {"largest": [1], "exact": [3 * rgb // 2], "settle_kernel": [0]},
+            "exact": {"largest": [1], "exact": [3 * rgb // 4], "settle_kernel": [0]},
             "exact volume": {"largest": [1], "exact_input": [3 * voxel]},  # and the same kernel settles
         }
