@@ -68,12 +68,20 @@ def spills_a_few_words(row):
     return is_known and row["spills"] <= 4 and row["stack"] <= 8
 
 
+def needs_more_than_all_registers(row):
+    """Whole sums of second derivatives of antialiased bicubic fp64 images, of one channel a thread: 86 words."""
+    return (
+        row["kernel"].startswith("exact/2d-bicubic-") and "-antialias-tangent/nchw/float64/" in row["kernel"]
+    )
+
+
 @compiles
 def test_no_kernel_spills(rows, variants):
     """A frame of 8 bytes alone is that of a subroutine, which divides."""
     spilling = offenders(rows + variants, lambda row: row["spills"])
     spilling += offenders(rows, lambda row: row["stack"] > 8)
-    assert not [found for found in spilling if not spills_a_few_words(found[-1])]
+    known = (needs_more_than_all_registers, spills_a_few_words)
+    assert not [found for found in spilling if not any(is_known(found[-1]) for is_known in known)]
 
 
 @compiles
