@@ -268,10 +268,9 @@ class Far(NamedTuple):
     variant: variants.Variant
     layout: str
     has_tangents: bool = False
-    is_deterministic: bool = False
 
     def name(self):
-        return f"{self.variant.name()}-{self.layout}{'-deterministic' if self.is_deterministic else ''}"
+        return f"{self.variant.name()}-{self.layout}"
 
 
 PLAIN = variants.Variant(2, "bilinear", "fill", "plain", False)
@@ -279,7 +278,6 @@ SPLINE = PLAIN._replace(kind="spline")
 FAR = [
     *(Far(PLAIN, layout, True) for layout in LAYOUTS),
     Far(SPLINE, "images and channels"),
-    Far(SPLINE, "rows", is_deterministic=True),
     Far(PLAIN._replace(mode="nearest", padding_mode="reflection", kind="many"), "images and channels"),
     Far(PLAIN._replace(mode="bicubic", padding_mode="border"), "columns"),
     Far(PLAIN._replace(padding_mode="zeros", kind="projective"), "rows"),
@@ -311,8 +309,9 @@ class TestFarApart:
 
     @pytest.mark.parametrize("far", FAR, ids=Far.name)
     def test_results_are_those_of_tensors_side_by_side(self, sparse, far, monkeypatch):
-        variant, layout, has_tangents, is_deterministic = far
-        monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: is_deterministic)
+        variant, layout, has_tangents = far
+        # Whole numbers lie as a dense grad_input does, which one far apart is not.
+        monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)
         case, options = self.case(variant)
         form = torch.contiguous_format
         if LAYOUTS[layout].memory_format == "channels_last":
