@@ -340,22 +340,26 @@ def scatter_kernel(
                 ALIGN_CORNERS,
                 DTYPE,
             )
-            starts, offsets = tap_addresses(input_start, input_strides, indices, DIM, TAPS, PADDING, INDEX)
+            if NEEDS_THETA:
+                starts, offsets = tap_addresses(
+                    input_start, input_strides, indices, DIM, TAPS, PADDING, INDEX
+                )
+                if input_tangent_ptr is not None:
+                    tangent_starts, tangent_offsets = tap_addresses(
+                        input_tangent_start, input_tangent_strides, indices, DIM, TAPS, PADDING, INDEX
+                    )
             if ADDS == FLOATS or ADDS == WHOLE:
                 targets, shifts = tap_addresses(
                     grad_input_start, grad_input_strides, indices, DIM, TAPS, PADDING, INDEX
-                )
-            if input_tangent_ptr is not None:
-                tangent_starts, tangent_offsets = tap_addresses(
-                    input_tangent_start, input_tangent_strides, indices, DIM, TAPS, PADDING, INDEX
                 )
             along = zero_vectors(DIM, PIXELS, DTYPE)
             if TANGENT:
                 velocities, growth = velocities_at(b, base, positions, halves, divisor, DIM, PROJECTIVE)
                 if SPLINE:
                     velocities = add_rows(velocities, moved_bends, DIM)
-                curves = all_curves(positions, lows, highs, DIM, TAPS, PADDING, ALIGN_CORNERS)
-                along_velocity = zero_vectors(DIM, PIXELS, DTYPE)
+                if NEEDS_THETA:
+                    curves = all_curves(positions, lows, highs, DIM, TAPS, PADDING, ALIGN_CORNERS)
+                    along_velocity = zero_vectors(DIM, PIXELS, DTYPE)
             for i in tl.static_range(TAPS**DIM):
                 pixel = tap_of(indices, i, DIM, TAPS)
                 weight = tap_of(weights, i, DIM, TAPS)
