@@ -196,7 +196,7 @@ def compile_options(
     options: dict[str, object] = {"enable_fp_fusion": True, "num_warps": config["num_warps"]}
     if is_hip:
         return {**options, "num_warps": max(config["num_warps"] // 2, 1)}
-    is_gather, flags = bucket.kernel.startswith("backward"), bucket.variant.split("-")
+    is_gather, flags = bucket.is_gather(), bucket.variant.split("-")
     needs_many = bucket.is_heavy() + is_gather + ("antialias" in flags) > 1
     if needs_many or bucket.dtype == "float64":
         options["maxnreg"] = 255

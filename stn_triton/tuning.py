@@ -158,7 +158,7 @@ def is_gathered(dim: int, projective: bool, tangent: bool, options: Options) -> 
     64 x 224 x 224 pixels under reflection 350 and 133.
     """
     has_formula = dim == 2 and not (projective or options.points)
-    return has_formula and not tangent and options.padding_mode in ("zeros", "border", "fill")
+    return has_formula and not tangent and not options.padding.repeats
 
 
 def share_a_kernel(mode: str) -> bool:

@@ -198,7 +198,7 @@ def walk(
     Adds what they give to `accumulator` (grad_input) and `sums` (grad_theta); or, for COLLECT, puts them into
     `slots` and counts them in `found`.
     """
-    QUADS: tl.constexpr = BLOCK_H * BLOCK_W // (SIDE * SIDE)
+    SQUARES: tl.constexpr = BLOCK_H * BLOCK_W // (SIDE * SIDE)
     lasts = output_lasts(sizes, 1, DTYPE)
     spans, reaches = reaches_of(a, lasts, sizes_in, TAPS, DTYPE)
     if ANTIALIAS:
@@ -257,7 +257,7 @@ def walk(
             )
             count = tl.minimum(tl.max(tl.where(row_mask, longest, 0)), column_count)
         if NEEDS_THETA and not COLLECT:
-            row_sums = zero_vectors(2, QUADS, DTYPE)
+            row_sums = zero_vectors(2, SQUARES, DTYPE)
         for column in range(count):
             ow = column_first + column
             u, hits, weights, slopes = visit(
