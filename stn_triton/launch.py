@@ -14,10 +14,6 @@ import torch
 from torch import Tensor
 
 from stn_triton import plans, splines, tuning
-from stn_triton.kernels import scatter
-from stn_triton.kernels.backward import backward_kernel
-from stn_triton.kernels.forward import forward_kernel
-from stn_triton.kernels.parameters import fill_kernel
 from stn_triton.options import DEFAULT, Options, Tangents, is_projective
 from stn_triton.reference import coordinate_dtype, memory_format
 from stn_triton.steps import Settle, Step, Tensors
@@ -126,7 +122,7 @@ class _Forward:
         self._shape = (theta.shape[0], input.shape[1], *size)
         self._form = memory_format(input, size)
         self._forms = _forms_to_copy_to(tensors, ("input_tangent_ptr",))
-        self._sample = Step("forward", forward_kernel, ("output", "input", "input_tangent"), options)
+        self._sample = Step("forward", options)
 
     def __call__(self, tensors: Tensors) -> Tensor:
         input = tensors["input_ptr"]
@@ -172,27 +168,19 @@ class _Backward:
             is_many = is_indexed or theta.shape[0] != input.shape[0]
             # Sums over one matrix fit into the gather only if it has the image for itself.
             self._gives_theta = needs_theta and not is_many and tuning.share_a_kernel(options.mode)
-            flags = {"MANY": is_many, "NEEDS_THETA": self._gives_theta}
             name = "backward" if self._gives_theta else "backward_input"
-            self._gather = Step(
-                name, backward_kernel, ("grad_input", "grad_output", "input"), options, **flags
-            )
-        read = ("grad_output", "input", "input_tangent")
+            self._gather = Step(name, options, is_many=is_many)
         if is_scattered:
-            images = (*read, "grad_input") if needs_theta else ("grad_output", "grad_input")
-            self._settle = Settle(tensors, options) if is_exact and not self._is_empty else None
-            name, adds, numbers = "scatter", scatter.FLOATS, {}
-            if self._settle is not None:
-                name, adds, numbers = "exact", scatter.WHOLE, self._settle.numbers
-                largest = {"ADDS": scatter.LARGEST.value, **numbers}
-                self._largest = Step("largest", scatter.scatter_kernel, images[:1], options, **largest)
-            name = name if needs_theta else f"{name}_input"
-            flags = {"ADDS": adds.value, **numbers}
-            self._scatter = Step(name, scatter.scatter_kernel, images, options, **flags)
+            name, numbers = "scatter", None
+            if is_exact and not self._is_empty:
+                self._settle = Settle(tensors, options)
+                name, numbers = "exact", self._settle.numbers
+                self._largest = Step("largest", options, numbers)
+            self._scatter = Step(name if needs_theta else f"{name}_input", options, numbers)
         elif needs_theta and not self._gives_theta:
-            self._scatter = Step("theta", scatter.scatter_kernel, read, options, ADDS=scatter.NOTHING.value)
+            self._scatter = Step("theta", options)
         if needs_fill:
-            self._fill = Step("fill", fill_kernel, ("grad_output",), options)
+            self._fill = Step("fill", options)
 
     def __call__(self, tensors: Tensors) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         needs_input, needs_theta, needs_fill = self._mask

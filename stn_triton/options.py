@@ -33,6 +33,8 @@ PADDINGS = {
 PADDING_MODES = tuple(PADDINGS)
 PAIR_PADDINGS = tuple(name for name, padding in PADDINGS.items() if padding.sampler == name)
 """Those that ``F.grid_sample`` has, in the order of its numbers."""
+DISPLACEMENTS = {"none": 0, "thin_plate": 1}
+"""What is added to the positions of a matrix, with its number in the kernels: ``kernels/displacement.py``."""
 INPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8)
 THETA_DTYPES = INPUT_DTYPES[:4]
 
@@ -55,6 +57,11 @@ class Options(NamedTuple):
     def padding(self) -> Padding:
         """What ``padding_mode`` names."""
         return PADDINGS[self.padding_mode]
+
+    @property
+    def displacement(self) -> str:
+        """What is added to the positions of the matrix, one of ``DISPLACEMENTS``."""
+        return "thin_plate" if self.points else "none"
 
 
 DEFAULT = Options()

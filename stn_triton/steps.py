@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from stn_triton import plans, tuning
-from stn_triton.kernels import scatter
+from stn_triton.kernels import scatter, structs
 from stn_triton.kernels.coordinates import MAX_SAMPLES
-from stn_triton.options import Options, is_projective
+from stn_triton.options import DISPLACEMENTS, Options, is_projective
 from stn_triton.reference import coordinate_dtype
+from stn_triton.specs import SPECS
 
 _TRITON_DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 _MAX_PROGRAMS = 2**31 - 1
@@ -30,11 +30,14 @@ class Step:
     """A launch over the tiles of a tensor, whose block sizes are chosen when it first runs."""
 
     def __init__(
-        self, name: str, kernel: triton.JITFunction, images: Sequence[str], options: Options, **flags: int
+        self, name: str, options: Options, numbers: Mapping[str, int] | None = None, is_many: bool = False
     ) -> None:
-        """Take the images that the kernel accesses; their first is the one in tiles."""
-        self._name, self._kernel, self._images = name, kernel, [f"{image}_ptr" for image in images]
-        self._options, self._flags = options, flags
+        """Take its name in ``specs``, and the numbers that do not follow from its tensors.
+
+        ``is_many`` says that an image has several matrices, which a gather looks for.
+        """
+        self._name, self._spec, self._kernel = name, SPECS[name], SPECS[name].kernel()
+        self._options, self._numbers, self._is_many = options, numbers or {}, is_many
         self._launch: plans.Launch | None = None
 
     def __call__(self, tensors: Tensors) -> Tensor | None:
@@ -44,21 +47,24 @@ class Step:
         return self._run(self._launch, tensors)
 
     def _run(self, launch: plans.Launch, tensors: Tensors) -> Tensor | None:
-        adds, grad_input = self._flags.get("ADDS"), tensors["grad_input_ptr"]
-        if adds in _ADD_TO_GRAD_INPUT:
+        grad_input = tensors["grad_input_ptr"]
+        if self._spec.adds in _ADD_TO_GRAD_INPUT:
             grad_input.zero_()
-        if adds == scatter.WHOLE.value:  # two numbers for each element; a search launches more than once
+        if self._spec.adds == scatter.WHOLE.value:  # two for each element; a search launches more than once
             tensors["whole_ptr"] = None  # before the next is there
             tensors["whole_ptr"] = grad_input.new_zeros(2 * grad_input.numel(), dtype=torch.int64)
         return launch(tensors)
 
     def _chosen(self, tensors: Tensors) -> plans.Launch:
         """The launch with the block sizes that a table or a search has, or the default."""
-        tiled = tensors[self._images[0]]
-        images = [tensors[name] for name in self._images if tensors[name] is not None]
-        numbers = {**numbers_of(tensors), **flags_of(tensors, images, self._options), **self._flags}
+        spec = self._spec
+        images = [tensor for name in spec.images if (tensor := tensors[f"{name}_ptr"]) is not None]
+        tiled = images[0]
+        numbers = {**numbers_of(tensors), **self._numbers}
+        known = constants_of(tensors, images, self._options)
+        known |= {"MANY": self._is_many, "NEEDS_THETA": spec.needs_theta, "ADDS": spec.adds}
         channels_last = all(t.stride(1) == 1 for t in images)
-        shape = (numbers["DIM"], numbers["PROJECTIVE"], numbers.get("MANY", False), numbers["TANGENT"])
+        shape = (known["DIM"], known["PROJECTIVE"], known["MANY"], known["TANGENT"])
         # Of the points only whether there are any: the rest would fill the cache.
         variant = tuning.variant_of(*shape, self._options._replace(points=self._options.points[:2]))
         n, c, *pixels = tiled.shape
@@ -73,21 +79,19 @@ class Step:
             tiles = depth * math.prod(-(-size // block) for size, block in extents)
             blocks_c = -(-c // (config["BLOCK_C"] * config["STEPS_C"]))
             programs = n * blocks_c * tiles
-            _check_programs(programs, "input" if self._name.startswith("backward") else "size", tiled)
+            _check_programs(programs, "input" if spec.tiles_input() else "size", tiled)
             partial = None
-            if self._name == "fill":
+            if spec.needs_fill:
                 partial = (n, blocks_c, tiles, config["BLOCK_C"]), dtype
-            elif self._name in ("backward", "scatter", "exact", "theta"):
+            elif spec.needs_theta:
                 maps, *matrix = tensors["theta_ptr"].shape
                 shares = programs // maps
                 partial = (maps, *([shares] if shares > 1 else []), *matrix), dtype
-            all_numbers = {
-                **numbers,
-                **config,
-                "EVEN_C": c % config["BLOCK_C"] == 0,
-                "SIDE": tuning.side(bucket),
-            }
-            return plans.Launch(self._kernel, programs, all_numbers, compile_options(bucket, config), partial)
+            blocks = {name: value for name, value in config.items() if name != "num_warps"}
+            is_even = c % config["BLOCK_C"] == 0
+            constants = structs.constants(**known, **blocks, EVEN_C=is_even, SIDE=tuning.side(bucket))
+            options = compile_options(bucket, config)
+            return plans.Launch(self._kernel, programs, {**numbers, "K": constants}, options, partial)
 
         def run(config: tuning.Config) -> Tensor | None:
             return self._run(with_blocks(config), tensors)
@@ -159,13 +163,13 @@ def numbers_of(tensors: Tensors) -> dict[str, int]:
     return numbers
 
 
-def flags_of(tensors: Tensors, images: Sequence[Tensor], options: Options) -> dict[str, object]:
-    """The constexprs that do not depend on block sizes, of a kernel that accesses these images."""
+def constants_of(tensors: Tensors, images: Sequence[Tensor], options: Options) -> dict[str, object]:
+    """The constants that follow from the arguments of a call, of a kernel that accesses these images."""
     input = tensors["input_ptr"]
     return {
         "DIM": input.ndim - 2,
         "PROJECTIVE": is_projective(tensors["theta_ptr"].shape),
-        "SPLINE": bool(options.points),
+        "DISPLACEMENT": DISPLACEMENTS[options.displacement],
         "TAPS": options.taps(),
         "PADDING": options.padding.code,
         "ALIGN_CORNERS": options.align_corners,

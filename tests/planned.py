@@ -15,6 +15,7 @@ STUB = stub_driver.install()
 import triton  # noqa: E402
 
 from stn_triton import launch, tuning  # noqa: E402
+from stn_triton.kernels import backward, forward  # noqa: E402
 
 CHANNELS_LAST = torch.channels_last
 THETA = torch.eye(2, 3)[None]
@@ -63,10 +64,10 @@ def alignments():
     """A view that begins 4 bytes later needs another kernel; either is found again."""
     memory = torch.zeros(3 * 8 * 8 + 1)
     even, odd = (memory[i : i + 192].view(1, 3, 8, 8) for i in (0, 1))
-    counts, first = [], len(compiled(launch.forward_kernel))
+    counts, first = [], len(compiled(forward.forward_kernel))
     for image in (even, odd, even, odd):
         launch.forward(image, THETA, (8, 8))
-        counts.append(len(compiled(launch.forward_kernel)) - first)
+        counts.append(len(compiled(forward.forward_kernel)) - first)
     return counts
 
 
@@ -101,12 +102,12 @@ def configurations():
         tuning._found["of a test", tile] = None
         for _ in range(2):
             launch.forward(image, THETA, (32, 32))
-        seen.append(compiled(launch.forward_kernel)[-1].src.constants[named("BLOCK_H")])
+        seen.append(compiled(forward.forward_kernel)[-1].src.constants[named("K")].BLOCK_H.value)
     tuning.configuration = real
     return seen
 
 
-def named(name, kernel=launch.forward_kernel):
+def named(name, kernel=forward.forward_kernel):
     return (kernel.arg_names.index(name),)
 
 
@@ -116,7 +117,7 @@ def layouts():
     Of each: whether the gradient was copied, the stride of its pixels in the kernel (1 if compiled in),
     and the channels that lie in neighbouring lanes.
     """
-    kernel, seen = launch.backward_kernel, {}
+    kernel, seen = backward.backward_kernel, {}
     shape = (4, 64, 16, 16)
     nchw = torch.zeros(shape)
     last = nchw.contiguous(memory_format=CHANNELS_LAST)
@@ -133,7 +134,7 @@ def layouts():
             constants = compiled(kernel)[-1].src.constants  # none, if it took another's plan
             seen[f"{name} {source}"] = {
                 "copied": grad.data_ptr() not in [STUB.stub_last(i) for i in (1, 2, 3)],
-                "run": constants[named("RUN_C", kernel)],
+                "run": constants[named("K", kernel)].RUN_C.value,
                 "stride_w": constants.get(named("grad_output_stride_w", kernel)),
             }
     return seen

@@ -8,6 +8,7 @@ from variants import Case, Variant, case, tangents_of
 
 from stn_triton import launch, reference, reference_tangent, splines, tuning
 from stn_triton.kernels.block import tile_pixels
+from stn_triton.kernels.structs import Constants, constants
 from stn_triton.options import Options, Tangents
 
 POINTS = tuple(splines.regular_points(2, 2))
@@ -140,9 +141,9 @@ def test_three_channels_in_a_block_of_their_own(device, monkeypatch, mode, paddi
 
 
 @triton.jit
-def tile_kernel(x_ptr, y_ptr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
-    pixels = tile_pixels((tl.program_id(0), 5), 2, BLOCK_H, BLOCK_W)
-    lanes = tl.arange(0, BLOCK_H * BLOCK_W)
+def tile_kernel(x_ptr, y_ptr, K: tl.constexpr):
+    pixels = tile_pixels((tl.program_id(0), 5), K)
+    lanes = tl.arange(0, K.PIXELS)
     tl.store(x_ptr + lanes, pixels[0])
     tl.store(y_ptr + lanes, pixels[1])
 
@@ -151,7 +152,8 @@ def tile_kernel(x_ptr, y_ptr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
 def test_a_warp_takes_a_patch_of_four_rows(device, tile):
     """And all warps together take each pixel once."""
     x, y = (torch.empty(tile[0] * tile[1], dtype=torch.int32, device=device) for _ in range(2))
-    tile_kernel[(1,)](x, y, *tile)
+    ones = dict.fromkeys(Constants._fields, 1)
+    tile_kernel[(1,)](x, y, constants(**{**ones, "DIM": 2, "BLOCK_H": tile[0], "BLOCK_W": tile[1]}))
     pixels = set(zip(x.tolist(), y.tolist(), strict=True))
     assert pixels == {(i, 5 + j) for i in range(tile[1]) for j in range(tile[0])}
     for warp in zip(x.view(-1, 32), y.view(-1, 32), strict=True):

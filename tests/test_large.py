@@ -20,7 +20,7 @@ from sparse import SomePrograms, Sparse
 from torch.autograd.profiler import profile
 
 import stn_triton
-from stn_triton import launch, limits, ops, tuning
+from stn_triton import kernels, launch, limits, ops, tuning
 from stn_triton.check import oracle
 from stn_triton.check.fused import is_fused
 from stn_triton.options import Options, Tangents
@@ -412,7 +412,7 @@ class TestBillionsOfPixels:
             configs.append(tuning.default(bucket))
             return configs[-1]
 
-        patched, room = f"{kernel}_kernel", launch.scatter if kernel == "scatter" else launch
+        patched, room = f"{kernel}_kernel", getattr(kernels, kernel)
         monkeypatch.setattr(room, patched, SomePrograms(getattr(room, patched), choose))
         with tuning.choosing(chooser), sparse.allocating(sparse.empty):
             if kernel == "forward":
@@ -433,9 +433,8 @@ class TestBillionsOfPixels:
     def test_there_is_one_grid_axis_which_counts_to_2_31(self, sparse, monkeypatch):
         """The other axes of a GPU's grid end at 65,535; `SomePrograms` asserts that there are none."""
         counted = []
-        monkeypatch.setattr(
-            launch, "forward_kernel", SomePrograms(launch.forward_kernel, lambda n: counted.append(n) or ())
-        )
+        some = SomePrograms(kernels.forward.forward_kernel, lambda n: counted.append(n) or ())
+        monkeypatch.setattr(kernels.forward, "forward_kernel", some)
         theta = torch.eye(2, 3).expand(2**31 - 1, 2, 3)
         input = torch.zeros(1, 1, 1, 1, dtype=torch.uint8)
         with sparse.allocating(sparse.empty):

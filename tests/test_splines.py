@@ -18,6 +18,7 @@ from stn_triton import (
 from stn_triton.check import oracle
 from stn_triton.kernels import scatter
 from stn_triton.options import MODES, PADDING_MODES, Options, Tangents
+from stn_triton.specs import SPECS
 
 pytestmark = pytest.mark.usefixtures("poisoned")  # and so deterministic, but where a test says otherwise
 GRID = tuple(splines.regular_points(2, 3))
@@ -133,16 +134,15 @@ def test_launches_pass_only_what_kernels_take(device, monkeypatch):
             def call(**arguments):
                 unknown = arguments.keys() - set(self.arg_names) - known
                 assert not unknown, unknown
-                assert not set(self.arg_names) - arguments.keys() - {"EVEN_C"}
+                assert not set(self.arg_names) - arguments.keys()
                 seen.add(self.kernel.__name__)
                 return self.kernel[grid](**arguments)
 
             return call
 
-    for name in ("forward_kernel", "backward_kernel", "fill_kernel"):
-        monkeypatch.setattr(launch, name, Recorded(getattr(launch, name)))
-    for name in ("scatter_kernel", "settle_kernel"):
-        monkeypatch.setattr(scatter, name, Recorded(getattr(scatter, name)))
+    kernels = {(spec.module, spec.kernel_name) for spec in SPECS.values()} | {(scatter, "settle_kernel")}
+    for module, name in kernels:
+        monkeypatch.setattr(module, name, Recorded(getattr(module, name)))
     for deterministic, points in ((True, GRID), (False, GRID), (True, ())):
         torch.use_deterministic_algorithms(deterministic)
         options = Options("bilinear", "fill", points=points)

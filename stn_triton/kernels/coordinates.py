@@ -28,10 +28,10 @@ SHRINK_TOLERANCE = tl.constexpr(1 - 2.0**-6)
 
 
 @triton.jit
-def ratio(extent, size_out, ALIGN_CORNERS: tl.constexpr):
+def ratio(extent, size_out, K: tl.constexpr):
     """Extent / S_out, correctly rounded; 0 where the output has a single position."""
     s_out = tl.cast(size_out, extent.dtype)
-    if ALIGN_CORNERS:
+    if K.ALIGN_CORNERS:
         s_out -= 1
     divisor = tl.where(s_out > 0, s_out, 1)
     quotient = divide(extent, divisor)
@@ -55,62 +55,48 @@ def is_finite(a):
 
 
 @triton.jit
-def theta_scales(
-    sizes_in,
-    sizes_out,
-    ALIGN_CORNERS: tl.constexpr,
-    DIM: tl.constexpr,
-    PROJECTIVE: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
+def theta_scales(sizes_in, sizes_out, K: tl.constexpr):
     """What each entry of theta is multiplied by to give pixels per centred pixel, row by row."""
-    shrink: tl.constexpr = 1 if ALIGN_CORNERS else 0
+    shrink: tl.constexpr = 1 if K.ALIGN_CORNERS else 0
     scales = ()
-    for k in tl.static_range(DIM):
-        extent = tl.cast(sizes_in[k] - shrink, DTYPE)
-        for j in tl.static_range(DIM):
-            scales = scales + (ratio(extent, sizes_out[j], ALIGN_CORNERS),)
+    for k in tl.static_range(K.DIM):
+        extent = tl.cast(sizes_in[k] - shrink, K.DTYPE)
+        for j in tl.static_range(K.DIM):
+            scales = scales + (ratio(extent, sizes_out[j], K),)
         scales = scales + (0.5 * extent,)
-    if PROJECTIVE:
-        two = tl.full((), 2, DTYPE)
-        scales = scales + (
-            ratio(two, sizes_out[0], ALIGN_CORNERS),
-            ratio(two, sizes_out[1], ALIGN_CORNERS),
-            0.5 * two,
-        )
+    if K.PROJECTIVE:
+        two = tl.full((), 2, K.DTYPE)
+        scales = scales + (ratio(two, sizes_out[0], K), ratio(two, sizes_out[1], K), 0.5 * two)
     return scales
 
 
 @triton.jit
-def fold_theta(
-    theta_ptr, m, strides, scales, DIM: tl.constexpr, PROJECTIVE: tl.constexpr, DTYPE: tl.constexpr
-):
+def fold_theta(theta, m, scales, K: tl.constexpr):
     """The numbers of matrix m, or of a vector of matrices, in pixels, row by row."""
-    ROWS: tl.constexpr = DIM + 1 if PROJECTIVE else DIM
-    row = theta_ptr + tl.cast(m, tl.int64) * strides[0]
-    stride_column = tl.cast(strides[2], tl.int64)
+    row = theta.ptr + tl.cast(m, tl.int64) * theta.strides[0]
+    stride_column = tl.cast(theta.strides[2], tl.int64)
     a = ()
-    for k in tl.static_range(ROWS):
-        for j in tl.static_range(DIM + 1):
-            a = a + (tl.load(row + j * stride_column).to(DTYPE) * scales[k * (DIM + 1) + j],)
-        row += strides[1]
+    for k in tl.static_range(K.ROWS):
+        for j in tl.static_range(K.DIM + 1):
+            a = a + (tl.load(row + j * stride_column).to(K.DTYPE) * scales[k * (K.DIM + 1) + j],)
+        row += theta.strides[1]
     return a
 
 
 @triton.jit
-def samples_per_pixel(a, DIM: tl.constexpr):
+def samples_per_pixel(a, K: tl.constexpr):
     """For each output axis, into how many samples antialiasing splits a pixel: its footprint, rounded up.
 
     The footprint is the length that a step of one output pixel along the axis has in the input. Where the
     matrix is not finite one sample is as good as many.
     """
     counts = ()
-    for j in tl.static_range(DIM):
+    for j in tl.static_range(K.DIM):
         square = a[j] * a[j]
         finite = is_finite(a[j])
-        for k in tl.static_range(1, DIM):
-            square = tl.fma(a[k * (DIM + 1) + j], a[k * (DIM + 1) + j], square)
-            finite = finite & is_finite(a[k * (DIM + 1) + j])
+        for k in tl.static_range(1, K.DIM):
+            square = tl.fma(a[k * (K.DIM + 1) + j], a[k * (K.DIM + 1) + j], square)
+            finite = finite & is_finite(a[k * (K.DIM + 1) + j])
         if square.dtype == tl.float32:
             length = tl.math.sqrt_rn(square)
         else:
@@ -122,39 +108,39 @@ def samples_per_pixel(a, DIM: tl.constexpr):
 
 
 @triton.jit
-def half_step(size, DTYPE: tl.constexpr):
+def half_step(size, K: tl.constexpr):
     """The fractional part of (size - 1)/2."""
-    return 0.5 * tl.cast(1 - size % 2, DTYPE)
+    return 0.5 * tl.cast(1 - size % 2, K.DTYPE)
 
 
 @triton.jit
-def centred(index, size, DTYPE: tl.constexpr):
+def centred(index, size, K: tl.constexpr):
     """Index - (size - 1)/2, exact."""
-    return tl.cast(index, DTYPE) - 0.5 * tl.cast(size - 1, DTYPE)
+    return tl.cast(index, K.DTYPE) - 0.5 * tl.cast(size - 1, K.DTYPE)
 
 
 @triton.jit
-def row_constant(a, base, k: tl.constexpr, DIM: tl.constexpr):
+def row_constant(a, base, k: tl.constexpr, K: tl.constexpr):
     """What row k gives for an output row: all its terms but the one along u."""
-    constant = tl.fma(a[k * (DIM + 1) + DIM - 1], base[DIM - 1], a[k * (DIM + 1) + DIM])
-    if DIM == 3:
-        constant = tl.fma(a[k * (DIM + 1) + 1], base[1], constant)
+    constant = tl.fma(a[k * (K.DIM + 1) + K.DIM - 1], base[K.DIM - 1], a[k * (K.DIM + 1) + K.DIM])
+    if K.DIM == 3:
+        constant = tl.fma(a[k * (K.DIM + 1) + 1], base[1], constant)
     return constant
 
 
 @triton.jit
-def sources(a, u, constants, halves, DIM: tl.constexpr, PROJECTIVE: tl.constexpr):
+def sources(a, u, constants, halves, K: tl.constexpr):
     """Source positions (x, y, z) in column u of an output row, and a projective map's divisor (else 1).
 
     A position counts from the pixel (size - 1)//2.
     """
     divisor = 1.0
-    if PROJECTIVE:
-        divisor = tl.fma(a[DIM * (DIM + 1)], u, constants[DIM])
+    if K.PROJECTIVE:
+        divisor = tl.fma(a[K.DIM * (K.DIM + 1)], u, constants[K.DIM])
     positions = ()
-    for k in tl.static_range(DIM):
-        position = tl.fma(a[k * (DIM + 1)], u, constants[k])
-        if PROJECTIVE:
+    for k in tl.static_range(K.DIM):
+        position = tl.fma(a[k * (K.DIM + 1)], u, constants[k])
+        if K.PROJECTIVE:
             position = divide(position, divisor)
         positions = positions + (position + halves[k],)
     return positions, divisor
@@ -167,9 +153,9 @@ def is_visible(divisor):
 
 
 @triton.jit
-def per_axis_halves(sizes, DIM: tl.constexpr, DTYPE: tl.constexpr):
+def per_axis_halves(sizes, K: tl.constexpr):
     """`half_step` of each axis."""
     halves = ()
-    for k in tl.static_range(DIM):
-        halves = halves + (half_step(sizes[k], DTYPE),)
+    for k in tl.static_range(K.DIM):
+        halves = halves + (half_step(sizes[k], K),)
     return halves

@@ -35,7 +35,6 @@ import triton.language as tl
 
 from stn_triton.kernels.block import (
     UNSPECIALIZED,
-    add_rows,
     block_start,
     dot_channels,
     group_mask,
@@ -46,21 +45,21 @@ from stn_triton.kernels.block import (
     pixel_offset,
     steps_of,
     subtract_fill,
-    tile_origin,
-    tile_pixels,
-    zero_block,
+    zero_groups,
 )
-from stn_triton.kernels.coordinates import fold_theta, is_finite, is_visible, per_axis_halves
-from stn_triton.kernels.forward import image_of, map_of, product, sample_at, tap_addresses, tap_of
-from stn_triton.kernels.parameters import (
+from stn_triton.kernels.coordinates import is_finite, is_visible, per_axis_halves
+from stn_triton.kernels.displacement import store_displacement
+from stn_triton.kernels.sampling import product, sample_at, tap_addresses, tap_of, window_of
+from stn_triton.kernels.structs import Adding, Image, Matrix, Points, Vector
+from stn_triton.kernels.sums import (
     add_along,
     add_column,
+    add_rows,
     row_derivatives,
     store_sums,
     zero_vectors,
 )
-from stn_triton.kernels.spline import bends_at, store_bends
-from stn_triton.kernels.tangent import all_curves, bends_of, change_of, slopes_of, velocities_at
+from stn_triton.kernels.tangent import all_curves, bends_of, change_of, motion_of, slopes_of, velocities_at
 from stn_triton.kernels.taps import FILL, per_axis_limits
 
 NOTHING = tl.constexpr(0)
@@ -103,10 +102,10 @@ def power_of_two(exponent, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def add_magnitudes(totals, gradient, weight, mask, GROUPS: tl.constexpr):
+def add_magnitudes(totals, gradient, weight, mask, K: tl.constexpr):
     """Add the magnitudes of a tap's shares, 2**-GUARD of them, so that their totals are finite."""
     result = ()
-    for g in tl.static_range(GROUPS):
+    for g in tl.static_range(K.GROUPS):
         share = gradient[g] * weight[:, None]
         counts = mask[:, None] & is_finite(share)
         result = result + (totals[g] + tl.where(counts, tl.abs(share) * 2.0**-GUARD, 0),)
@@ -114,43 +113,38 @@ def add_magnitudes(totals, gradient, weight, mask, GROUPS: tl.constexpr):
 
 
 @triton.jit
-def add_shares(
-    grad_input_ptr,
-    whole_ptr,
-    elements,
-    start,
-    stride_c,
-    offset,
-    gradient,
-    weight,
-    mask,
-    channels,
-    scale,
-    most,
-    low_scale,
-    GROUPS: tl.constexpr,
-    RUN_C: tl.constexpr,
-    EVEN_C: tl.constexpr,
-    ADDS: tl.constexpr,
-):
+def adding_of(grad_input_ptr, whole_ptr, limits_ptr, elements, n, head, low, K: tl.constexpr):
+    """Where shares of image n are added, and how whole numbers are made of them."""
+    scale, low_scale, most = (), (), 0.0
+    if K.ADDS == WHOLE:
+        scale = power_of_two(head - exponent_of(limits_ptr, n, K.DTYPE), K.DTYPE)
+        low_scale = power_of_two(low, K.DTYPE)
+        limit = power_of_two(head, K.DTYPE)
+        most = limit[0] * limit[1]
+    return Adding(grad_input_ptr, whole_ptr, elements, scale, low_scale, most)
+
+
+@triton.jit
+def add_shares(adding, start, stride_c, offset, gradient, weight, mask, channels, K: tl.constexpr):
     """Add the gradient times a tap's weight; `start` is a pointer for FLOATS, else an element's number."""
-    for g in tl.static_range(GROUPS):
+    for g in tl.static_range(K.GROUPS):
         share = gradient[g] * weight[:, None]
-        target = group_pointers(start, stride_c, offset, g, RUN_C)
-        there = group_mask(mask, channels, g, RUN_C, EVEN_C)
-        if ADDS == FLOATS:
+        target = group_pointers(start, stride_c, offset, g, K)
+        there = group_mask(mask, channels, g, K)
+        if K.ADDS == FLOATS:
             tl.atomic_add(target, share, mask=there, sem="relaxed")
         else:
             finite = there & is_finite(share)
-            tl.atomic_add(grad_input_ptr + target, share, mask=there & ~finite, sem="relaxed")
-            scaled = tl.where(finite, share, 0) * scale[0] * scale[1]
-            scaled = tl.minimum(tl.maximum(scaled, -most), most)
+            tl.atomic_add(adding.grad_input_ptr + target, share, mask=there & ~finite, sem="relaxed")
+            scaled = tl.where(finite, share, 0) * adding.scale[0] * adding.scale[1]
+            scaled = tl.minimum(tl.maximum(scaled, -adding.most), adding.most)
             whole = scaled.to(tl.int64)
-            tl.atomic_add(whole_ptr + target, whole, mask=whole != 0, sem="relaxed")
-            rest = ((scaled - whole.to(share.dtype)) * low_scale[0] * low_scale[1]).to(tl.int64)
-            tl.atomic_add(
-                whole_ptr + tl.cast(elements, tl.int64) + target, rest, mask=rest != 0, sem="relaxed"
-            )
+            target = adding.whole_ptr + target
+            tl.atomic_add(target, whole, mask=whole != 0, sem="relaxed")
+            rest = (scaled - whole.to(share.dtype)) * adding.low_scale[0] * adding.low_scale[1]
+            rest = rest.to(tl.int64)
+            target += tl.cast(adding.elements, tl.int64)
+            tl.atomic_add(target, rest, mask=rest != 0, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -209,24 +203,7 @@ def scatter_kernel(
     theta_tangent_stride_row,
     theta_tangent_stride_column,
     fill_tangent_stride,
-    DIM: tl.constexpr,
-    PROJECTIVE: tl.constexpr,
-    SPLINE: tl.constexpr,
-    TAPS: tl.constexpr,
-    PADDING: tl.constexpr,
-    ALIGN_CORNERS: tl.constexpr,
-    ANTIALIAS: tl.constexpr,
-    HAS_INDEX: tl.constexpr,
-    TANGENT: tl.constexpr,
-    ADDS: tl.constexpr,
-    INDEX: tl.constexpr,
-    DTYPE: tl.constexpr,
-    EVEN_C: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    STEPS_C: tl.constexpr,
-    RUN_C: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_W: tl.constexpr,
+    K: tl.constexpr,
 ):
     """Add to grad_input as ADDS says, and store the tile's share of the gradient of its matrix, if wanted.
 
@@ -234,264 +211,165 @@ def scatter_kernel(
     """
     sizes_in = (W_in, H_in, D_in)
     sizes_out = (W_out, H_out, D_out)
-    input_strides = (input_stride_w, input_stride_h, input_stride_d)
-    grad_input_strides = (grad_input_stride_w, grad_input_stride_h, grad_input_stride_d)
-    grad_output_strides = (grad_output_stride_w, grad_output_stride_h, grad_output_stride_d)
-    theta_strides = (theta_stride_n, theta_stride_row, theta_stride_column)
-    input_tangent_strides = (input_tangent_stride_w, input_tangent_stride_h, input_tangent_stride_d)
-    theta_tangent_strides = (theta_tangent_stride_n, theta_tangent_stride_row, theta_tangent_stride_column)
-    PIXELS: tl.constexpr = BLOCK_H * BLOCK_W
-    GROUPS: tl.constexpr = BLOCK_C // RUN_C
-    ROWS: tl.constexpr = DIM + 1 if PROJECTIVE else DIM
-    NEEDS_THETA: tl.constexpr = partial_ptr is not None
-
-    m, c_first, origin = tile_origin(C, D_out, H_out, W_out, DIM, BLOCK_C * STEPS_C, BLOCK_H, BLOCK_W)
-    pixels = tile_pixels(origin, DIM, BLOCK_H, BLOCK_W)
-    n, exists = image_of(image_index_ptr, m, images, per_image, HAS_INDEX)
-    pixel_mask = only_if(exists, is_inside(pixels, sizes_out, DIM))
-    a, scales, samples, count, sizes = map_of(
-        theta_ptr, m, theta_strides, sizes_in, sizes_out, ANTIALIAS, ALIGN_CORNERS, DIM, PROJECTIVE, DTYPE
+    # Whole numbers are added to two tensors, so their addresses begin at an element's number.
+    grad_input = Image(
+        grad_input_ptr if K.ADDS == FLOATS else 0,
+        grad_input_stride_n,
+        grad_input_stride_c,
+        (grad_input_stride_w, grad_input_stride_h, grad_input_stride_d),
     )
+    grad_output = Image(
+        grad_output_ptr,
+        grad_output_stride_n,
+        grad_output_stride_c,
+        (grad_output_stride_w, grad_output_stride_h, grad_output_stride_d),
+    )
+    input = Image(input_ptr, input_stride_n, input_stride_c, (input_stride_w, input_stride_h, input_stride_d))
+    input_tangent = Image(
+        input_tangent_ptr,
+        input_tangent_stride_n,
+        input_tangent_stride_c,
+        (input_tangent_stride_w, input_tangent_stride_h, input_tangent_stride_d),
+    )
+    theta = Matrix(theta_ptr, (theta_stride_n, theta_stride_row, theta_stride_column))
+    theta_tangent = Matrix(
+        theta_tangent_ptr, (theta_tangent_stride_n, theta_tangent_stride_row, theta_tangent_stride_column)
+    )
+    points = Points(points_ptr, point_count)
 
-    halves = per_axis_halves(sizes_in, DIM, DTYPE)
-    bends = ()
-    if SPLINE:
-        bends = bends_at(
-            pixels,
-            theta_ptr,
-            m,
-            theta_strides,
-            scales,
-            points_ptr,
-            point_count,
-            sizes_out,
-            ALIGN_CORNERS,
-            DTYPE,
-        )
-    if TANGENT:
-        b = fold_theta(theta_tangent_ptr, m, theta_tangent_strides, scales, DIM, PROJECTIVE, DTYPE)
-        lows, highs = per_axis_limits(sizes_in, DIM, DTYPE)
-        moved_bends = ()
-        if SPLINE:
-            moved_bends = bends_at(
-                pixels,
-                theta_tangent_ptr,
-                m,
-                theta_tangent_strides,
-                scales,
-                points_ptr,
-                point_count,
-                sizes_out,
-                ALIGN_CORNERS,
-                DTYPE,
-            )
-    share = 1 / tl.cast(count, DTYPE)
-    scale, low_scale, most = (), (), 0.0
-    if ADDS == WHOLE:
-        scale = power_of_two(head - exponent_of(limits_ptr, n, DTYPE), DTYPE)
-        low_scale = power_of_two(low, DTYPE)
-        limit = power_of_two(head, DTYPE)
-        most = limit[0] * limit[1]
-    largest = tl.zeros((PIXELS,), DTYPE)
-    sums = zero_vectors(ROWS * (DIM + 1), PIXELS, DTYPE)
-    along_all = zero_vectors(DIM if SPLINE else 0, PIXELS, DTYPE)
+    window = window_of(theta, image_index_ptr, points, images, per_image, C, sizes_in, sizes_out, K)
+    motion = motion_of(theta_tangent, window, points, sizes_out, K)
+    pixel_mask = only_if(window.exists, window.mask)
+    halves = per_axis_halves(sizes_in, K)
+    lows, highs = per_axis_limits(sizes_in, K)
+    share = 1 / tl.cast(window.map.count, K.DTYPE)
+    adding = adding_of(grad_input_ptr, whole_ptr, limits_ptr, elements, window.n, head, low, K)
+    largest = tl.zeros((K.PIXELS,), K.DTYPE)
+    sums = zero_vectors(K.ROWS * (K.DIM + 1), K)
+    along_all = zero_vectors(K.DIM if K.DISPLACEMENT else 0, K)
     # What does not depend on channels is computed before the loop: the compiler moves it there.
-    for step in range(steps_of(C - c_first, BLOCK_C, STEPS_C)):
-        c_start = c_first + step * BLOCK_C
+    for step in range(steps_of(C - window.c_first, K)):
+        c_start = window.c_first + step * K.BLOCK_C
         channels = C - c_start
-        grad_output_start = block_start(
-            grad_output_ptr, m, c_start, grad_output_stride_n, grad_output_stride_c
-        )
-        offset = pixel_offset(pixels, grad_output_strides, DIM, INDEX)
-        gradient = load_block(
-            grad_output_start,
-            grad_output_stride_c,
-            offset,
-            pixel_mask,
-            channels,
-            GROUPS,
-            RUN_C,
-            EVEN_C,
-            DTYPE,
-        )
-        input_start = block_start(input_ptr, n, c_start, input_stride_n, input_stride_c)
-        grad_input_start = block_start(
-            grad_input_ptr if ADDS == FLOATS else 0, n, c_start, grad_input_stride_n, grad_input_stride_c
-        )
-        totals = zero_block(GROUPS if ADDS == LARGEST else 0, PIXELS, RUN_C, DTYPE)
-        if input_tangent_ptr is not None:
-            input_tangent_start = block_start(
-                input_tangent_ptr, n, c_start, input_tangent_stride_n, input_tangent_stride_c
-            )
-        for sample in range(count):
-            base, positions, divisor, indices, weights, slopes = sample_at(
-                a,
-                pixels,
-                sample,
-                samples,
-                sizes_in,
-                sizes,
-                bends,
-                SPLINE,
-                DIM,
-                PROJECTIVE,
-                TAPS,
-                PADDING,
-                ALIGN_CORNERS,
-                DTYPE,
-            )
-            if NEEDS_THETA:
-                starts, offsets = tap_addresses(
-                    input_start, input_strides, indices, DIM, TAPS, PADDING, INDEX
-                )
+        start = block_start(grad_output, window.m, c_start)
+        offset = pixel_offset(window.pixels, grad_output.strides, K)
+        gradient = load_block(start, grad_output.stride_c, offset, pixel_mask, channels, K)
+        totals = zero_groups(K.GROUPS if K.ADDS == LARGEST else 0, K)
+        for number in range(window.map.count):
+            sample = sample_at(window, number, sizes_in, K)
+            if K.NEEDS_THETA:
+                input_start = block_start(input, window.n, c_start)
+                starts, offsets = tap_addresses(input_start, input.strides, sample.indices, K)
                 if input_tangent_ptr is not None:
+                    tangent_start = block_start(input_tangent, window.n, c_start)
                     tangent_starts, tangent_offsets = tap_addresses(
-                        input_tangent_start, input_tangent_strides, indices, DIM, TAPS, PADDING, INDEX
+                        tangent_start, input_tangent.strides, sample.indices, K
                     )
-            if ADDS == FLOATS or ADDS == WHOLE:
-                targets, shifts = tap_addresses(
-                    grad_input_start, grad_input_strides, indices, DIM, TAPS, PADDING, INDEX
-                )
-            along = zero_vectors(DIM, PIXELS, DTYPE)
-            if TANGENT:
-                velocities, growth = velocities_at(b, base, positions, halves, divisor, DIM, PROJECTIVE)
-                if SPLINE:
-                    velocities = add_rows(velocities, moved_bends, DIM)
-                if NEEDS_THETA:
-                    curves = all_curves(positions, lows, highs, DIM, TAPS, PADDING, ALIGN_CORNERS)
-                    along_velocity = zero_vectors(DIM, PIXELS, DTYPE)
-            for i in tl.static_range(TAPS**DIM):
-                pixel = tap_of(indices, i, DIM, TAPS)
-                weight = tap_of(weights, i, DIM, TAPS)
-                slope = tap_of(slopes, i, DIM, TAPS)
-                mask = pixel_mask & is_inside(pixel, sizes_in, DIM)
-                if PROJECTIVE:
-                    mask = mask & is_visible(divisor)
-                if NEEDS_THETA:
-                    image = load_block(
-                        starts[i], input_stride_c, offsets[i], mask, channels, GROUPS, RUN_C, EVEN_C, DTYPE
-                    )
-                    if PADDING == FILL:
-                        image = subtract_fill(
-                            image, fill_ptr, fill_stride, c_start, channels, GROUPS, RUN_C, DTYPE
-                        )
-                    dot = tl.where(mask, dot_channels(image, gradient, GROUPS), 0)
-                    slopes_here = slopes_of(weight, slope, DIM)
-                    if TANGENT:
-                        along_velocity = add_along(along_velocity, dot, slopes_here, DIM)
-                        curve = tap_of(curves, i, DIM, TAPS)
-                        along = add_along(along, dot, bends_of(velocities, weight, slope, curve, DIM), DIM)
+            if K.ADDS == FLOATS or K.ADDS == WHOLE:
+                target = block_start(grad_input, window.n, c_start)
+                targets, shifts = tap_addresses(target, grad_input.strides, sample.indices, K)
+            along = zero_vectors(K.DIM, K)
+            if K.TANGENT:
+                velocities, growth = velocities_at(motion, sample, halves, K)
+                if K.NEEDS_THETA:
+                    curves = all_curves(sample.positions, lows, highs, K)
+                    along_velocity = zero_vectors(K.DIM, K)
+            for i in tl.static_range(K.TAPS**K.DIM):
+                weight = tap_of(sample.weights, i, K)
+                slope = tap_of(sample.slopes, i, K)
+                mask = pixel_mask & is_inside(tap_of(sample.indices, i, K), sizes_in, K)
+                if K.PROJECTIVE:
+                    mask = mask & is_visible(sample.divisor)
+                if K.NEEDS_THETA:
+                    image = load_block(starts[i], input.stride_c, offsets[i], mask, channels, K)
+                    if K.PADDING == FILL:
+                        image = subtract_fill(image, Vector(fill_ptr, fill_stride), c_start, channels, K)
+                    dot = tl.where(mask, dot_channels(image, gradient, K), 0)
+                    slopes = slopes_of(weight, slope, K)
+                    if K.TANGENT:
+                        along_velocity = add_along(along_velocity, dot, slopes, K)
+                        curve = tap_of(curves, i, K)
+                        along = add_along(along, dot, bends_of(velocities, weight, slope, curve, K), K)
                         if input_tangent_ptr is not None or (
-                            PADDING == FILL and fill_tangent_ptr is not None
+                            K.PADDING == FILL and fill_tangent_ptr is not None
                         ):
-                            image = zero_block(GROUPS, PIXELS, RUN_C, DTYPE)
+                            image = zero_groups(K.GROUPS, K)
                             if input_tangent_ptr is not None:
                                 image = load_block(
                                     tangent_starts[i],
-                                    input_tangent_stride_c,
+                                    input_tangent.stride_c,
                                     tangent_offsets[i],
                                     mask,
                                     channels,
-                                    GROUPS,
-                                    RUN_C,
-                                    EVEN_C,
-                                    DTYPE,
+                                    K,
                                 )
-                            if PADDING == FILL and fill_tangent_ptr is not None:
-                                image = subtract_fill(
-                                    image,
-                                    fill_tangent_ptr,
-                                    fill_tangent_stride,
-                                    c_start,
-                                    channels,
-                                    GROUPS,
-                                    RUN_C,
-                                    DTYPE,
-                                )
-                            dot = tl.where(mask, dot_channels(image, gradient, GROUPS), 0)
-                            along = add_along(along, dot, slopes_here, DIM)
+                            if K.PADDING == FILL and fill_tangent_ptr is not None:
+                                moved = Vector(fill_tangent_ptr, fill_tangent_stride)
+                                image = subtract_fill(image, moved, c_start, channels, K)
+                            dot = tl.where(mask, dot_channels(image, gradient, K), 0)
+                            along = add_along(along, dot, slopes, K)
                     else:
-                        along = add_along(along, dot, slopes_here, DIM)
-                if ADDS != NOTHING:
-                    change = product(weight, DIM)
-                    if TANGENT:
-                        change = change_of(velocities, weight, slope, DIM)
-                    if ANTIALIAS:
+                        along = add_along(along, dot, slopes, K)
+                if K.ADDS != NOTHING:
+                    change = product(weight, K)
+                    if K.TANGENT:
+                        change = change_of(velocities, weight, slope, K)
+                    if K.ANTIALIAS:
                         change *= share
                     mask = mask & (change != 0)
-                    if ADDS == LARGEST:
-                        totals = add_magnitudes(totals, gradient, change, mask, GROUPS)
+                    if K.ADDS == LARGEST:
+                        totals = add_magnitudes(totals, gradient, change, mask, K)
                     else:
                         add_shares(
-                            grad_input_ptr,
-                            whole_ptr,
-                            elements,
+                            adding,
                             targets[i],
-                            grad_input_stride_c,
+                            grad_input.stride_c,
                             shifts[i],
                             gradient,
                             change,
                             mask,
                             channels,
-                            scale,
-                            most,
-                            low_scale,
-                            GROUPS,
-                            RUN_C,
-                            EVEN_C,
-                            ADDS,
+                            K,
                         )
-            if NEEDS_THETA:
-                if TANGENT and PROJECTIVE:
+            if K.NEEDS_THETA:
+                if K.TANGENT and K.PROJECTIVE:
                     # Velocities depend on theta too, through positions and the divisor.
                     less = ()
-                    last = tl.zeros((PIXELS,), DTYPE)
-                    for k in tl.static_range(DIM):
+                    last = tl.zeros((K.PIXELS,), K.DTYPE)
+                    for k in tl.static_range(K.DIM):
                         less = less + (along[k] - along_velocity[k] * growth,)
                         last -= along_velocity[k] * velocities[k]
                     along = less
-                rows = row_derivatives(along, positions, halves, divisor, DIM, PROJECTIVE)
-                if TANGENT and PROJECTIVE:
-                    inverse = 1 / tl.where(is_visible(divisor), divisor, 1)
+                rows = row_derivatives(along, sample, halves, K)
+                if K.TANGENT and K.PROJECTIVE:
+                    inverse = 1 / tl.where(is_visible(sample.divisor), sample.divisor, 1)
                     rows = (rows[0], rows[1], rows[2] + last * inverse)
-                for k in tl.static_range(DIM):
-                    sums = add_column(sums, rows, base[k], k, DIM, ROWS)
-                sums = add_column(sums, rows, 1.0, DIM, DIM, ROWS)
-                if SPLINE:
-                    along_all = add_rows(along_all, rows, DIM)
-        for g in tl.static_range(GROUPS if ADDS == LARGEST else 0):
+                for k in tl.static_range(K.DIM):
+                    sums = add_column(sums, rows, sample.base[k], k, K)
+                sums = add_column(sums, rows, 1.0, K.DIM, K)
+                if K.DISPLACEMENT:
+                    along_all = add_rows(along_all, rows, K.DIM)
+        for g in tl.static_range(K.GROUPS if K.ADDS == LARGEST else 0):
             largest = tl.maximum(largest, tl.max(totals[g], 1))
-    if ADDS == LARGEST:
+    if K.ADDS == LARGEST:
         most = tl.max(largest, 0)
-        if tl.float64 == DTYPE:
+        if tl.float64 == K.DTYPE:
             bits = most.to(tl.int64, bitcast=True)
         else:
             bits = most.to(tl.int32, bitcast=True)
-        tl.atomic_max(limits_ptr + n, bits, sem="relaxed")
-    if NEEDS_THETA:
-        if ANTIALIAS:
+        tl.atomic_max(limits_ptr + window.n, bits, sem="relaxed")
+    if K.NEEDS_THETA:
+        if K.ANTIALIAS:
             less = ()
-            for i in tl.static_range(ROWS * (DIM + 1)):
+            for i in tl.static_range(K.ROWS * (K.DIM + 1)):
                 less = less + (sums[i] * share,)
             sums = less
-        columns = DIM + 1
-        if SPLINE:
+        columns = K.DIM + 1
+        if K.DISPLACEMENT:
             columns += point_count
-        row = partial_ptr + tl.program_id(0).to(tl.int64) * (ROWS * columns)
-        store_sums(row, sums, scales, columns, ROWS, DIM)
-        if SPLINE:
-            store_bends(
-                row,
-                columns,
-                along_all,
-                pixels,
-                scales,
-                points_ptr,
-                point_count,
-                sizes_out,
-                ALIGN_CORNERS,
-                DTYPE,
-            )
+        row = partial_ptr + tl.program_id(0).to(tl.int64) * (K.ROWS * columns)
+        store_sums(row, sums, window.map.scales, columns, K)
+        store_displacement(row, columns, along_all, window, points, sizes_out, K)
 
 
 @triton.jit(do_not_specialize=("elements", "per_image", "head", "low"))

@@ -41,20 +41,20 @@ def lasts_slack(last):
 
 
 @triton.jit
-def output_lasts(sizes, less, DTYPE: tl.constexpr):
+def output_lasts(sizes, less, K: tl.constexpr):
     """Centred coordinates of the last output pixels, (U, V); with `less` 0 of their outer edges."""
-    return 0.5 * tl.cast(sizes[0] - less, DTYPE), 0.5 * tl.cast(sizes[1] - less, DTYPE)
+    return 0.5 * tl.cast(sizes[0] - less, K.DTYPE), 0.5 * tl.cast(sizes[1] - less, K.DTYPE)
 
 
 @triton.jit
-def reaches_of(a, lasts, sizes_in, TAPS: tl.constexpr, DTYPE: tl.constexpr):
+def reaches_of(a, lasts, sizes_in, K: tl.constexpr):
     """How far each row of a leads from its middle within the output, and half the support, widened."""
     spans, reaches = (), ()
     for k in tl.static_range(2):
         span = tl.abs(a[3 * k]) * lasts[0] + tl.abs(a[3 * k + 1]) * lasts[1]
         spans = spans + (span,)
         magnitude = span + tl.abs(a[3 * k + 2]) + sizes_in[k]
-        reaches = reaches + (0.5 * TAPS + epsilon_of(DTYPE) * magnitude,)
+        reaches = reaches + (0.5 * K.TAPS + epsilon_of(K.DTYPE) * magnitude,)
     return spans, reaches
 
 
@@ -68,60 +68,47 @@ def candidates_per_row(a, reaches, sizes, lasts):
 
 
 @triton.jit
-def touches_edge(origin, sizes_in, k: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
+def touches_edge(origin, sizes_in, k: tl.constexpr, K: tl.constexpr):
     """Whether a tile has first or last pixels of an axis."""
-    extent: tl.constexpr = BLOCK_W if k == 0 else BLOCK_H
+    extent: tl.constexpr = K.BLOCK_W if k == 0 else K.BLOCK_H
     return (origin[k] == 0) | (origin[k] + extent >= sizes_in[k])
 
 
 @triton.jit
-def has_samples(a, origin, sizes_in, PADDING: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
+def has_samples(a, origin, sizes_in, K: tl.constexpr):
     """False where numbers that are not finite leave nothing to find; they sample edges, if anything."""
     result = origin[0] >= 0
     for k in tl.static_range(2):
         finite = is_finite(a[3 * k]) & is_finite(a[3 * k + 1]) & is_finite(a[3 * k + 2])
-        if PADDING == BORDER:
-            finite = finite | touches_edge(origin, sizes_in, k, BLOCK_H, BLOCK_W)
+        if K.PADDING == BORDER:
+            finite = finite | touches_edge(origin, sizes_in, k, K)
         result = result & finite
     return result
 
 
 @triton.jit
-def tile_is_reached(
-    reached,
-    a,
-    origin,
-    sizes_in,
-    lasts,
-    halves,
-    TAPS: tl.constexpr,
-    PADDING: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
+def tile_is_reached(reached, a, tile, lasts, K: tl.constexpr):
     """Which of a vector of maps may sample a pixel of the tile, of those given. NaN may."""
-    spans, reaches = reaches_of(a, lasts, sizes_in, TAPS, DTYPE)
+    spans, reaches = reaches_of(a, lasts, tile.sizes_in, K)
     for k in tl.static_range(2):
+        extent: tl.constexpr = K.BLOCK_W if k == 0 else K.BLOCK_H
         constant = a[3 * k + 2]
-        first = tl.cast(origin[k] - (sizes_in[k] - 1) // 2, DTYPE) - halves[k]
+        first = tl.cast(tile.origin[k] - (tile.sizes_in[k] - 1) // 2, K.DTYPE) - tile.halves[k]
         outside = constant + spans[k] + reaches[k] < first
-        outside = outside | (
-            constant - spans[k] - reaches[k] > first + ((BLOCK_W if k == 0 else BLOCK_H) - 1)
-        )
-        if PADDING == BORDER:
-            outside = tl.where(touches_edge(origin, sizes_in, k, BLOCK_H, BLOCK_W), False, outside)
+        outside = outside | (constant - spans[k] - reaches[k] > first + (extent - 1))
+        if K.PADDING == BORDER:
+            outside = tl.where(touches_edge(tile.origin, tile.sizes_in, k, K), False, outside)
         reached = reached & ~outside
     return reached
 
 
 @triton.jit
-def axis_interval(number, reach, low, high, SIDE: tl.constexpr, PADDING: tl.constexpr):
+def axis_interval(number, reach, low, high, K: tl.constexpr):
     """Positions that may sample SIDE pixels on an axis, from a first: the ends, whether both are closed."""
-    last = number + (SIDE - 1)
+    last = number + (K.SIDE - 1)
     lo, hi = number - reach, last + reach
     is_closed = number == number
-    if PADDING == BORDER:
+    if K.PADDING == BORDER:
         is_first, is_last = number == low, last >= high
         is_closed = ~(is_first | is_last)
         lo = tl.where(is_first, float("-inf"), lo)
@@ -155,9 +142,9 @@ def strip_end(los, his, a, constants, lasts, axis: tl.constexpr, IS_LAST: tl.con
 
 
 @triton.jit
-def meeting(a, targets, reaches, spans, sizes_in, last, DTYPE: tl.constexpr):
+def meeting(a, targets, reaches, spans, sizes_in, last, K: tl.constexpr):
     """Middle and half-height of the parallelogram in which both strips meet, and whether they can be told."""
-    epsilon: tl.constexpr = epsilon_of(DTYPE)
+    epsilon: tl.constexpr = epsilon_of(K.DTYPE)
     inverse = 1 / (a[0] * a[4] - a[1] * a[3])
     size = tl.abs(inverse)
     condition = (tl.abs(a[0] * a[4]) + tl.abs(a[1] * a[3])) * size
@@ -170,12 +157,12 @@ def meeting(a, targets, reaches, spans, sizes_in, last, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def row_range(a, targets, los, his, closed, reaches, spans, sizes_in, lasts, DTYPE: tl.constexpr):
+def row_range(a, targets, los, his, closed, reaches, spans, sizes_in, lasts, K: tl.constexpr):
     """Ends of the rows that sample each pixel, by the strips and by their meeting."""
     constants = (a[2], a[5])
     first = strip_end(los, his, a, constants, lasts, 1, False)
     last = strip_end(los, his, a, constants, lasts, 1, True)
-    middle, reach, is_known = meeting(a, targets, reaches, spans, sizes_in, lasts[1], DTYPE)
+    middle, reach, is_known = meeting(a, targets, reaches, spans, sizes_in, lasts[1], K)
     least = tl.where(is_known, middle - reach, first)
     most = tl.where(is_known, middle + reach, last)
     first = tl.where(closed & (least > first), least, first)
@@ -184,19 +171,18 @@ def row_range(a, targets, los, his, closed, reaches, spans, sizes_in, lasts, DTY
 
 
 @triton.jit
-def without_open_end(
-    first, count, a, number, half, size, axis: tl.constexpr, SIDE: tl.constexpr, TAPS: tl.constexpr, closed
-):
+def without_open_end(first, count, map, tile, closed, axis: tl.constexpr, K: tl.constexpr):
     """The first index along an axis and how many there are, less one that only rounding has added.
 
     Two and four taps are sampled from [p - R, p + R): an index that lies at the upper end to the last bit is
     no candidate. Its position depends on no other index where the matrix has a zero beside its diagonal.
     """
+    a = map.a
     slope = a[4 * axis]
-    if TAPS > 1:
+    if K.TAPS > 1:
         index = tl.where(slope < 0, first, first + count - 1)
-        position = tl.fma(slope, centred(index, size, slope.dtype), a[3 * axis + 2]) + half
-        is_beyond = closed & (position >= number + (SIDE - 1 + TAPS // 2))
+        position = tl.fma(slope, centred(index, map.sizes[axis], K), a[3 * axis + 2]) + tile.halves[axis]
+        is_beyond = closed & (position >= tile.numbers[axis] + (K.SIDE - 1 + K.TAPS // 2))
         is_beyond = tl.where(a[2 * axis + 1] == 0, is_beyond, False)
         count -= is_beyond.to(tl.int32)
         first += tl.where(slope < 0, is_beyond.to(tl.int32), 0)

@@ -10,7 +10,9 @@ A projective map c_k = h_k/h_w moves by v_k = (g_k - c_k g_w)/h_w, with g from t
 import triton
 import triton.language as tl
 
-from stn_triton.kernels.coordinates import is_visible, row_constant
+from stn_triton.kernels.coordinates import fold_theta, is_visible, row_constant
+from stn_triton.kernels.displacement import displaced, displacement
+from stn_triton.kernels.structs import Motion
 from stn_triton.kernels.taps import near, padded
 
 
@@ -21,26 +23,37 @@ def finite(number):
 
 
 @triton.jit
-def velocities_at(b, base, positions, halves, divisor, DIM: tl.constexpr, PROJECTIVE: tl.constexpr):
-    """How fast positions move along each axis, and how fast the divisor grows, relative to itself."""
-    growth = 0.0
-    if PROJECTIVE:
-        inverse = 1 / tl.where(is_visible(divisor), divisor, 1)
-        growth = finite((b[DIM * (DIM + 1)] * base[0] + row_constant(b, base, DIM, DIM)) * inverse)
-    velocities = ()
-    for k in tl.static_range(DIM):
-        velocity = b[k * (DIM + 1)] * base[0] + row_constant(b, base, k, DIM)
-        if PROJECTIVE:
-            mapped = tl.where(is_visible(divisor), positions[k] - halves[k], 0)
-            velocity = finite(velocity * inverse - growth * mapped)
-        velocities = velocities + (velocity,)
-    return velocities, growth
+def motion_of(theta_tangent, window, points, sizes_out, K: tl.constexpr):
+    """How the map of a window moves along a tangent of its matrix; of nothing unless TANGENT."""
+    b, bends = (), ()
+    if K.TANGENT:
+        b = fold_theta(theta_tangent, window.m, window.map.scales, K)
+        bends = displacement(theta_tangent, window.m, window.pixels, window.map.scales, points, sizes_out, K)
+    return Motion(b, bends)
 
 
 @triton.jit
-def slopes_of(weight, slope, DIM: tl.constexpr):
+def velocities_at(motion, sample, halves, K: tl.constexpr):
+    """How fast positions move along each axis, and how fast the divisor grows, relative to itself."""
+    b, base = motion.b, sample.base
+    growth = 0.0
+    if K.PROJECTIVE:
+        inverse = 1 / tl.where(is_visible(sample.divisor), sample.divisor, 1)
+        growth = finite((b[K.DIM * (K.DIM + 1)] * base[0] + row_constant(b, base, K.DIM, K)) * inverse)
+    velocities = ()
+    for k in tl.static_range(K.DIM):
+        velocity = b[k * (K.DIM + 1)] * base[0] + row_constant(b, base, k, K)
+        if K.PROJECTIVE:
+            mapped = tl.where(is_visible(sample.divisor), sample.positions[k] - halves[k], 0)
+            velocity = finite(velocity * inverse - growth * mapped)
+        velocities = velocities + (velocity,)
+    return displaced(velocities, motion.bends, K), growth
+
+
+@triton.jit
+def slopes_of(weight, slope, K: tl.constexpr):
     """The derivatives of a product of weights along each axis."""
-    if DIM == 3:
+    if K.DIM == 3:
         result = (
             slope[0] * weight[1] * weight[2],
             slope[1] * weight[0] * weight[2],
@@ -52,19 +65,19 @@ def slopes_of(weight, slope, DIM: tl.constexpr):
 
 
 @triton.jit
-def change_of(velocities, weight, slope, DIM: tl.constexpr):
+def change_of(velocities, weight, slope, K: tl.constexpr):
     """How fast a product of weights changes."""
-    slopes = slopes_of(weight, slope, DIM)
+    slopes = slopes_of(weight, slope, K)
     change = velocities[0] * slopes[0] + velocities[1] * slopes[1]
-    if DIM == 3:
+    if K.DIM == 3:
         change += velocities[2] * slopes[2]
     return change
 
 
 @triton.jit
-def bends_of(velocities, weight, slope, curve, DIM: tl.constexpr):
+def bends_of(velocities, weight, slope, curve, K: tl.constexpr):
     """How fast each of `slopes_of` changes."""
-    if DIM == 3:
+    if K.DIM == 3:
         result = (
             velocities[0] * curve[0] * weight[1] * weight[2]
             + slope[0] * (velocities[1] * slope[1] * weight[2] + velocities[2] * slope[2] * weight[1]),
@@ -83,21 +96,13 @@ def bends_of(velocities, weight, slope, curve, DIM: tl.constexpr):
 
 
 @triton.jit
-def all_curves(
-    positions,
-    lows,
-    highs,
-    DIM: tl.constexpr,
-    TAPS: tl.constexpr,
-    PADDING: tl.constexpr,
-    ALIGN_CORNERS: tl.constexpr,
-):
+def all_curves(positions, lows, highs, K: tl.constexpr):
     """Second derivatives of the weights of `all_taps` by the position, axis after axis."""
     curves = ()
-    for k in tl.static_range(DIM):
-        if TAPS == 4:
-            position = near(positions[k], lows[k], highs[k], PADDING)
-            position, direction = padded(position, lows[k], highs[k], TAPS, PADDING, ALIGN_CORNERS)
+    for k in tl.static_range(K.DIM):
+        if K.TAPS == 4:
+            position = near(positions[k], lows[k], highs[k], K)
+            position, direction = padded(position, lows[k], highs[k], K)
             fraction = position - tl.floor(position)
             # Of `cubic_far` and `cubic_near`, at the distances of the four taps; a direction is 1, -1 or 0.
             moves = direction * direction
@@ -108,6 +113,6 @@ def all_curves(
                 moves * (-4.5 * (2 - fraction) + 7.5),
             )
         else:
-            for _i in tl.static_range(TAPS):
+            for _i in tl.static_range(K.TAPS):
                 curves = curves + (tl.zeros(positions[k].shape, positions[k].dtype),)
     return curves

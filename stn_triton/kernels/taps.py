@@ -24,19 +24,19 @@ WRAP = tl.constexpr(PADDINGS["wrap"].code)
 
 
 @triton.jit
-def limits(size, DTYPE: tl.constexpr):
+def limits(size, K: tl.constexpr):
     """The first and the last pixel of an axis."""
     whole = (size - 1) // 2
-    return tl.cast(-whole, DTYPE), tl.cast(size - 1 - whole, DTYPE)
+    return tl.cast(-whole, K.DTYPE), tl.cast(size - 1 - whole, K.DTYPE)
 
 
 @triton.jit
-def per_axis_limits(sizes, DIM: tl.constexpr, DTYPE: tl.constexpr):
+def per_axis_limits(sizes, K: tl.constexpr):
     """`limits` of each axis: the first pixels and the last ones."""
     lows = ()
     highs = ()
-    for k in tl.static_range(DIM):
-        low, high = limits(sizes[k], DTYPE)
+    for k in tl.static_range(K.DIM):
+        low, high = limits(sizes[k], K)
         lows = lows + (low,)
         highs = highs + (high,)
     return lows, highs
@@ -49,9 +49,9 @@ def bounded(position, low, high):
 
 
 @triton.jit
-def near(position, low, high, PADDING: tl.constexpr):
+def near(position, low, high, K: tl.constexpr):
     """The position, so near that it can be converted to an integer: far outside is outside."""
-    if PADDING == ZEROS or PADDING == FILL:
+    if K.PADDING == ZEROS or K.PADDING == FILL:
         position = bounded(position, low - 4, high + 4)
     return position
 
@@ -88,10 +88,10 @@ def nearest(cell, fraction, first):
 
 
 @triton.jit
-def reflected(position, low, high, ALIGN_CORNERS: tl.constexpr):
+def reflected(position, low, high, K: tl.constexpr):
     """The position mirrored until it lies between the mirrors, and 1 or -1 for its direction there. Exact."""
-    start, span = mirrors(low, high, ALIGN_CORNERS)
-    fold = fold_of(position, low, high, ALIGN_CORNERS)
+    start, span = mirrors(low, high, K.ALIGN_CORNERS)
+    fold = fold_of(position, low, high, K.ALIGN_CORNERS)
     odd = is_odd(fold)
     mirrored = tl.where(odd, tl.fma(fold + 1, span, 2 * start) - position, tl.fma(-fold, span, position))
     mirrored = tl.where(span > 0, mirrored, low)
@@ -106,17 +106,19 @@ def wrapped(pixel, low, high):
 
 
 @triton.jit
-def padded(position, low, high, TAPS: tl.constexpr, PADDING: tl.constexpr, ALIGN_CORNERS: tl.constexpr):
+def padded(position, low, high, K: tl.constexpr):
     """The position that is interpolated at, and its derivative by the position given: 1, -1 or 0."""
     direction = tl.full(position.shape, 1, position.dtype)
-    if PADDING == WRAP:
+    if K.PADDING == WRAP:
         direction = tl.where(is_finite(position), direction, 0)
         position = tl.where(is_finite(position), position, low)
-    if PADDING == REFLECTION:
-        position, direction = reflected(position, low, high, ALIGN_CORNERS)
-    if PADDING == BORDER or PADDING == REFLECTION:
-        if TAPS == 4:
-            if PADDING == BORDER:  # else the slopes of taps that are all the edge cancel up to rounding only
+    if K.PADDING == REFLECTION:
+        position, direction = reflected(position, low, high, K)
+    if K.PADDING == BORDER or K.PADDING == REFLECTION:
+        if K.TAPS == 4:
+            if (
+                K.PADDING == BORDER
+            ):  # else the slopes of taps that are all the edge cancel up to rounding only
                 direction = tl.where((position >= low - 1) & (position < high + 1), direction, 0)
             position = bounded(position, low - 4, high + 4)
         else:
@@ -126,14 +128,14 @@ def padded(position, low, high, TAPS: tl.constexpr, PADDING: tl.constexpr, ALIGN
 
 
 @triton.jit
-def padded_pixel(pixel, low, high, TAPS: tl.constexpr, PADDING: tl.constexpr, ALIGN_CORNERS: tl.constexpr):
+def padded_pixel(pixel, low, high, K: tl.constexpr):
     """The pixel that is read for a tap, of the cell of a `padded` position."""
-    if PADDING == WRAP:
+    if K.PADDING == WRAP:
         pixel = wrapped(pixel, low, high)
-    if TAPS == 4:
-        if PADDING == REFLECTION:
-            pixel, _ = reflected(pixel, low, high, ALIGN_CORNERS)
-        if PADDING == BORDER or PADDING == REFLECTION:
+    if K.TAPS == 4:
+        if K.PADDING == REFLECTION:
+            pixel, _ = reflected(pixel, low, high, K)
+        if K.PADDING == BORDER or K.PADDING == REFLECTION:
             pixel = bounded(pixel, low, high)
     return pixel
 
@@ -163,26 +165,26 @@ def cubic_far_slope(x):
 
 
 @triton.jit
-def axis_taps(position, low, high, TAPS: tl.constexpr, PADDING: tl.constexpr, ALIGN_CORNERS: tl.constexpr):
+def axis_taps(position, low, high, K: tl.constexpr):
     """Of a position on one axis: its pixels, their weights, and the weights' derivatives by the position."""
-    position, direction = padded(position, low, high, TAPS, PADDING, ALIGN_CORNERS)
+    position, direction = padded(position, low, high, K)
     cell = tl.floor(position)
     fraction = position - cell
-    if PADDING == WRAP:
+    if K.PADDING == WRAP:
         cell = wrapped(cell, low, high)
-    if TAPS == 1:
+    if K.TAPS == 1:
         pixel = nearest(cell, fraction, low)
-        pixels = (padded_pixel(pixel, low, high, TAPS, PADDING, ALIGN_CORNERS),)
+        pixels = (padded_pixel(pixel, low, high, K),)
         weights = (tl.full(position.shape, 1, position.dtype),)
         slopes = (tl.zeros(position.shape, position.dtype),)
-    elif TAPS == 2:
-        pixels = (cell, padded_pixel(cell + 1, low, high, TAPS, PADDING, ALIGN_CORNERS))
+    elif K.TAPS == 2:
+        pixels = (cell, padded_pixel(cell + 1, low, high, K))
         weights = (1 - fraction, fraction)
         slopes = (-direction, direction)
     else:
         pixels = ()
         for i in tl.static_range(4):
-            pixels = pixels + (padded_pixel(cell + (i - 1), low, high, TAPS, PADDING, ALIGN_CORNERS),)
+            pixels = pixels + (padded_pixel(cell + (i - 1), low, high, K),)
         weights = (
             cubic_far(1 + fraction),
             cubic_near(fraction),
@@ -199,22 +201,14 @@ def axis_taps(position, low, high, TAPS: tl.constexpr, PADDING: tl.constexpr, AL
 
 
 @triton.jit
-def all_taps(
-    positions,
-    lows,
-    highs,
-    DIM: tl.constexpr,
-    TAPS: tl.constexpr,
-    PADDING: tl.constexpr,
-    ALIGN_CORNERS: tl.constexpr,
-):
+def all_taps(positions, lows, highs, K: tl.constexpr):
     """`axis_taps` of every axis, one after the other."""
     pixels = ()
     weights = ()
     slopes = ()
-    for k in tl.static_range(DIM):
-        position = near(positions[k], lows[k], highs[k], PADDING)
-        p, w, s = axis_taps(position, lows[k], highs[k], TAPS, PADDING, ALIGN_CORNERS)
+    for k in tl.static_range(K.DIM):
+        position = near(positions[k], lows[k], highs[k], K)
+        p, w, s = axis_taps(position, lows[k], highs[k], K)
         pixels = pixels + p
         weights = weights + w
         slopes = slopes + s
@@ -222,25 +216,23 @@ def all_taps(
 
 
 @triton.jit
-def weight_on(
-    pixel, position, low, high, TAPS: tl.constexpr, PADDING: tl.constexpr, ALIGN_CORNERS: tl.constexpr
-):
+def weight_on(pixel, position, low, high, K: tl.constexpr):
     """On one axis: whether a pixel is a tap of a position, its weight there, and the weight's derivative.
 
     The last two mean nothing where it is no tap. Several taps of four can be the same pixel where the padding
     moves them.
     """
-    pixels, weights, slopes = axis_taps(position, low, high, TAPS, PADDING, ALIGN_CORNERS)
+    pixels, weights, slopes = axis_taps(position, low, high, K)
     is_tap = pixels[0] == pixel
     weight = weights[0]
     slope = slopes[0]
-    if TAPS == 4:
+    if K.TAPS == 4:
         weight = tl.where(is_tap, weight, 0)
         slope = tl.where(is_tap, slope, 0)
-    for i in tl.static_range(1, TAPS):
+    for i in tl.static_range(1, K.TAPS):
         is_this = pixels[i] == pixel
         is_tap = is_tap | is_this
-        if TAPS == 4:
+        if K.TAPS == 4:
             weight += tl.where(is_this, weights[i], 0)
             slope += tl.where(is_this, slopes[i], 0)
         else:

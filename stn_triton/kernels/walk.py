@@ -7,9 +7,8 @@ forward.
 import triton
 import triton.language as tl
 
-from stn_triton.kernels.block import add_rows, add_scaled, dot_channels, load_block, pixel_offset
+from stn_triton.kernels.block import add_scaled, dot_channels, load_block, pixel_offset
 from stn_triton.kernels.coordinates import centred, sources
-from stn_triton.kernels.parameters import add_column, where_hit, zero_vectors
 from stn_triton.kernels.search import (
     axis_interval,
     candidates_per_row,
@@ -22,6 +21,8 @@ from stn_triton.kernels.search import (
     strip_end,
     without_open_end,
 )
+from stn_triton.kernels.structs import Visit
+from stn_triton.kernels.sums import add_column, add_rows, where_hit, zero_vectors
 from stn_triton.kernels.taps import BORDER, axis_taps, weight_on
 
 # Above this many candidates per row it pays to ask how many the tile really has.
@@ -31,22 +32,35 @@ SLOTS = tl.constexpr(9)
 
 
 @triton.jit
-def weights_on(
-    pixel,
-    position,
-    low,
-    high,
-    SIDE: tl.constexpr,
-    TAPS: tl.constexpr,
-    PADDING: tl.constexpr,
-    ALIGN_CORNERS: tl.constexpr,
-):
+def slots_of(starts_ptr, n, per_image, K: tl.constexpr):
+    """Where the matrices of image n begin and end, in the order of images."""
+    if K.HAS_INDEX:
+        first = tl.load(starts_ptr + n)
+        end = tl.load(starts_ptr + n + 1)
+    else:
+        first = n.to(tl.int64) * per_image
+        end = first + per_image
+    return first, end
+
+
+@triton.jit
+def matrix_at(order_ptr, slot, K: tl.constexpr):
+    """The matrix, or matrices, in a slot."""
+    if K.HAS_INDEX:
+        m = tl.load(order_ptr + slot)
+    else:
+        m = slot
+    return m
+
+
+@triton.jit
+def weights_on(pixel, position, low, high, K: tl.constexpr):
     """`weight_on` for SIDE neighbouring pixels, from a first: which are taps, their weights, the slopes."""
-    if SIDE == 1:
-        is_tap, weight, slope = weight_on(pixel, position, low, high, TAPS, PADDING, ALIGN_CORNERS)
+    if K.SIDE == 1:
+        is_tap, weight, slope = weight_on(pixel, position, low, high, K)
         result = (is_tap,), (weight,), (slope,)
     else:
-        pixels, weights, slopes = axis_taps(position, low, high, TAPS, PADDING, ALIGN_CORNERS)
+        pixels, weights, slopes = axis_taps(position, low, high, K)
         beyond = pixel - pixels[0]
         is_before, is_same = beyond == -1, beyond == 0
         result = (
@@ -58,40 +72,21 @@ def weights_on(
 
 
 @triton.jit
-def visit(
-    a,
-    ow,
-    row_constants,
-    numbers,
-    halves,
-    lows,
-    highs,
-    sizes,
-    row_mask,
-    SIDE: tl.constexpr,
-    TAPS: tl.constexpr,
-    PADDING: tl.constexpr,
-    ALIGN_CORNERS: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
-    """Output pixels in column ow: where they lie, which pixels of a square they sample, and the weights.
-
-    Hits go through the square row by row; weights and their derivatives along x, then along y. The latter
-    mean nothing where a pixel is not hit.
-    """
-    u = centred(ow, sizes[0], DTYPE)
-    positions, _ = sources(a, u, row_constants, halves, 2, False)
+def visit(map, ow, row_constants, tile, row_mask, K: tl.constexpr):
+    """Output pixels in column ow: where they lie, which pixels of a square they sample, and the weights."""
+    u = centred(ow, map.sizes[0], K)
+    positions, _ = sources(map.a, u, row_constants, tile.halves, K)
     taps, weights, slopes = (), (), ()
     for k in tl.static_range(2):
-        t, w, s = weights_on(numbers[k], positions[k], lows[k], highs[k], SIDE, TAPS, PADDING, ALIGN_CORNERS)
+        t, w, s = weights_on(tile.numbers[k], positions[k], tile.lows[k], tile.highs[k], K)
         taps = taps + t
         weights = weights + w
         slopes = slopes + s
-    exists = (ow < sizes[0]) & row_mask
+    exists = (ow < map.sizes[0]) & row_mask
     hits = ()
-    for i in tl.static_range(SIDE * SIDE):
-        hits = hits + (exists & taps[i % SIDE] & taps[SIDE + i // SIDE],)
-    return u, hits, weights, slopes
+    for i in tl.static_range(K.SIDE * K.SIDE):
+        hits = hits + (exists & taps[i % K.SIDE] & taps[K.SIDE + i // K.SIDE],)
+    return Visit(u, hits, weights, slopes)
 
 
 @triton.jit
@@ -105,24 +100,25 @@ def push(slots, pixel, weight, hit):
 
 
 @triton.jit
-def empty_slots(PIXELS: tl.constexpr, DTYPE: tl.constexpr):
+def empty_slots(K: tl.constexpr):
     """Column, row and weight of no output pixels."""
     slots = ()
     for _ in tl.static_range(SLOTS):
-        nowhere = tl.zeros((PIXELS,), tl.int32)
-        slots = slots + (nowhere, nowhere, tl.zeros((PIXELS,), DTYPE))
+        nowhere = tl.zeros((K.PIXELS,), tl.int32)
+        slots = slots + (nowhere, nowhere, tl.zeros((K.PIXELS,), K.DTYPE))
     return slots
 
 
 @triton.jit
-def row_shares(dots, hit, hits, weights, slopes, SIDE: tl.constexpr):
+def row_shares(dots, hit, visited, K: tl.constexpr):
     """What pairs with the products `dots` of image and gradient add to the derivatives by theta's rows."""
-    if SIDE == 1:
+    weights, slopes = visited.weights, visited.slopes
+    if K.SIDE == 1:
         shares = (dots[0] * (slopes[0] * weights[1]), dots[0] * (slopes[1] * weights[0]))
     else:
         d = ()
         for i in tl.static_range(4):  # what the output pixel does not sample may be NaN
-            d = d + (tl.where(hits[i], dots[i], 0),)
+            d = d + (tl.where(visited.hits[i], dots[i], 0),)
         along = weights[2] * (d[0] * slopes[0] + d[1] * slopes[1])
         along += weights[3] * (d[2] * slopes[0] + d[3] * slopes[1])
         across = slopes[2] * (d[0] * weights[0] + d[1] * weights[1])
@@ -132,23 +128,23 @@ def row_shares(dots, hit, hits, weights, slopes, SIDE: tl.constexpr):
 
 
 @triton.jit
-def block_of(blocks, i: tl.constexpr, GROUPS: tl.constexpr):
+def block_of(blocks, i: tl.constexpr, K: tl.constexpr):
     """Block i of several, one after the other."""
     block = ()
-    for g in tl.static_range(GROUPS):
-        block = block + (blocks[i * GROUPS + g],)
+    for g in tl.static_range(K.GROUPS):
+        block = block + (blocks[i * K.GROUPS + g],)
     return block
 
 
 @triton.jit
-def add_hits(accumulator, gradient, hits, weights, GROUPS: tl.constexpr, SIDE: tl.constexpr):
+def add_hits(accumulator, gradient, hits, weights, K: tl.constexpr):
     """Add the weighted gradient to the blocks of the pixels of a square that are hit."""
     result = ()
-    for i in tl.static_range(SIDE * SIDE):
-        block = block_of(accumulator, i, GROUPS)
-        more = add_scaled(block, gradient, weights[i], GROUPS)
-        if SIDE > 1:  # a gradient that a neighbour samples may be infinite
-            for g in tl.static_range(GROUPS):
+    for i in tl.static_range(K.SIDE * K.SIDE):
+        block = block_of(accumulator, i, K)
+        more = add_scaled(block, gradient, weights[i], K)
+        if K.SIDE > 1:  # a gradient that a neighbour samples may be infinite
+            for g in tl.static_range(K.GROUPS):
                 result = result + (tl.where(hits[i][:, None], more[g], block[g]),)
         else:
             result = result + more
@@ -157,166 +153,88 @@ def add_hits(accumulator, gradient, hits, weights, GROUPS: tl.constexpr, SIDE: t
 
 @triton.jit
 def walk(
-    a,
-    samples,
-    samples_all,
-    sizes,
-    sizes_in,
-    origin,
-    pixel_mask,
-    numbers,
-    halves,
-    lows,
-    highs,
-    at_edge,
-    grad_output_start,
-    grad_output_stride_c,
-    grad_output_strides,
-    channels,
-    image,
-    accumulator,
-    sums,
-    found,
-    slots,
-    COLLECT: tl.constexpr,
-    SIDE: tl.constexpr,
-    TAPS: tl.constexpr,
-    PADDING: tl.constexpr,
-    ALIGN_CORNERS: tl.constexpr,
-    ANTIALIAS: tl.constexpr,
-    INDEX: tl.constexpr,
-    DTYPE: tl.constexpr,
-    NEEDS_THETA: tl.constexpr,
-    EVEN_C: tl.constexpr,
-    GROUPS: tl.constexpr,
-    RUN_C: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_W: tl.constexpr,
+    map, tile, plane, channels, image, accumulator, sums, found, slots, COLLECT: tl.constexpr, K: tl.constexpr
 ):
     """Go through the output pixels that sample the tile under one matrix.
 
     Adds what they give to `accumulator` (grad_input) and `sums` (grad_theta); or, for COLLECT, puts them into
     `slots` and counts them in `found`.
     """
-    SQUARES: tl.constexpr = BLOCK_H * BLOCK_W // (SIDE * SIDE)
-    lasts = output_lasts(sizes, 1, DTYPE)
-    spans, reaches = reaches_of(a, lasts, sizes_in, TAPS, DTYPE)
-    if ANTIALIAS:
-        share = 1 / tl.cast(samples_all, DTYPE)
+    a, sizes = map.a, map.sizes
+    lasts = output_lasts(sizes, 1, K)
+    spans, reaches = reaches_of(a, lasts, tile.sizes_in, K)
+    if K.ANTIALIAS:
+        share = 1 / tl.cast(map.count, K.DTYPE)
     middles, halfwidths, los, his = (), (), (), ()
-    closed = pixel_mask
+    closed = tile.mask
     for k in tl.static_range(2):
-        lo, hi, is_closed = axis_interval(numbers[k], reaches[k], lows[k], highs[k], SIDE, PADDING)
-        middles = middles + (numbers[k] + 0.5 * (SIDE - 1) - halves[k],)
-        halfwidths = halfwidths + (reaches[k] + 0.5 * (SIDE - 1),)
-        los = los + (lo - halves[k],)
-        his = his + (hi - halves[k],)
+        lo, hi, is_closed = axis_interval(tile.numbers[k], reaches[k], tile.lows[k], tile.highs[k], K)
+        middles = middles + (tile.numbers[k] + 0.5 * (K.SIDE - 1) - tile.halves[k],)
+        halfwidths = halfwidths + (reaches[k] + 0.5 * (K.SIDE - 1),)
+        los = los + (lo - tile.halves[k],)
+        his = his + (hi - tile.halves[k],)
         closed = closed & is_closed
     column_count = candidates_per_row(a, halfwidths, sizes, lasts)
-    if PADDING == BORDER:
-        column_count = tl.where(at_edge, sizes[0], column_count)
+    if K.PADDING == BORDER:
+        column_count = tl.where(tile.at_edge, sizes[0], column_count)
     is_ragged = (column_count > LONG_ROW) | (a[1] == 0)
 
-    first, last = row_range(a, middles, los, his, closed, halfwidths, spans, sizes_in, lasts, DTYPE)
+    first, last = row_range(a, middles, los, his, closed, halfwidths, spans, tile.sizes_in, lasts, K)
     row_first = first_index(first, lasts[1])
-    row_first, row_count = without_open_end(
-        row_first,
-        range_count(row_first, last, lasts[1]),
-        a,
-        numbers[1],
-        halves[1],
-        sizes[1],
-        1,
-        SIDE,
-        TAPS,
-        closed,
-    )
-    row_count = tl.max(tl.where(pixel_mask, row_count, 0))
-    is_sampled = has_samples(a, origin, sizes_in, PADDING, BLOCK_H, BLOCK_W)
+    row_count = range_count(row_first, last, lasts[1])
+    row_first, row_count = without_open_end(row_first, row_count, map, tile, closed, 1, K)
+    row_count = tl.max(tl.where(tile.mask, row_count, 0))
+    is_sampled = has_samples(a, tile.origin, tile.sizes_in, K)
     for j in range(tl.where(is_sampled, row_count, 0)):
         oh = row_first + j
-        v = centred(oh, sizes[1], DTYPE)
-        row_mask = pixel_mask & (oh < sizes[1])
+        v = centred(oh, sizes[1], K)
+        row_mask = tile.mask & (oh < sizes[1])
         row_constants = (tl.fma(a[1], v, a[2]), tl.fma(a[4], v, a[5]))
         first = strip_end(los, his, a, row_constants, lasts, 0, False)
         column_first = first_index(first, lasts[0])
         count = column_count
         if is_ragged:
             last = strip_end(los, his, a, row_constants, lasts, 0, True)
-            column_first, longest = without_open_end(
-                column_first,
-                range_count(column_first, last, lasts[0]),
-                a,
-                numbers[0],
-                halves[0],
-                sizes[0],
-                0,
-                SIDE,
-                TAPS,
-                closed,
-            )
+            longest = range_count(column_first, last, lasts[0])
+            column_first, longest = without_open_end(column_first, longest, map, tile, closed, 0, K)
             count = tl.minimum(tl.max(tl.where(row_mask, longest, 0)), column_count)
-        if NEEDS_THETA and not COLLECT:
-            row_sums = zero_vectors(2, SQUARES, DTYPE)
+        if K.NEEDS_THETA and not COLLECT:
+            row_sums = zero_vectors(2, K)
         for column in range(count):
             ow = column_first + column
-            u, hits, weights, slopes = visit(
-                a,
-                ow,
-                row_constants,
-                numbers,
-                halves,
-                lows,
-                highs,
-                sizes,
-                row_mask,
-                SIDE,
-                TAPS,
-                PADDING,
-                ALIGN_CORNERS,
-                DTYPE,
-            )
+            visited = visit(map, ow, row_constants, tile, row_mask, K)
             products, counted = (), ()
-            for i in tl.static_range(SIDE * SIDE):
-                weight = tl.where(hits[i], weights[i % SIDE] * weights[SIDE + i // SIDE], 0)
-                counts = hits[i] if NEEDS_THETA else hits[i] & (weight != 0)
-                if ANTIALIAS:
+            for i in tl.static_range(K.SIDE * K.SIDE):
+                weight = visited.weights[i % K.SIDE] * visited.weights[K.SIDE + i // K.SIDE]
+                weight = tl.where(visited.hits[i], weight, 0)
+                counts = visited.hits[i] if K.NEEDS_THETA else visited.hits[i] & (weight != 0)
+                if K.ANTIALIAS:
                     weight *= share
                 products = products + (weight,)
                 counted = counted + (counts,)
             hit = counted[0]
-            for i in tl.static_range(1, SIDE * SIDE):
+            for i in tl.static_range(1, K.SIDE * K.SIDE):
                 hit = hit | counted[i]
             if COLLECT:
                 slots = push(slots, (ow, oh), products[0], hit)
                 found += hit.to(tl.int32)
             else:
                 output_pixel = (ow, oh)
-                if ANTIALIAS:
-                    output_pixel = (ow // samples[0], oh // samples[1])
-                offset = pixel_offset(output_pixel, grad_output_strides, 2, INDEX)
-                gradient = load_block(
-                    grad_output_start,
-                    grad_output_stride_c,
-                    offset,
-                    hit,
-                    channels,
-                    GROUPS,
-                    RUN_C,
-                    EVEN_C,
-                    DTYPE,
-                )
-                accumulator = add_hits(accumulator, gradient, counted, products, GROUPS, SIDE)
-                if NEEDS_THETA:
+                if K.ANTIALIAS:
+                    output_pixel = (ow // map.samples[0], oh // map.samples[1])
+                offset = pixel_offset(output_pixel, plane.strides, K)
+                gradient = load_block(plane.start, plane.stride_c, offset, hit, channels, K)
+                accumulator = add_hits(accumulator, gradient, counted, products, K)
+                if K.NEEDS_THETA:
                     dots = ()
-                    for i in tl.static_range(SIDE * SIDE):
-                        dots = dots + (dot_channels(block_of(image, i, GROUPS), gradient, GROUPS),)
-                    rows = row_shares(dots, hit, hits, weights, slopes, SIDE)
-                    if ANTIALIAS:
+                    for i in tl.static_range(K.SIDE * K.SIDE):
+                        dots = dots + (dot_channels(block_of(image, i, K), gradient, K),)
+                    rows = row_shares(dots, hit, visited, K)
+                    if K.ANTIALIAS:
                         rows = (rows[0] * share, rows[1] * share)
                     row_sums = add_rows(row_sums, rows, 2)
-                    sums = add_column(sums, rows, u, 0, 2, 2)
-        if NEEDS_THETA and not COLLECT:
-            sums = add_column(sums, row_sums, v, 1, 2, 2)
-            sums = add_column(sums, row_sums, 1.0, 2, 2, 2)
+                    sums = add_column(sums, rows, visited.u, 0, K)
+        if K.NEEDS_THETA and not COLLECT:
+            sums = add_column(sums, row_sums, v, 1, K)
+            sums = add_column(sums, row_sums, 1.0, 2, K)
     return accumulator, sums, found, slots
