@@ -91,11 +91,11 @@ def tile_is_reached(reached, a, tile, lasts, K: tl.constexpr):
     """Which of a vector of maps may sample a pixel of the tile, of those given. NaN may."""
     spans, reaches = reaches_of(a, lasts, tile.sizes_in, K)
     for k in tl.static_range(2):
-        extent: tl.constexpr = K.BLOCK_W if k == 0 else K.BLOCK_H
         constant = a[3 * k + 2]
         first = tl.cast(tile.origin[k] - (tile.sizes_in[k] - 1) // 2, K.DTYPE) - tile.halves[k]
         outside = constant + spans[k] + reaches[k] < first
-        outside = outside | (constant - spans[k] - reaches[k] > first + (extent - 1))
+        last = first + ((K.BLOCK_W if k == 0 else K.BLOCK_H) - 1)
+        outside = outside | (constant - spans[k] - reaches[k] > last)
         if K.PADDING == BORDER:
             outside = tl.where(touches_edge(tile.origin, tile.sizes_in, k, K), False, outside)
         reached = reached & ~outside
