@@ -129,7 +129,7 @@ class Settle:
         self._launch(tensors)
 
 
-def numbers_of(tensors: Tensors) -> dict[str, int]:
+def numbers_of(tensors: Tensors) -> dict[str, int | tuple[int, ...]]:
     """Sizes and strides that the kernels may ask for, by the names of their parameters."""
     input, theta, points = tensors["input_ptr"], tensors["theta_ptr"], tensors["points_ptr"]
     output = tensors.get("output_ptr", tensors.get("grad_output_ptr"))
@@ -150,13 +150,12 @@ def numbers_of(tensors: Tensors) -> dict[str, int]:
     }
     for name in ("output", "grad_output", "grad_input", "input", "input_tangent"):
         tensor = tensors.get(f"{name}_ptr")
-        n, c, *pixel = (0,) * 5 if tensor is None else tensor.stride()
-        strides = zip("ncdhw", (n, c, *(0, *pixel)[-3:]), strict=True)  # an image has no stride of slices
-        numbers.update({f"{name}_stride_{axis}": stride for axis, stride in strides})
+        n, c, *pixel = (0,) * input.ndim if tensor is None else tensor.stride()
+        strides = {"stride_n": n, "stride_c": c, "strides": tuple(reversed(pixel))}
+        numbers.update({f"{name}_{key}": stride for key, stride in strides.items()})
     for name in ("theta", "theta_tangent"):
         tensor = tensors[f"{name}_ptr"]
-        strides = zip(("n", "row", "column"), (0, 0, 0) if tensor is None else tensor.stride(), strict=True)
-        numbers.update({f"{name}_stride_{axis}": stride for axis, stride in strides})
+        numbers[f"{name}_strides"] = (0, 0, 0) if tensor is None else tensor.stride()
     for name in ("fill", "fill_tangent"):
         tensor = tensors[f"{name}_ptr"]
         numbers[f"{name}_stride"] = 0 if tensor is None else tensor.stride(0)

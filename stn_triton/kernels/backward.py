@@ -131,36 +131,24 @@ def backward_kernel(
     W_out,
     grad_input_stride_n,
     grad_input_stride_c,
-    grad_input_stride_h,
-    grad_input_stride_w,
+    grad_input_strides,
     grad_output_stride_n,
     grad_output_stride_c,
-    grad_output_stride_h,
-    grad_output_stride_w,
+    grad_output_strides,
     input_stride_n,
     input_stride_c,
-    input_stride_h,
-    input_stride_w,
-    theta_stride_n,
-    theta_stride_row,
-    theta_stride_column,
+    input_strides,
+    theta_strides,
     fill_stride,
     K: tl.constexpr,
 ):
     """grad_input of a tile, and the tile's share of grad_theta if it is wanted."""
     sizes_in = (W_in, H_in)
     sizes_out = (W_out, H_out)
-    grad_input = Image(
-        grad_input_ptr, grad_input_stride_n, grad_input_stride_c, (grad_input_stride_w, grad_input_stride_h)
-    )
-    grad_output = Image(
-        grad_output_ptr,
-        grad_output_stride_n,
-        grad_output_stride_c,
-        (grad_output_stride_w, grad_output_stride_h),
-    )
-    input = Image(input_ptr, input_stride_n, input_stride_c, (input_stride_w, input_stride_h))
-    theta = Matrix(theta_ptr, (theta_stride_n, theta_stride_row, theta_stride_column))
+    grad_input = Image(grad_input_ptr, grad_input_stride_n, grad_input_stride_c, grad_input_strides)
+    grad_output = Image(grad_output_ptr, grad_output_stride_n, grad_output_stride_c, grad_output_strides)
+    input = Image(input_ptr, input_stride_n, input_stride_c, input_strides)
+    theta = Matrix(theta_ptr, theta_strides)
     fill = Vector(fill_ptr, fill_stride)
     LISTED: tl.constexpr = K.STEPS_C > 1
     tl.static_assert(not LISTED or (K.TAPS <= 2 and K.SIDE == 1 and not (K.MANY or K.ANTIALIAS)))

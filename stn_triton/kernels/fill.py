@@ -41,15 +41,9 @@ def fill_kernel(
     W_out,
     grad_output_stride_n,
     grad_output_stride_c,
-    grad_output_stride_d,
-    grad_output_stride_h,
-    grad_output_stride_w,
-    theta_stride_n,
-    theta_stride_row,
-    theta_stride_column,
-    theta_tangent_stride_n,
-    theta_tangent_stride_row,
-    theta_tangent_stride_column,
+    grad_output_strides,
+    theta_strides,
+    theta_tangent_strides,
     K: tl.constexpr,
 ):
     """The tile's share of the gradient of each channel's fill value: grad_output where nothing is covered.
@@ -58,16 +52,9 @@ def fill_kernel(
     """
     sizes_in = (W_in, H_in, D_in)
     sizes_out = (W_out, H_out, D_out)
-    grad_output = Image(
-        grad_output_ptr,
-        grad_output_stride_n,
-        grad_output_stride_c,
-        (grad_output_stride_w, grad_output_stride_h, grad_output_stride_d),
-    )
-    theta = Matrix(theta_ptr, (theta_stride_n, theta_stride_row, theta_stride_column))
-    theta_tangent = Matrix(
-        theta_tangent_ptr, (theta_tangent_stride_n, theta_tangent_stride_row, theta_tangent_stride_column)
-    )
+    grad_output = Image(grad_output_ptr, grad_output_stride_n, grad_output_stride_c, grad_output_strides)
+    theta = Matrix(theta_ptr, theta_strides)
+    theta_tangent = Matrix(theta_tangent_ptr, theta_tangent_strides)
     points = Points(points_ptr, point_count)
 
     window = window_of(theta, image_index_ptr, points, images, per_image, C, sizes_in, sizes_out, K)

@@ -61,46 +61,29 @@ def forward_kernel(
     W_out,
     output_stride_n,
     output_stride_c,
-    output_stride_d,
-    output_stride_h,
-    output_stride_w,
+    output_strides,
     input_stride_n,
     input_stride_c,
-    input_stride_d,
-    input_stride_h,
-    input_stride_w,
-    theta_stride_n,
-    theta_stride_row,
-    theta_stride_column,
+    input_strides,
+    theta_strides,
     fill_stride,
     input_tangent_stride_n,
     input_tangent_stride_c,
-    input_tangent_stride_d,
-    input_tangent_stride_h,
-    input_tangent_stride_w,
-    theta_tangent_stride_n,
-    theta_tangent_stride_row,
-    theta_tangent_stride_column,
+    input_tangent_strides,
+    theta_tangent_strides,
     fill_tangent_stride,
     K: tl.constexpr,
 ):
     """output[m, :, pixel] = the taps around A (u, v, 1), weighted; or for TANGENT, how fast that changes."""
     sizes_in = (W_in, H_in, D_in)
     sizes_out = (W_out, H_out, D_out)
-    input = Image(input_ptr, input_stride_n, input_stride_c, (input_stride_w, input_stride_h, input_stride_d))
-    output = Image(
-        output_ptr, output_stride_n, output_stride_c, (output_stride_w, output_stride_h, output_stride_d)
-    )
+    input = Image(input_ptr, input_stride_n, input_stride_c, input_strides)
+    output = Image(output_ptr, output_stride_n, output_stride_c, output_strides)
     input_tangent = Image(
-        input_tangent_ptr,
-        input_tangent_stride_n,
-        input_tangent_stride_c,
-        (input_tangent_stride_w, input_tangent_stride_h, input_tangent_stride_d),
+        input_tangent_ptr, input_tangent_stride_n, input_tangent_stride_c, input_tangent_strides
     )
-    theta = Matrix(theta_ptr, (theta_stride_n, theta_stride_row, theta_stride_column))
-    theta_tangent = Matrix(
-        theta_tangent_ptr, (theta_tangent_stride_n, theta_tangent_stride_row, theta_tangent_stride_column)
-    )
+    theta = Matrix(theta_ptr, theta_strides)
+    theta_tangent = Matrix(theta_tangent_ptr, theta_tangent_strides)
     points = Points(points_ptr, point_count)
 
     window = window_of(theta, image_index_ptr, points, images, per_image, C, sizes_in, sizes_out, K)

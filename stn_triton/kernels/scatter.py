@@ -177,31 +177,19 @@ def scatter_kernel(
     W_out,
     grad_input_stride_n,
     grad_input_stride_c,
-    grad_input_stride_d,
-    grad_input_stride_h,
-    grad_input_stride_w,
+    grad_input_strides,
     grad_output_stride_n,
     grad_output_stride_c,
-    grad_output_stride_d,
-    grad_output_stride_h,
-    grad_output_stride_w,
+    grad_output_strides,
     input_stride_n,
     input_stride_c,
-    input_stride_d,
-    input_stride_h,
-    input_stride_w,
-    theta_stride_n,
-    theta_stride_row,
-    theta_stride_column,
+    input_strides,
+    theta_strides,
     fill_stride,
     input_tangent_stride_n,
     input_tangent_stride_c,
-    input_tangent_stride_d,
-    input_tangent_stride_h,
-    input_tangent_stride_w,
-    theta_tangent_stride_n,
-    theta_tangent_stride_row,
-    theta_tangent_stride_column,
+    input_tangent_strides,
+    theta_tangent_strides,
     fill_tangent_stride,
     K: tl.constexpr,
 ):
@@ -216,25 +204,15 @@ def scatter_kernel(
         grad_input_ptr if K.ADDS == FLOATS else 0,
         grad_input_stride_n,
         grad_input_stride_c,
-        (grad_input_stride_w, grad_input_stride_h, grad_input_stride_d),
+        grad_input_strides,
     )
-    grad_output = Image(
-        grad_output_ptr,
-        grad_output_stride_n,
-        grad_output_stride_c,
-        (grad_output_stride_w, grad_output_stride_h, grad_output_stride_d),
-    )
-    input = Image(input_ptr, input_stride_n, input_stride_c, (input_stride_w, input_stride_h, input_stride_d))
+    grad_output = Image(grad_output_ptr, grad_output_stride_n, grad_output_stride_c, grad_output_strides)
+    input = Image(input_ptr, input_stride_n, input_stride_c, input_strides)
     input_tangent = Image(
-        input_tangent_ptr,
-        input_tangent_stride_n,
-        input_tangent_stride_c,
-        (input_tangent_stride_w, input_tangent_stride_h, input_tangent_stride_d),
+        input_tangent_ptr, input_tangent_stride_n, input_tangent_stride_c, input_tangent_strides
     )
-    theta = Matrix(theta_ptr, (theta_stride_n, theta_stride_row, theta_stride_column))
-    theta_tangent = Matrix(
-        theta_tangent_ptr, (theta_tangent_stride_n, theta_tangent_stride_row, theta_tangent_stride_column)
-    )
+    theta = Matrix(theta_ptr, theta_strides)
+    theta_tangent = Matrix(theta_tangent_ptr, theta_tangent_strides)
     points = Points(points_ptr, point_count)
 
     window = window_of(theta, image_index_ptr, points, images, per_image, C, sizes_in, sizes_out, K)
