@@ -32,11 +32,11 @@ CASES = (
     ("scatter", {"kind": "spline", "matrices": "index", "layout": "channels_last"}),
     ("scatter", {"dim": 3, "padding_mode": "fill", "has_tangents": True}),
     ("scatter_input", {"kind": "projective", "matrices": "many"}),
-    ("scatter", {"kind": "spline", "is_exact": True}),
+    ("exact", {"kind": "spline", "is_exact": True}),
     ("settle_kernel", {"kind": "spline", "is_exact": True}),
 )
 TARGET = ("cuda", 90, 32)
-_LINE = re.compile(r"\s*(%[\w]+)(?::\d+)? = \"?([\w.]+)\"?(.*?) : (.*?)(?: loc\(|$)")
+_LINE = re.compile(r"\s*(%[\w.]+)(?::\d+)? = \"?([\w.]+)\"?(.*?) : (.*?)(?: loc\(|$)")
 _PASSES_ON = ("arith.extsi", "arith.trunci", "arith.muli", "arith.addi", "arith.subi")
 _SHAPES = ("tt.splat", "tt.broadcast", "tt.expand_dims", "tt.reshape", "ttg.convert_layout")
 
@@ -46,12 +46,12 @@ def facts(ttir):
     strides, pointers, source = {}, {}, {}
     for line in ttir.splitlines():
         if "tt.func" in line and "public" in line:
-            source = {f"%{name}": {name} for name in re.findall(r"%(\w*stride\w*): i\d+", line)}
+            source = {f"%{name}": {name} for name in re.findall(r"%(\w*stride[\w.]*): i\d+", line)}
         match = _LINE.match(line)
         if match is None:
             continue
         result, operation, operands, types = match.groups()
-        names = re.findall(r"%\w+", operands)
+        names = re.findall(r"%[\w.]+", operands)
         width = int(re.search(r"i(\d+)>?$", types)[1]) if re.search(r"i(\d+)>?$", types) else None
         if operation == "tt.addptr" and names[0].endswith("_ptr"):
             pointers.setdefault(names[0][1:], set()).add(width)

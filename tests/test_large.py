@@ -204,7 +204,7 @@ class TestCompiledOffsets:
         found = [json.loads(line) for line in done.stdout.splitlines()]
         assert {kernel["kernel"] for kernel in found} == {
             *("forward", "backward", "backward_input", "theta", "fill"),
-            *("scatter", "scatter_input", "settle_kernel"),
+            *("scatter", "scatter_input", "exact", "settle_kernel"),
         }
         return found
 
@@ -212,26 +212,27 @@ class TestCompiledOffsets:
         seen = set()
         for kernel in kernels:
             for name, widths in kernel["strides"].items():
-                if name.endswith(("stride_n", "stride_c", "fill_stride", "fill_tangent_stride")):
+                of_maps = ("theta_strides.0", "theta_tangent_strides.0")
+                if name.endswith(("stride_n", "stride_c", "fill_stride", "fill_tangent_stride", *of_maps)):
                     assert widths == [64], (kernel["kernel"], kernel["variant"], name)
                     seen.add(name)
         tensors = ("input", "output", "grad_input", "grad_output", "input_tangent")
         assert {f"{t}_stride_{axis}" for t in tensors for axis in "nc"} <= seen
-        assert {"theta_stride_n", "theta_tangent_stride_n", "fill_stride", "fill_tangent_stride"} <= seen
+        assert {*of_maps, "fill_stride", "fill_tangent_stride"} <= seen
 
     def test_pixels_are_found_by_64_bits_where_the_launcher_says_so(self, kernels):
+        tensors = ("input", "output", "grad_input", "grad_output", "input_tangent")
         seen = set()
         for kernel in kernels:
             for name, widths in kernel["strides"].items():
-                if name.endswith(("stride_d", "stride_h", "stride_w")):
+                if name.partition("_strides.")[0] in tensors:  # along x, y, z
                     # Whole numbers are found by their number, to which an offset is added.
                     least = 64 if kernel["is_far"] else 32
                     assert widths[0] == least, (kernel["kernel"], kernel["variant"], name)
                     assert len(widths) == 1 or "exact" in kernel["variant"]
                     seen.add((name, kernel["is_far"]))
-        tensors = ("input", "output", "grad_input", "grad_output", "input_tangent")
         for tensor, is_far in itertools.product(tensors, (False, True)):
-            assert {(f"{tensor}_stride_h", is_far), (f"{tensor}_stride_d", is_far)} <= seen
+            assert {(f"{tensor}_strides.1", is_far), (f"{tensor}_strides.2", is_far)} <= seen
 
     def test_what_programs_leave_is_found_by_64_bits(self, kernels):
         seen = set()
