@@ -34,7 +34,7 @@ examples:
 exit codes, of every command:
   0    done
   1    a result was wrong or slower than asked, or something failed; the output says what
-  2    a wrong argument
+  2    a wrong argument, or no command
   130  interrupted with Ctrl-C
 """
 
