@@ -1,22 +1,17 @@
 """Measurements of the operator: ``python -m perf``."""
 
-from collections.abc import Iterable, Sequence
+import importlib.util
+import sys
+from pathlib import Path
 
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+_SHARED = "stn_triton.terminal"
+if _SHARED not in sys.modules:
+    # By its path: importing its package imports torch, for which --help and `compare` would wait seconds.
+    _package = importlib.util.find_spec("stn_triton")
+    _spec = importlib.util.spec_from_file_location(_SHARED, Path(_package.origin).with_name("terminal.py"))
+    sys.modules[_SHARED] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules[_SHARED])
 
+from stn_triton.terminal import EXIT_FAILED, EXIT_OK, UsageError, chosen
 
-class UsageError(ValueError):
-    """An argument of the command line is wrong: the message names it, its value and what was expected."""
-
-
-def chosen(option: str, names: Sequence[str] | None, known: Iterable[str]) -> list[str]:
-    """The known names among ``names``, in their own order; all of them for None.
-
-    Raises:
-        UsageError: a name is unknown.
-    """
-    known = list(known)
-    for name in names or ():
-        if name not in known:
-            raise UsageError(f"{option}: unknown name {name!r}; available: {', '.join(known)}")
-    return [name for name in known if names is None or name in names]
+__all__ = ["EXIT_FAILED", "EXIT_OK", "UsageError", "chosen"]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from perf import EXIT_FAILED, EXIT_INTERRUPTED, UsageError
+from stn_triton.terminal import Parser, add_command, add_device, add_json, run
 
 DESCRIPTION = """\
 Measure stn_triton's operator on the device at hand: a GPU if there is one, else the CPU.
@@ -36,46 +34,23 @@ examples:
 exit codes, of every command:
   0    done
   1    a result was wrong or slower than asked, or something failed; the output says what
-  2    a wrong argument
+  2    a wrong argument, or no command
   130  interrupted with Ctrl-C
 """
 
 RESULTS = Path("perf-results")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The parser; it imports neither torch nor matplotlib, so that ``--help`` answers at once."""
-    parser = argparse.ArgumentParser(
-        prog="python -m perf",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
+    parser = Parser(prog="python -m perf", description=DESCRIPTION, epilog=EPILOG)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for add in (_bench, _evidence, _tune, _static, _overhead, _step, _numerics, _plot, _report, _compare):
         add(commands)
     return parser
 
 
-def _command(commands, name: str, summary: str, description: str, examples: str) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name,
-        help=summary,
-        description=description,
-        epilog=f"examples:\n{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-
-def _device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
-
-
-def _json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON to standard output, not text")
-
-
-def _out(parser: argparse.ArgumentParser) -> None:
+def _out(parser: Parser) -> None:
     parser.add_argument(
         "--out",
         type=Path,
@@ -86,7 +61,7 @@ def _out(parser: argparse.ArgumentParser) -> None:
 
 
 def _bench(commands) -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "bench",
         "time the operator and its rivals",
@@ -109,7 +84,7 @@ wrong gets no time. Writes into the output directory
   python -m perf bench --device cpu --json > rows.json
 """,
     )
-    _device(parser)
+    add_device(parser)
     _out(parser)
     for name, which in (
         ("workloads", "which workloads (default: all on a GPU, few on a CPU)"),
@@ -125,11 +100,11 @@ wrong gets no time. Writes into the output directory
         action="store_true",
         help="after a full run on a GPU that perf/results has no rows of: the file to send, and how",
     )
-    _json(parser)
+    add_json(parser)
 
 
 def _tune(commands) -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "tune",
         "find the fastest block sizes for this GPU",
@@ -147,7 +122,7 @@ kernels is dropped. --quick writes DIR/<gpu>.json, which nothing reads.
   python -m perf tune --fresh                begin anew; the CSV of the earlier run is set aside
 """,
     )
-    _device(parser)
+    add_device(parser)
     _out(parser)
     parser.add_argument("--workloads", nargs="+", metavar="NAME", help="which workloads (default: all)")
     parser.add_argument(
@@ -161,11 +136,11 @@ kernels is dropped. --quick writes DIR/<gpu>.json, which nothing reads.
         metavar="FILE",
         help="the table to write (default: tuned/<gpu>.json of the stn_triton that is imported)",
     )
-    _json(parser)
+    add_json(parser)
 
 
 def _static(commands) -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "static",
         "what the compiler makes of the kernels; no GPU needed",
@@ -211,11 +186,11 @@ Triton's own launcher says what is compiled: calls are made on CPU tensors, but 
         metavar="FILE",
         help="the table that --space writes (default: perf/results/block-sizes-counted.csv)",
     )
-    _json(parser)
+    add_json(parser)
 
 
 def _overhead(commands) -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "overhead",
         "host time of a call",
@@ -231,16 +206,16 @@ With --first-calls: seconds of the first training step of a new process, which c
   python -m perf overhead --first-calls digits-28 --json
 """,
     )
-    _device(parser)
+    add_device(parser)
     parser.add_argument(
         "--first-calls", nargs="*", metavar="WORKLOAD", help="seconds of first training steps instead"
     )
     parser.add_argument("--out", type=Path, metavar="CSV", help="where to write the table of first calls")
-    _json(parser)
+    add_json(parser)
 
 
 def _step(commands) -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "step",
         "what spatial transformers cost in a training step",
@@ -251,13 +226,13 @@ batches. The paper reports 6 % for four transformers.
 """,
         "  python -m perf step\n  python -m perf step --quick --json\n",
     )
-    _device(parser)
+    add_device(parser)
     parser.add_argument("--quick", action="store_true", help="fewer samples, in about twenty seconds")
-    _json(parser)
+    add_json(parser)
 
 
 def _numerics(commands) -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "numerics",
         "errors against fp64, beside the eager pair's",
@@ -276,7 +251,7 @@ Exits with 1 if an error of the operator is larger than the pair's.
   python -m perf numerics --results perf/results/numerics-cpu-epyc-2-threads.csv --markdown
 """,
     )
-    _device(parser)
+    add_device(parser)
     _out(parser)
     parser.add_argument("--quick", action="store_true", help="the sizes 28 and 224 alone")
     parser.add_argument(
@@ -284,11 +259,11 @@ Exits with 1 if an error of the operator is larger than the pair's.
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="print the README's tables")
-    _json(form)
+    add_json(form)
 
 
 def _plot(commands) -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "plot",
         "draw the charts of a result file",
@@ -306,7 +281,7 @@ memory, the landscape of block sizes. A chart whose rows are not there is not dr
 
 
 def _report(commands) -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "report",
         "one self-contained HTML page of a result file",
@@ -323,7 +298,7 @@ needs no other file and no network.
 
 
 def _compare(commands) -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "compare",
         "two result files: what became faster or slower",
@@ -347,11 +322,11 @@ verdict is unclear, which is no failure. Exits with 1 if a row of the operator b
         metavar="SHARE",
         help="relative difference that counts (default: %(default)s)",
     )
-    _json(parser)
+    add_json(parser)
 
 
 def _evidence(commands) -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "evidence",
         "all that a GPU can show in eight minutes",
@@ -403,29 +378,13 @@ Writes into the output directory
         help="for maintainers: compile all kernels without a GPU and record the seconds that --plan prints",
     )
     parser.add_argument("--cores", type=int, metavar="N", help="for --plan (default: those of this machine)")
-    _json(parser)
+    add_json(parser)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    try:
-        command = importlib.import_module(f"perf.{args.command}")
-        return command.main(args)
-    except UsageError as error:
-        parser.error(f"{args.command}: {error}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] in ("perf", "stn_triton"):
-            raise
-        print(f"{error.name} is missing: python -m pip install -e '.[perf]'", file=sys.stderr)
-        return EXIT_FAILED
-    except BrokenPipeError:  # who reads the output wants no more of it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    args = build_parser().parse(argv)
+    return run(args, lambda args: importlib.import_module(f"perf.{args.command}").main(args), extra="perf")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from perf.measuring.passes import PASSES
 from perf.measuring.suite import one_line
 from perf.measuring.targets import targets
 from stn_triton import tables
+from stn_triton.environment import choose_device
 
 _NO_COMPILE = "a quick run has no time to compile; name it with --providers"
 _DRAWING = {"plot": "perf.plot", "report": "perf.report", "photograph": "perf.measuring.photograph"}
@@ -89,7 +90,7 @@ def make_plan(args: argparse.Namespace) -> suite.Plan:
         UsageError: a name is unknown, the device is not here, no row is left to measure, or the rows are to
             be contributed and would be worth nothing.
     """
-    device = environment.choose_device(args.device)
+    device = choose_device(args.device)
     if args.contribute and (args.quick or device.type == "cpu"):
         what = "a quick run" if args.quick else f"a run on {device}"
         raise UsageError(f"--contribute: got {what}; expected a full run on a GPU")

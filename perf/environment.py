@@ -11,23 +11,10 @@ from pathlib import Path
 import torch
 
 import stn_triton
-from perf import UsageError
 from stn_triton import environment as machine
 from stn_triton.environment import UNKNOWN, cpu_model
 
 _ROOT = Path(__file__).resolve().parents[1]
-
-
-def choose_device(name: str | None) -> torch.device:
-    """The device by name, made current; None stands for a GPU if there is one, else the CPU.
-
-    Raises:
-        UsageError: this machine has no such device.
-    """
-    try:
-        return machine.choose_device(name)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 def facts(device: torch.device) -> dict[str, str | int]:

@@ -16,12 +16,13 @@ from perf import EXIT_FAILED, EXIT_OK, environment
 from perf.accuracy import cases, chart, interpreted, measure, providers, tables
 from perf.charts import style
 from perf.plot import make_directory
+from stn_triton.environment import choose_device
 
 
 def main(args: argparse.Namespace) -> int:
     """Measure, or read an earlier run; print its tables and draw its chart."""
     if args.results is None:
-        table = run(environment.choose_device(args.device), cases.QUICK_SIZES if args.quick else cases.SIZES)
+        table = run(choose_device(args.device), cases.QUICK_SIZES if args.quick else cases.SIZES)
     else:
         table = tables.read(args.results)
     make_directory(args.out)

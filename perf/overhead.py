@@ -33,6 +33,7 @@ from perf import EXIT_OK, UsageError, environment, first_call
 from perf.kernels import stub_driver
 from perf.measuring import workloads
 from stn_triton import affine_grid_sample, derivatives, ops, reference
+from stn_triton.environment import choose_device
 
 SIZE = (1, 1, 4, 4)
 _ARGUMENTS = (None, None, list(SIZE[2:]), "bilinear", "zeros", False, False, [])
@@ -122,7 +123,7 @@ def first_calls(args: argparse.Namespace, device: torch.device) -> int:
 
 def main(args: argparse.Namespace) -> int:
     """Print the host time of a call, in microseconds, and its ratio to the eager pair's."""
-    device = environment.choose_device(args.device)
+    device = choose_device(args.device)
     if args.first_calls is not None:
         return first_calls(args, device)
     if args.out:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from perf import EXIT_OK, environment
 from perf.measuring import measure
 from stn_triton import SpatialTransformer
+from stn_triton.environment import choose_device
 from stn_triton.nn import ConvolutionalLocalization, FullyConnectedLocalization, parameter_groups
 
 PAPER = 0.06
@@ -156,7 +157,7 @@ def rows_of(samples: dict[str, list[float]]) -> list[dict[str, object]]:
 
 def main(args: argparse.Namespace) -> int:
     """Print, for each network, what its transformers cost."""
-    device = environment.choose_device(args.device)
+    device = choose_device(args.device)
     effort = dataclasses.replace(
         measure.QUICK if args.quick else measure.FULL,
         cpu_seconds=5 if args.quick else 30,

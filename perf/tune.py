@@ -26,6 +26,7 @@ from perf.tuning.launches import Case, Plan
 from perf.tuning.search import FULL, LOST, QUICK, Effort, Gpu, Result, expected_seconds, one_line, search
 from perf.tuning.state import Keeper
 from stn_triton import tables, tuning
+from stn_triton.environment import choose_device
 from stn_triton.tuning import Bucket
 
 QUICK_BUCKETS = 4
@@ -34,11 +35,8 @@ _SECONDS_BETWEEN_LINES = 30
 
 def main(args: argparse.Namespace) -> int:
     """Tune what the arguments ask for, and return the exit code."""
-    try:
-        device = environment.choose_device(args.device)
-        chosen = workloads.choose(args.workloads, torch.device("cuda"))
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    device = choose_device(args.device)
+    chosen = workloads.choose(args.workloads, torch.device("cuda"))
     if device.type == "cpu":
         return _nothing_to_tune(args, device)
     plan, problems = _plan(args, chosen)

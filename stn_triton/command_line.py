@@ -6,15 +6,13 @@ and wrong arguments are answered without torch, whose import takes seconds. Only
 
 from __future__ import annotations
 
-import argparse
-import errno
 import importlib
 import os
 import signal
 import sys
 from collections.abc import Sequence
 
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_PIPE = 0, 1, 2, 130, 141
+from stn_triton.terminal import EXIT_INTERRUPTED, EXIT_PIPE, Parser, add_command, add_device, add_json, run
 
 DESCRIPTION = """\
 What an installed stn_triton does on this machine.
@@ -39,40 +37,17 @@ exit codes, of every command:
 _MODULES = {"check": "stn_triton.check.command", "info": "stn_triton.info"}
 
 
-class UsageError(ValueError):
-    """An argument of the command line is wrong: the message names it, its value and what was expected."""
-
-
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(
-        prog="python -m stn_triton",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m stn_triton", description=DESCRIPTION, epilog=EPILOG)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for add in (_check, _info):
         add(commands)
     return parser
 
 
-def _command(commands, name: str, summary: str, description: str, examples: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name,
-        help=summary,
-        description=description,
-        epilog=f"examples:\n{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
-    parser.add_argument("--json", action="store_true", help="print JSON to standard output, not text")
-    parser.set_defaults(parser=parser)
-    return parser
-
-
 def _check(commands) -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "check",
         "whether the operator is right on this machine",
@@ -96,6 +71,8 @@ CPU it is the plain PyTorch path, unless --interpret.
   python -m stn_triton check --quick --interpret --only identity
 """,
     )
+    add_device(parser)
+    add_json(parser)
     parser.add_argument("--quick", action="store_true", help="fewer cases of every row, in seconds")
     parser.add_argument(
         "--only", nargs="+", metavar="WORD", help="only rows whose names contain one of these words"
@@ -109,7 +86,7 @@ CPU it is the plain PyTorch path, unless --interpret.
 
 
 def _info(commands) -> None:
-    _command(
+    parser = add_command(
         commands,
         "info",
         "the environment, the table of block sizes in use, and what is supported here",
@@ -119,6 +96,8 @@ that it does not use, why), and what is supported on this machine.
 """,
         "  python -m stn_triton info\n  python -m stn_triton info --json\n",
     )
+    add_device(parser)
+    add_json(parser)
 
 
 def answer_early() -> None:
@@ -130,7 +109,7 @@ def answer_early() -> None:
     if sys.argv[:1] != ["-m"] or len(sys.orig_argv) < len(sys.argv):
         return
     if sys.orig_argv[-len(sys.argv)].removeprefix("-m") == "stn_triton":
-        _parse(build_parser(), sys.argv[1:])
+        build_parser().parse(sys.argv[1:])
         signal.signal(signal.SIGINT, _leave)
 
 
@@ -139,34 +118,9 @@ def _leave(*_: object) -> None:
     os._exit(EXIT_INTERRUPTED)
 
 
-def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    args, unknown = parser.parse_known_args(argv)
-    if args.command is None and not unknown:
-        parser.print_help(sys.stderr)
-        sys.exit(EXIT_USAGE)
-    if unknown:  # whose usage is the command's, not all commands'
-        getattr(args, "parser", parser).error(f"unrecognized arguments: {' '.join(unknown)}")
-    return args
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
-    args = _parse(build_parser(), argv)
+    args = build_parser().parse(argv)
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return importlib.import_module(_MODULES[args.command]).main(args)
-    except UsageError as error:
-        args.parser.error(str(error))
-    except OSError as error:
-        if not isinstance(error, BrokenPipeError) and error.errno != errno.ENOSPC:
-            raise
-        # Nothing more can be written there, not even when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):  # who reads the output wants no more of it
-            return EXIT_PIPE
-        print(f"error: {args.command}: the output cannot be written: {error.strerror}", file=sys.stderr)
-        return EXIT_FAILED
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    return run(args, lambda _: importlib.import_module(_MODULES[args.command]).main(args), closed=EXIT_PIPE)

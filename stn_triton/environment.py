@@ -18,6 +18,8 @@ from pathlib import Path
 
 import torch
 
+from stn_triton.terminal import UsageError
+
 UNKNOWN = "unknown"
 # Settings that change what runs, or how.
 _VARIABLES = ("STN_TRITON_", "TRITON_", "CUDA_", "HIP_", "PYTORCH_", "TORCH_", "OMP_NUM_", "MKL_NUM_")
@@ -27,7 +29,7 @@ def choose_device(name: str | None) -> torch.device:
     """The device by name, made current; None stands for a GPU if there is one, else the CPU.
 
     Raises:
-        ValueError: this machine has no such device.
+        UsageError: this machine has no such device.
     """
     devices = available_devices()
     if name is None:
@@ -35,7 +37,7 @@ def choose_device(name: str | None) -> torch.device:
     full_name = "cuda:0" if name == "cuda" else name
     if full_name not in devices:
         listing = ", ".join(f"{device} ({label})" for device, label in devices.items())
-        raise ValueError(f"--device: no device {name!r} here; available: {listing}")
+        raise UsageError(f"--device: no device {name!r} here; available: {listing}")
     device = torch.device(full_name)
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import math
-import sys
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from stn_triton import constants, derivatives, limits, sharding, splines
-from stn_triton.options import INPUT_DTYPES, MODES, PADDING_MODES, THETA_DTYPES
-
-_LARGEST = sys.float_info.max
-_fill_numbers = constants.numbers_of("fill_value")
+from stn_triton import derivatives, limits
+from stn_triton.arguments import (
+    choice,
+    control_points,
+    fill_values,
+    flag,
+    floating,
+    images,
+    maps,
+    output_size,
+)
+from stn_triton.options import MODES, PADDING_MODES
 
 
 def affine_grid_sample(
@@ -103,10 +107,9 @@ def affine_grid_sample(
                 [[10, 11],
                  [14, 15]]], dtype=torch.int32)
     """
-    _check_input(input)
-    dim = input.ndim - 2
-    _check_theta(input, theta, (dim, dim + 1), image_index)
-    _check_bool("antialias", antialias)
+    dim = images(input).ndim - 2
+    maps("theta", theta, dim, dim + 1, input, image_index)
+    flag("antialias", antialias)
     return _sample(input, theta, size, mode, padding_mode, align_corners, antialias, fill_value, image_index)
 
 
@@ -160,10 +163,8 @@ def perspective_grid_sample(
                 [ 8,  9, 10, 11],
                 [ 9,  9, 10, 10]], dtype=torch.int32)
     """
-    _check_input(input)
-    if input.ndim != 4:
-        raise ValueError(f"input must have 4 dimensions (N, C, H_in, W_in), got shape {tuple(input.shape)}")
-    _check_theta(input, theta, (3, 3), image_index)
+    images(input, volumes=False)
+    maps("theta", theta, 3, 3, input, image_index)
     return _sample(input, theta, size, mode, padding_mode, align_corners, False, fill_value, image_index)
 
 
@@ -225,14 +226,12 @@ def thin_plate_spline_grid_sample(
                   [ 8.3000,  9.7000, 10.7000, 11.0000],
                   [12.1000, 13.3000, 14.3000, 15.0000]]]])
     """
-    _check_input(input)
-    if input.ndim != 4:
-        raise ValueError(f"input must have 4 dimensions (N, C, H_in, W_in), got shape {tuple(input.shape)}")
-    _check_tensor("offsets", offsets)
+    images(input, volumes=False)
+    floating("offsets", offsets)
     if offsets.ndim not in (3, 4) or offsets.shape[-1] != 2:
         raise ValueError(f"offsets must have shape (N, P, 2) or (N, K, P, 2), got {tuple(offsets.shape)}")
-    flat = _check_points(points, offsets.shape[-2])
-    _check_theta(input, offsets, (len(flat) // 2, 2), image_index, "offsets")
+    flat = control_points("points", points, offsets.shape[-2])
+    maps("offsets", offsets, len(flat) // 2, 2, input, image_index)
     options = (mode, padding_mode, align_corners, False, fill_value, image_index, flat)
     return _sample(input, offsets, size, *options)
 
@@ -250,13 +249,18 @@ def _sample(
     points: Sequence[float] = (),
 ) -> Tensor:
     """Check what all functions share, bring theta to one map after the other, and call the operator."""
-    size = _check_size(size, input, antialias)
-    _check_choice("mode", mode, MODES)
-    _check_choice("padding_mode", padding_mode, PADDING_MODES)
+    if size is None:
+        size = list(input.shape[2:])
+    else:
+        dim = input.ndim - 2
+        size = output_size(size, dim, {dim + 2: "; give the spatial size alone, without (N, C)"})
+        limits.check_size(size, input.dtype, antialias)  # here, for the dispatcher takes no larger ints
+    choice("mode", mode, MODES)
+    choice("padding_mode", padding_mode, PADDING_MODES)
     if mode == "bicubic" and input.ndim == 5:
         raise ValueError("mode must be 'bilinear' or 'nearest' for volumes (5-D input), got 'bicubic'")
-    _check_bool("align_corners", align_corners)
-    fill = _check_fill(fill_value, padding_mode, input)
+    flag("align_corners", align_corners)
+    fill = fill_values(fill_value, padding_mode, input)
     arguments = (fill, image_index, size, mode, padding_mode, align_corners, antialias, points)
     n = input.shape[0]
     if theta.ndim == 4:
@@ -267,197 +271,3 @@ def _sample(
     if theta.shape[0] == 1 and m != 1:
         theta = theta.expand(m, *theta.shape[1:])
     return derivatives.sample(input, theta, *arguments)
-
-
-def _check_tensor(name: str, tensor: Tensor) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {_describe(tensor)}")
-    if tensor.layout != torch.strided:
-        raise TypeError(f"{name} must be a strided tensor, got layout {tensor.layout}")
-
-
-def _check_device(name: str, tensor: Tensor, input: Tensor) -> None:
-    if tensor.device != input.device:
-        raise ValueError(f"{name} must be on the device of input, {input.device}, got {tensor.device}")
-
-
-def _check_input(input: Tensor) -> None:
-    _check_tensor("input", input)
-    if input.dtype not in INPUT_DTYPES:
-        names = ", ".join([str(dtype) for dtype in INPUT_DTYPES])
-        raise TypeError(f"input must have one of the dtypes {names}, got {input.dtype}")
-    if input.ndim not in (4, 5):
-        raise ValueError(
-            "input must have 4 dimensions (N, C, H_in, W_in) or 5 (N, C, D_in, H_in, W_in), "
-            f"got shape {tuple(input.shape)}"
-        )
-    if 0 in input.shape[2:]:
-        raise ValueError(f"input must have at least one pixel per image, got shape {tuple(input.shape)}")
-
-
-def _check_theta(
-    input: Tensor, theta: Tensor, matrix: tuple[int, int], image_index: Tensor | None, name: str = "theta"
-) -> None:
-    _check_tensor(name, theta)
-    if theta.dtype not in THETA_DTYPES:
-        raise TypeError(f"{name} must have a floating dtype (16, 32 or 64 bits), got {theta.dtype}")
-    n, (rows, columns) = input.shape[0], matrix
-    # Sizes one by one: a compiler's symbolic sizes are not what they equal in a tuple.
-    if theta.ndim not in (3, 4) or theta.shape[-2] != rows or theta.shape[-1] != columns:
-        raise ValueError(
-            f"{name} must have shape (N, {rows}, {columns}) or (N, K, {rows}, {columns}) for input of shape "
-            f"{tuple(input.shape)}, got {tuple(theta.shape)}"
-        )
-    if image_index is not None:
-        _check_tensor("image_index", image_index)
-        if image_index.dtype != torch.int64:
-            raise TypeError(f"image_index must have dtype torch.int64, got {image_index.dtype}")
-        if theta.ndim != 3:
-            raise ValueError(
-                f"{name} must have shape (M, {rows}, {columns}) with image_index, got {tuple(theta.shape)}"
-            )
-        m = theta.shape[0]
-        if image_index.ndim != 1 or (image_index.shape[0] != m and m != 1):
-            raise ValueError(
-                f"image_index must have one entry per matrix, shape ({m},) for {name} of shape "
-                f"{tuple(theta.shape)}, got shape {tuple(image_index.shape)}"
-            )
-        _check_device("image_index", image_index, input)
-    elif theta.shape[0] != n and theta.shape[0] != 1 and (theta.ndim == 4 or n != 1):
-        given = f"(1, {rows}, {columns})" if theta.ndim == 3 else f"(1, K, {rows}, {columns})"
-        hint = f"; with image_index {name} may hold any number" if theta.ndim == 3 else ""
-        raise ValueError(
-            f"{name} must hold one matrix per image: expected shape ({n}, ...) or {given} "
-            f"for input of shape {tuple(input.shape)}, got {tuple(theta.shape)}{hint}"
-        )
-    _check_device(name, theta, input)
-
-
-def _check_points(points: Sequence[int] | Sequence[Sequence[float]] | None, count: int) -> list[float]:
-    """Flat: x and y of each control point, one after the other."""
-    expected = "points must be None, two ints (rows, columns), or a sequence of pairs of numbers (x, y)"
-    if points is None:
-        side = 2
-        while side * side < count:  # math.isqrt takes no symbolic sizes
-            side += 1
-        if side * side != count:
-            raise ValueError(
-                f"points must say where control points are if their number is not a square (4, 9, 16, ...): "
-                f"offsets has {count}"
-            )
-        return splines.regular_points(side, side)
-    if not _is_sequence(points):
-        raise TypeError(f"{expected}, got {_describe(points)}")
-    if len(points) == 2 and all(_is_int(n) for n in points):
-        if min(points) < 2:
-            raise ValueError(f"points must have at least 2 rows and 2 columns, got {tuple(points)}")
-        flat = splines.regular_points(*points)
-    else:
-        for point in points:
-            is_pair = isinstance(point, Sequence) and len(point) == 2 and all(map(_is_number, point))
-            if not is_pair or not all(map(math.isfinite, point)):
-                raise TypeError(f"{expected}, all finite, got one that is {_describe(point)}")
-        flat = [float(number) for point in points for number in point]
-        if len(flat) < 6:
-            raise ValueError(f"points must be at least three, got {len(points)}")
-    if len(flat) != 2 * count:
-        raise ValueError(
-            f"offsets must have one entry per control point, shape (..., {len(flat) // 2}, 2) for points "
-            f"{_describe(points)}, got {count}"
-        )
-    return flat
-
-
-def _check_size(size: int | Sequence[int] | None, input: Tensor, antialias: bool) -> list[int]:
-    dim = input.ndim - 2
-    if size is None:
-        return list(input.shape[2:])
-    names = "two ints (H_out, W_out)" if dim == 2 else "three ints (D_out, H_out, W_out)"
-    expected = f"size must be None, an int, or {names}"
-    if _is_int(size):
-        size = (size,) * dim
-    if not _is_sequence(size):
-        raise TypeError(f"{expected}, got {_describe(size)}")
-    if len(size) != dim:
-        hint = "; give the spatial size alone, without (N, C)" if len(size) == dim + 2 else ""
-        raise ValueError(f"{expected}, got {tuple(size)}{hint}")
-    for extent in size:
-        if not _is_int(extent):
-            raise TypeError(f"{expected}, got {tuple(size)} with {_describe(extent)}")
-        if extent < 1:
-            raise ValueError(f"size must be positive, got {tuple(size)}")
-    limits.check_size(size, input.dtype, antialias)  # here, for the dispatcher takes no larger ints
-    return list(size)
-
-
-def _check_fill(
-    fill_value: float | Sequence[float] | Tensor | None, padding_mode: str, input: Tensor
-) -> Tensor | None:
-    """The fill values as (C,), None where there are none."""
-    if padding_mode != "fill":
-        if fill_value is not None:
-            raise ValueError(
-                f"fill_value must be None unless padding_mode is 'fill', got {_describe(fill_value)} "
-                f"with padding_mode {padding_mode!r}"
-            )
-        return None
-    channels = input.shape[1]
-    if isinstance(fill_value, Tensor):
-        _check_tensor("fill_value", fill_value)
-        if fill_value.dtype not in THETA_DTYPES:
-            raise TypeError(f"fill_value must have a floating dtype, got {fill_value.dtype}")
-        if fill_value.ndim > 1 or (fill_value.ndim == 1 and fill_value.shape[0] != channels):
-            raise ValueError(
-                f"fill_value must be a number or have one value per channel, shape ({channels},), "
-                f"got shape {tuple(fill_value.shape)}"
-            )
-        _check_device("fill_value", fill_value, input)
-        return fill_value.expand(channels)
-    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-    if isinstance(fill_value, (list, tuple)) and all(map(_is_number, fill_value)):
-        if len(fill_value) != channels:
-            raise ValueError(
-                f"fill_value must be a number or have one value per channel, {channels} values, "
-                f"got {_describe(fill_value)}"
-            )
-        return sharding.replicated(_fill_numbers(fill_value, input.device, dtype), input)
-    if not _is_number(fill_value):
-        raise TypeError(
-            "fill_value must be a number or one per channel, as a sequence or a tensor, for padding_mode "
-            f"'fill', got {_describe(fill_value)}"
-        )
-    value = torch.full((), fill_value, dtype=dtype, device=input.device)
-    return sharding.replicated(value.expand(channels), input)
-
-
-def _check_bool(name: str, value: bool) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be a bool, got {_describe(value)}")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if not isinstance(value, str):
-        raise TypeError(f"{name} must be a str, got {_describe(value)}")
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
-def _is_number(value: object) -> bool:
-    if isinstance(value, int):
-        return not isinstance(value, bool) and abs(value) <= _LARGEST
-    return isinstance(value, float)
-
-
-def _is_sequence(value: object) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray))
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
-
-
-def _describe(value: object) -> str:
-    text = repr(value)
-    if len(text) > 60:
-        text = text[:57] + "..."
-    return f"{text} of type {type(value).__name__}"

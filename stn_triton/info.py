@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 
 from stn_triton import environment, tables, tuning
-from stn_triton.command_line import EXIT_OK, UsageError
 from stn_triton.options import INPUT_DTYPES
+from stn_triton.terminal import EXIT_OK
 
 # The least that Triton compiles for.
 _CAPABILITY = (8, 0)
@@ -38,10 +38,7 @@ class TableState(NamedTuple):
 
 def main(args: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
-    try:
-        device = environment.choose_device(args.device)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    device = environment.choose_device(args.device)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     facts, states, supported = environment.facts(device), table_states(gpu), support(device)
     if args.json:

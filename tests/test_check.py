@@ -555,9 +555,9 @@ class TestCommandLine:
         """A process that would fail if it imported torch."""
         (tmp_path / "torch.py").write_text("raise ImportError('torch is imported')")
 
-        def run(*arguments):
+        def run(*arguments, program="stn_triton"):
             environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": "/usr/bin:/bin"}
-            command_line = [sys.executable, "-m", "stn_triton", *arguments]
+            command_line = [sys.executable, "-m", program, *arguments]
             return subprocess.run(command_line, capture_output=True, text=True, env=environment, cwd=tmp_path)
 
         return run
@@ -578,6 +578,10 @@ class TestCommandLine:
         assert done.returncode == code
         assert text in getattr(done, stream)
         assert "torch is imported" in no_torch("info").stderr, "and this would tell"
+
+    def test_the_measurements_help_needs_no_torch_either(self, no_torch):
+        assert "exit codes, of every command:" in no_torch("--help", program="perf").stdout
+        assert "torch is imported" in no_torch("step", program="perf").stderr, "and this would tell"
 
     def test_an_interruption_while_torch_is_imported_is_one_line(self, tmp_path):
         (tmp_path / "torch.py").write_text("print('begun', flush=True)\nimport time\ntime.sleep(60)")

@@ -456,7 +456,7 @@ ERRORS = {
     "cv2, volumes": (
         lambda: transforms.from_cv2(torch.ones(3, 4), (5, 6, 7)),
         ValueError,
-        r"size_in must be \(H, W\), got \(5, 6, 7\)",
+        r"size_in must be a sequence of ints \(H, W\), got \(5, 6, 7\)",
     ),
     "cv2, a flag": (
         lambda: transforms.from_cv2(torch.ones(2, 3), (5, 6), inverse_map=16),

@@ -10,9 +10,10 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 from digits_files import write_idx, write_mnist
 
-from stn_triton.examples.digits import UsageError, data, distortions, models
+from stn_triton.examples.digits import data, distortions, models
 from stn_triton.examples.digits.distortions import DISTORTIONS, generator, place
 from stn_triton.examples.digits.training import fixed_images
+from stn_triton.terminal import UsageError
 
 FRAME = data.FRAME
 

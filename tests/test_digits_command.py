@@ -9,6 +9,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 from digits_files import write_mnist
 
+from stn_triton import terminal
 from stn_triton.examples.digits import __main__ as command
 from stn_triton.examples.digits import data, invariance, pictures, results
 from stn_triton.examples.digits.training import Result, Settings, Task
@@ -83,9 +84,9 @@ class TestCommand:
             return step(*arguments)
 
         monkeypatch.setattr(training, "_step", interrupted)
-        assert run(*TINY, "--out", tmp_path) == command.EXIT_INTERRUPTED
+        assert run(*TINY, "--out", tmp_path) == terminal.EXIT_INTERRUPTED
         assert "the same command goes on" in capsys.readouterr().err
-        assert run(*TINY, "--out", tmp_path) == command.EXIT_INTERRUPTED
+        assert run(*TINY, "--out", tmp_path) == terminal.EXIT_INTERRUPTED
         assert run(*TINY, "--out", tmp_path) == 0
         # Done twice: the 12 steps after the first network's file was written, the 44 before the second's.
         assert len(calls) == 4 * 64 + 12 + 44
@@ -112,7 +113,7 @@ class TestCommand:
         arguments = ("--distortions", "R", "--models", "cnn", "--seeds", "1", "--jobs", "1")
         with pytest.raises(SystemExit) as stopped:
             run(*arguments, "--steps", "7", "--out", out)
-        assert stopped.value.code == command.EXIT_USAGE
+        assert stopped.value.code == terminal.EXIT_USAGE
         assert "steps was 64, is now 7" in capsys.readouterr().err
         small = tmp_path / "small"
         assert run(*arguments, "--steps", "2", "--out", small) == 0
@@ -152,7 +153,7 @@ class TestCommand:
     def test_wrong_arguments(self, arguments, message, capsys, tmp_path):
         with pytest.raises(SystemExit) as stopped:
             run(*arguments, "--out", tmp_path)
-        assert stopped.value.code == command.EXIT_USAGE
+        assert stopped.value.code == terminal.EXIT_USAGE
         assert message in capsys.readouterr().err
 
     def test_help_has_examples(self, capsys):
@@ -171,7 +172,7 @@ class TestCommand:
             return results_of
 
         monkeypatch.setattr(command, "_pictures", lambda *_: [])
-        for error, code in ((4.0, command.EXIT_OK), (2.0, command.EXIT_FAILED)):
+        for error, code in ((4.0, terminal.EXIT_OK), (2.0, terminal.EXIT_FAILED)):
             monkeypatch.setattr(runs, "run", found(error))
             assert run("--quick", "--out", tmp_path) == code
             assert ("No ST-CNN came out ahead" in capsys.readouterr().err) == (code != 0)

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import stn_triton
-from stn_triton import affine_grid_sample, functional
+from stn_triton import affine_grid_sample, functional, options
 
 FORWARD = torch.ops.stn_triton.affine_grid_sample.default
 BACKWARD = torch.ops.stn_triton.affine_grid_sample_backward.default
 NCHW, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
-DTYPES = functional.THETA_DTYPES
+DTYPES = options.THETA_DTYPES
 
 MAPS = {
     "near identity": (1.021, 0.013, 0.017, -0.011, 0.987, 0.029),

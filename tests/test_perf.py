@@ -564,6 +564,12 @@ class TestCommandLine:
         assert arguments[1] in message
         assert named in message.split("available:")[1]
 
+    def test_an_error_of_the_package_is_known_where_perf_is_imported_first(self):
+        command = [sys.executable, "-m", "perf", "step", "--device", "abacus"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 2
+        assert "perf step: error: --device: no device 'abacus' here; available: " in done.stderr
+
     def test_an_output_that_is_no_directory_exits_2(self, capsys):
         with pytest.raises(SystemExit) as stop:
             main(["bench", "--out", os.devnull])

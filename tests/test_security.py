@@ -123,7 +123,8 @@ class TestPickles:
     def test_one_in_place_of_a_network_does_not_run(self, tmp_path):
         pytest.importorskip("sklearn")
         pytest.importorskip("matplotlib")
-        from stn_triton.examples.digits import UsageError, data, training
+        from stn_triton.examples.digits import data, training
+        from stn_triton.terminal import UsageError
 
         trace = tmp_path / "trace"
         task = training.Task("R", "cnn", 1)
@@ -217,7 +218,8 @@ class TestDigits:
     def read(self):
         pytest.importorskip("sklearn")
         pytest.importorskip("matplotlib")
-        from stn_triton.examples.digits import UsageError, data
+        from stn_triton.examples.digits import data
+        from stn_triton.terminal import UsageError
 
         def read(path, match):
             with pytest.raises(UsageError, match=match):

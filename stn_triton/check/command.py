@@ -15,7 +15,7 @@ from stn_triton.check.engine import Engine
 from stn_triton.check.judge import CallError, Finding
 from stn_triton.check.report import Line, Progress
 from stn_triton.check.rows import ROWS, Row
-from stn_triton.command_line import EXIT_FAILED, EXIT_OK, UsageError
+from stn_triton.terminal import EXIT_FAILED, EXIT_OK, UsageError
 
 LOST = "the GPU answers no more since the failure above: this row would mean nothing"
 

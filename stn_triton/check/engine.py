@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from stn_triton import environment
-from stn_triton.command_line import UsageError
+from stn_triton.terminal import UsageError
 
 KERNELS, REFERENCE, INTERPRETER = "GPU kernels", "plain PyTorch", "interpreted kernels"
 
@@ -70,10 +70,7 @@ def choose(device: str | None, interpret: bool) -> Engine:
     """
     if interpret and device is None:
         device = "cpu"
-    try:
-        chosen = environment.choose_device(device)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    chosen = environment.choose_device(device)
     if not interpret:
         if chosen.type == "cuda" and _is_interpreting():
             raise UsageError(

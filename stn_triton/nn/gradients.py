@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
+
+from stn_triton import arguments
 
 
 def scale_gradient(theta: Tensor, factor: float) -> Tensor:
@@ -23,7 +23,8 @@ def scale_gradient(theta: Tensor, factor: float) -> Tensor:
         ``theta``, bit for bit.
 
     Raises:
-        ValueError: ``factor`` is not a finite number.
+        TypeError: ``factor`` is no number.
+        ValueError: ``factor`` is not finite.
 
     Example:
         >>> import torch, stn_triton
@@ -32,9 +33,7 @@ def scale_gradient(theta: Tensor, factor: float) -> Tensor:
         >>> theta.grad
         tensor([0.1000, 0.1000, 0.1000])
     """
-    if not isinstance(factor, (int, float)) or not -math.inf < factor < math.inf:
-        raise ValueError(f"factor must be a finite number, got {factor!r}")
-    if factor == 1:
+    if arguments.number("factor", factor) == 1:
         return theta
     # Adds zero times the factor; unlike a custom backward, with every kind of derivative and compiler.
     return theta.detach() + (theta - theta.detach()) * factor

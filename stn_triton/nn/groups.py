@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import nn
 
+from stn_triton import arguments
 from stn_triton.nn.transformer import SpatialTransformer
 
 
@@ -28,8 +28,8 @@ def parameter_groups(model: nn.Module, lr: float, localization_lr_scale: float =
         elsewhere, given to ``forward`` as ``features``, is not a part of the layer: its rate is ``lr``.
 
     Raises:
-        TypeError: ``model`` is no module (its ``parameters()``, for one).
-        ValueError: ``model`` has no spatial transformer, or a rate is not a number of at least 0.
+        TypeError: ``model`` is no module (its ``parameters()``, for one), or a rate is no number.
+        ValueError: ``model`` has no spatial transformer, or a rate is negative or not finite.
 
     Example:
         >>> import torch, stn_triton
@@ -42,8 +42,8 @@ def parameter_groups(model: nn.Module, lr: float, localization_lr_scale: float =
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got one of type {type(model).__name__}")
     for name, value in (("lr", lr), ("localization_lr_scale", localization_lr_scale)):
-        if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
+        if arguments.number(name, value) < 0:
+            raise ValueError(f"{name} must be at least 0, got {value!r}")
     layers = [module for module in model.modules() if isinstance(module, SpatialTransformer)]
     if not layers:
         raise ValueError(

@@ -25,8 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stn_triton import transforms
-from stn_triton.nn import checks
+from stn_triton import arguments, transforms
 
 TRANSFORMS = ("affine", "attention", "translation", "rotation", "similarity", "projective", "tps")
 BOUNDED = ("affine", "attention", "translation", "similarity")
@@ -168,12 +167,12 @@ def parametrize(
     bounded: bool,
 ) -> tuple[Parametrization, list[float]]:
     """From the arguments of a layer to its parametrization, and the numbers that it starts from."""
-    checks.choice("transform", transform, TRANSFORMS)
+    arguments.choice("transform", transform, TRANSFORMS)
     if dim == 3 and transform in IMAGES_ONLY:
         choices = ", ".join([repr(name) for name in TRANSFORMS if name not in IMAGES_ONLY])
         raise ValueError(f"transform must be one of {choices} for volumes (dim=3), got {transform!r}")
-    checks.choice("initialization", initialization, _INITIALIZATIONS)
-    if checks.flag("bounded", bounded) and transform not in BOUNDED:
+    arguments.choice("initialization", initialization, _INITIALIZATIONS)
+    if arguments.flag("bounded", bounded) and transform not in BOUNDED:
         raise ValueError(
             f"bounded must be False for transform={transform!r}, got True: only "
             f"{', '.join(map(repr, BOUNDED))} can be; outside_penalty keeps others inside"
@@ -187,16 +186,15 @@ def parametrize(
         along, centres = tiles(transformers, dim)
     if scale is None:
         scale = (_BOUNDED_SCALE if bounded else 1.0) / max(along)
-    if checks.number("scale", scale) <= 0:
-        raise ValueError(f"scale must be positive, got {scale}")
+    arguments.positive("scale", scale)
     furthest = max([abs(at) for centre in centres for at in centre])
     if bounded and not scale + furthest < 1:
         raise ValueError(
             f"scale must be below {1 - furthest:.3g} if bounded, for the initial crop lies within the input "
             f"and not on its edge, where no gradient is, got {scale}"
         )
-    points = checks.control_points("control_points", control_points) if transform == "tps" else ()
-    parametrization = Parametrization(transform, dim, points, bounded, scale)
+    points = arguments.control_points("control_points", control_points) if transform == "tps" else ()
+    parametrization = Parametrization(transform, dim, tuple(points), bounded, scale)
     return parametrization, [number for centre in centres for number in parametrization.start(centre)]
 
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stn_triton import splines
-from stn_triton.nn import checks
+from stn_triton import arguments, splines
 from stn_triton.nn.precision import without_autocast
 
 # Nearer to its horizon, or behind it, a homography is judged as if it were this far before it.
@@ -50,11 +49,9 @@ def outside_penalty(
         >>> stn_triton.nn.outside_penalty(half_out, lattice=64, softness=1e-6)
         tensor([0.0000, 0.5000])
     """
-    checks.floating("theta", theta)
-    if checks.count("lattice", lattice) < 2:
-        raise ValueError(f"lattice must be at least 2, got {lattice}")
-    if checks.number("softness", softness) <= 0:
-        raise ValueError(f"softness must be positive, got {softness}")
+    arguments.floating("theta", theta)
+    arguments.count("lattice", lattice, least=2)
+    arguments.positive("softness", softness)
     with without_autocast(theta.device):
         theta = theta.to(torch.promote_types(theta.dtype, torch.float32))
         if theta.ndim >= 2 and theta.shape[-1] == 2:
@@ -92,7 +89,7 @@ def _spline(
     offsets: Tensor, points: Sequence[int] | Sequence[Sequence[float]] | None, lattice: int
 ) -> tuple[Tensor, Tensor]:
     """Where splines send the lattice: (..., 2, L), and ones (L,)."""
-    flat = checks.control_points("points", points, offsets.shape[-2])
+    flat = arguments.control_points("points", points, offsets.shape[-2])
     axis = torch.linspace(-1, 1, lattice, dtype=offsets.dtype, device=offsets.device)
     terms = splines.basis((axis, axis), flat).flatten(0, 1).T  # (P, L)
     positions = torch.stack(torch.meshgrid([axis] * 2, indexing="xy")).flatten(1)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from stn_triton import transforms
-from stn_triton.nn import checks
+from stn_triton import arguments, transforms
 from stn_triton.nn.transformer import SpatialTransformer
 
 
@@ -50,7 +49,7 @@ class SpatialTransformerSeries(nn.Module):
         for index, stage in enumerate(stages):
             name = f"stages[{index}]"
             if not isinstance(stage, SpatialTransformer):
-                raise TypeError(f"{name} must be a SpatialTransformer, {checks.got(stage)}")
+                raise TypeError(f"{name} must be a SpatialTransformer, {arguments.got(stage)}")
             transform = stage.parametrization.transform
             if transform == "tps":
                 raise ValueError(f"{name} must have a matrix for theta, to be composed, got transform='tps'")
@@ -66,7 +65,7 @@ class SpatialTransformerSeries(nn.Module):
                     f"{name} must have antialias=False, for the map up to it is projective, got True"
                 )
         self.stages = nn.ModuleList(stages)
-        self.return_theta = checks.flag("return_theta", return_theta)
+        self.return_theta = arguments.flag("return_theta", return_theta)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """``x`` warped once, by the product of what all stages found."""

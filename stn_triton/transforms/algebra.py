@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stn_triton.transforms import arguments
+from stn_triton.transforms import inputs
 
 AFFINE = ((2, 3), (3, 4))
 PROJECTIVE = (3, 3)
@@ -45,10 +45,10 @@ def compose(first: Tensor, *others: Tensor) -> Tensor:
         tensor([[ 0.5000,  0.0000, -0.5000],
                 [ 0.0000,  0.5000, -0.5000]])
     """
-    result = arguments.matrices("first", first, (*AFFINE, PROJECTIVE))
+    result = inputs.matrices("first", first, (*AFFINE, PROJECTIVE))
     for index, theta in enumerate(others):
         name = f"others[{index}]"
-        theta = arguments.matrices(name, theta, (*AFFINE, PROJECTIVE))
+        theta = inputs.matrices(name, theta, (*AFFINE, PROJECTIVE))
         if theta.dtype != result.dtype:
             raise TypeError(f"{name} must have the dtype of first, {result.dtype}, got {theta.dtype}")
         dim = 3 if result.shape[-1] == 4 else 2
@@ -88,7 +88,7 @@ def invert(theta: Tensor) -> Tensor:
         tensor([[ 0.5000, -0.0000, -0.2500],
                 [-0.0000,  0.2500, -0.2500]])
     """
-    theta = arguments.matrices("theta", theta, (*AFFINE, PROJECTIVE))
+    theta = inputs.matrices("theta", theta, (*AFFINE, PROJECTIVE))
     if not is_affine(theta):
         return inverse(theta)
     linear = inverse(theta[..., :-1])

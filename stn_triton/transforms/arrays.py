@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from stn_triton.transforms import arguments
+from stn_triton import arguments
+from stn_triton.transforms import inputs
 from stn_triton.transforms.algebra import invert, with_shift
-from stn_triton.transforms.arguments import Sizes
 from stn_triton.transforms.builders import Numbers
+from stn_triton.transforms.inputs import Sizes
 from stn_triton.transforms.pixels import (
     SHAPES,
     affine_only,
@@ -59,7 +60,7 @@ def from_cv2(
         tensor([[[[0., 1., 2., 3.]]]], dtype=torch.float64)
     """
     both_sizes(size_in, size_out, (2,))
-    matrix = arguments.matrices("matrix", matrix, SHAPES[2])
+    matrix = inputs.matrices("matrix", matrix, SHAPES[2])
     if not arguments.flag("inverse_map", inverse_map):
         matrix = invert(matrix)
     return from_pixels(matrix, size_in, size_out, align_corners=align_corners)
@@ -113,10 +114,10 @@ def from_scipy(
         [[0.5, 0.0, -0.4375], [0.0, 1.0, 0.5]]
     """
     dim = len(both_sizes(size_in, size_out)[0])
-    matrix = arguments.matrices("matrix", matrix, ((dim, dim), (dim, dim + 1), (dim + 1, dim + 1)))
+    matrix = inputs.matrices("matrix", matrix, ((dim, dim), (dim, dim + 1), (dim + 1, dim + 1)))
     if matrix.shape[-1] == dim:
-        offset = arguments.tensor("offset", (0.0,) * dim if offset is None else offset, matrix)
-        offset = arguments.vectors("offset", offset, (dim,), f"(..., {dim})")
+        offset = inputs.tensor("offset", (0.0,) * dim if offset is None else offset, matrix)
+        offset = inputs.vectors("offset", offset, (dim,), f"(..., {dim})")
         matrix = with_shift(matrix, offset)
     elif offset is not None:
         shape = tuple(matrix.shape)
@@ -168,7 +169,7 @@ def from_dali(
                 [0., 1., 0.]])
     """
     dim = len(both_sizes(size_in, size_out)[0])
-    matrix = arguments.matrices("matrix", matrix, ((dim, dim + 1),))
+    matrix = inputs.matrices("matrix", matrix, ((dim, dim + 1),))
     if not arguments.flag("inverse_map", inverse_map):
         matrix = invert(matrix)
     return from_pixels(from_corner(matrix), size_in, size_out, align_corners=align_corners)

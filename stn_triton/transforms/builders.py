@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stn_triton.transforms import arguments
+from stn_triton import arguments
+from stn_triton.transforms import inputs
 from stn_triton.transforms.algebra import with_shift
 
 _SYMBOLIC = (torch.SymInt, torch.SymFloat)  # of sizes that an exported program leaves open
@@ -63,7 +64,7 @@ def translation(shift: Numbers) -> Tensor:
         >>> stn_triton.affine_grid_sample(image, one_pixel_right[None])
         tensor([[[[2., 3., 4., 0.]]]])
     """
-    shift = arguments.vectors("shift", shift, (2, 3), "(..., 2) or (..., 3)")
+    shift = inputs.vectors("shift", shift, (2, 3), "(..., 2) or (..., 3)")
     dim = shift.shape[-1]
     linear = torch.eye(dim, dtype=shift.dtype, device=shift.device)
     return with_shift(linear, shift)
@@ -91,7 +92,7 @@ def scale(factors: Numbers, *, dim: int = 2) -> Tensor:
                 [0.0000, 2.0000, 0.0000]])
     """
     dim = arguments.dimension(dim)
-    factors = arguments.vectors("factors", factors, (1, 2, 3), "(..., 1), (..., 2) or (..., 3)")
+    factors = inputs.vectors("factors", factors, (1, 2, 3), "(..., 1), (..., 2) or (..., 3)")
     if factors.shape[-1] == 1:
         factors = factors.expand(*factors.shape[:-1], dim)
     return about_the_centre(torch.diag_embed(factors))
@@ -123,7 +124,7 @@ def rotation(angle: Numbers, *, aspect: float | Tensor = 1.0) -> Tensor:
         tensor([[[[2., 4.],
                   [1., 3.]]]])
     """
-    angle = arguments.tensor("angle", angle)
+    angle = inputs.tensor("angle", angle)
     cos, sin = angle.cos(), angle.sin()
     linear = torch.stack((cos, -sin, sin, cos), dim=-1).unflatten(-1, (2, 2))
     return about_the_centre(on_sides(linear, aspect))
@@ -157,7 +158,7 @@ def rotation_3d(vector: Numbers, *, aspect: Sequence[float | Tensor] = (1.0, 1.0
                 [ 1.,  0.,  0.,  0.],
                 [ 0.,  0.,  1.,  0.]])
     """
-    vector = arguments.vectors("vector", vector, (3,), "(..., 3)")
+    vector = inputs.vectors("vector", vector, (3,), "(..., 3)")
     # With t = |v| and K = [v]x: exp(K) = cos t I + (sin t / t) K + ((1 - cos t) / t^2) v v^T. The ratios are
     # smooth functions of t^2, written as power series in it where it is small: sqrt has no gradient at 0.
     square = (vector * vector).sum(dim=-1, dtype=vector.dtype)
@@ -197,7 +198,7 @@ def shear(factors: Numbers, *, aspect: float | Tensor | Sequence[float | Tensor]
         tensor([[1.0000, 0.5000, 0.0000],
                 [0.0000, 1.0000, 0.0000]])
     """
-    factors = arguments.vectors("factors", factors, (2, 6), "(..., 2) or (..., 6)")
+    factors = inputs.vectors("factors", factors, (2, 6), "(..., 2) or (..., 6)")
     one = torch.ones_like(factors[..., 0])
     if factors.shape[-1] == 2:
         xy, yx = factors.unbind(-1)

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stn_triton.transforms import arguments, builders
+from stn_triton import arguments
+from stn_triton.transforms import builders, inputs
 from stn_triton.transforms.algebra import compose, with_shift
-from stn_triton.transforms.arguments import Sizes
 from stn_triton.transforms.builders import Numbers
+from stn_triton.transforms.inputs import Sizes
 
 
 def affine(
@@ -52,12 +53,12 @@ def affine(
     dim = arguments.dimension(dim)
     given = {"translation": translation, "angle": angle, "shear": shear, "scale": scale}
     typed = [
-        arguments.tensor(name, value)
+        inputs.tensor(name, value)
         for name, value in given.items()
-        if isinstance(value, Tensor) or arguments.is_array(value)
+        if isinstance(value, Tensor) or inputs.is_array(value)
     ]
     parts = {
-        name: arguments.tensor(name, value, typed[0] if typed else None)
+        name: inputs.tensor(name, value, typed[0] if typed else None)
         for name, value in given.items()
         if value is not None
     }
@@ -74,7 +75,7 @@ def affine(
         lengths["angle"] = (3,)
     for name in parts.keys() & lengths.keys():
         words = " or ".join([f"(..., {length})" for length in lengths[name]])
-        arguments.vectors(name, parts[name], lengths[name], f"{words} for dim={dim}")
+        inputs.vectors(name, parts[name], lengths[name], f"{words} for dim={dim}")
     if aspect is None:
         aspect = 1.0 if dim == 2 else (1.0, 1.0, 1.0)
     rotate = builders.rotation if dim == 2 else builders.rotation_3d
@@ -120,10 +121,10 @@ def boxes(
         tensor([[[[1., 2.],
                   [5., 6.]]]])
     """
-    extents = arguments.sizes("size_in", size_in)
+    extents = inputs.sizes("size_in", size_in)
     dim = len(extents)
     names = "(..., 4)" if dim == 2 else "(..., 6)"
-    boxes = arguments.vectors("boxes", boxes, (2 * dim,), f"{names} for size_in {tuple(size_in)}")
+    boxes = inputs.vectors("boxes", boxes, (2 * dim,), f"{names} for size_in {tuple(size_in)}")
     arguments.flag("align_corners", align_corners)
     low, high = boxes[..., :dim].unbind(-1), boxes[..., dim:].unbind(-1)
     inset = 1 if align_corners else 0
@@ -137,7 +138,7 @@ def boxes(
     elif dim == 3:
         raise ValueError(f"angle must be None for volumes, size_in {tuple(size_in)}, {arguments.got(angle)}")
     else:
-        turn = builders.rotation(arguments.tensor("angle", angle, boxes))[..., :2]
+        turn = builders.rotation(inputs.tensor("angle", angle, boxes))[..., :2]
         linear = turn * torch.stack(spans, dim=-1).unsqueeze(-2)
         linear = torch.stack([row / unit for row, unit in zip(linear.unbind(-2), units, strict=True)], dim=-2)
     return with_shift(linear, shift)

@@ -11,11 +11,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stn_triton import constants
-from stn_triton.transforms import arguments
+from stn_triton import arguments, constants
+from stn_triton.transforms import inputs
 from stn_triton.transforms.algebra import is_affine, with_shift
-from stn_triton.transforms.arguments import Sizes
 from stn_triton.transforms.builders import Numbers
+from stn_triton.transforms.inputs import Sizes
 
 SHAPES = {2: ((2, 3), (3, 3)), 3: ((3, 4),)}
 _numbers = constants.numbers_of("size_in and size_out")
@@ -53,7 +53,7 @@ def from_pixels(
                 [ 9., 10., 11.,  0.]])
     """
     extents_in, extents_out = both_sizes(size_in, size_out)
-    matrix = arguments.matrices("matrix", matrix, SHAPES[len(extents_in)])
+    matrix = inputs.matrices("matrix", matrix, SHAPES[len(extents_in)])
     origin_in, origin_out = centres(extents_in), centres(extents_out)
     matrix = move_origins(matrix, [-c for c in origin_in], [-c for c in origin_out])
     return normalise(matrix, extents_in, extents_out, align_corners)
@@ -84,7 +84,7 @@ def to_pixels(
                 [0.0000, 0.5000, 1.7500]])
     """
     extents_in, extents_out = both_sizes(size_in, size_out)
-    theta = arguments.matrices("theta", theta, SHAPES[len(extents_in)])
+    theta = inputs.matrices("theta", theta, SHAPES[len(extents_in)])
     matrix = denormalise(theta, extents_in, extents_out, align_corners)
     return move_origins(matrix, centres(extents_in), centres(extents_out))
 
@@ -108,18 +108,18 @@ def reverse_axes(matrix: Tensor) -> Tensor:
 
 def affine_only(theta: Tensor, size_in: Sizes) -> Tensor:
     """Theta, checked, where a library has no homographies."""
-    dim = len(arguments.sizes("size_in", size_in))
-    return arguments.matrices("theta", theta, ((dim, dim + 1),))
+    dim = len(inputs.sizes("size_in", size_in))
+    return inputs.matrices("theta", theta, ((dim, dim + 1),))
 
 
 def both_sizes(
     size_in: Sizes, size_out: Sizes | None, dims: tuple[int, ...] = (2, 3)
 ) -> tuple[list[int], list[int]]:
     """The sizes of input and output, checked, as (W, H[, D])."""
-    extents_in = arguments.sizes("size_in", size_in, dims)
+    extents_in = inputs.sizes("size_in", size_in, dims)
     if size_out is None:
         return extents_in, extents_in
-    return extents_in, arguments.sizes("size_out", size_out, (len(extents_in),))
+    return extents_in, inputs.sizes("size_out", size_out, (len(extents_in),))
 
 
 def centres(extents: list[int]) -> list[float]:

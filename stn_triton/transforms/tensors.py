@@ -10,10 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stn_triton.transforms import arguments
+from stn_triton import arguments
+from stn_triton.transforms import inputs
 from stn_triton.transforms.algebra import homogeneous, invert, with_shift
-from stn_triton.transforms.arguments import Sizes
 from stn_triton.transforms.builders import Numbers
+from stn_triton.transforms.inputs import Sizes
 from stn_triton.transforms.pixels import (
     SHAPES,
     affine_only,
@@ -56,7 +57,7 @@ def from_kornia(
                 [-0.0000,  1.0000,  0.0000]])
     """
     dim = len(both_sizes(size_in, size_out)[0])
-    matrix = invert(arguments.matrices("matrix", matrix, SHAPES[dim]))
+    matrix = invert(inputs.matrices("matrix", matrix, SHAPES[dim]))
     return from_pixels(matrix, size_in, size_out, align_corners=align_corners)
 
 
@@ -96,7 +97,7 @@ def from_torchvision(
                 [ 0.0000,  0.0000,  1.0000]])
     """
     both_sizes(size_in, size_out, (2,))
-    coefficients = arguments.vectors("coefficients", coefficients, (8,), "(..., 8)")
+    coefficients = inputs.vectors("coefficients", coefficients, (8,), "(..., 8)")
     last = torch.ones_like(coefficients[..., :1])
     matrix = torch.cat((coefficients, last), dim=-1).unflatten(-1, (3, 3))
     return from_pixels(from_corner(matrix), size_in, size_out, align_corners=align_corners)
@@ -157,12 +158,12 @@ def from_torchvision_affine(
                 [[3., 1.],
                  [4., 2.]]])
     """
-    extents = arguments.sizes("size_in", size_in, (2,))
+    extents = inputs.sizes("size_in", size_in, (2,))
     given = {"angle": angle, "translate": translate, "scale": scale, "shear": shear, "center": center}
     like = next((value for value in given.values() if isinstance(value, Tensor)), None)
-    angle, scale = arguments.tensor("angle", angle, like), arguments.tensor("scale", scale, like)
+    angle, scale = inputs.tensor("angle", angle, like), inputs.tensor("scale", scale, like)
     translate, shear = (
-        arguments.vectors(name, given[name], (2,), "(..., 2)", like) for name in ("translate", "shear")
+        inputs.vectors(name, given[name], (2,), "(..., 2)", like) for name in ("translate", "shear")
     )
     turn, (slant_x, slant_y) = angle.deg2rad(), shear.deg2rad().unbind(-1)
     # Rotation, shear along y, shear along x, from input to output about the centre.
@@ -172,7 +173,7 @@ def from_torchvision_affine(
     linear = linear.unflatten(-1, (2, 2))
     shift = translate
     if center is not None:
-        center = arguments.vectors("center", center, (2,), "(..., 2)", like)
+        center = inputs.vectors("center", center, (2,), "(..., 2)", like)
         center = center - of_sizes([extent / 2 for extent in extents], center)
         shift = shift + center - (linear * center.unsqueeze(-2)).sum(dim=-1, dtype=linear.dtype)
     return normalise(invert(with_shift(linear, shift)), extents, extents, align_corners)
@@ -212,7 +213,7 @@ def from_monai(
     """
     extents = both_sizes(size_in, size_out)
     dim = len(extents[0])
-    matrix = arguments.matrices("matrix", matrix, ((dim, dim + 1), (dim + 1, dim + 1)))
+    matrix = inputs.matrices("matrix", matrix, ((dim, dim + 1), (dim + 1, dim + 1)))
     matrix = reverse_axes(matrix[..., :dim, :])
     if arguments.flag("zero_centered", zero_centered):
         return normalise(matrix, *extents, align_corners)

@@ -11,9 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from stn_triton.examples.digits import UsageError
-
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+from stn_triton.terminal import EXIT_FAILED, EXIT_OK, Parser, chosen, run
 
 DESCRIPTION = """\
 Train networks with and without a spatial transformer on distorted handwritten digits, after Table 1 of
@@ -51,14 +49,9 @@ exit codes:
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m stn_triton.examples.digits",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m stn_triton.examples.digits", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument(
         "--quick",
         action="store_true",
@@ -90,26 +83,19 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    try:
-        from stn_triton.examples.digits.runs import one_thread
+    args = build_parser().parse(argv)
+    return run(args, _main, extra="examples", interrupted="interrupted; the same command goes on from here")
 
+
+def _main(args: argparse.Namespace) -> int:
+    from stn_triton.examples.digits.runs import one_thread
+
+    try:
         with one_thread():
             return _run(args)
-    except UsageError as error:
-        parser.error(str(error))
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] == "stn_triton":
-            raise
-        print(f"{error.name} is missing: python -m pip install -e '.[examples]'", file=sys.stderr)
-        return EXIT_FAILED
     except OSError as error:
         print(error, file=sys.stderr)
         return EXIT_FAILED
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
-        return EXIT_INTERRUPTED
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -151,15 +137,15 @@ def _plan(args: argparse.Namespace):
     from stn_triton.examples.digits import runs
 
     plan = runs.QUICK if args.quick else runs.FULL
-    distortions = _chosen("--distortions", args.distortions, runs.FULL.models)
-    models = _chosen("--models", args.models, runs.MODELS)
-    chosen = {
+    distortions = chosen("--distortions", args.distortions, runs.FULL.models)
+    models = chosen("--models", args.models, runs.MODELS)
+    wanted = {
         # Who asks for networks by name gets them on every distortion, also where the plan has fewer.
         name: models if args.models else plan.models.get(name, runs.FULL.models[name])
         for name in (distortions if args.distortions else plan.models)
     }
     settings = replace(plan.settings, steps=args.steps or plan.settings.steps)
-    return replace(plan, models=chosen, seeds=args.seeds or plan.seeds, settings=settings)
+    return replace(plan, models=wanted, seeds=args.seeds or plan.seeds, settings=settings)
 
 
 def _pictures(tasks, settings, source, networks: Path, out: Path) -> list[Path]:
@@ -197,13 +183,6 @@ def _set_aside(out: Path) -> None:
         previous.mkdir(parents=True)
         for path in left:
             path.rename(previous / path.name)
-
-
-def _chosen(option: str, names: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
-    for name in names or ():
-        if name not in known:
-            raise UsageError(f"{option}: unknown name {name!r}; available: {', '.join(known)}")
-    return tuple(name for name in known if names is None or name in names)
 
 
 def _positive(text: str) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stn_triton import affine_grid_sample
-from stn_triton.examples.digits import UsageError
+from stn_triton.terminal import UsageError
 
 FRAME = 20
 """Pixels of an undistorted image; MNIST's are 28."""

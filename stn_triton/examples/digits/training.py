@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stn_triton.examples.digits import UsageError, models
+from stn_triton.examples.digits import models
 from stn_triton.examples.digits.data import FRAME, Digits, Source
 from stn_triton.examples.digits.distortions import DISTORTIONS, generator
 from stn_triton.nn import parameter_groups
+from stn_triton.terminal import UsageError
 
 ROUND = 16
 """Batches that are distorted at once; the unit of progress."""

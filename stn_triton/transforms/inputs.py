@@ -1,4 +1,4 @@
-"""What the functions of this package accept: tensors, arrays and numbers, sizes, matrices."""
+"""What the functions of this package are given, checked: numbers and arrays as tensors, sizes as (W, H)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stn_triton.options import THETA_DTYPES
+from stn_triton import arguments
 
 Sizes = Sequence[int]  # (H, W) or (D, H, W)
 
@@ -32,11 +32,9 @@ def tensor(name: str, value: Any, like: Tensor | None = None) -> Tensor:
                 value = torch.as_tensor(value, dtype=dtype, device=device)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(
-                f"{name} must be a tensor, a number or a sequence of numbers, {got(value)}"
+                f"{name} must be a tensor, a number or a sequence of numbers, {arguments.got(value)}"
             ) from error
-    if value.dtype not in THETA_DTYPES:
-        raise TypeError(f"{name} must have a floating dtype (16, 32 or 64 bits), got {value.dtype}")
-    return value
+    return arguments.floating(name, value)
 
 
 def vectors(
@@ -62,36 +60,7 @@ def matrices(name: str, value: Any, shapes: Sequence[tuple[int, int]]) -> Tensor
 def sizes(name: str, value: Any, dims: tuple[int, ...] = (2, 3)) -> list[int]:
     """A spatial size, checked, in the order of coordinates: (W, H) or (W, H, D)."""
     words = " or ".join([("(H, W)", "(D, H, W)")[dim - 2] for dim in dims])
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise TypeError(f"{name} must be a sequence of ints {words}, {got(value)}")
-    if len(value) not in dims:
-        raise ValueError(f"{name} must be {words}, got {tuple(value)}")
-    for extent in value:
-        if not isinstance(extent, (int, torch.SymInt)) or isinstance(extent, bool):
-            raise TypeError(f"{name} must hold ints {words}, got {tuple(value)}")
-        if extent < 1:
-            raise ValueError(f"{name} must be positive on each axis, got {tuple(value)}")
-    return list(reversed(value))
-
-
-def dimension(value: Any) -> int:
-    """2 or 3."""
-    if not isinstance(value, int) or value not in (2, 3):
-        raise ValueError(f"dim must be 2 or 3, got {value!r}")
-    return value
-
-
-def flag(name: str, value: Any) -> bool:
-    """A bool."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be a bool, {got(value)}")
-    return value
-
-
-def got(value: Any) -> str:
-    """The end of an error message: what was given."""
-    text = repr(value)
-    return f"got {text if len(text) <= 60 else text[:57] + '...'} of type {type(value).__name__}"
+    return list(reversed(arguments.sizes(name, value, dims, f"a sequence of ints {words}")))
 
 
 def is_array(value: Any) -> bool:

@@ -1,0 +1,277 @@
+"""How arguments are checked, for the whole package.
+
+Each function takes an argument's name and value, or the value alone where the name never varies. It returns
+the value, or raises an error that says the name, what was expected and what was given: TypeError for a wrong
+type or dtype, else ValueError. What concerns layers alone is in ``nn/checks.py``, and what makes tensors of
+numbers and arrays in ``transforms/inputs.py``.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stn_triton import constants, sharding, splines
+from stn_triton.options import INPUT_DTYPES, THETA_DTYPES
+
+_LARGEST = sys.float_info.max
+_fill_numbers = constants.numbers_of("fill_value")
+
+
+def described(value: object) -> str:
+    """A value and its type, for an error message."""
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} of type {type(value).__name__}"
+
+
+def got(value: object) -> str:
+    """The end of an error message: what was given."""
+    return f"got {described(value)}"
+
+
+def is_int(value: object) -> bool:
+    """Whether it is an int, one that a compiler does not know yet included; a bool is none."""
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a float, or an int that fits into one; a bool is none."""
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) <= _LARGEST
+    return isinstance(value, float)
+
+
+def is_sequence(value: object) -> bool:
+    """Whether it is a sequence of things, and no text."""
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray))
+
+
+def flag(name: str, value: Any) -> bool:
+    """A bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, {got(value)}")
+    return value
+
+
+def choice(name: str, value: Any, choices: Sequence[str], hint: str = "") -> str:
+    """One of some strings; ``hint`` says what they have in common."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, {got(value)}")
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}{hint}, got {value!r}")
+    return value
+
+
+def count(name: str, value: Any, least: int = 1) -> int:
+    """An int of at least ``least``."""
+    if not is_int(value):
+        raise TypeError(f"{name} must be an int, {got(value)}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    return value
+
+
+def number(name: str, value: Any) -> float:
+    """A finite number."""
+    if not is_number(value):
+        raise TypeError(f"{name} must be a number, {got(value)}")
+    if not -math.inf < value < math.inf:
+        raise ValueError(f"{name} must be finite, got {value}")
+    return value
+
+
+def positive(name: str, value: Any) -> float:
+    """A finite number above 0."""
+    if number(name, value) <= 0:
+        raise ValueError(f"{name} must be positive, got {value}")
+    return value
+
+
+def dimension(value: Any) -> int:
+    """``dim``: 2 or 3."""
+    if not isinstance(value, int) or value not in (2, 3):
+        raise ValueError(f"dim must be 2 (images) or 3 (volumes), got {value!r}")
+    return value
+
+
+def tensor(name: str, value: Any) -> Tensor:
+    """A strided tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, {got(value)}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} must be a strided tensor, got layout {value.layout}")
+    return value
+
+
+def floating(name: str, value: Any) -> Tensor:
+    """A strided tensor with a floating dtype."""
+    if tensor(name, value).dtype not in THETA_DTYPES:
+        raise TypeError(f"{name} must have a floating dtype (16, 32 or 64 bits), got {value.dtype}")
+    return value
+
+
+def sizes(
+    name: str,
+    value: Any,
+    dims: Sequence[int],
+    expected: str,
+    hints: Mapping[int, str] | None = None,
+) -> list[int]:
+    """A sequence of positive ints, one per axis; ``hints`` by their number if it is not one of ``dims``."""
+    if not is_sequence(value):
+        raise TypeError(f"{name} must be {expected}, {got(value)}")
+    if len(value) not in dims:
+        hint = (hints or {}).get(len(value), "")
+        raise ValueError(f"{name} must be {expected}, got {tuple(value)}{hint}")
+    for extent in value:
+        if not is_int(extent):
+            raise TypeError(f"{name} must be {expected}, got {tuple(value)} with {described(extent)}")
+        if extent < 1:
+            raise ValueError(f"{name} must be positive on each axis, got {tuple(value)}")
+    return list(value)
+
+
+def output_size(value: Any, dim: int, hints: Mapping[int, str] | None = None) -> list[int]:
+    """``size`` of the output, an int for all axes or one per axis, with one per axis."""
+    names = "two ints (H_out, W_out)" if dim == 2 else "three ints (D_out, H_out, W_out)"
+    if is_int(value):
+        value = (value,) * dim
+    return sizes("size", value, (dim,), f"None, an int, or {names}", hints)
+
+
+def control_points(name: str, value: Any, offsets: int | None = None) -> list[float]:
+    """The control points of a spline: x and y of one after the other.
+
+    Args:
+        name: of the argument.
+        value: (rows, columns), or pairs (x, y), or None for as many rows as columns.
+        offsets: how many points there are offsets for; without, None is refused.
+    """
+    alone = "" if offsets is None else "None, "
+    expected = f"{name} must be {alone}two ints (rows, columns), or a sequence of pairs of numbers (x, y)"
+    if value is None and offsets is not None:
+        side = 2
+        while side * side < offsets:  # math.isqrt takes no symbolic sizes
+            side += 1
+        if side * side != offsets:
+            raise ValueError(
+                f"{name} must say where control points are if their number is not a square (4, 9, 16, ...): "
+                f"offsets has {offsets}"
+            )
+        return splines.regular_points(side, side)
+    if not is_sequence(value):
+        raise TypeError(f"{expected}, {got(value)}")
+    if len(value) == 2 and all(is_int(n) for n in value):
+        if min(value) < 2:
+            raise ValueError(f"{name} must have at least 2 rows and 2 columns, got {tuple(value)}")
+        flat = splines.regular_points(*value)
+    else:
+        for point in value:
+            is_pair = is_sequence(point) and len(point) == 2 and all(map(is_number, point))
+            if not is_pair or not all(map(math.isfinite, point)):
+                raise TypeError(f"{expected}, all finite, got one that is {described(point)}")
+        flat = [float(n) for point in value for n in point]
+        if len(flat) < 6:
+            raise ValueError(f"{name} must be at least three, got {len(value)}")
+    if offsets is not None and len(flat) != 2 * offsets:
+        raise ValueError(
+            f"offsets must have one entry per control point, shape (..., {len(flat) // 2}, 2) for {name} "
+            f"{described(value)}, got {offsets}"
+        )
+    return flat
+
+
+def images(input: Any, volumes: bool = True) -> Tensor:
+    """``input`` of an operator: images or, where it takes them, volumes."""
+    if tensor("input", input).dtype not in INPUT_DTYPES:
+        names = ", ".join([str(dtype) for dtype in INPUT_DTYPES])
+        raise TypeError(f"input must have one of the dtypes {names}, got {input.dtype}")
+    if input.ndim != 4 and not (volumes and input.ndim == 5):
+        others = " or 5 (N, C, D_in, H_in, W_in)" if volumes else ""
+        raise ValueError(
+            f"input must have 4 dimensions (N, C, H_in, W_in){others}, got shape {tuple(input.shape)}"
+        )
+    if 0 in input.shape[2:]:
+        raise ValueError(f"input must have at least one pixel per image, got shape {tuple(input.shape)}")
+    return input
+
+
+def maps(name: str, value: Any, rows: int, columns: int, input: Tensor, image_index: Tensor | None) -> Tensor:
+    """What maps the output to ``input``: matrices or offsets (N, rows, columns), (N, K, ...) or (M, ...)."""
+    floating(name, value)
+    n = input.shape[0]
+    # Sizes one by one: a compiler's symbolic sizes are not what they equal in a tuple.
+    if value.ndim not in (3, 4) or value.shape[-2] != rows or value.shape[-1] != columns:
+        raise ValueError(
+            f"{name} must have shape (N, {rows}, {columns}) or (N, K, {rows}, {columns}) for input of shape "
+            f"{tuple(input.shape)}, got {tuple(value.shape)}"
+        )
+    if image_index is not None:
+        if tensor("image_index", image_index).dtype != torch.int64:
+            raise TypeError(f"image_index must have dtype torch.int64, got {image_index.dtype}")
+        if value.ndim != 3:
+            raise ValueError(
+                f"{name} must have shape (M, {rows}, {columns}) with image_index, got {tuple(value.shape)}"
+            )
+        m = value.shape[0]
+        if image_index.ndim != 1 or (image_index.shape[0] != m and m != 1):
+            raise ValueError(
+                f"image_index must have one entry per matrix, shape ({m},) for {name} of shape "
+                f"{tuple(value.shape)}, got shape {tuple(image_index.shape)}"
+            )
+        _on_device("image_index", image_index, input)
+    elif value.shape[0] != n and value.shape[0] != 1 and (value.ndim == 4 or n != 1):
+        given = f"(1, {rows}, {columns})" if value.ndim == 3 else f"(1, K, {rows}, {columns})"
+        hint = f"; with image_index {name} may hold any number" if value.ndim == 3 else ""
+        raise ValueError(
+            f"{name} must hold one matrix per image: expected shape ({n}, ...) or {given} "
+            f"for input of shape {tuple(input.shape)}, got {tuple(value.shape)}{hint}"
+        )
+    _on_device(name, value, input)
+    return value
+
+
+def fill_values(fill_value: Any, padding_mode: str, input: Tensor) -> Tensor | None:
+    """``fill_value`` as a tensor (C,); None unless the padding is ``"fill"``."""
+    if padding_mode != "fill":
+        if fill_value is not None:
+            raise ValueError(
+                f"fill_value must be None unless padding_mode is 'fill', {got(fill_value)} "
+                f"with padding_mode {padding_mode!r}"
+            )
+        return None
+    channels = input.shape[1]
+    if isinstance(fill_value, Tensor):
+        floating("fill_value", fill_value)
+        if fill_value.ndim > 1 or (fill_value.ndim == 1 and fill_value.shape[0] != channels):
+            raise ValueError(
+                f"fill_value must be a number or have one value per channel, shape ({channels},), "
+                f"got shape {tuple(fill_value.shape)}"
+            )
+        _on_device("fill_value", fill_value, input)
+        return fill_value.expand(channels)
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    if isinstance(fill_value, (list, tuple)) and all(map(is_number, fill_value)):
+        if len(fill_value) != channels:
+            raise ValueError(
+                f"fill_value must be a number or have one value per channel, {channels} values, "
+                f"{got(fill_value)}"
+            )
+        return sharding.replicated(_fill_numbers(fill_value, input.device, dtype), input)
+    if not is_number(fill_value):
+        raise TypeError(
+            "fill_value must be a number or one per channel, as a sequence or a tensor, for padding_mode "
+            f"'fill', {got(fill_value)}"
+        )
+    value = torch.full((), fill_value, dtype=dtype, device=input.device)
+    return sharding.replicated(value.expand(channels), input)
+
+
+def _on_device(name: str, value: Tensor, input: Tensor) -> None:
+    if value.device != input.device:
+        raise ValueError(f"{name} must be on the device of input, {input.device}, got {value.device}")

@@ -1,0 +1,105 @@
+"""What all command lines share: parsers, exit codes, and what becomes of errors.
+
+Only the standard library here: help and wrong arguments are answered before torch is imported, which takes
+seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_PIPE = 0, 1, 2, 130, 141
+
+
+class UsageError(ValueError):
+    """An argument or a file is wrong: the message names it, its value and what was expected."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that prints its texts as they are; ``args.parser`` is that of the command which was given."""
+
+    def __init__(self, **options) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        self.set_defaults(parser=self)
+
+    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """Parse arguments, or exit: for help, for a wrong argument, or where no command is named."""
+        args, unknown = self.parse_known_args(argv)
+        if unknown:
+            args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        if getattr(args, "command", "") is None:
+            self.print_help(sys.stderr)
+            sys.exit(EXIT_USAGE)
+        return args
+
+
+def add_command(commands, name: str, summary: str, description: str, examples: str) -> Parser:
+    """Add a command to those of a parser."""
+    return commands.add_parser(name, help=summary, description=description, epilog=f"examples:\n{examples}")
+
+
+def add_device(parser: Parser) -> None:
+    """Add ``--device``, for ``environment.choose_device``."""
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
+
+
+def add_json(parser) -> None:
+    """Add ``--json``."""
+    parser.add_argument("--json", action="store_true", help="print JSON to standard output, not text")
+
+
+def chosen(option: str, names: Sequence[str] | None, known: Iterable[str]) -> list[str]:
+    """The known names among ``names``, in their own order; all of them for None.
+
+    Raises:
+        UsageError: a name is unknown.
+    """
+    known = list(known)
+    for name in names or ():
+        if name not in known:
+            raise UsageError(f"{option}: unknown name {name!r}; available: {', '.join(known)}")
+    return [name for name in known if names is None or name in names]
+
+
+def run(
+    args: argparse.Namespace,
+    main: Callable[[argparse.Namespace], int],
+    *,
+    extra: str = "",
+    interrupted: str = "interrupted",
+    closed: int = EXIT_FAILED,
+) -> int:
+    """Call ``main`` with the parsed arguments and return its exit code.
+
+    Args:
+        args: of ``Parser.parse``.
+        main: does the work. Its UsageErrors are printed like those of the parser.
+        extra: of the package, which installs what ``main`` imports.
+        interrupted: what to print for Ctrl-C.
+        closed: the exit code if whoever reads the output closes it.
+    """
+    try:
+        return main(args)
+    except UsageError as error:
+        args.parser.error(str(error))
+    except ModuleNotFoundError as error:
+        if not extra or (error.name or "").split(".")[0] in ("perf", "stn_triton"):
+            raise
+        print(f"{error.name} is missing: python -m pip install -e '.[{extra}]'", file=sys.stderr)
+        return EXIT_FAILED
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError) and error.errno != errno.ENOSPC:
+            raise
+        # Nothing more can be written there, not even when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return closed
+        print(f"error: {args.command}: the output cannot be written: {error.strerror}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print(f"\n{interrupted}", file=sys.stderr)
+        return EXIT_INTERRUPTED
