@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stn_triton import constants, derivatives, limits, sharding, splines
-from stn_triton.options import INPUT_DTYPES, MODES, PADDING_MODES, THETA_DTYPES
+from stn_triton.options import INPUT_DTYPES, MODES, PADDING_MODES, THETA_DTYPES, Options
 
 _LARGEST = sys.float_info.max
 _fill_numbers = constants.numbers_of("fill_value")
@@ -107,7 +107,8 @@ def affine_grid_sample(
     dim = input.ndim - 2
     _check_theta(input, theta, (dim, dim + 1), image_index)
     _check_bool("antialias", antialias)
-    return _sample(input, theta, size, mode, padding_mode, align_corners, antialias, fill_value, image_index)
+    options = Options(mode, padding_mode, align_corners, antialias)
+    return _sample(input, theta, fill_value, image_index, size, options)
 
 
 def perspective_grid_sample(
@@ -164,7 +165,8 @@ def perspective_grid_sample(
     if input.ndim != 4:
         raise ValueError(f"input must have 4 dimensions (N, C, H_in, W_in), got shape {tuple(input.shape)}")
     _check_theta(input, theta, (3, 3), image_index)
-    return _sample(input, theta, size, mode, padding_mode, align_corners, False, fill_value, image_index)
+    options = Options(mode, padding_mode, align_corners)
+    return _sample(input, theta, fill_value, image_index, size, options)
 
 
 def thin_plate_spline_grid_sample(
@@ -233,40 +235,35 @@ def thin_plate_spline_grid_sample(
         raise ValueError(f"offsets must have shape (N, P, 2) or (N, K, P, 2), got {tuple(offsets.shape)}")
     flat = _check_points(points, offsets.shape[-2])
     _check_theta(input, offsets, (len(flat) // 2, 2), image_index, "offsets")
-    options = (mode, padding_mode, align_corners, False, fill_value, image_index, flat)
-    return _sample(input, offsets, size, *options)
+    options = Options(mode, padding_mode, align_corners, points=tuple(flat))
+    return _sample(input, offsets, fill_value, image_index, size, options)
 
 
 def _sample(
     input: Tensor,
     theta: Tensor,
-    size: int | Sequence[int] | None,
-    mode: str,
-    padding_mode: str,
-    align_corners: bool,
-    antialias: bool,
     fill_value: float | Sequence[float] | Tensor | None,
     image_index: Tensor | None,
-    points: Sequence[float] = (),
+    size: int | Sequence[int] | None,
+    options: Options,
 ) -> Tensor:
     """Check what all functions share, bring theta to one map after the other, and call the operator."""
-    size = _check_size(size, input, antialias)
-    _check_choice("mode", mode, MODES)
-    _check_choice("padding_mode", padding_mode, PADDING_MODES)
-    if mode == "bicubic" and input.ndim == 5:
+    size = _check_size(size, input, options.antialias)
+    _check_choice("mode", options.mode, MODES)
+    _check_choice("padding_mode", options.padding_mode, PADDING_MODES)
+    if options.mode == "bicubic" and input.ndim == 5:
         raise ValueError("mode must be 'bilinear' or 'nearest' for volumes (5-D input), got 'bicubic'")
-    _check_bool("align_corners", align_corners)
-    fill = _check_fill(fill_value, padding_mode, input)
-    arguments = (fill, image_index, size, mode, padding_mode, align_corners, antialias, points)
+    _check_bool("align_corners", options.align_corners)
+    fill = _check_fill(fill_value, options.padding_mode, input)
     n = input.shape[0]
     if theta.ndim == 4:
         k = theta.shape[1]
         theta = theta.expand(n, *theta.shape[1:]).flatten(0, 1)
-        return derivatives.sample(input, theta, *arguments).unflatten(0, (n, k))
+        return derivatives.sample(input, theta, fill, image_index, size, options).unflatten(0, (n, k))
     m = n if image_index is None else image_index.shape[0]
     if theta.shape[0] == 1 and m != 1:
         theta = theta.expand(m, *theta.shape[1:])
-    return derivatives.sample(input, theta, *arguments)
+    return derivatives.sample(input, theta, fill, image_index, size, options)
 
 
 def _check_tensor(name: str, tensor: Tensor) -> None:
