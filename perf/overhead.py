@@ -34,9 +34,12 @@ from perf.kernels import stub_driver
 from perf.measuring import workloads
 from stn_triton import affine_grid_sample, derivatives, ops, reference
 from stn_triton.environment import choose_device
+from stn_triton.options import DEFAULT
+from stn_triton.signatures import flat
 
 SIZE = (1, 1, 4, 4)
-_ARGUMENTS = (None, None, list(SIZE[2:]), "bilinear", "zeros", False, False, [])
+_ARGUMENTS = (None, None, list(SIZE[2:]), DEFAULT)
+_FLAT = flat(_ARGUMENTS)
 
 
 def pair(input: Tensor, theta: Tensor) -> Tensor:
@@ -48,7 +51,7 @@ PROVIDERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "eager pair": pair,
     "affine_grid_sample": affine_grid_sample,
     "  without its checks": lambda *tensors: derivatives.sample(*tensors, *_ARGUMENTS),
-    "  the operator itself": lambda *tensors: ops.affine_grid_sample(*tensors, *_ARGUMENTS),
+    "  the operator itself": lambda *tensors: ops.affine_grid_sample(*tensors, *_FLAT),
     "  Function with setup_context": lambda *tensors: derivatives._Sample.apply(*tensors, *_ARGUMENTS),
 }
 PASSES = ("inference", "training forward", "forward + backward")

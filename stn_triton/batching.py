@@ -6,44 +6,31 @@ Images that all calls share are not copied in the forward: every matrix names it
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-
-class Arguments(NamedTuple):
-    """Which tensors an operator begins with."""
-
-    is_gradient: bool
-    """grad_output first, and a mask of what is wanted last."""
-    has_tangents: bool
-
-    def names(self) -> tuple[str, ...]:
-        """The tensors, in order."""
-        first = ("grad_output",) if self.is_gradient else ()
-        last = ("input_tangent", "theta_tangent", "fill_tangent") if self.has_tangents else ()
-        return (*first, "input", "theta", "fill", "image_index", *last)
+from stn_triton.signatures import Signature
 
 
-def rule(call: Callable[..., object], kind: Arguments) -> Callable[..., tuple[object, object]]:
+def rule(call: Callable[..., object], signature: Signature) -> Callable[..., tuple[object, object]]:
     """The vmap rule of an operator: a function of (info, in_dims, *arguments)."""
-    names = kind.names()
+    names = signature.tensors
 
     def vmap(info, in_dims, *arguments):
         size = info.batch_size
         tensors = dict(zip(names, arguments, strict=False))
         dims = dict(zip(names, in_dims, strict=False))
         rest = arguments[len(names) :]
-        wanted = rest[-1] if kind.is_gradient else ()
+        wanted = rest[-1] if signature.is_gradient else ()
         separate = [dims["fill"], dims.get("fill_tangent")]
-        if kind.is_gradient:
+        if signature.is_gradient:
             # The gradients of shared fill values, and of images by index, are separate for each call.
             separate += [dims["image_index"], 0 if wanted[2] else None]
         if any(dim is not None for dim in separate):
             return _one_by_one(call, size, in_dims[: len(names)], arguments, wanted)
 
-        is_shared = not kind.is_gradient and dims["input"] is None and dims.get("input_tangent") is None
+        is_shared = not signature.is_gradient and dims["input"] is None and dims.get("input_tangent") is None
         for name, tensor in tensors.items():
             is_image = name in ("input", "input_tangent")
             if tensor is not None and name not in ("fill", "image_index", "fill_tangent"):
@@ -55,7 +42,7 @@ def rule(call: Callable[..., object], kind: Arguments) -> Callable[..., tuple[ob
             if tensors.get(name) is not None:
                 tensors[name] = tensors[name].flatten(0, 1)
         result = call(*tensors.values(), *rest)
-        if not kind.is_gradient:
+        if not signature.is_gradient:
             return result.unflatten(0, shapes[1]), 0
         grads = tuple(g.unflatten(0, s) if w else g for g, s, w in zip(result, shapes, wanted, strict=True))
         return grads, tuple(0 if w else None for w in wanted)

@@ -28,31 +28,38 @@ from torch.autograd import forward_ad
 from torch.autograd.function import Function, _SingleLevelFunction
 
 from stn_triton import batching, ops
+from stn_triton.options import Options
 from stn_triton.reference_tangent import linear_tangents
+from stn_triton.signatures import Signature, flat
 
-_NO_OPTIONS = (None,) * 5  # they have no gradients
+# Of each operator: for ``torch.func``, and for eager mode.
+_FUNCTIONS: dict[torch._ops.OpOverload, type[Function]] = {}
+_EAGER: dict[torch._ops.OpOverload, type[_SingleLevelFunction]] = {}
 
 
 def sample(*arguments: object) -> Tensor:
-    """S: ``ops.affine_grid_sample`` with derivatives, which a uint8 input must not be asked for."""
+    """S: ``ops.affine_grid_sample`` with derivatives, which a uint8 input must not be asked for.
+
+    The four take the ``arguments`` of their operator's signature.
+    """
     if arguments[0].dtype == torch.uint8:
         _check_no_derivatives(theta=arguments[1], fill_value=arguments[2])
-    return _call(ops.affine_grid_sample, _Sample, _EagerSample, arguments)
+    return _call(ops.affine_grid_sample, arguments)
 
 
 def sample_backward(*arguments: object) -> tuple[Tensor, Tensor, Tensor]:
     """B: ``ops.affine_grid_sample_backward`` with derivatives."""
-    return _call(ops.affine_grid_sample_backward, _SampleBackward, _EagerSampleBackward, arguments)
+    return _call(ops.affine_grid_sample_backward, arguments)
 
 
 def tangent(*arguments: object) -> Tensor:
     """J: ``ops.affine_grid_sample_tangent`` with gradients."""
-    return _call(ops.affine_grid_sample_tangent, _Tangent, _EagerTangent, arguments)
+    return _call(ops.affine_grid_sample_tangent, arguments)
 
 
 def tangent_backward(*arguments: object) -> tuple[Tensor, Tensor, Tensor]:
     """R: ``ops.affine_grid_sample_tangent_backward``, whose derivatives raise."""
-    return _call(ops.affine_grid_sample_tangent_backward, _TangentBackward, _EagerTangentBackward, arguments)
+    return _call(ops.affine_grid_sample_tangent_backward, arguments)
 
 
 def _check_no_derivatives(**tensors: Tensor | None) -> None:
@@ -69,32 +76,35 @@ def _check_no_derivatives(**tensors: Tensor | None) -> None:
             raise ValueError(f"{name} must not have a tangent {hint}")
 
 
-def _call(
-    op: torch._ops.OpOverload, function: type[Function], eager: type[Function], arguments: Sequence[object]
-) -> object:
+def _call(op: torch._ops.OpOverload, arguments: Sequence[object]) -> object:
     if torch.compiler.is_compiling():
         _refuse_forward_mode(arguments)
-        return op(*arguments)
+        return op(*flat(arguments))
     if torch._C._are_functorch_transforms_active():
         transform = torch._C._functorch.peek_interpreter_stack().key()
         if transform == torch._C._functorch.TransformType.Functionalize:  # it has no rule for Functions
-            return op(*arguments)
-        return function.apply(*arguments)
+            return op(*flat(arguments))
+        return _FUNCTIONS[op].apply(*arguments)
+    return _eager_call(op, arguments)
+
+
+def _eager_call(op: torch._ops.OpOverload, arguments: Sequence[object]) -> object:
     # Where nothing else could want to see the call, without the dispatcher: it takes arguments to C++ and
     # back, a fifth of the call's host time.
     device = arguments[0].device.type
     if device in ops.direct and _is_plain(arguments, device):
-        return _eager_call(ops.direct[device][op], eager, arguments)
-    return _eager_call(op, eager, unwrap_dead_wrappers(arguments))  # of transforms that have ended
-
-
-def _eager_call(
-    call: Callable[..., object], eager: type[_SingleLevelFunction], arguments: Sequence[object]
-) -> object:
+        call = ops.direct[device][op]
+    else:
+        call = functools.partial(_dispatch, op)
+        arguments = unwrap_dead_wrappers(arguments)  # of transforms that have ended
     is_recorded = forward_ad._current_level >= 0
     if torch.is_grad_enabled() and not is_recorded:
         is_recorded = any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
-    return eager.apply(*arguments, call) if is_recorded else _below_autograd(call, arguments)
+    return _EAGER[op].apply(*arguments, call) if is_recorded else _below_autograd(call, arguments)
+
+
+def _dispatch(op: torch._ops.OpOverload, *arguments: object) -> object:
+    return op(*flat(arguments))
 
 
 def _below_autograd(call: Callable[..., object], arguments: Sequence[object]) -> object:
@@ -151,13 +161,13 @@ def _moved(
     image_index: Tensor | None,
     tangents: Sequence[Tensor | None],
     size: Sequence[int],
-    options: Sequence[object],
+    options: Options,
 ) -> Tensor | None:
     """The tangent of S; None if nothing moves."""
     if tangents[1] is not None:
-        return tangent(input, theta, fill, image_index, *tangents, size, *options)
+        return tangent(input, theta, fill, image_index, *tangents, size, options)
     linear = linear_tangents(input, fill, tangents)
-    return None if linear is None else sample(linear[0], theta, linear[1], image_index, size, *options)
+    return None if linear is None else sample(linear[0], theta, linear[1], image_index, size, options)
 
 
 def _gradients_moved(
@@ -167,20 +177,20 @@ def _gradients_moved(
     fill: Tensor | None,
     image_index: Tensor | None,
     tangents: Sequence[Tensor | None],
-    options: Sequence[object],
+    options: Options,
     mask: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of <grad_output, tangent of S> for input, theta and fill; None if unwanted or zero."""
     if not any(mask):
         return None, None, None
     if tangents[1] is not None:
-        arguments = (grad_output, input, theta, fill, image_index, *tangents, *options, list(mask))
+        arguments = (grad_output, input, theta, fill, image_index, *tangents, options, list(mask))
         return _wanted(tangent_backward(*arguments), mask)
     linear = linear_tangents(input, fill, tangents)
     if linear is None or not mask[1]:
         return None, None, None
     mask = [False, True, False]
-    arguments = (grad_output, linear[0], theta, linear[1], image_index, *options, mask)
+    arguments = (grad_output, linear[0], theta, linear[1], image_index, options, mask)
     return _wanted(sample_backward(*arguments), mask)
 
 
@@ -188,71 +198,98 @@ def _wanted(grads: Sequence[Tensor | None], mask: Sequence[bool]) -> tuple[Tenso
     return tuple(grad if is_wanted else None for grad, is_wanted in zip(grads, mask, strict=True))
 
 
-def _keeping(kind: batching.Arguments) -> staticmethod:
-    """The ``setup_context`` of all: keep the tensors and the options."""
-    count = len(kind.names())
+def _formulas_of(
+    op: torch._ops.OpOverload, call: Callable[..., object]
+) -> Callable[[type[Function]], type[Function]]:
+    """Completes a Function of formulas, which make the derivative of an operator.
 
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[:count])
-        if forward_ad._current_level >= 0:
-            ctx.save_for_forward(*inputs[:count])
-        ctx.options = inputs[count:]
-        ctx.set_materialize_grads(False)
+    Its ``backward`` gives gradients for the first arguments, as many as it likes. ``call`` is the operator
+    with derivatives.
+    """
+    signature = ops.SIGNATURES[op]
+    count = len(signature.tensors)
 
-    return staticmethod(setup_context)
+    def complete(function: type[Function]) -> type[Function]:
+        formula = function.backward
+
+        def forward(*arguments):
+            return _dispatch(op, *arguments)
+
+        def setup_context(ctx, inputs, output):
+            ctx.save_for_backward(*inputs[:count])
+            if forward_ad._current_level >= 0:
+                ctx.save_for_forward(*inputs[:count])
+            ctx.rest = inputs[count:]
+            ctx.set_materialize_grads(False)
+
+        def backward(ctx, *grads):
+            found = formula(ctx, *grads)
+            return *found, *[None] * (len(signature.arguments) - len(found))
+
+        function.forward, function.backward = staticmethod(forward), staticmethod(backward)
+        function.setup_context = staticmethod(setup_context)
+        function.vmap = staticmethod(batching.rule(call, signature))
+        _FUNCTIONS[op] = function
+        _EAGER[op] = _without_setup_context(function, signature)
+        return function
+
+    return complete
 
 
+def _without_setup_context(function: type[Function], signature: Signature) -> type[_SingleLevelFunction]:
+    """The same for eager mode. ``torch.func`` refuses it, and it costs less.
+
+    Its last argument is what computes the result: the operator, or its implementation.
+    """
+
+    def forward(ctx, *arguments):
+        *arguments, call = arguments
+        function.setup_context(ctx, arguments, None)
+        result = _below_autograd(call, arguments)
+        return ops.filled(result, *arguments[1:3]) if signature.is_gradient else result
+
+    def backward(ctx, *grads):
+        return *function.backward(ctx, *grads), None
+
+    body = {"forward": forward, "backward": backward, "jvp": function.jvp}
+    functions = {name: staticmethod(f) for name, f in body.items()}
+    return type(function.__name__, (_SingleLevelFunction,), functions)
+
+
+@_formulas_of(ops.affine_grid_sample, sample)
 class _Sample(Function):
-    kind = batching.Arguments(False, False)
-    setup_context = _keeping(kind)
-    vmap = staticmethod(batching.rule(sample, kind))
-
-    @staticmethod
-    def forward(*arguments):
-        return ops.affine_grid_sample(*arguments)
-
     @staticmethod
     def backward(ctx, grad_output):
-        mask = list(ctx.needs_input_grad[:3])
         if grad_output is None:
-            return (None,) * 10
-        _, *options = ctx.options
-        grads = sample_backward(grad_output, *ctx.saved_tensors, *options, mask)
-        return *_wanted(grads, mask), None, None, *_NO_OPTIONS
+            return ()
+        _, options = ctx.rest
+        mask = list(ctx.needs_input_grad[:3])
+        return _wanted(sample_backward(grad_output, *ctx.saved_tensors, options, mask), mask)
 
     @staticmethod
     def jvp(ctx, *tangents):
-        size, *options = ctx.options
-        return _moved(*ctx.saved_tensors, tangents[:3], size, options)
+        return _moved(*ctx.saved_tensors, tangents[:3], *ctx.rest)
 
 
+@_formulas_of(ops.affine_grid_sample_backward, sample_backward)
 class _SampleBackward(Function):
-    kind = batching.Arguments(True, False)
-    setup_context = _keeping(kind)
-    vmap = staticmethod(batching.rule(sample_backward, kind))
-
-    @staticmethod
-    def forward(*arguments):
-        return ops.affine_grid_sample_backward(*arguments)
-
     @staticmethod
     def backward(ctx, *grads):
-        *options, mask = ctx.options
+        options, mask = ctx.rest
         grads = _wanted(grads, mask)
         grad_output, *tensors = ctx.saved_tensors
         moved = None
         if ctx.needs_input_grad[0]:
             moved = _moved(*tensors, grads, list(grad_output.shape[2:]), options)
-        moved_grads = _gradients_moved(grad_output, *tensors, grads, options, ctx.needs_input_grad[1:4])
-        return moved, *moved_grads, None, *_NO_OPTIONS, None
+        return moved, *_gradients_moved(grad_output, *tensors, grads, options, ctx.needs_input_grad[1:4])
 
     @staticmethod
     def jvp(ctx, of_grad_output, *tangents):
-        *options, mask = ctx.options
+        options, mask = ctx.rest
         grad_output, *tensors = ctx.saved_tensors
         results = list(_gradients_moved(grad_output, *tensors, tangents[:3], options, mask))
         if of_grad_output is not None:
-            linear = _wanted(sample_backward(of_grad_output, *tensors, *options, mask), mask)
+            linear = _wanted(sample_backward(of_grad_output, *tensors, options, mask), mask)
             pairs = zip(results, linear, strict=True)
             results = [a if b is None else b if a is None else a + b for a, b in pairs]
         likes = (tensors[0], tensors[1], tensors[2] if mask[2] else tensors[1])
@@ -263,28 +300,21 @@ class _SampleBackward(Function):
         )
 
 
+@_formulas_of(ops.affine_grid_sample_tangent, tangent)
 class _Tangent(Function):
-    kind = batching.Arguments(False, True)
-    setup_context = _keeping(kind)
-    vmap = staticmethod(batching.rule(tangent, kind))
-
-    @staticmethod
-    def forward(*arguments):
-        return ops.affine_grid_sample_tangent(*arguments)
-
     @staticmethod
     def backward(ctx, grad_output):
         if grad_output is None:
-            return (None,) * 13
-        _, *options = ctx.options
+            return ()
+        _, options = ctx.rest
         tensors, tangents = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
         needs = ctx.needs_input_grad
         grads = _gradients_moved(grad_output, *tensors, tangents, options, needs[:3])
         tangent_grads = (None, None, None)
         mask = list(needs[4:7])
         if any(mask):
-            tangent_grads = _wanted(sample_backward(grad_output, *tensors, *options, mask), mask)
-        return *grads, None, *tangent_grads, None, *_NO_OPTIONS
+            tangent_grads = _wanted(sample_backward(grad_output, *tensors, options, mask), mask)
+        return *grads, None, *tangent_grads
 
     @staticmethod
     def jvp(ctx, *tangents):
@@ -294,15 +324,8 @@ class _Tangent(Function):
         )
 
 
+@_formulas_of(ops.affine_grid_sample_tangent_backward, tangent_backward)
 class _TangentBackward(Function):
-    kind = batching.Arguments(True, True)
-    setup_context = _keeping(kind)
-    vmap = staticmethod(batching.rule(tangent_backward, kind))
-
-    @staticmethod
-    def forward(*arguments):
-        return ops.affine_grid_sample_tangent_backward(*arguments)
-
     @staticmethod
     def backward(ctx, *grads):
         raise NotImplementedError("affine_grid_sample has no third derivative")
@@ -312,51 +335,17 @@ class _TangentBackward(Function):
         raise NotImplementedError("affine_grid_sample has no third derivative")
 
 
-def _without_setup_context(function: type[Function]) -> type[_SingleLevelFunction]:
-    """The same for eager mode. ``torch.func`` refuses it, and it costs less.
-
-    Its last argument is what computes the result: the operator, or its implementation.
-    """
-
-    def forward(ctx, *arguments):
-        *arguments, call = arguments
-        function.setup_context(ctx, arguments, None)
-        result = _below_autograd(call, arguments)
-        return ops.filled(result, *arguments[1:3]) if function.kind.is_gradient else result
-
-    def backward(ctx, *grads):
-        return *function.backward(ctx, *grads), None
-
-    body = {"forward": forward, "backward": backward, "jvp": function.jvp}
-    functions = {name: staticmethod(f) for name, f in body.items()}
-    return type(function.__name__, (_SingleLevelFunction,), functions)
-
-
-def _autograd_kernel(op: torch._ops.OpOverload, eager: type[_SingleLevelFunction]) -> Callable[..., object]:
+def _call_itself(op: torch._ops.OpOverload, *arguments: object) -> object:
     """For calls of the operator itself: by compiled and exported programs."""
-
-    def call(*arguments):
-        if torch._C._are_functorch_transforms_active():
-            raise RuntimeError(
-                f"{op.name()} has no rule for transforms of torch.func, for which an autograd.Function must "
-                "override the setup_context staticmethod; call the functions of stn_triton, which have rules"
-            )
-        return _eager_call(op, eager, arguments)
-
-    return call
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            f"{op.name()} has no rule for transforms of torch.func, for which an autograd.Function must "
+            "override the setup_context staticmethod; call the functions of stn_triton, which have rules"
+        )
+    return _eager_call(op, arguments)
 
 
-_EagerSample = _without_setup_context(_Sample)
-_EagerSampleBackward = _without_setup_context(_SampleBackward)
-_EagerTangent = _without_setup_context(_Tangent)
-_EagerTangentBackward = _without_setup_context(_TangentBackward)
-
-for _op, _function, _eager in (
-    (ops.affine_grid_sample, _Sample, _EagerSample),
-    (ops.affine_grid_sample_backward, _SampleBackward, _EagerSampleBackward),
-    (ops.affine_grid_sample_tangent, _Tangent, _EagerTangent),
-    (ops.affine_grid_sample_tangent_backward, _TangentBackward, _EagerTangentBackward),
-):
-    torch.library.register_vmap(_op, batching.rule(_op, _function.kind), lib=ops.library)
+for _op, _kernel in ops.operators({op: functools.partial(_call_itself, op) for op in ops.OPERATORS}).items():
+    torch.library.register_vmap(_op, batching.rule(_op, ops.SIGNATURES[_op]), lib=ops.library)
     # Not torch.library.register_autograd: what it makes has no forward mode and drops tangents silently.
-    ops.library.impl(_op.name().removesuffix(".default"), _autograd_kernel(_op, _eager), "Autograd")
+    ops.library.impl(_op, _kernel, "Autograd")

@@ -17,7 +17,7 @@ from stn_triton.arguments import (
     maps,
     output_size,
 )
-from stn_triton.options import MODES, PADDING_MODES
+from stn_triton.options import MODES, PADDING_MODES, Options
 
 
 def affine_grid_sample(
@@ -110,7 +110,8 @@ def affine_grid_sample(
     dim = images(input).ndim - 2
     maps("theta", theta, dim, dim + 1, input, image_index)
     flag("antialias", antialias)
-    return _sample(input, theta, size, mode, padding_mode, align_corners, antialias, fill_value, image_index)
+    options = Options(mode, padding_mode, align_corners, antialias)
+    return _sample(input, theta, fill_value, image_index, size, options)
 
 
 def perspective_grid_sample(
@@ -165,7 +166,8 @@ def perspective_grid_sample(
     """
     images(input, volumes=False)
     maps("theta", theta, 3, 3, input, image_index)
-    return _sample(input, theta, size, mode, padding_mode, align_corners, False, fill_value, image_index)
+    options = Options(mode, padding_mode, align_corners)
+    return _sample(input, theta, fill_value, image_index, size, options)
 
 
 def thin_plate_spline_grid_sample(
@@ -232,21 +234,17 @@ def thin_plate_spline_grid_sample(
         raise ValueError(f"offsets must have shape (N, P, 2) or (N, K, P, 2), got {tuple(offsets.shape)}")
     flat = control_points("points", points, offsets.shape[-2])
     maps("offsets", offsets, len(flat) // 2, 2, input, image_index)
-    options = (mode, padding_mode, align_corners, False, fill_value, image_index, flat)
-    return _sample(input, offsets, size, *options)
+    options = Options(mode, padding_mode, align_corners, points=tuple(flat))
+    return _sample(input, offsets, fill_value, image_index, size, options)
 
 
 def _sample(
     input: Tensor,
     theta: Tensor,
-    size: int | Sequence[int] | None,
-    mode: str,
-    padding_mode: str,
-    align_corners: bool,
-    antialias: bool,
     fill_value: float | Sequence[float] | Tensor | None,
     image_index: Tensor | None,
-    points: Sequence[float] = (),
+    size: int | Sequence[int] | None,
+    options: Options,
 ) -> Tensor:
     """Check what all functions share, bring theta to one map after the other, and call the operator."""
     if size is None:
@@ -254,20 +252,21 @@ def _sample(
     else:
         dim = input.ndim - 2
         size = output_size(size, dim, {dim + 2: "; give the spatial size alone, without (N, C)"})
-        limits.check_size(size, input.dtype, antialias)  # here, for the dispatcher takes no larger ints
-    choice("mode", mode, MODES)
-    choice("padding_mode", padding_mode, PADDING_MODES)
-    if mode == "bicubic" and input.ndim == 5:
+        limits.check_size(
+            size, input.dtype, options.antialias
+        )  # here, for the dispatcher takes no larger ints
+    choice("mode", options.mode, MODES)
+    choice("padding_mode", options.padding_mode, PADDING_MODES)
+    if options.mode == "bicubic" and input.ndim == 5:
         raise ValueError("mode must be 'bilinear' or 'nearest' for volumes (5-D input), got 'bicubic'")
-    flag("align_corners", align_corners)
-    fill = fill_values(fill_value, padding_mode, input)
-    arguments = (fill, image_index, size, mode, padding_mode, align_corners, antialias, points)
+    flag("align_corners", options.align_corners)
+    fill = fill_values(fill_value, options.padding_mode, input)
     n = input.shape[0]
     if theta.ndim == 4:
         k = theta.shape[1]
         theta = theta.expand(n, *theta.shape[1:]).flatten(0, 1)
-        return derivatives.sample(input, theta, *arguments).unflatten(0, (n, k))
+        return derivatives.sample(input, theta, fill, image_index, size, options).unflatten(0, (n, k))
     m = n if image_index is None else image_index.shape[0]
     if theta.shape[0] == 1 and m != 1:
         theta = theta.expand(m, *theta.shape[1:])
-    return derivatives.sample(input, theta, *arguments)
+    return derivatives.sample(input, theta, fill, image_index, size, options)

@@ -26,17 +26,18 @@ _HERE = contextlib.nullcontext()
 def forward(
     input: Tensor,
     theta: Tensor,
-    size: Sequence[int],
-    options: Options = DEFAULT,
     fill: Tensor | None = None,
     image_index: Tensor | None = None,
     tangents: Tangents | None = None,
+    *,
+    size: Sequence[int],
+    options: Options = DEFAULT,
 ) -> Tensor:
     """Sample (N, C, ...) at theta (M, ...): (M, C, *size), in the input's memory format.
 
     With ``tangents``, the tangent of that. The theta of a spline is its matrix, (M, 2, 3 + P).
     """
-    tensors = _tensors(input, theta, options, fill, image_index, tangents)
+    tensors = _tensors(input, theta, fill, image_index, tangents, options)
     facts = ("forward", tuple(size), options, *plans.facts_of(tensors.values()))
     with _device_of(input):
         plan = plans.planned(facts, input.device, lambda: _Forward(tensors, size, options))
@@ -47,18 +48,19 @@ def backward(
     grad_output: Tensor,
     input: Tensor,
     theta: Tensor,
-    options: Options = DEFAULT,
-    output_mask: Sequence[bool] = (True, True, False),
     fill: Tensor | None = None,
     image_index: Tensor | None = None,
     tangents: Tangents | None = None,
+    *,
+    options: Options = DEFAULT,
+    output_mask: Sequence[bool] = (True, True, False),
     gathers: bool = True,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of ``forward`` for input, theta and fill; None for one that ``output_mask`` leaves out.
 
     Without ``gathers``, grad_input is scattered even where it would be gathered, to measure one by the other.
     """
-    tensors = _tensors(input, theta, options, fill, image_index, tangents)
+    tensors = _tensors(input, theta, fill, image_index, tangents, options)
     tensors["grad_output_ptr"] = grad_output
     is_exact = torch.are_deterministic_algorithms_enabled()
     choices = (options, tuple(output_mask), is_exact, gathers)
@@ -71,10 +73,10 @@ def backward(
 def _tensors(
     input: Tensor,
     theta: Tensor,
-    options: Options,
     fill: Tensor | None,
     image_index: Tensor | None,
     tangents: Tangents | None,
+    options: Options,
 ) -> Tensors:
     moved = (None, None, None) if tangents is None else tangents
     points = None

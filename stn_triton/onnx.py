@@ -54,24 +54,25 @@ def translation_table() -> dict[torch._ops.OpOverload, Callable]:
         >>> [node.op_type for node in program.model.graph]
         ['AffineGrid', 'Clip', 'GridSample']
     """
-    return {ops.affine_grid_sample: _translate}
+    signature = ops.SIGNATURES[ops.affine_grid_sample]
+    return {ops.affine_grid_sample: lambda *values: _translate(*signature.packed(values))}
 
 
 # Without annotations the exporter passes all arguments on as they are.
-def _translate(input, theta, fill, image_index, size, mode, padding_mode, align_corners, antialias, points):
+def _translate(input, theta, fill, image_index, size, options):
     """The nodes of one call; sizes are ints where they are known and values where they are not."""
     opset_version = evaluator.default().opset.version
     if opset_version < 20:
         raise ValueError(f"opset_version must be at least 20 for stn_triton, got {opset_version}")
-    if antialias:
+    if options.antialias:
         raise NotImplementedError("antialias must be False for ONNX export, got True")
-    padding = PADDINGS[padding_mode]
+    padding = options.padding
     if padding.sampler is None:
         names = [name for name, padding in PADDINGS.items() if padding.sampler is not None]
         raise NotImplementedError(
-            f"padding_mode must be one of {names} for ONNX export, got {padding_mode!r}"
+            f"padding_mode must be one of {names} for ONNX export, got {options.padding_mode!r}"
         )
-    if points:
+    if options.points:
         raise NotImplementedError("thin_plate_spline_grid_sample cannot be exported to ONNX")
     dtype = ir.DataType.DOUBLE if input.dtype == ir.DataType.DOUBLE else ir.DataType.FLOAT
     images = _cast(input, dtype)
@@ -80,7 +81,7 @@ def _translate(input, theta, fill, image_index, size, mode, padding_mode, align_
     if image_index is not None:
         n = _extent(theta, 0)
         images = op.Gather(images, image_index, axis=0)
-    grid, is_seen = _grid(theta, size, align_corners, dtype)
+    grid, is_seen = _grid(theta, size, options.align_corners, dtype)
     if not padding.repeats:
         grid = op.Clip(grid, *(op.CastLike(bound, grid) for bound in (-_FAR, _FAR)))
     if not is_one_each:
@@ -91,9 +92,9 @@ def _translate(input, theta, fill, image_index, size, mode, padding_mode, align_
         output = op.GridSample(
             images,
             grid,
-            mode=_MODES[mode],
+            mode=_MODES[options.mode],
             padding_mode=padding.sampler,
-            align_corners=int(align_corners),
+            align_corners=int(options.align_corners),
         )
         if not is_one_each:
             output = op.Reshape(output, [n, channels, -1, *size])

@@ -51,15 +51,16 @@ _MODES = {"bilinear": 0, "nearest": 1, "bicubic": 2}
 def forward(
     input: Tensor,
     theta: Tensor,
-    size: Sequence[int],
-    options: Options = DEFAULT,
     fill: Tensor | None = None,
     image_index: Tensor | None = None,
+    *,
+    size: Sequence[int],
+    options: Options = DEFAULT,
 ) -> Tensor:
     """Sample (N, C, ...) at theta (M, ...): (M, C, *size), in the input's memory format."""
     dtype = coordinate_dtype(input.dtype)
     form = memory_format(input, size)
-    parts = parts_of(input, theta, size, options, image_index)
+    parts = parts_of(input, theta, image_index, size, options)
     is_whole = len(parts) == 1 and parts[0].matrices is ALL
     output = None
     if not is_whole:
@@ -93,16 +94,17 @@ def backward(
     grad_output: Tensor,
     input: Tensor,
     theta: Tensor,
-    options: Options = DEFAULT,
-    output_mask: Sequence[bool] = (True, True, False),
     fill: Tensor | None = None,
     image_index: Tensor | None = None,
+    *,
+    options: Options = DEFAULT,
+    output_mask: Sequence[bool] = (True, True, False),
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of ``forward`` for input, theta and fill; None for one that ``output_mask`` leaves out."""
     dtype = coordinate_dtype(input.dtype)
     size = grad_output.shape[2:]
     form = memory_format(input, input.shape[2:])
-    parts = parts_of(input, theta, size, options, image_index, is_backward=True)
+    parts = parts_of(input, theta, image_index, size, options, is_backward=True)
     is_whole = len(parts) == 1 and parts[0].matrices is ALL
     has_ranges = bool(parts) and isinstance(parts[0].matrices, slice)
     totals = [None, None, None]
@@ -117,7 +119,7 @@ def backward(
     for part in parts:
         images = taken(input, part.images, dtype)
         part_grad = taken(grad_output, part.matrices, dtype)
-        grads = _gradients(part_grad, images, theta, part, options, output_mask, fill)
+        grads = _gradients(part_grad, images, theta, fill, part, options, output_mask)
         if is_whole:
             totals = grads
             break
@@ -137,10 +139,10 @@ def _gradients(
     grad_output: Tensor,
     images: Tensor,
     theta: Tensor,
+    fill: Tensor | None,
     part: Part,
     options: Options,
     output_mask: Sequence[bool],
-    fill: Tensor | None,
 ) -> list[Tensor | None]:
     """The gradients of a part, in the dtype of coordinates."""
     dtype, size = images.dtype, grad_output.shape[2:]
@@ -210,9 +212,9 @@ def _converted(tensor: Tensor, dtype: torch.dtype, form: torch.memory_format) ->
 def parts_of(
     input: Tensor,
     theta: Tensor,
+    image_index: Tensor | None,
     size: Sequence[int],
     options: Options,
-    image_index: Tensor | None,
     is_backward: bool = False,
 ) -> list[Part]:
     """All matrices at once where they allow it; else image by image, so that no image is copied."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from stn_triton import reference, reference_grid, reference_taps
-from stn_triton.options import Options, Tangents
+from stn_triton.options import DEFAULT, Options, Tangents
 
 
 class _Step(NamedTuple):
@@ -51,19 +51,21 @@ class _MovingTap(NamedTuple):
 def forward(
     input: Tensor,
     theta: Tensor,
-    size: Sequence[int],
-    options: Options,
     fill: Tensor | None,
     image_index: Tensor | None,
     tangents: Tangents,
+    *,
+    size: Sequence[int],
+    options: Options = DEFAULT,
 ) -> Tensor:
     """The tangent of the output, (M, C, *size); no tangent is one of zeros."""
     dtype = reference_grid.coordinate_dtype(input.dtype)
     output = torch.zeros(len(theta), input.shape[1], *size, dtype=dtype)
     linear = linear_tangents(input, fill, tangents)
     if linear is not None:
-        output += reference.forward(linear[0], theta, size, options, linear[1], image_index)
-    for step in _steps(input, theta, tangents.theta, size, options, fill, image_index):
+        moved, moved_fill = linear
+        output += reference.forward(moved, theta, moved_fill, image_index, size=size, options=options)
+    for step in _steps(input, theta, fill, image_index, tangents.theta, size, options):
         total = 0
         for moving in _moving_taps(step, input.shape[2:], options):
             total = total + moving.change[:, None] * moving.tap.pick(step.content)
@@ -77,11 +79,12 @@ def backward(
     grad_output: Tensor,
     input: Tensor,
     theta: Tensor,
-    options: Options,
-    output_mask: Sequence[bool],
     fill: Tensor | None,
     image_index: Tensor | None,
     tangents: Tangents,
+    *,
+    options: Options = DEFAULT,
+    output_mask: Sequence[bool] = (True, True, False),
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of ``forward`` for input, theta and fill; None for one that ``output_mask`` leaves out."""
     dtype = reference_grid.coordinate_dtype(input.dtype)
@@ -93,10 +96,10 @@ def backward(
     grad_fill = None if fill is None else fill.new_zeros(fill.shape, dtype=dtype)
     linear = linear_tangents(input, fill, tangents)
     if output_mask[1] and linear is not None:
-        mask = (False, True, False)
-        grads = reference.backward(grad_output, linear[0], theta, options, mask, linear[1], image_index)
-        grad_theta += grads[1]
-    for step in _steps(input, theta, tangents.theta, size, options, fill, image_index):
+        moved, moved_fill = linear
+        given = {"options": options, "output_mask": (False, True, False)}
+        grad_theta += reference.backward(grad_output, moved, theta, moved_fill, image_index, **given)[1]
+    for step in _steps(input, theta, fill, image_index, tangents.theta, size, options):
         matrices = step.part.matrices
         gradient = reference_grid.taken(grad_output, matrices, dtype) / math.prod(step.part.samples)
         gradient = reference_grid.stacked(gradient, step.part.count, 2).flatten(2)
@@ -142,17 +145,17 @@ def linear_tangents(
 def _steps(
     input: Tensor,
     theta: Tensor,
+    fill: Tensor | None,
+    image_index: Tensor | None,
     theta_tangent: Tensor,
     size: Sequence[int],
     options: Options,
-    fill: Tensor | None,
-    image_index: Tensor | None,
 ) -> Iterator[_Step]:
     if options.mode == "nearest":  # moving a little changes nothing
         return
     dtype = reference_grid.coordinate_dtype(input.dtype)
     scale = reference_taps.scale_of(input.shape[2:], options).to(dtype)
-    for part in reference.parts_of(input, theta, size, options, image_index):
+    for part in reference.parts_of(input, theta, image_index, size, options):
         content = reference_grid.taken(input, part.images, dtype).flatten(2)
         if fill is not None:
             content = content - fill.to(dtype)[:, None]

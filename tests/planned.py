@@ -49,7 +49,7 @@ def addresses():
     seen, kept, used = [], [], set()
     for number in range(6):
         image, theta = torch.zeros(1, 3, 8, 8), THETA.clone()
-        output = launch.forward(image, theta, (8, 8))
+        output = launch.forward(image, theta, size=(8, 8))
         expected = [t.data_ptr() for t in (output, image, theta)]
         seen.append([STUB.stub_last(i) for i in (1, 2, 3)] == expected)
         used.add(tuple(expected))
@@ -66,7 +66,7 @@ def alignments():
     even, odd = (memory[i : i + 192].view(1, 3, 8, 8) for i in (0, 1))
     counts, first = [], len(compiled(forward.forward_kernel))
     for image in (even, odd, even, odd):
-        launch.forward(image, THETA, (8, 8))
+        launch.forward(image, THETA, size=(8, 8))
         counts.append(len(compiled(forward.forward_kernel)) - first)
     return counts
 
@@ -77,7 +77,7 @@ def streams():
     seen = []
     for stream in (0, 77, 5, 0):
         driver.active.get_current_stream = lambda device, stream=stream: stream
-        launch.forward(torch.zeros(1, 1, 6, 6), THETA, (6, 6))
+        launch.forward(torch.zeros(1, 1, 6, 6), THETA, size=(6, 6))
         seen.append(STUB.stub_last(0))
     return seen
 
@@ -86,7 +86,9 @@ def threads():
     """Launches of calls that eight threads begin at once, before there is a plan."""
     image = torch.zeros(1, 2, 24, 24)
     with ThreadPoolExecutor(8) as pool:
-        return launches(lambda: list(pool.map(lambda _: launch.forward(image, THETA, (9, 9)), range(32))))
+        return launches(
+            lambda: list(pool.map(lambda _: launch.forward(image, THETA, size=(9, 9)), range(32)))
+        )
 
 
 def configurations():
@@ -101,7 +103,7 @@ def configurations():
         }
         tuning._found["of a test", tile] = None
         for _ in range(2):
-            launch.forward(image, THETA, (32, 32))
+            launch.forward(image, THETA, size=(32, 32))
         seen.append(compiled(forward.forward_kernel)[-1].src.constants[named("K")].BLOCK_H.value)
     tuning.configuration = real
     return seen

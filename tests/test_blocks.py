@@ -51,10 +51,10 @@ def arguments(name: str) -> tuple[Case, Options, Tangents | None]:
 
 def results(module, args, options, tangents):
     moved = () if tangents is None else (tangents,)
-    rest = (args.fill, args.image_index, *moved)
+    tensors = (args.input, args.theta, args.fill, args.image_index, *moved)
     mask = (True, True, args.fill is not None)
-    output = module.forward(args.input, args.theta, args.size, options, *rest)
-    grads = module.backward(args.grad, args.input, args.theta, options, mask, *rest)
+    output = module.forward(*tensors, size=args.size, options=options)
+    grads = module.backward(args.grad, *tensors, options=options, output_mask=mask)
     return {"output": output, "input": grads[0], "theta": grads[1], "fill": grads[2]}
 
 

@@ -103,13 +103,13 @@ def test_names_are_unique_and_quick_has_fewer_cases(monkeypatch):
 def forward_of(change):
     """A planted defect: the plain path with its output changed."""
     right = reference.forward
-    return "forward", lambda *arguments: change(right(*arguments))
+    return "forward", lambda *tensors, **given: change(right(*tensors, **given))
 
 
 def backward_of(change):
     """The same with the gradients of input, theta and fill."""
     right = reference.backward
-    return "backward", lambda *arguments: change(*right(*arguments))
+    return "backward", lambda *tensors, **given: change(*right(*tensors, **given))
 
 
 def sign_of_grad_theta(grad_input, grad_theta, grad_fill):
@@ -142,11 +142,11 @@ def in_bfloat16(grad_input, grad_theta, grad_fill):
     return *(None if g is None else g.bfloat16().to(g.dtype) for g in (grad_input, grad_theta)), grad_fill
 
 
-def without_mask(input, theta, size, options, *rest):
+def without_mask(*tensors, size, options):
     """Outside counts as the border."""
     if options.padding_mode == "zeros":
         options = options._replace(padding_mode="border")
-    return RIGHT_FORWARD(input, theta, size, options, *rest)
+    return RIGHT_FORWARD(*tensors, size=size, options=options)
 
 
 RIGHT_FORWARD = reference.forward
@@ -219,10 +219,10 @@ def test_a_lost_memory_format_fails_its_row(capsys, monkeypatch):
 
 
 def test_a_call_that_raises_fails_its_row_and_the_others_go_on(capsys, monkeypatch):
-    def wrong(input, theta, size, options, *rest):
+    def wrong(*tensors, size, options):
         if options.mode == "nearest":
             raise RuntimeError("out of luck\nand more")
-        return RIGHT_FORWARD(input, theta, size, options, *rest)
+        return RIGHT_FORWARD(*tensors, size=size, options=options)
 
     monkeypatch.setattr(reference, "forward", wrong)
     code, found, titles = check(capsys, "--only", "images, bilinear", "images, nearest")
@@ -333,7 +333,9 @@ class TestInterpreted:
 
     def test_a_defect_of_the_kernels_fails_there_alone(self, capsys, monkeypatch):
         right = launch.forward
-        monkeypatch.setattr(launch, "forward", lambda *a: torch.nextafter(right(*a), torch.tensor(9.0)))
+        monkeypatch.setattr(
+            launch, "forward", lambda *a, **k: torch.nextafter(right(*a, **k), torch.tensor(9))
+        )
         assert check(capsys, "--only", "whole-pixel")[0] == 0
         code, _, titles = check(capsys, "--interpret", "--only", "whole-pixel")
         assert (code, titles["FAIL"]) == (1, ["whole-pixel shifts: output"])
@@ -624,7 +626,7 @@ class TestCommandLine:
         assert "--interpret: numpy not installed" in capsys.readouterr().err
 
     def test_an_interruption_has_its_own_code(self, monkeypatch, capsys):
-        def interrupt(*arguments):
+        def interrupt(*_, **__):
             raise KeyboardInterrupt
 
         monkeypatch.setattr(reference, "forward", interrupt)

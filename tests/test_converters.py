@@ -447,7 +447,9 @@ def test_whole_pixels_are_exact_in_the_kernels(name, align_corners, device, pois
     theta = transforms.from_pixels(pixels, size, align_corners=align_corners)
     theta = convention.convert(convention.back(theta, size, **options), size, **options)
     image = picture(size).float()[None, None].to(device)
-    output = launch.forward(image, theta[None].to(device), size, Options(align_corners=align_corners))
+    output = launch.forward(
+        image, theta[None].to(device), size=size, options=Options(align_corners=align_corners)
+    )
     expected = F.pad(image, (0, 3, 2, 0))[:, :, : size[0], 3:]
     assert torch.equal(output, expected)
 

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from variants import CELLS, EXISTING, Variant, case, tangents_of
 
 from stn_triton import affine_grid_sample, launch, ops, reference_tangent
-from stn_triton.options import PADDING_MODES, Options, Tangents
+from stn_triton.options import DEFAULT, PADDING_MODES, Options, Tangents
 
 SMOOTH = [v for v in CELLS if v.mode != "nearest"]
 # A sample of everything, and of projective maps every mode and padding.
@@ -67,9 +67,9 @@ def test_the_kernels_equal_plain_pytorch(device, variant, moving):
             case(variant).to(place, torch.float64),
             [None if t is None else t.to(place) for t in tangents],
         )
-        rest = (variant.options(), here.fill, here.image_index, Tangents(*along))
-        tangent = module.forward(here.input, here.theta, here.size, *rest)
-        grads = module.backward(here.grad, here.input, here.theta, rest[0], mask, *rest[1:])
+        tensors = (here.input, here.theta, here.fill, here.image_index, Tangents(*along))
+        tangent = module.forward(*tensors, size=here.size, options=variant.options())
+        grads = module.backward(here.grad, *tensors, options=variant.options(), output_mask=mask)
         results.append([tangent, *(g for g in grads if g is not None)])
     for actual, expected in zip(*results, strict=True):
         torch.testing.assert_close(actual.cpu(), expected, rtol=1e-10, atol=1e-10)
@@ -82,16 +82,15 @@ def test_the_kernels_in_every_layout(device, dtype, memory_format):
     variant = Variant(2, "bilinear", "zeros", "plain", False)
     args = case(variant, 20, (9, 17), (8, 11)).to(device, dtype, memory_format)
     tangents = tangents_of(args)
-    arguments = (variant.options(), None, None)
-    tangent = launch.forward(args.input, args.theta, args.size, *arguments, tangents)
+    tensors = (args.input, args.theta, None, None, tangents)
+    tangent = launch.forward(*tensors, size=args.size)
     assert tangent.is_contiguous(memory_format=memory_format)
-    mask = (True, True, False)
-    grads = launch.backward(args.grad, args.input, args.theta, arguments[0], mask, None, None, tangents)
+    grads = launch.backward(args.grad, *tensors)
     assert grads[0].is_contiguous(memory_format=memory_format)
-    wide = [t.cpu().double() for t in (args.grad, args.input, args.theta)]
-    along = Tangents(tangents.input.cpu().double(), tangents.theta.cpu().double(), None)
-    expected = reference_tangent.forward(*wide[1:], args.size, *arguments, along)
-    expected_grads = reference_tangent.backward(*wide, arguments[0], mask, None, None, along)
+    grad, *wide = (t.cpu().double() for t in (args.grad, args.input, args.theta))
+    wide += None, None, Tangents(tangents.input.cpu().double(), tangents.theta.cpu().double(), None)
+    expected = reference_tangent.forward(*wide, size=args.size)
+    expected_grads = reference_tangent.backward(grad, *wide)
     rounding = {torch.float32: 1e-4, torch.bfloat16: 2e-2}[dtype]
     for a, e in zip((tangent, *grads[:2]), (expected, *expected_grads[:2]), strict=True):
         assert (a.cpu().double() - e).abs().max() <= rounding * e.abs().max()
@@ -305,11 +304,7 @@ def test_programs_that_call_the_operator_keep_tangents(way):
     """PyTorch's own registration of derivatives drops them silently."""
     function = {
         "exported": lambda: torch.export.export(Fixed(), (X, T)).module(),
-        "operator": lambda: (
-            lambda x, t: ops.affine_grid_sample(
-                x, t, None, None, [3, 4], "bilinear", "zeros", False, False, []
-            )
-        ),
+        "operator": lambda: lambda x, t: ops.affine_grid_sample(x, t, None, None, [3, 4], *DEFAULT),
     }[way]()
     with forward_ad.dual_level():
         dual = forward_ad.unpack_dual(function(*map(forward_ad.make_dual, (X, T), ALONG)))
@@ -337,10 +332,9 @@ def test_beyond_the_border_nothing_moves(device, align_corners):
     options = Options("bicubic", "border", align_corners)
     tangents = Tangents(None, randn(1, 3, 3, seed=4).to(device), None)
     for module in (launch, reference_tangent):
-        arguments = (options, None, None)
-        assert not module.forward(input, theta, (2, 2), *arguments, tangents).any()
-        mask = (True, True, False)
-        grads = module.backward(grad, input, theta, options, mask, None, None, tangents)
+        tensors = (input, theta, None, None, tangents)
+        assert not module.forward(*tensors, size=(2, 2), options=options).any()
+        grads = module.backward(grad, *tensors, options=options)
         assert not grads[0].any()
         assert not grads[1].any()
 
@@ -353,8 +347,9 @@ def test_just_before_the_horizon_nothing_is_nan(device, padding_mode):
     options = Options("bilinear", padding_mode)
     results = []
     for module in (launch, reference_tangent):
-        grads = module.backward(grad, input, theta, options, (True, True, False), None, None, tangents)
-        results.append([module.forward(input, theta, (3, 3), options, None, None, tangents), *grads[:2]])
+        tensors = (input, theta, None, None, tangents)
+        grads = module.backward(grad, *tensors, options=options)
+        results.append([module.forward(*tensors, size=(3, 3), options=options), *grads[:2]])
     # Where the point before the horizon is seen, its derivative is beyond fp32: infinite, as on a CPU.
     for actual, expected in zip(*results, strict=True):
         assert not actual.isnan().any()
@@ -369,9 +364,9 @@ def test_of_a_map_that_is_not_finite_second_derivatives_are(device, mode, paddin
     tangents = tangents_of(args)
     for number in (math.inf, math.nan):
         args.theta[0, 0, 0] = number
+        tensors = (args.grad, args.input, args.theta, args.fill, None, tangents)
         mask = (True, True, args.fill is not None)
-        rest = variant.options(), mask, args.fill, None, tangents
-        for gradient in launch.backward(args.grad, args.input, args.theta, *rest):
+        for gradient in launch.backward(*tensors, options=variant.options(), output_mask=mask):
             assert gradient is None or gradient.isfinite().all(), number
 
 

@@ -119,16 +119,12 @@ def test_many_calls_of_a_whole_batch(device, dtype, layout):
 
 def everything(args, options):
     """The output, the gradients, and both again along tangents."""
-    tensors = (args.input, args.theta)
-    rest = (options, args.fill, args.image_index)
-    tangents = tangents_of(args)
     mask = (True, True, args.fill is not None)
-    results = [
-        launch.forward(*tensors, args.size, *rest),
-        *launch.backward(args.grad, *tensors, *rest[:1], mask, *rest[1:]),
-    ]
-    results.append(launch.forward(*tensors, args.size, *rest, tangents))
-    results += launch.backward(args.grad, *tensors, *rest[:1], mask, *rest[1:], tangents)
+    results = []
+    for tangents in (None, tangents_of(args)):
+        tensors = (args.input, args.theta, args.fill, args.image_index, tangents)
+        results.append(launch.forward(*tensors, size=args.size, options=options))
+        results += launch.backward(args.grad, *tensors, options=options, output_mask=mask)
     return [t for t in results if t is not None]
 
 

@@ -12,14 +12,13 @@ from stn_triton import derivatives, ops
 def dispatched(monkeypatch):
     """Names of operators of this package that went through the dispatcher."""
     seen = []
-    real = derivatives._below_autograd
+    real = derivatives._dispatch
 
-    def below(call, arguments):
-        if isinstance(call, torch._ops.OpOverload):
-            seen.append(call.name().removeprefix("stn_triton::").removesuffix(".default"))
-        return real(call, arguments)
+    def dispatch(op, *arguments):
+        seen.append(op.name().removeprefix("stn_triton::").removesuffix(".default"))
+        return real(op, *arguments)
 
-    monkeypatch.setattr(derivatives, "_below_autograd", below)
+    monkeypatch.setattr(derivatives, "_dispatch", dispatch)
     return seen
 
 

@@ -25,12 +25,6 @@ from stn_triton import (
 from stn_triton.kernels import scatter
 from stn_triton.specs import SPECS
 
-OPERATORS = (
-    ops.affine_grid_sample,
-    ops.affine_grid_sample_backward,
-    ops.affine_grid_sample_tangent,
-    ops.affine_grid_sample_tangent_backward,
-)
 IMPLEMENTATIONS = {
     "kernels": ops._implementations(lambda: launch, lambda: launch),
     "plain PyTorch": ops._implementations(lambda: reference, lambda: reference_tangent),

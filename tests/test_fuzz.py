@@ -113,8 +113,7 @@ def run_kernels(example, expected, device):
     if expected.loose.any():  # some of the gradients have become zero
         layouts["grad"] = layouts["grad"].unexpanded()
     placed = {n: storage.place(tensors[n].to(device), layout) for n, layout in layouts.items()}
-    images = placed["input"], placed["theta"]
-    rest = placed.get("fill"), placed.get("image_index")
+    here = [placed.get(name) for name in ("input", "theta", "fill", "image_index")]
     grads = (None, None, None)
     modes = deterministic(example.is_deterministic), chooser(example.choice), storage
     with contextlib.ExitStack() as stack:
@@ -123,10 +122,10 @@ def run_kernels(example, expected, device):
             stack.enter_context(mode)
         if Watch.missing() is None:
             Watch().start(patch)
-        output = launch.forward(*images, args.size, options, *rest)
+        output = launch.forward(*here, size=args.size, options=options)
         if args.input.dtype != torch.uint8:
             mask = (*example.needs, args.fill is not None)
-            grads = launch.backward(placed["grad"], *images, options, mask, *rest)
+            grads = launch.backward(placed["grad"], *here, options=options, output_mask=mask)
     storage.check()
     return [None if t is None else t.cpu() for t in (output, *grads)]
 
@@ -175,10 +174,10 @@ def run_plain_pytorch(example, grad):
     placed = {n: storage.place(tensors[n], layout.unexpanded()) for n, layout in example.layouts.items()}
     args = example.args._replace(**placed)
     if options.points:
-        rest = args.fill, args.image_index
+        tensors = args.input, args.theta, args.fill, args.image_index
         mask = (True, True, args.fill is not None)
-        grads = reference.backward(args.grad, args.input, args.theta, options, mask, *rest)
-        return reference.forward(args.input, args.theta, args.size, options, *rest), *grads
+        grads = reference.backward(args.grad, *tensors, options=options, output_mask=mask)
+        return reference.forward(*tensors, size=args.size, options=options), *grads
     leaves = {name: placed[name].requires_grad_() for name in ("input", "theta", "fill") if name in placed}
     output = public_function(args, options)
     grads = torch.autograd.grad(output, list(leaves.values()), args.grad)
@@ -255,8 +254,9 @@ def gradients(device, input, theta, grad, options):
     """Of theta: the kernels', both ways; plain PyTorch's; the oracle's."""
     args = [torch.tensor(t, dtype=torch.float32) for t in (grad, input, theta)]
     here = [t.to(device) for t in args]
-    found = [launch.backward(*here, options, (needs, True, False))[1].cpu() for needs in (True, False)]
-    found.append(reference.backward(*args, options)[1])
+    masks = [(needs, True, False) for needs in (True, False)]
+    found = [launch.backward(*here, options=options, output_mask=mask)[1].cpu() for mask in masks]
+    found.append(reference.backward(*args, options=options)[1])
     truth = oracle.solve(here[1], here[2], args[0].shape[2:], here[0], options, torch.float32)
     return [*found, truth.grad_theta.float().cpu()]
 
@@ -319,7 +319,7 @@ def test_the_gradient_of_a_homography_of_an_image_one_pixel_wide(device):
             torch.randn(1, 2, *s, generator=torch.Generator().manual_seed(1)) for s in (size_in, size)
         )
         found = launch.backward(
-            grad.to(device), input.to(device), torch.tensor(theta, device=device), options
+            grad.to(device), input.to(device), torch.tensor(theta, device=device), options=options
         )[0]
         truth = oracle.solve(input, torch.tensor(theta), size, grad, options, torch.float32).grad_input
         assert truth.abs().max() > 0.1
@@ -331,8 +331,9 @@ def test_a_shrink_whose_square_overflows_takes_all_samples(device):
     options = Options(antialias=True)
     for scale in (1e18, 1e30):
         theta = torch.tensor([[[scale, 0.0, 0.0], [0.0, 1.0, 0.0]]])
-        found = launch.forward(torch.ones(1, 1, 1, 1, device=device), theta.to(device), (1, 1), options)
-        assert found.item() == reference.forward(torch.ones(1, 1, 1, 1), theta, (1, 1), options).item() == 0
+        one, given = torch.ones(1, 1, 1, 1), {"size": (1, 1), "options": options}
+        found = launch.forward(one.to(device), theta.to(device), **given)
+        assert found.item() == reference.forward(one, theta, **given).item() == 0
 
 
 def test_an_infinite_map_of_a_single_pixel_under_reflection(device):
@@ -340,5 +341,5 @@ def test_an_infinite_map_of_a_single_pixel_under_reflection(device):
     theta = torch.tensor([[[math.inf, 0.0, 0.0], [0.0, 1.0, 0.0]]], device=device)
     options = Options(padding_mode="reflection", align_corners=True)
     one = torch.ones(1, 1, 1, 1, device=device)
-    assert launch.forward(one, theta, (1, 1), options).item() == 1
-    assert launch.backward(one, one, theta, options)[0].item() == 1
+    assert launch.forward(one, theta, size=(1, 1), options=options).item() == 1
+    assert launch.backward(one, one, theta, options=options)[0].item() == 1

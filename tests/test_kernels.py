@@ -66,8 +66,10 @@ def case(device, thetas, size_in, size_out, dtype=torch.float32, channels=2, cha
 
 def run(input, theta, grad, align_corners=False, mask=(True, True)):
     options = Options(align_corners=align_corners)
-    output = launch.forward(input, theta, grad.shape[2:], options)
-    return oracle.Truth(output, *launch.backward(grad, input, theta, options, (*mask, False)))
+    output = launch.forward(input, theta, size=grad.shape[2:], options=options)
+    return oracle.Truth(
+        output, *launch.backward(grad, input, theta, options=options, output_mask=(*mask, False))
+    )
 
 
 def solve(input, theta, grad, align_corners=False, dtype=torch.float64):
@@ -140,12 +142,12 @@ def test_gradcheck_through_the_kernels(device, channels_last, align_corners):
         @staticmethod
         def forward(ctx, input, theta):
             ctx.save_for_backward(input, theta)
-            return launch.forward(input, theta, (4, 3), options)
+            return launch.forward(input, theta, size=(4, 3), options=options)
 
         @staticmethod
         def backward(ctx, grad):
             mask = (*ctx.needs_input_grad, False)
-            return launch.backward(grad, *ctx.saved_tensors, options, mask)[:2]
+            return launch.backward(grad, *ctx.saved_tensors, options=options, output_mask=mask)[:2]
 
     thetas = [rotation(31, 0.9, 0.05, 0.02)]
     input, theta, _ = case(device, thetas, (3, 4), (4, 3), torch.float64, 2, channels_last)
@@ -447,10 +449,12 @@ def test_a_program_of_several_steps_gives_the_same(device, steps, name, mode, pa
     results = []
     for is_on in (False, True):
         taken = steps(is_on)
-        output = launch.forward(input, theta, grad.shape[2:], options, fill)
-        both = launch.backward(grad, input, theta, options, (True, True, False), fill)
-        alone = launch.backward(grad, input, theta, options, (True, False, False), fill)
-        theta_alone = launch.backward(grad, input, theta, options, (False, True, False), fill)
+        output = launch.forward(input, theta, fill, size=grad.shape[2:], options=options)
+        both = launch.backward(grad, input, theta, fill, options=options)
+        alone = launch.backward(grad, input, theta, fill, options=options, output_mask=(True, False, False))
+        theta_alone = launch.backward(
+            grad, input, theta, fill, options=options, output_mask=(False, True, False)
+        )
         results.append((output, both[0], alone[0], both[1], theta_alone[1]))
     assert taken == ["forward", "backward", "backward_input", "theta"]
     for i, (expected, actual) in enumerate(zip(*results, strict=True)):
@@ -467,7 +471,7 @@ def test_steps_of_other_options(device, steps, options):
     results = []
     for is_on in (False, True):
         steps(is_on)
-        results.append(launch.backward(grad, input, theta, options, (True, True, False))[:2])
+        results.append(launch.backward(grad, input, theta, options=options)[:2])
     (grad_input, grad_theta), (same, close) = results
     assert torch.equal(same, grad_input)
     assert_close(close, grad_theta, 2e-6 * max(grad_theta.abs().max().item(), 1), "grad_theta")

@@ -23,7 +23,7 @@ import stn_triton
 from stn_triton import kernels, launch, limits, ops, tuning
 from stn_triton.check import oracle
 from stn_triton.check.fused import is_fused
-from stn_triton.options import Options, Tangents
+from stn_triton.options import DEFAULT, Options, Tangents
 
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="sparse files are for the interpreter")
 
@@ -128,17 +128,16 @@ class TestSizes:
 
     def test_callers_of_the_operators_themselves_are_told_too(self):
         """As compiled and exported programs are, which skip the public functions."""
-        options = ("bilinear", "zeros", False, False, [])
         long, theta = torch.ones(1, 1, 1, 1).expand(1, 1, 1, 2**25), torch.ones(1, 2, 3)
         grad = torch.ones(1, 1, 2, 2)
         calls = (
-            lambda: ops.affine_grid_sample(long, theta, None, None, [2, 2], *options),
-            lambda: ops.affine_grid_sample_backward(grad, long, theta, None, None, *options, [True] * 3),
+            lambda: ops.affine_grid_sample(long, theta, None, None, [2, 2], *DEFAULT),
+            lambda: ops.affine_grid_sample_backward(grad, long, theta, None, None, *DEFAULT, [True] * 3),
             lambda: ops.affine_grid_sample_tangent(
-                long, theta, None, None, None, theta, None, [2, 2], *options
+                long, theta, None, None, None, theta, None, [2, 2], *DEFAULT
             ),
             lambda: ops.affine_grid_sample_tangent_backward(
-                grad, long, theta, None, None, None, theta, None, *options, [True] * 3
+                grad, long, theta, None, None, None, theta, None, *DEFAULT, [True] * 3
             ),
         )
         for run in calls:
@@ -176,10 +175,10 @@ class TestSizes:
         message = message.format(r"\(2147483648, 1, 1, 1\)")
         options = Options("bilinear", "zeros", points=(-1.0, -1.0, 1.0, -1.0, -1.0, 1.0, 1.0, 1.0))
         runs = {
-            "forward_kernel": lambda: launch.forward(input, theta, (1, 1)),
+            "forward_kernel": lambda: launch.forward(input, theta, size=(1, 1)),
             "backward_kernel": lambda: launch.backward(input, input, theta),
             "scatter_kernel": lambda: launch.backward(
-                input, input[:1], theta[..., :1].expand(-1, 2, 7), options
+                input, input[:1], theta[..., :1].expand(-1, 2, 7), options=options
             ),
             "settle_kernel": lambda: launch.backward(
                 input[:1], input, theta[:1], image_index=theta[0, 0, :1].long(), gathers=False
@@ -300,13 +299,11 @@ class TestFarApart:
         return case._replace(theta=theta), Options("bilinear", "fill", points=points)
 
     def results(self, case, options, *tangents):
-        arguments = (case.theta, case.size, options, case.fill, case.image_index)
         mask = (True, True, case.fill is not None)
-        for given in ((), tangents) if tangents else ((),):
-            yield launch.forward(case.input, *arguments, *given)
-            yield from launch.backward(
-                case.grad, case.input, case.theta, options, mask, case.fill, case.image_index, *given
-            )
+        for moved in (None, *tangents):
+            tensors = (case.input, case.theta, case.fill, case.image_index, moved)
+            yield launch.forward(*tensors, size=case.size, options=options)
+            yield from launch.backward(case.grad, *tensors, options=options, output_mask=mask)
 
     @pytest.mark.parametrize("far", FAR, ids=Far.name)
     def test_results_are_those_of_tensors_side_by_side(self, sparse, far, monkeypatch):
@@ -417,7 +414,7 @@ class TestBillionsOfPixels:
         monkeypatch.setattr(room, patched, SomePrograms(getattr(room, patched), choose))
         with tuning.choosing(chooser), sparse.allocating(sparse.empty):
             if kernel == "forward":
-                result = launch.forward(source, theta, shape[2:])
+                result = launch.forward(source, theta, size=shape[2:])
             else:
                 input = torch.zeros(1, 1, *[1] * dim, dtype=dtype).expand(shape)
                 monkeypatch.setattr(launch, "memory_format", lambda *_: form)
@@ -439,8 +436,8 @@ class TestBillionsOfPixels:
         theta = torch.eye(2, 3).expand(2**31 - 1, 2, 3)
         input = torch.zeros(1, 1, 1, 1, dtype=torch.uint8)
         with sparse.allocating(sparse.empty):
-            launch.forward(input.expand(2**31 - 1, 1, 1, 1), theta, (1, 1))
-            launch.forward(input.expand(65_537, 65_537, 1, 1), theta[:65_537], (1, 1))
+            launch.forward(input.expand(2**31 - 1, 1, 1, 1), theta, size=(1, 1))
+            launch.forward(input.expand(65_537, 65_537, 1, 1), theta[:65_537], size=(1, 1))
         assert counted[0] == 2**31 - 1
         assert counted[1] > 65_537
 

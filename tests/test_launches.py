@@ -82,7 +82,7 @@ class TestPlans:
 
     def test_a_dry_run_launches_and_writes_nothing(self):
         input, theta = torch.empty(2, 3, 8, 8, device="meta"), torch.empty(2, 2, 3, device="meta")
-        assert launch.forward(input, theta, (5, 6)).shape == (2, 3, 5, 6)
+        assert launch.forward(input, theta, size=(5, 6)).shape == (2, 3, 5, 6)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are not interpreted where there is a GPU")

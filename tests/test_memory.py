@@ -89,11 +89,10 @@ def run(tensors, size, options, mask=(True, True, True)):
     moved = None
     if "theta_tangent" in tensors:
         moved = launch.Tangents(*(tensors.get(f"{n}_tangent") for n in ("input", "theta", "fill")))
-    rest = tensors.get("fill"), tensors.get("image_index"), moved
-    output = launch.forward(tensors["input"], tensors["theta"], size, options, *rest)
+    here = [tensors.get(name) for name in ("input", "theta", "fill", "image_index")]
+    output = launch.forward(*here, moved, size=size, options=options)
     mask = (*mask[:2], mask[2] and "fill" in tensors)
-    pair = tensors["input"], tensors["theta"]
-    return [output, *launch.backward(tensors["grad"], *pair, options, mask, *rest)]
+    return [output, *launch.backward(tensors["grad"], *here, moved, options=options, output_mask=mask)]
 
 
 def watched(tensors, size, options, layout, pattern, mask=(True, True, True)):
@@ -207,8 +206,8 @@ def test_bytes_do_not_depend_on_what_lies_between_them(device, name):
         with pytest.MonkeyPatch.context() as patch, storage:
             if Watch.missing() is None:
                 watch.start(patch)
-            rest = placed.get("fill"), placed.get("image_index")
-            results.append(launch.forward(placed["input"], placed["theta"], size, options, *rest))
+            here = [placed.get(name) for name in ("input", "theta", "fill", "image_index")]
+            results.append(launch.forward(*here, size=size, options=options))
         storage.check()
     assert torch.equal(*results)
 

@@ -134,9 +134,11 @@ class TestInterpreter:
     def test_rounds_to_nearest_bf16(self):
         case = cases.make(torch.bfloat16, 9, RANDOM, torch.device("cpu"))
         with interpreted.rounding_as_gpus((9, 9)):
-            half, wide = (launch.forward(x, case.theta, (9, 9)) for x in (case.input, case.input.float()))
+            half, wide = (
+                launch.forward(x, case.theta, size=(9, 9)) for x in (case.input, case.input.float())
+            )
         assert torch.equal(half, wide.to(torch.bfloat16))
-        assert not torch.equal(launch.forward(case.input, case.theta, (9, 9)), half)  # it truncates
+        assert not torch.equal(launch.forward(case.input, case.theta, size=(9, 9)), half)  # it truncates
 
     def test_an_fma_rounds_once_and_sums_are_sums(self):
         x = torch.full((8,), 1 + 2**-12)

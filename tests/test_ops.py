@@ -145,7 +145,7 @@ class TestFakes:
     def test_kernels_write_what_the_fake_promises(self, name, size, device):
         """The launcher allocates on its own; without a GPU it runs in Triton's interpreter."""
         input, theta = (t[:1] for t in layout(name, device))  # every image is alike, and interpreted
-        real = launch.forward(input, theta, size)
+        real = launch.forward(input, theta, size=size)
         assert strides([FORWARD(as_meta(input), as_meta(theta), *NEITHER, size, *OPTIONS)]) == strides([real])
 
     @pytest.mark.parametrize("name", LAYOUTS)

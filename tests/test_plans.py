@@ -74,8 +74,8 @@ def make(n=2, c=3, size=(5, 6), dtype=torch.float32):
 
 
 def results(image, theta, size, options):
-    output = launch.forward(image, theta, size, options)
-    grads = launch.backward(torch.ones_like(output), image, theta, options)
+    output = launch.forward(image, theta, size=size, options=options)
+    grads = launch.backward(torch.ones_like(output), image, theta, options=options)
     return [output, *grads[:2]]
 
 
@@ -112,9 +112,9 @@ def test_masks_and_indices_do_not_share_a_plan(device):
     index = torch.tensor([1, 1], device=device)
     for _ in range(2):
         for mask in ((True, False, False), (False, True, False), (True, True, False)):
-            found = launch.backward(grad, image, theta, Options(), mask)
+            found = launch.backward(grad, image, theta, output_mask=mask)
             assert [g is not None for g in found] == list(mask)
-            found = launch.backward(grad, image, theta, Options(), (True, False, False), None, index)
+            found = launch.backward(grad, image, theta, None, index, output_mask=(True, False, False))
             assert not found[0][0].any()
             assert found[0][1].any()
 
@@ -145,7 +145,9 @@ def test_the_deterministic_mode_has_plans_of_its_own(device):
     for is_on in (False, True):
         torch.use_deterministic_algorithms(is_on)
         try:
-            launch.backward(image, image, theta, Options(points=points), (True, False, False))
+            launch.backward(
+                image, image, theta, options=Options(points=points), output_mask=(True, False, False)
+            )
         finally:
             torch.use_deterministic_algorithms(False)
     assert len(plans._plans) == 2
@@ -187,7 +189,7 @@ def test_there_is_no_end_of_shapes(monkeypatch):
 def test_a_tensor_on_another_device_is_named():
     image, theta = make()
     with pytest.raises(ValueError, match="theta must be on the device of input, cpu, got meta"):
-        launch.forward(image, theta.to("meta"), (5, 6))
+        launch.forward(image, theta.to("meta"), size=(5, 6))
     with pytest.raises(ValueError, match="grad_output must be on the device of input, cpu, got meta"):
         launch.backward(image.to("meta"), image, theta)
 

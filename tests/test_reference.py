@@ -188,7 +188,7 @@ def test_bases_are_kept_for_short_axes_and_serve_in_and_out_of_inference_mode():
         expected = affine_grid_sample(images, theta).clone()
     assert reference_grid._kept_base.cache_info().misses == 1
     leaf = theta.clone().requires_grad_()
-    output = reference.forward(images, leaf, (4, 5))  # recorded, as the operator is not
+    output = reference.forward(images, leaf, size=(4, 5))  # recorded, as the operator is not
     output.sum().backward()
     assert torch.equal(output, expected)
     assert reference_grid._kept_base.cache_info().misses == 1

@@ -56,8 +56,8 @@ def gradients(args, options=None, tangents=None, exact=True, blocks=None):
     options = Options() if options is None else options
     was = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(exact)
+    tensors = (args.grad, args.input, args.theta, args.fill, args.image_index, tangents)
     mask = (True, args.input.dtype != torch.float32, False)
-    rest = (args.fill, args.image_index, tangents)
 
     def choose(bucket, run):
         if blocks is None:
@@ -69,7 +69,7 @@ def gradients(args, options=None, tangents=None, exact=True, blocks=None):
 
     try:
         with tuning.choosing(choose):
-            return launch.backward(args.grad, args.input, args.theta, options, mask, *rest, gathers=False)[0]
+            return launch.backward(*tensors, options=options, output_mask=mask, gathers=False)[0]
     finally:
         torch.use_deterministic_algorithms(was)
 

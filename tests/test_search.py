@@ -42,7 +42,7 @@ def gather(theta, options, size_in, size, channels=1):
     theta = torch.as_tensor(theta, dtype=torch.float32)
     theta = theta if theta.ndim == 3 else theta[None]
     grad, image = torch.ones(len(theta), channels, *size), torch.ones(1, channels, *size_in)
-    launch.backward(grad, image, theta, options, (True, False, False))
+    launch.backward(grad, image, theta, options=options, output_mask=(True, False, False))
 
 
 MANY = 5  # channels, for which no square is used

@@ -42,9 +42,11 @@ def case(options, images=2, matrices=2, size_in=(5, 7), size=(6, 5), channels=2,
 
 
 def run(input, theta, size, grad, fill, options, image_index=None, mask=(True, True)):
-    output = launch.forward(input, theta, size, options, fill, image_index)
+    output = launch.forward(input, theta, fill, image_index, size=size, options=options)
     mask = (*mask, fill is not None)
-    return oracle.Truth(output, *launch.backward(grad, input, theta, options, mask, fill, image_index))
+    return oracle.Truth(
+        output, *launch.backward(grad, input, theta, fill, image_index, options=options, output_mask=mask)
+    )
 
 
 def check(device, options, dtype, args, image_index=None, layout=torch.contiguous_format, budget=32):
@@ -231,11 +233,10 @@ def test_tangents_and_second_derivatives_equal_plain_pytorch(
 
     def results(module, device):
         to = lambda t: None if t is None else t.to(device)  # noqa: E731
-        tensors = (to(input), to(theta))
-        rest = (to(fill), to(index), Tangents(*map(to, moved)))
+        tensors = (*map(to, (input, theta, fill, index)), Tangents(*map(to, moved)))
         return (
-            module.forward(*tensors, size, options, *rest),
-            *module.backward(to(grad), *tensors, options, mask, *rest),
+            module.forward(*tensors, size=size, options=options),
+            *module.backward(to(grad), *tensors, options=options, output_mask=mask),
         )
 
     pairs = zip(results(launch, device), results(reference_tangent, "cpu"), strict=True)
@@ -249,7 +250,9 @@ def test_offsets_of_zero_copy_the_image_bit_for_bit(device):
     theta = splines.coefficients(torch.zeros(2, 6, 2), GRID, torch.float32).to(device)
     image = torch.randn(2, 3, 9, 8).to(device)
     image[0, 0, 3, 3] = float("nan")
-    assert torch.equal(launch.forward(image, theta, (9, 8), options).nan_to_num(7), image.nan_to_num(7))
+    assert torch.equal(
+        launch.forward(image, theta, size=(9, 8), options=options).nan_to_num(7), image.nan_to_num(7)
+    )
 
 
 def test_gradients_are_the_same_every_time_and_nan_stays_where_it_is(device):
@@ -279,7 +282,7 @@ def test_offsets_that_are_not_finite_or_huge(device, number, padding_mode):
     assert result.grad_input.isfinite().all()
     if padding_mode in ("zeros", "fill") and number != 1e30:
         torch.testing.assert_close(
-            result.output.cpu(), reference.forward(input, theta.cpu(), size, options, fill)
+            result.output.cpu(), reference.forward(input, theta.cpu(), fill, size=size, options=options)
         )
 
 

@@ -18,8 +18,12 @@ CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 def run(args, options, mask=(True, True, True)):
     mask = (*mask[:2], mask[2] and args.fill is not None)
-    output = launch.forward(args.input, args.theta, args.size, options, args.fill, args.image_index)
-    grads = launch.backward(args.grad, args.input, args.theta, options, mask, args.fill, args.image_index)
+    output = launch.forward(
+        args.input, args.theta, args.fill, args.image_index, size=args.size, options=options
+    )
+    grads = launch.backward(
+        args.grad, args.input, args.theta, args.fill, args.image_index, options=options, output_mask=mask
+    )
     return oracle.Truth(output, *grads)
 
 
@@ -87,7 +91,7 @@ def test_gradients_are_the_derivative(device, variant):
         moved = {n: getattr(args, n) + sign * step * d for n, d in directions.items()}
         moved = args._replace(**moved)
         output = launch.forward(
-            moved.input, moved.theta, args.size, variant.options(), moved.fill, moved.image_index
+            moved.input, moved.theta, moved.fill, moved.image_index, size=args.size, options=variant.options()
         )
         ends.append((output * args.grad).sum())
     difference = (ends[0] - ends[1]) / (2 * step)
@@ -275,10 +279,10 @@ def test_antialias_is_sampling_at_a_multiple_of_the_size_and_averaging(device, d
         theta[:, row, row] = (factor - 0.3) * n_out / n_in
     args = args._replace(theta=theta).to(device, torch.float64)
     actual = launch.forward(
-        args.input, args.theta, size, Options(align_corners=align_corners, antialias=True)
+        args.input, args.theta, size=size, options=Options(align_corners=align_corners, antialias=True)
     )
     large = [n * f for n, f in zip(size, factors, strict=True)]
-    fine = launch.forward(args.input, args.theta, large, Options(align_corners=align_corners))
+    fine = launch.forward(args.input, args.theta, size=large, options=Options(align_corners=align_corners))
     pool = torch.nn.functional.avg_pool2d if dim == 2 else torch.nn.functional.avg_pool3d
     torch.testing.assert_close(actual, pool(fine, factors))
 
@@ -313,7 +317,9 @@ def test_a_far_reflection_counts_each_pixel_once(device):
     theta = torch.tensor([[[0.5, 0, 2 * 2.0**24 * 1.01], [0, 0.5, 0]]], device=device)
     grad = torch.ones(1, 1, 1, 72, device=device)
     image = torch.zeros(1, 1, 1, 2, device=device)
-    grads = launch.backward(grad, image, theta, Options("nearest", "reflection"), (True, False, False))
+    grads = launch.backward(
+        grad, image, theta, options=Options("nearest", "reflection"), output_mask=(True, False, False)
+    )
     assert grads[0].sum() == 72
 
 
@@ -323,7 +329,9 @@ def test_a_steep_projective_reflection_loses_nothing(device):
     row = [a[0] * 2, a[1] * 2, a[2] / 4]
     theta = torch.tensor([[row, [0, 0, 0], [a[3] * 8, a[4] * 8, a[5]]]], device=device)
     grad, image = torch.ones(1, 1, 16, 16, device=device), torch.ones(1, 1, 1, 8, device=device)
-    grads = launch.backward(grad, image, theta, Options("bilinear", "reflection"), (True, False, False))
+    grads = launch.backward(
+        grad, image, theta, options=Options("bilinear", "reflection"), output_mask=(True, False, False)
+    )
     assert abs(grads[0].sum() - 256) < 1e-3
 
 
@@ -332,9 +340,10 @@ def test_fill_values_that_are_not_finite_stay_outside(device, fill):
     images = torch.rand(1, 1, 6, 6, device=device)
     theta = torch.tensor([[[0.6, 0.13, 0], [0, 0.6, 0]]], device=device)
     values = torch.tensor([fill], device=device)
-    assert launch.forward(images, theta, (8, 8), Options("bilinear", "fill"), values).isfinite().all()
-    assert reference.forward(images, theta, (8, 8), Options("bilinear", "fill"), values).isfinite().all()
-    outside = launch.forward(images, 9 * theta, (8, 8), Options("bilinear", "fill"), values)
+    given = {"size": (8, 8), "options": Options("bilinear", "fill")}
+    assert launch.forward(images, theta, values, **given).isfinite().all()
+    assert reference.forward(images, theta, values, **given).isfinite().all()
+    outside = launch.forward(images, 9 * theta, values, **given)
     assert outside[..., 0, 0].item() == fill or math.isnan(fill)
 
 
@@ -374,7 +383,7 @@ def test_an_index_out_of_range_reads_and_writes_nothing_of_others(device, dtype)
         index = torch.tensor([2, bad, 2], device=device)
         if dtype == torch.uint8:
             images = (args.input * 99).to(dtype)
-            output = launch.forward(images, args.theta, args.size, Options(), None, index)
+            output = launch.forward(images, args.theta, None, index, size=args.size)
             assert not output[1].any()
             continue
         result = run(args._replace(image_index=index), Options())
@@ -396,13 +405,13 @@ def test_bytes_are_rounded_half_to_even_and_saturate(device, mode):
         device, torch.float32
     )
     options = Options(mode, "fill")
-    expected = launch.forward(args.input, args.theta, args.size, options, args.fill)
-    actual = launch.forward(args.input.byte(), args.theta, args.size, options, args.fill)
+    expected = launch.forward(args.input, args.theta, args.fill, size=args.size, options=options)
+    actual = launch.forward(args.input.byte(), args.theta, args.fill, size=args.size, options=options)
     assert actual.dtype == torch.uint8
     assert torch.equal(actual, expected.round().clamp(0, 255).byte())
     halves = torch.tensor([0, 1, 2, 3, 255, 254], dtype=torch.uint8, device=device).view(1, 1, 1, 6)
     between = torch.tensor([[[5 / 6, 0, 0], [0, 1.0, 0]]], device=device)
-    output = launch.forward(halves, between, (1, 5))
+    output = launch.forward(halves, between, size=(1, 5))
     assert output.flatten().tolist() == [0, 2, 2, 129, 254]
 
 

@@ -51,9 +51,9 @@ def test_the_image_stands_beside_itself(device, variant, size_in):
     for a, e in zip(torch.autograd.grad(actual, leaves, args.grad), grads, strict=True):
         torch.testing.assert_close(a, e)
     here = [t.detach().to(device) for t in (args.grad, *leaves)]
-    output = launch.forward(*here[1:], args.size, variant.options())
+    output = launch.forward(*here[1:], size=args.size, options=variant.options())
     torch.testing.assert_close(output.cpu(), expected)
-    found = launch.backward(*here, variant.options(), (True, True, False))
+    found = launch.backward(*here, options=variant.options())
     for a, e in zip(found, grads, strict=False):
         if a is not None:
             torch.testing.assert_close(a.cpu(), e)
@@ -69,7 +69,7 @@ def test_it_is_the_grid_wrap_of_scipy(device, mode, order):
         image.numpy(), torch.stack((y / 2, x / 2)).numpy(), order=order, mode="grid-wrap"
     )
     options = Options(mode, "wrap")
-    actual = launch.forward(image[None, None].to(device), theta.to(device), (7, 8), options)
+    actual = launch.forward(image[None, None].to(device), theta.to(device), size=(7, 8), options=options)
     torch.testing.assert_close(actual[0, 0].cpu(), torch.from_numpy(expected))
 
 
@@ -85,8 +85,10 @@ def test_whole_periods_away_are_the_same_bits(device, mode, size, periods):
     for shift in (0, 2 * periods):
         theta[:, :, 2] += shift
         here = theta.to(args.theta)
-        grad_theta = launch.backward(args.grad, args.input, here, options, (False, True, False))[1]
-        results.append((launch.forward(args.input, here, args.size, options), grad_theta))
+        grad_theta = launch.backward(
+            args.grad, args.input, here, options=options, output_mask=(False, True, False)
+        )[1]
+        results.append((launch.forward(args.input, here, size=args.size, options=options), grad_theta))
     for first, second in zip(*results, strict=True):
         assert torch.equal(first, second)
 
@@ -109,7 +111,9 @@ def test_what_is_not_finite_is_the_first_pixel_and_moves_nothing(device, mode, n
 def test_of_a_position_too_far_to_count_it_is_some_pixel(device, number):
     image = torch.arange(1.0, 21).view(1, 1, 4, 5)
     theta = torch.tensor([[[1, 0, number], [0, 1, 0]]])
-    output = launch.forward(image.to(device), theta.to(device), (4, 5), Options("nearest", "wrap"))
+    output = launch.forward(
+        image.to(device), theta.to(device), size=(4, 5), options=Options("nearest", "wrap")
+    )
     plain = affine_grid_sample(image, theta, mode="nearest", padding_mode="wrap")
     for result in (output.cpu(), plain):
         assert set(result.flatten().tolist()) <= set(image.flatten().tolist())

@@ -62,11 +62,10 @@ operator: Provider = _differentiated(stn_triton.affine_grid_sample)
 def interpreted_kernels(input: Tensor, theta: Tensor, grad: Tensor, autocast: torch.dtype | None) -> Result:
     """The operator's launches, on CPU tensors."""
     from stn_triton import launch
-    from stn_triton.options import DEFAULT
 
     with interpreted.rounding_as_gpus(input.shape[2:]), _autocast(input.device, autocast):
-        output = launch.forward(input, theta, input.shape[2:])
-        return Result(output, *launch.backward(grad, input, theta, DEFAULT, (True, True, False))[:2])
+        output = launch.forward(input, theta, size=input.shape[2:])
+        return Result(output, *launch.backward(grad, input, theta)[:2])
 
 
 def of(device: torch.device) -> dict[str, Provider]:

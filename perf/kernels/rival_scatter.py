@@ -23,9 +23,8 @@ class _Scatter(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output):
-        mask = (*ctx.needs_input_grad[:2], False)
-        options = Options(**ctx.options)
-        grads = launch.backward(grad_output, *ctx.saved_tensors, options, mask, gathers=False)
+        given = {"options": Options(**ctx.options), "output_mask": (*ctx.needs_input_grad[:2], False)}
+        grads = launch.backward(grad_output, *ctx.saved_tensors, **given, gathers=False)
         return *grads[:2], None, None
 
 
