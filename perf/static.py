@@ -112,12 +112,12 @@ def _facts(kernel: Kernel) -> Row:
     """
     from perf.kernels import ahead, cases, compiled, yardstick
     from perf.measuring.suite import one_line
-    from stn_triton import tuning
+    from stn_triton import policy
 
     call, launch, arch, config = kernel
     row: Row = {"arch": arch, "kernel": launch.name, "call": call.name}
     if launch.bucket is not None:
-        config = config or tuning.default(launch.bucket)
+        config = config or policy.default(launch.bucket)
         row["config"] = config
     try:
         result, made = ahead.compile_launch(call.run, launch, compiled.target_of(arch), config)

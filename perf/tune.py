@@ -25,9 +25,9 @@ from perf.tuning import gains, launches
 from perf.tuning.launches import Case, Plan
 from perf.tuning.search import FULL, LOST, QUICK, Effort, Gpu, Result, expected_seconds, one_line, search
 from perf.tuning.state import Keeper
-from stn_triton import tables, tuning
+from stn_triton import policy, tables, tuning
+from stn_triton.buckets import Bucket
 from stn_triton.environment import choose_device
-from stn_triton.tuning import Bucket
 
 QUICK_BUCKETS = 4
 _SECONDS_BETWEEN_LINES = 30
@@ -105,7 +105,7 @@ def _tune_each(
             except Exception as error:  # too large for this GPU, for example
                 is_lost = not gpu.is_alive(gpu.device)
                 reason = f"{LOST}: {one_line(error)}" if is_lost else one_line(error)
-                keeper.add(bucket, [Result(tuning.default(bucket), True, reason)])
+                keeper.add(bucket, [Result(policy.default(bucket), True, reason)])
                 if is_lost:
                     failed.append(
                         "nothing more can run in this process; run again to go on without that bucket"

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stn_triton import plans, splines, tuning
+from stn_triton import buckets, plans, policy, splines
 from stn_triton.options import DEFAULT, Options, Tangents, is_projective
 from stn_triton.reference import coordinate_dtype, memory_format
 from stn_triton.steps import Settle, Step, Tensors
@@ -143,7 +143,7 @@ class _Backward:
     """The plan of a backward call.
 
     Two mechanisms: a gather, whose programs own pixels of the input, and a scatter, whose programs own those
-    of the output. `tuning.is_gathered` says which.
+    of the output. `policy.is_gathered` says which.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class _Backward:
             self._forms = _forms_to_copy_to(tensors, ("grad_output_ptr", "input_tangent_ptr"))
         is_indexed, is_moving = (tensors[f"{n}_ptr"] is not None for n in ("image_index", "theta_tangent"))
         kind = input.ndim - 2, is_projective(theta.shape), is_moving
-        is_gathered = needs_input and gathers and tuning.is_gathered(*kind, options)
+        is_gathered = needs_input and gathers and policy.is_gathered(*kind, options)
         is_scattered = needs_input and not is_gathered
         self._dtype = coordinate_dtype(input.dtype) if is_scattered else input.dtype
         self._sorts = is_gathered and is_indexed
@@ -169,7 +169,7 @@ class _Backward:
         if is_gathered:
             is_many = is_indexed or theta.shape[0] != input.shape[0]
             # Sums over one matrix fit into the gather only if it has the image for itself.
-            self._gives_theta = needs_theta and not is_many and tuning.share_a_kernel(options.mode)
+            self._gives_theta = needs_theta and not is_many and policy.share_a_kernel(options.mode)
             name = "backward" if self._gives_theta else "backward_input"
             self._gather = Step(name, options, is_many=is_many)
         if is_scattered:
@@ -252,7 +252,7 @@ def _form_to_copy_to(tensor: Tensor | None, image: Tensor) -> torch.memory_forma
     if tensor is None:
         return None
     form = memory_format(image, image.shape[2:])
-    has_runs = form != torch.contiguous_format and image.stride(1) == 1 and image.shape[1] >= tuning.LANES_C
+    has_runs = form != torch.contiguous_format and image.stride(1) == 1 and image.shape[1] >= buckets.LANES_C
     if has_runs:
         return None if tensor.stride(1) == 1 else form
     strides = [t.stride(-1) * t.itemsize for t in (tensor, image)]

@@ -9,7 +9,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from stn_triton import plans, tuning
+from stn_triton import buckets, plans, policy, tuning
 from stn_triton.kernels import scatter, structs
 from stn_triton.kernels.coordinates import MAX_SAMPLES
 from stn_triton.options import DISPLACEMENTS, Options, is_projective
@@ -66,11 +66,11 @@ class Step:
         channels_last = all(t.stride(1) == 1 for t in images)
         shape = (known["DIM"], known["PROJECTIVE"], known["MANY"], known["TANGENT"])
         # Of the points only whether there are any: the rest would fill the cache.
-        variant = tuning.variant_of(*shape, self._options._replace(points=self._options.points[:2]))
+        variant = buckets.variant_of(*shape, self._options._replace(points=self._options.points[:2]))
         n, c, *pixels = tiled.shape
         depth, height, width = (1, *pixels)[-3:]
         dtype = coordinate_dtype(tiled.dtype)
-        bucket = tuning.bucket_of(
+        bucket = buckets.bucket_of(
             self._name, variant, channels_last, tiled.dtype, n * depth, c, height * width
         )
 
@@ -89,8 +89,8 @@ class Step:
                 partial = (maps, *([shares] if shares > 1 else []), *matrix), dtype
             blocks = {name: value for name, value in config.items() if name != "num_warps"}
             is_even = c % config["BLOCK_C"] == 0
-            constants = structs.constants(**known, **blocks, EVEN_C=is_even, SIDE=tuning.side(bucket))
-            options = compile_options(bucket, config)
+            constants = structs.constants(**known, **blocks, EVEN_C=is_even, SIDE=policy.side(bucket))
+            options = policy.compile_options(bucket, config)
             return plans.Launch(self._kernel, programs, {**numbers, "K": constants}, options, partial)
 
         def run(config: tuning.Config) -> Tensor | None:
@@ -183,31 +183,6 @@ def constants_of(tensors: Tensors, images: Sequence[Tensor], options: Options) -
 def _plane_extent(tensor: Tensor) -> int:
     """Elements that an offset of a pixel spans, four pixels beyond the plane included."""
     return sum((n + 4) * stride for n, stride in zip(tensor.shape[2:], tensor.stride()[2:], strict=True))
-
-
-def compile_options(
-    bucket: tuning.Bucket, config: tuning.Config, is_hip: bool = torch.version.hip is not None
-) -> dict[str, object]:
-    """How to compile a bucket's kernel in a configuration.
-
-    Weighted sums may contract (coordinates are fixed by explicit FMAs); Triton's own default is to change.
-    ptxas left to itself sometimes aims at fewer registers than a kernel needs and spills a few: the gather,
-    the scatter, theta's sums of whole vectors, whatever samples more than once per pixel, and fp64. The plain
-    gather fits into 168, which is twelve warps on a multiprocessor, with 128-bit loads into 176; for the
-    others a limit that does not bind keeps ptxas from its own. AMD's warps have 64 lanes.
-    """
-    options: dict[str, object] = {"enable_fp_fusion": True, "num_warps": config["num_warps"]}
-    if is_hip:
-        return {**options, "num_warps": max(config["num_warps"] // 2, 1)}
-    is_gather, flags = bucket.is_gather(), bucket.variant.split("-")
-    needs_many = bucket.is_heavy() + is_gather + ("antialias" in flags) > 1
-    if needs_many or bucket.dtype == "float64":
-        options["maxnreg"] = 255
-    elif is_gather:
-        options["maxnreg"] = 176 if bucket.lane() > 1 else 168
-    elif bucket.kernel not in ("forward", "fill") and bucket.layout == "channels_last_16":
-        options["maxnreg"] = 255 if bucket.is_heavy() else 128
-    return options
 
 
 def _check_programs(programs: int, argument: str, tiled: Tensor) -> None:

@@ -15,7 +15,7 @@ from triton.compiler import compiler
 
 from perf.kernels import ahead
 from perf.kernels.cases import VariantCall
-from stn_triton import tuning
+from stn_triton import policy
 
 CALL = VariantCall("bilinear", "zeros", channels=4)
 CASES = (
@@ -113,7 +113,7 @@ def main():
 
 def compiled_config(bucket):
     """Small blocks, of which there is less to read; a gather of many channels lists its pixels."""
-    config = {**tuning.default(bucket), "BLOCK_H": 8, "BLOCK_W": 8, "num_warps": 2}
+    config = {**policy.default(bucket), "BLOCK_H": 8, "BLOCK_W": 8, "num_warps": 2}
     if bucket.has_steps() and bucket.channels > 16:
         return {**config, "BLOCK_C": 2, "STEPS_C": 2, "RUN_C": 1}
     return config

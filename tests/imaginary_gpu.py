@@ -10,7 +10,7 @@ import torch
 from perf.__main__ import build_parser
 from perf.tuning import search
 from perf.tuning.launches import Case
-from stn_triton import tuning
+from stn_triton import buckets, tuning
 from stn_triton.options import DEFAULT
 
 CPU = torch.device("cpu")
@@ -21,11 +21,11 @@ FACTS = {
     "commit": "0123456789",
     "date": "2026-01-01T00:00:00+00:00",
 }
-PLAIN = tuning.variant_of(2, False, False, False, DEFAULT)
+PLAIN = buckets.variant_of(2, False, False, False, DEFAULT)
 BUCKETS = [
-    tuning.bucket_of("forward", PLAIN, False, torch.float32, 8, 3, 224 * 224),
-    tuning.bucket_of("backward", PLAIN, False, torch.bfloat16, 32, 64, 56 * 56),
-    tuning.bucket_of("theta", PLAIN, True, torch.float32, 32, 64, 56 * 56),
+    buckets.bucket_of("forward", PLAIN, False, torch.float32, 8, 3, 224 * 224),
+    buckets.bucket_of("backward", PLAIN, False, torch.bfloat16, 32, 64, 56 * 56),
+    buckets.bucket_of("theta", PLAIN, True, torch.float32, 32, 64, 56 * 56),
 ]
 
 

@@ -14,7 +14,7 @@ STUB = stub_driver.install()
 
 import triton  # noqa: E402
 
-from stn_triton import launch, tuning  # noqa: E402
+from stn_triton import launch, policy, tuning  # noqa: E402
 from stn_triton.kernels import backward, forward  # noqa: E402
 
 CHANNELS_LAST = torch.channels_last
@@ -97,7 +97,7 @@ def configurations():
     real, seen = tuning.configuration, []
     for tile in (8, 16):
         tuning.configuration = lambda bucket, device, run, tile=tile: {
-            **tuning.default(bucket),
+            **policy.default(bucket),
             "BLOCK_H": tile,
             "BLOCK_W": tile,
         }

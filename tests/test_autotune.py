@@ -12,10 +12,10 @@ import torch
 from test_tuning import BUCKET, CONFIG, GPU, OTHER, PLAIN, gpu, write  # noqa: F401, a fixture
 
 import stn_triton
-from stn_triton import autotuner, tuning
+from stn_triton import autotuner, buckets, policy, tuning
 
 THREADS = 8
-LARGE = tuning.bucket_of("forward", PLAIN, False, torch.float32, 32, 64, 56 * 56)
+LARGE = buckets.bucket_of("forward", PLAIN, False, torch.float32, 32, 64, 56 * 56)
 
 
 def ask(bucket=BUCKET):
@@ -32,7 +32,7 @@ def searched(gpu, monkeypatch):  # noqa: F811
         return configs[-1]
 
     monkeypatch.setattr(autotuner, "fastest_of", fastest_of)
-    assert found(BUCKET) != tuning.default(BUCKET)
+    assert found(BUCKET) != policy.default(BUCKET)
     return names
 
 
@@ -42,23 +42,23 @@ def found(bucket):
 
 class TestAsking:
     def test_in_a_context_and_what_is_found_stays(self, searched, tmp_path):
-        assert ask() == tuning.default(BUCKET)
+        assert ask() == policy.default(BUCKET)
         with stn_triton.autotune():
             assert ask() == ask() == found(BUCKET)
         assert ask() == found(BUCKET)
-        assert ask(OTHER) == tuning.default(OTHER)
+        assert ask(OTHER) == policy.default(OTHER)
         assert searched == [BUCKET.name()]
         assert list(tmp_path.iterdir()) == []
 
     def test_by_a_decorator(self, searched):
         tuned = stn_triton.autotune()(ask)
         assert [tuned(), tuned(OTHER)] == [found(BUCKET), found(OTHER)]
-        assert ask(LARGE) == tuning.default(LARGE)
+        assert ask(LARGE) == policy.default(LARGE)
 
     @pytest.mark.parametrize("value", ["0", "", "yes"])
     def test_by_the_environment(self, searched, monkeypatch, value):
         monkeypatch.setenv("STN_TRITON_AUTOTUNE", value)
-        assert ask() == tuning.default(BUCKET)
+        assert ask() == policy.default(BUCKET)
         monkeypatch.setenv("STN_TRITON_AUTOTUNE", "1")
         assert ask() == found(BUCKET)
 
@@ -69,12 +69,12 @@ class TestAsking:
         first.__exit__(None, None, None)
         assert ask() == found(BUCKET)
         second.__exit__(None, None, None)
-        assert ask(OTHER) == tuning.default(OTHER)
+        assert ask(OTHER) == policy.default(OTHER)
 
     def test_an_error_in_a_context_ends_it(self, searched):
         with pytest.raises(ZeroDivisionError), stn_triton.autotune():
             raise ZeroDivisionError
-        assert ask() == tuning.default(BUCKET)
+        assert ask() == policy.default(BUCKET)
 
     def test_what_the_shipped_table_has_is_not_searched(self, gpu, searched):  # noqa: F811
         write(gpu, {BUCKET.name(): CONFIG})
@@ -90,14 +90,14 @@ class TestAsking:
 
     def test_on_a_cpu_nothing_is_searched(self, searched):
         with stn_triton.autotune():
-            assert tuning.configuration(BUCKET, torch.device("cpu"), None) == tuning.default(BUCKET)
+            assert tuning.configuration(BUCKET, torch.device("cpu"), None) == policy.default(BUCKET)
         assert searched == []
 
     def test_a_capture_searches_nothing_and_a_later_call_does(self, searched, monkeypatch):
         with stn_triton.autotune():
             with monkeypatch.context() as patch:
                 patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-                assert ask() == tuning.default(BUCKET)
+                assert ask() == policy.default(BUCKET)
             assert ask() == found(BUCKET)
             monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
             assert ask() == found(BUCKET)
@@ -134,7 +134,7 @@ class TestState:
                 assert keep() == found(BUCKET)
             keep()
         assert len(kept) <= kept_so_far + 1
-        assert keep(OTHER) == ask(OTHER) == tuning.default(OTHER)
+        assert keep(OTHER) == ask(OTHER) == policy.default(OTHER)
         with stn_triton.autotune():
             assert keep(OTHER) == ask(OTHER) == found(OTHER)
 
@@ -176,11 +176,11 @@ class TestThreads:
 
 
 class TestCandidates:
-    @pytest.mark.parametrize("bucket", [BUCKET, OTHER, LARGE], ids=tuning.Bucket.name)
+    @pytest.mark.parametrize("bucket", [BUCKET, OTHER, LARGE], ids=buckets.Bucket.name)
     def test_the_default_and_what_is_near_it(self, bucket):
-        space = tuning.space(bucket)
+        space = policy.space(bucket)
         tried = tuning.candidates(bucket, tuning.MOST_CANDIDATES)
-        assert tried[0] == tuning.default(bucket)
+        assert tried[0] == policy.default(bucket)
         assert len(tried) == min(len(space), 6)
         assert len({tuple(config.values()) for config in tried}) == len(tried)
         assert all(config in space for config in tried)

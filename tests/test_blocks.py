@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from variants import Case, Variant, case, tangents_of
 
-from stn_triton import launch, reference, reference_tangent, splines, tuning
+from stn_triton import launch, policy, reference, reference_tangent, splines, tuning
 from stn_triton.kernels.block import tile_pixels
 from stn_triton.kernels.structs import Constants, constants
 from stn_triton.options import Options, Tangents
@@ -68,7 +68,7 @@ def blocks(request):
     def choose(bucket, _):
         used.add(bucket.kernel)
         config = {"BLOCK_C": 2, "RUN_C": run, "STEPS_C": 1 + bucket.has_steps()}
-        return {**tuning.default(bucket), **config, "BLOCK_H": height, "BLOCK_W": width}
+        return {**policy.default(bucket), **config, "BLOCK_H": height, "BLOCK_W": width}
 
     with tuning.choosing(choose):
         yield request.param, used
@@ -122,7 +122,7 @@ def test_three_channels_in_a_block_of_their_own(device, monkeypatch, mode, paddi
 
     def configuration(bucket, *_):
         used.append(bucket.kernel)
-        return tuning._config(3, 1, 1, 8, 8, 1 if bucket.is_gather() else 2)
+        return policy.blocks(3, 1, 1, 8, 8, 1 if bucket.is_gather() else 2)
 
     monkeypatch.setattr(tuning, "configuration", configuration)
     args = case(Variant(2, mode, padding, kind, False), 3, *IMAGES)
@@ -130,7 +130,7 @@ def test_three_channels_in_a_block_of_their_own(device, monkeypatch, mode, paddi
     expected = results(reference, args, options, None)
     actual = results(launch, args.to(device, torch.float64, form), options, None)
     backward = (
-        ("backward",) if kind == "plain" and tuning.share_a_kernel(mode) else ("backward_input", "theta")
+        ("backward",) if kind == "plain" and policy.share_a_kernel(mode) else ("backward_input", "theta")
     )
     if padding == "reflection":
         backward = ("scatter",)

@@ -10,7 +10,7 @@ from test_kernels import assert_close, parts
 from variants import EXISTING, LIGHT, Variant, case, tangents_of
 
 import stn_triton
-from stn_triton import launch, splines, tuning
+from stn_triton import launch, policy, splines, tuning
 from stn_triton.options import MODES, PADDING_MODES, Options
 
 ON_GPU = torch.cuda.is_available()
@@ -137,7 +137,7 @@ FEW = [v for v in LIGHT if "antialias" not in v.kind or (v.dim == 2 and v.mode =
 def test_the_order_of_programs_does_not_matter(device, shuffled, variant):
     size_in, size = SMALL[variant.dim]
     args = case(variant, 1, size_in, size).to(device, torch.float32)
-    with tuning.choosing(lambda bucket, run: {**tuning.default(bucket), "BLOCK_H": 4, "BLOCK_W": 8}):
+    with tuning.choosing(lambda bucket, run: {**policy.default(bucket), "BLOCK_H": 4, "BLOCK_W": 8}):
         assert_same_bits(everything(args, variant.options()), everything(args, variant.options()))
     assert all(order != sorted(order) for order in shuffled if len(order) > 4)
     assert max(map(len, shuffled)) >= 8
@@ -178,11 +178,11 @@ def test_block_sizes_change_the_last_bits_of_sums_over_pixels_alone(device, monk
     """Those of theta and the fill values, which programs share; see test_kernels.py for the whole space."""
     args = case(variant, 5, *(LARGE if ON_GPU else SMALL[2])).to(device, torch.float32)
     expected = test_variants.run(args, variant.options())
-    original, tried = tuning.default, set()
+    original, tried = policy.default, set()
     for i in range(len(CHOICES) if ON_GPU else 2):
 
         def choose(bucket, run, i=i):
-            space = [config for config in tuning.space(bucket) if config != original(bucket)]
+            space = [config for config in policy.space(bucket) if config != original(bucket)]
             config = space[(i * len(space)) // 3 % len(space)]
             tried.add((bucket.kernel, tuple(config.values())))
             return config

@@ -170,6 +170,7 @@ def test_what_is_compiled_ahead_is_what_calls_launch(tmp_path):
     from perf.measuring import providers, workloads
     from perf.measuring.passes import PASSES
     from perf.tuning.launches import OntoKernels
+    from stn_triton import policy
     from stn_triton import tuning
     from stn_triton.kernels.backward import backward_kernel
     from stn_triton.kernels.forward import forward_kernel
@@ -191,7 +192,7 @@ def test_what_is_compiled_ahead_is_what_calls_launch(tmp_path):
             with ahead.compiling(target, lambda: True) as result, OntoKernels():
                 PASSES["forward+backward"](sampler, data)()
             assert result["kernels"] > 0 and result["cached"], (workload.name, result)
-    other = {**tuning.default(tasks[0].bucket), "BLOCK_W": 4}
+    other = {**policy.default(tasks[0].bucket), "BLOCK_W": 4}
     assert not ahead.compile_task(tasks[0]._replace(config=other), target)["cached"]
     print("as it should be")
     """

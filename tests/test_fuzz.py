@@ -17,7 +17,7 @@ from fuzzing import KINDS, examples, expected_of, oracle
 from memory import Storage, Watch
 from variants import Case
 
-from stn_triton import affine_grid_sample, launch, perspective_grid_sample, reference, tuning
+from stn_triton import affine_grid_sample, launch, perspective_grid_sample, policy, reference, tuning
 from stn_triton.options import INPUT_DTYPES, Options
 
 EVERY = hypothesis.settings(hypothesis.settings.get_profile("fuzz"))
@@ -89,7 +89,7 @@ def chooser(choice):
     """One of all configurations of a kernel; where kernels are compiled, the default, to compile fewer."""
 
     def choose(bucket, run):
-        configs = tuning.space(bucket)[: 1 if torch.cuda.is_available() else None]
+        configs = policy.space(bucket)[: 1 if torch.cuda.is_available() else None]
         return configs[choice % len(configs)]
 
     return tuning.choosing(choose)

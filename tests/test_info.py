@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from stn_triton import environment, info, tables, tuning
+from stn_triton import buckets, environment, info, policy, tables, tuning
 from stn_triton.command_line import main
 from stn_triton.options import DEFAULT
 
 ROOT = Path(__file__).resolve().parents[1]
 GPU = "Imaginary GPU"
-VARIANT = tuning.variant_of(2, False, False, False, DEFAULT)
-BUCKETS = [tuning.bucket_of("forward", VARIANT, False, torch.float32, 8, c, 4096) for c in (3, 64)]
-ENTRIES = {bucket.name(): tuning.default(bucket) for bucket in BUCKETS}
+VARIANT = buckets.variant_of(2, False, False, False, DEFAULT)
+BUCKETS = [buckets.bucket_of("forward", VARIANT, False, torch.float32, 8, c, 4096) for c in (3, 64)]
+ENTRIES = {bucket.name(): policy.default(bucket) for bucket in BUCKETS}
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stn_triton import launch, reference, tuning
+from stn_triton import buckets, launch, policy, reference, tuning
 from stn_triton import steps as launch_steps
 from stn_triton.check import oracle
 from stn_triton.options import Options
@@ -381,15 +381,15 @@ def test_offsets_beyond_31_bits(device):
         assert torch.equal(expected, actual)
 
 
-PLAIN = tuning.variant_of(2, False, False, False, Options())
+PLAIN = buckets.variant_of(2, False, False, False, Options())
 BUCKETS = [
-    tuning.bucket_of(kernel, PLAIN, channels_last, torch.float32, 2, channels, 300)
+    buckets.bucket_of(kernel, PLAIN, channels_last, torch.float32, 2, channels, 300)
     for kernel in ("forward", "backward", "backward_input", "theta")
     for channels_last, channels in ((False, 3), (False, 32), (True, 3), (True, 32), (True, 33))
 ]
 
 
-@pytest.mark.parametrize("bucket", BUCKETS, ids=tuning.Bucket.name)
+@pytest.mark.parametrize("bucket", BUCKETS, ids=buckets.Bucket.name)
 def test_every_configuration_gives_the_same(device, bucket):
     """Bitwise, but for grad_theta, whose sums are split differently."""
     channels = {64: 33}.get(bucket.channels, bucket.channels)
@@ -397,14 +397,14 @@ def test_every_configuration_gives_the_same(device, bucket):
     args = case(device, [rotation(33, 0.8, 0.1)], (9, 17), (12, 10), torch.float32, channels, channels_last)
     mask = {"backward_input": (True, False), "theta": (False, True)}.get(bucket.kernel, (True, True))
     expected = run(*args, mask=mask)
-    configs = tuning.space(bucket)
+    configs = policy.space(bucket)
     # The interpreter is slow: there, a few of the space, spread evenly.
     for config in configs if device.type == "cuda" else configs[:: 1 + len(configs) // 4]:
         chosen = []
 
         def choose(other, _, config=config, chosen=chosen):
             chosen.append(other.kernel)
-            return config if other.kernel == bucket.kernel else tuning.default(other)
+            return config if other.kernel == bucket.kernel else policy.default(other)
 
         with tuning.choosing(choose):
             actual = run(*args, mask=mask)
@@ -424,7 +424,7 @@ def steps():
     is_on = False
 
     def choose(bucket, _):
-        config = tuning.default(bucket)
+        config = policy.default(bucket)
         if is_on and bucket.has_steps():
             taken.append(bucket.kernel)
             config = {**config, "BLOCK_C": 2, "STEPS_C": 2}

@@ -20,7 +20,7 @@ from sparse import SomePrograms, Sparse
 from torch.autograd.profiler import profile
 
 import stn_triton
-from stn_triton import kernels, launch, limits, ops, tuning
+from stn_triton import kernels, launch, limits, ops, policy, tuning
 from stn_triton.check import oracle
 from stn_triton.check.fused import is_fused
 from stn_triton.options import DEFAULT, Options, Tangents
@@ -407,7 +407,7 @@ class TestBillionsOfPixels:
                 yield program
 
         def chooser(bucket, run):
-            configs.append(tuning.default(bucket))
+            configs.append(policy.default(bucket))
             return configs[-1]
 
         patched, room = f"{kernel}_kernel", getattr(kernels, kernel)

@@ -29,8 +29,8 @@ from perf.__main__ import main
 from perf.measuring import workloads
 from perf.tuning import launches, search
 from stn_triton import launch, tables, thin_plate_spline_grid_sample, tuning
+from stn_triton.buckets import Bucket
 from stn_triton.kernels import forward
-from stn_triton.tuning import Bucket
 
 
 def small(name, shape, **changes):

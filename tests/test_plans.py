@@ -9,7 +9,7 @@ import pytest
 import torch
 import uninterpreted
 
-from stn_triton import launch, plans, tuning
+from stn_triton import launch, plans, policy, tuning
 from stn_triton.options import Options
 
 ROOT = Path(__file__).parents[1]
@@ -174,7 +174,7 @@ def test_a_plan_made_with_block_sizes_on_trial_is_not_kept():
     def plan():
         return plans.planned(("a call",), torch.device("cpu"), object)
 
-    with tuning.choosing(lambda bucket, run: tuning.default(bucket)):
+    with tuning.choosing(lambda bucket, run: policy.default(bucket)):
         assert plan() is not plan()
     assert plan() is plan()
 

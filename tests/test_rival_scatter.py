@@ -15,7 +15,7 @@ from perf.measuring.gate import Gate
 from perf.measuring.passes import COMPUTED, PASSES
 from perf.measuring.providers import PROVIDERS, UnavailableError
 from perf.measuring.workloads import Workload
-from stn_triton import tuning
+from stn_triton import policy, tuning
 
 LAST = {"memory_format": torch.channels_last}
 CASES = {
@@ -41,7 +41,7 @@ def kernels():
 
     def choose(bucket, run):
         names.append(bucket.kernel)
-        return tuning.default(bucket)
+        return policy.default(bucket)
 
     with tuning.choosing(choose):
         yield names
@@ -120,7 +120,7 @@ for shape, dtype, is_last, mask, is_exact in json.loads(sys.argv[1]):
     for one in ahead.launches_of(run, TARGET):
         facts = compiled.described(ahead.compile_launch(run, one, TARGET)[1], "sm_90")
         del facts["code"]
-        config = tuning.default(one.bucket) if one.bucket else None
+        config = policy.default(one.bucket) if one.bucket else None
         found.setdefault(one.name.split("/")[0], []).append(facts | {"config": config})
     print(json.dumps(found))
 """

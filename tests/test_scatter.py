@@ -7,7 +7,7 @@ import pytest
 import torch
 from variants import Variant, case, tangents_of
 
-from stn_triton import launch, splines, tuning
+from stn_triton import launch, policy, splines, tuning
 from stn_triton.kernels.coordinates import MAX_SAMPLES
 from stn_triton.options import Options
 from stn_triton.steps import Settle
@@ -61,11 +61,11 @@ def gradients(args, options=None, tangents=None, exact=True, blocks=None):
 
     def choose(bucket, run):
         if blocks is None:
-            return tuning.default(bucket)
+            return policy.default(bucket)
         block_c, steps, run_c, *tile = blocks
         run_c = run_c if args.input.stride(1) == args.grad.stride(1) == 1 else 1
         steps = steps if bucket.has_steps() else 1
-        return tuning._config(block_c, steps, run_c, *tile, 1)
+        return policy.blocks(block_c, steps, run_c, *tile, 1)
 
     try:
         with tuning.choosing(choose):

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import torch
 
-from stn_triton import launch, tuning
+from stn_triton import launch, policy, tuning
 from stn_triton.kernels import backward, walk
 from stn_triton.options import Options
 
@@ -33,7 +33,7 @@ def tried(monkeypatch):
         monkeypatch.setattr(module, function, counted(name, getattr(module, function)))
     blocks = {"BLOCK_H": 8, "BLOCK_W": 8}
     torch.use_deterministic_algorithms(True)
-    with tuning.choosing(lambda bucket, _: {**tuning.default(bucket), **blocks}):
+    with tuning.choosing(lambda bucket, _: {**policy.default(bucket), **blocks}):
         yield counts
     torch.use_deterministic_algorithms(False)
 

@@ -9,6 +9,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from stn_triton import (
     launch,
+    policy,
     reference,
     reference_tangent,
     splines,
@@ -78,7 +79,7 @@ def launched(monkeypatch):
     names = []
 
     def choose(bucket, run):
-        config = tuning.default(bucket)
+        config = policy.default(bucket)
         names.append(bucket.kernel)
         for _ in range(2):
             run(config)
@@ -113,8 +114,8 @@ def test_scattering_in_several_steps_of_channels(device, layout):
 
     def choose(bucket, run):
         if bucket.kernel != "scatter":
-            return tuning.default(bucket)
-        stepped.append({**tuning.default(bucket), "BLOCK_C": 8, "STEPS_C": 2})
+            return policy.default(bucket)
+        stepped.append({**policy.default(bucket), "BLOCK_C": 8, "STEPS_C": 2})
         assert tuning.checked(bucket.name(), stepped[0])
         return stepped[0]
 

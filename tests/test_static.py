@@ -11,9 +11,10 @@ import uninterpreted
 
 from perf.__main__ import main
 from perf.kernels import disassembly
-from stn_triton import tuning
+from stn_triton import policy
+from stn_triton.buckets import Bucket
 from stn_triton.options import MODES, PADDING_MODES, Options
-from stn_triton.tuning import CONFIG_KEYS, Bucket
+from stn_triton.policy import CONFIG_KEYS
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 ROOT = Path(__file__).parent.parent
@@ -197,7 +198,7 @@ def existing():
         for tangent in ("", "-tangent"):
             variant = f"{dim}d-{mode}-{padding}"
             yield "forward", f"{variant}{kind}{tangent}"
-            if tuning.is_gathered(dim, kind == "-projective", tangent != "", options):
+            if policy.is_gathered(dim, kind == "-projective", tangent != "", options):
                 yield "backward_input", f"{variant}{kind}"
                 yield "backward_input", f"{variant}-many{kind}"
             else:

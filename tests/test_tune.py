@@ -38,6 +38,7 @@ from perf.tuning import search  # noqa: E402
 from perf.tuning import state as tuning_state  # noqa: E402
 from stn_triton import (  # noqa: E402
     autotuner,
+    policy,
     tables,
     tuning,
 )
@@ -66,7 +67,7 @@ class TestWholeRun:
         assert list(table.columns) == tuning_state.COLUMNS
         for bucket in BUCKETS:
             rows = table[table["bucket"] == bucket.name()]
-            found = rows[list(tuning.CONFIG_KEYS)].to_dict("records")
+            found = rows[list(policy.CONFIG_KEYS)].to_dict("records")
             assert found == search.FULL.configs_of(bucket)
             assert [tuning_state.config_of(row) for _, row in rows[rows["is_best"]].iterrows()] == [
                 expected_best(bucket)
@@ -84,7 +85,7 @@ class TestWholeRun:
         tune.tune(arguments(out, "--json"), gpu(), plan_of(*BUCKETS))
         found = json.loads(capsys.readouterr().out)
         expected = {
-            bucket.name(): cost(bucket, tuning.default(bucket)) / cost(bucket, expected_best(bucket))
+            bucket.name(): cost(bucket, policy.default(bucket)) / cost(bucket, expected_best(bucket))
             for bucket in BUCKETS
         }
         assert {row["bucket"]: row["gain"] for row in found["buckets"]} == pytest.approx(expected)
@@ -96,7 +97,7 @@ class TestWholeRun:
 
     def test_the_text_says_what_was_gained(self, out, capsys, shipped):
         def halves(bucket, config):
-            return 1.0 if config != tuning.default(bucket) else 4.0 if bucket.kernel == "forward" else 1.0
+            return 1.0 if config != policy.default(bucket) else 4.0 if bucket.kernel == "forward" else 1.0
 
         tune.tune(arguments(out), gpu(Clock(halves)), plan_of(*BUCKETS[:2]))
         printed = capsys.readouterr()
@@ -135,7 +136,7 @@ class TestWholeRun:
 class TestChoice:
     def timed(self, bucket, change):
         """Quantiles of the default, 1 ms, and of the others, as changed."""
-        default, *others = tuning.space(bucket)
+        default, *others = policy.space(bucket)
         return default, [
             (default, (0.99, 1.0, 1.01)),
             *((config, change(i)) for i, config in enumerate(others)),
@@ -188,7 +189,7 @@ class TestChoice:
 
     def test_a_tie_leaves_the_default_in_the_table(self, out, shipped, capsys):
         tune.tune(arguments(out), gpu(Clock(lambda bucket, config: 1.0)), plan_of(*BUCKETS))
-        assert configs_of(shipped) == {bucket.name(): tuning.default(bucket) for bucket in BUCKETS}
+        assert configs_of(shipped) == {bucket.name(): policy.default(bucket) for bucket in BUCKETS}
         assert "as good within noise: 3" in capsys.readouterr().out
 
 
@@ -219,7 +220,7 @@ class TestFaults:
         def result(bucket, config):
             tensor = torch.empty(4)
             fresh.append(tensor.isnan().all().item())
-            tensor[: 4 if config == tuning.default(bucket) else 3] = 1
+            tensor[: 4 if config == policy.default(bucket) else 3] = 1
             return tensor
 
         results = search.search(BUCKETS[0], case(BUCKETS[0], result).make(CPU), gpu(), search.FULL)
@@ -337,7 +338,7 @@ class TestTimeLeft:
     """BUCKETS[1] is one whose gather may list output pixels, which takes long to compile."""
 
     def test_a_gather_that_lists_pixels_takes_longer_to_compile(self):
-        configs = tuning.space(BUCKETS[1])
+        configs = policy.space(BUCKETS[1])
         seconds = {config["STEPS_C"] > 1: search.seconds_of(BUCKETS[1], config) for config in configs}
         assert seconds[True] == 3 * seconds[False]
 

@@ -35,13 +35,13 @@ from perf import UsageError, tune  # noqa: E402
 from perf.__main__ import main  # noqa: E402
 from perf.tuning import search  # noqa: E402
 from perf.tuning import state as tuning_state  # noqa: E402
-from stn_triton import tables, tuning  # noqa: E402
+from stn_triton import policy, tables, tuning  # noqa: E402
 
 
 class TestInterruption:
     def test_at_any_launch_the_rest_is_tuned_later_with_the_same_result(self, out, shipped, monkeypatch):
-        space = tuning.space
-        monkeypatch.setattr(tuning, "space", lambda bucket: space(bucket)[:5])
+        space = policy.space
+        monkeypatch.setattr(policy, "space", lambda bucket: space(bucket)[:5])
         best = {bucket.name(): expected_best(bucket) for bucket in BUCKETS}
         tune.tune(arguments(out / "whole"), gpu(), plan_of(*BUCKETS))
         whole = rows_of(out / "whole")
@@ -162,7 +162,7 @@ class TestInterruption:
 
     def test_a_bucket_with_new_configurations_is_tuned_again(self, out, monkeypatch):
         tune.tune(arguments(out), gpu(), plan_of(*BUCKETS[:2]))
-        space = tuning.space
+        space = policy.space
         monkeypatch.setattr(
             tuning, "space", lambda b: space(b) + [{**space(b)[0], "BLOCK_C": 64}] * (b == BUCKETS[0])
         )

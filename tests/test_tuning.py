@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from stn_triton import autotuner, tables, tuning
+from stn_triton import autotuner, buckets, policy, tables, tuning
 from stn_triton.options import DEFAULT
 
-CONFIG = {**dict.fromkeys(tuning.CONFIG_KEYS, 1), "BLOCK_C": 4, "BLOCK_H": 8, "BLOCK_W": 8, "num_warps": 2}
+CONFIG = {**dict.fromkeys(policy.CONFIG_KEYS, 1), "BLOCK_C": 4, "BLOCK_H": 8, "BLOCK_W": 8, "num_warps": 2}
 FOUR = {**CONFIG, "BLOCK_W": 16, "num_warps": 4}
-PLAIN = tuning.variant_of(2, False, False, False, DEFAULT)
-BUCKET = tuning.bucket_of("forward", PLAIN, False, torch.float32, 8, 4, 224 * 224)
+PLAIN = buckets.variant_of(2, False, False, False, DEFAULT)
+BUCKET = buckets.bucket_of("forward", PLAIN, False, torch.float32, 8, 4, 224 * 224)
 OTHER = BUCKET._replace(kernel="theta")
 GPU = torch.device("cuda", 0)
 NAME = "Imaginary GPU (80 GB)"
@@ -66,11 +66,11 @@ def messages(caplog):
 
 VARIANTS = (
     PLAIN,
-    tuning.variant_of(3, False, False, False, DEFAULT),
-    tuning.variant_of(2, False, True, False, DEFAULT),
-    tuning.variant_of(2, True, False, False, DEFAULT._replace(padding_mode="reflection")),
-    tuning.variant_of(2, False, False, True, DEFAULT._replace(mode="bicubic", antialias=True)),
-    tuning.variant_of(2, False, False, False, DEFAULT._replace(points=(0.0, 0.0))),
+    buckets.variant_of(3, False, False, False, DEFAULT),
+    buckets.variant_of(2, False, True, False, DEFAULT),
+    buckets.variant_of(2, True, False, False, DEFAULT._replace(padding_mode="reflection")),
+    buckets.variant_of(2, False, False, True, DEFAULT._replace(mode="bicubic", antialias=True)),
+    buckets.variant_of(2, False, False, False, DEFAULT._replace(points=(0.0, 0.0))),
 )
 
 
@@ -86,9 +86,9 @@ def test_every_configuration_of_the_space_can_be_launched(kernel, variant, chann
     ):
         if dtype == torch.uint8 and kernel != "forward":  # it has no gradients
             continue
-        bucket = tuning.bucket_of(kernel, variant, channels_last, dtype, images, channels, pixels)
-        space = tuning.space(bucket)
-        assert space[0] == tuning.default(bucket)
+        bucket = buckets.bucket_of(kernel, variant, channels_last, dtype, images, channels, pixels)
+        space = policy.space(bucket)
+        assert space[0] == policy.default(bucket)
         assert len(space) == len({tuple(config.values()) for config in space}) <= 16
         for config in space:
             assert tuning._is_valid(bucket, config)
@@ -98,7 +98,7 @@ def test_every_configuration_of_the_space_can_be_launched(kernel, variant, chann
             if bucket.layout == "nchw":
                 assert config["RUN_C"] == 1
             # A thread has at least a pixel's lane, at most four, so that no thread idles.
-            squares = config["BLOCK_H"] * config["BLOCK_W"] // tuning.side(bucket) ** 2
+            squares = config["BLOCK_H"] * config["BLOCK_W"] // policy.side(bucket) ** 2
             lanes = config["RUN_C"] // bucket.lane() * squares
             assert 1 <= lanes / (32 * config["num_warps"]) <= 4
             # The list of hits unrolls nine loads for each group of channels, and compiling squares them.
@@ -110,10 +110,10 @@ def test_few_channels_are_a_block_of_their_own():
     for kernel, channels in itertools.product(
         ("forward", "theta", "backward", "backward_input"), (1, 2, 3, 4)
     ):
-        bucket = tuning.bucket_of(kernel, PLAIN, False, torch.float32, 64, channels, 224 * 224)
-        assert bucket.channels == tuning.default(bucket)["BLOCK_C"] == channels
+        bucket = buckets.bucket_of(kernel, PLAIN, False, torch.float32, 64, channels, 224 * 224)
+        assert bucket.channels == policy.default(bucket)["BLOCK_C"] == channels
     three, four = (BUCKET._replace(channels=c) for c in (3, 4))
-    config = tuning._config(3, 1, 1, 8, 16, 4)
+    config = policy.blocks(3, 1, 1, 8, 16, 4)
     assert tuning.checked(three.name(), config) == (three, config)
     assert not tuning.checked(four.name(), config)
     for run_c in (2, 3):  # whole runs, each an axis of a tensor, whose length is a power of two
@@ -127,39 +127,39 @@ def test_a_thread_has_more_to_do_the_more_there_is(kernel, channels_last):
     for channels, pixels in itertools.product((1, 3, 16, 64, 256), (28 * 28, 56 * 56, 224 * 224)):
         work = []
         for images in (1, 8, 64, 512):
-            bucket = tuning.bucket_of(kernel, PLAIN, channels_last, torch.float32, images, channels, pixels)
-            block_c, steps_c, _run_c, *tile, num_warps = tuning.default(bucket).values()
+            bucket = buckets.bucket_of(kernel, PLAIN, channels_last, torch.float32, images, channels, pixels)
+            block_c, steps_c, _run_c, *tile, num_warps = policy.default(bucket).values()
             work.append(block_c * steps_c * math.prod(tile) / num_warps)
         assert work == sorted(work)
-        is_fixed = channels > 3 or pixels > 28 * 28 or tuning.side(bucket) > 1
+        is_fixed = channels > 3 or pixels > 28 * 28 or policy.side(bucket) > 1
         assert is_fixed or work[0] < work[-1]
 
 
 def test_what_keeps_much_for_each_pixel_has_a_kernel_for_each_gradient():
-    assert tuning.share_a_kernel("bilinear")
-    assert not tuning.share_a_kernel("bicubic")
+    assert policy.share_a_kernel("bilinear")
+    assert not policy.share_a_kernel("bicubic")
 
 
 def test_no_tile_is_larger_than_a_small_image():
     for kernel, channels in itertools.product(
         ("forward", "theta", "backward", "backward_input"), (1, 3, 256)
     ):
-        bucket = tuning.bucket_of(kernel, PLAIN, False, torch.float32, 10_000, channels, 7 * 7)
-        config = tuning.default(bucket)
+        bucket = buckets.bucket_of(kernel, PLAIN, False, torch.float32, 10_000, channels, 7 * 7)
+        config = policy.default(bucket)
         assert config["BLOCK_H"] * config["BLOCK_W"] <= 64
 
 
 def test_large_images_count_as_much_as_large_batches():
-    one = tuning.bucket_of("forward", PLAIN, False, torch.float32, 1, 3, 4096 * 4096)
-    many = tuning.bucket_of("forward", PLAIN, False, torch.float32, 64, 3, 224 * 224)
-    assert tuning.default(one) == tuning.default(many)
+    one = buckets.bucket_of("forward", PLAIN, False, torch.float32, 1, 3, 4096 * 4096)
+    many = buckets.bucket_of("forward", PLAIN, False, torch.float32, 64, 3, 224 * 224)
+    assert policy.default(one) == policy.default(many)
 
 
 @pytest.mark.parametrize("kernel", ["forward/3d-bilinear-zeros", "backward_input/2d-bicubic-reflection"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_configurations_that_would_stall_or_break_a_call_are_none(kernel, dtype):
     """Powers of two below each limit, and yet nothing to launch."""
-    bucket = tuning.Bucket(*kernel.split("/"), "nchw", dtype, 128, 2**15, 4096)
+    bucket = buckets.Bucket(*kernel.split("/"), "nchw", dtype, 128, 2**15, 4096)
     hostile = {
         "1024 values a thread, 128 times the taps unrolled": (128, 1, 1, 16, 16, 1),
         "512 threads of 64 values: more registers than there are": (1, 1, 1, 128, 256, 16),
@@ -167,14 +167,14 @@ def test_configurations_that_would_stall_or_break_a_call_are_none(kernel, dtype)
         "512 threads of two pixels": (1, 1, 1, 32, 32, 16),
         "64 values a thread": (64, 1, 1, 8, 8, 2),
     }
-    found = {why for why, values in hostile.items() if tuning.checked(bucket.name(), tuning._config(*values))}
+    found = {why for why, values in hostile.items() if tuning.checked(bucket.name(), policy.blocks(*values))}
     assert not found
-    assert all(tuning.checked(bucket.name(), config) for config in tuning.space(bucket))
+    assert all(tuning.checked(bucket.name(), config) for config in policy.space(bucket))
 
 
 def test_what_earlier_versions_found_is_still_good():
     """Configurations that no space has any more, and defaults that have changed since."""
-    heavy = tuning.Bucket(
+    heavy = buckets.Bucket(
         "backward", "2d-bicubic-zeros-antialias-tangent", "nchw", "float32", 128, 2**15, 4096
     )
     listed = BUCKET._replace(kernel="backward", channels=64)
@@ -183,41 +183,41 @@ def test_what_earlier_versions_found_is_still_good():
         (heavy, (4, 1, 1, 8, 16, 4)),
         (listed, (8, 8, 1, 8, 16, 4)),
     ):
-        config = tuning._config(*values)
-        assert config not in tuning.space(bucket)
+        config = policy.blocks(*values)
+        assert config not in policy.space(bucket)
         assert tuning.checked(bucket.name(), config)
 
 
 def test_sizes_of_one_bucket_share_a_tuning_and_its_name_leads_back():
-    same = tuning.bucket_of("forward", PLAIN, False, torch.float32, 9, 4, 200 * 230)
+    same = buckets.bucket_of("forward", PLAIN, False, torch.float32, 9, 4, 200 * 230)
     assert same == BUCKET
-    assert tuning.bucket_of("forward", PLAIN, False, torch.float32, 8, 4, 28 * 28) != BUCKET
-    assert tuning.bucket_of("forward", PLAIN, True, torch.float32, 8, 4, 224 * 224) != BUCKET
-    assert tuning.bucket_of("forward", PLAIN, False, torch.float16, 8, 4, 224 * 224) != BUCKET
-    assert tuning.bucket_of("forward", PLAIN, False, torch.float32, 8, 3, 224 * 224) != BUCKET
-    assert tuning.Bucket.parse(BUCKET.name()) == BUCKET
+    assert buckets.bucket_of("forward", PLAIN, False, torch.float32, 8, 4, 28 * 28) != BUCKET
+    assert buckets.bucket_of("forward", PLAIN, True, torch.float32, 8, 4, 224 * 224) != BUCKET
+    assert buckets.bucket_of("forward", PLAIN, False, torch.float16, 8, 4, 224 * 224) != BUCKET
+    assert buckets.bucket_of("forward", PLAIN, False, torch.float32, 8, 3, 224 * 224) != BUCKET
+    assert buckets.Bucket.parse(BUCKET.name()) == BUCKET
 
 
 def test_channels_last_reads_whole_vectors_only_where_16_divides_the_channels():
-    assert tuning.bucket_of("forward", PLAIN, True, torch.float32, 1, 48, 64).lane() == 4
-    assert tuning.bucket_of("forward", PLAIN, True, torch.bfloat16, 1, 48, 64).lane() == 8
-    assert tuning.bucket_of("forward", PLAIN, True, torch.float32, 1, 40, 64).lane() == 1
+    assert buckets.bucket_of("forward", PLAIN, True, torch.float32, 1, 48, 64).lane() == 4
+    assert buckets.bucket_of("forward", PLAIN, True, torch.bfloat16, 1, 48, 64).lane() == 8
+    assert buckets.bucket_of("forward", PLAIN, True, torch.float32, 1, 40, 64).lane() == 1
 
 
 def test_a_shipped_table_is_used_and_a_default_for_what_it_has_not(gpu, caplog):
     write(gpu, {BUCKET.name(): CONFIG})
-    assert tuning.default(BUCKET) != CONFIG
+    assert policy.default(BUCKET) != CONFIG
     for _ in range(2):
         assert tuning.configuration(BUCKET, GPU, None) == CONFIG
-        assert tuning.configuration(OTHER, GPU, None) == tuning.default(OTHER)
-    assert tuning.configuration(BUCKET, torch.device("cpu"), None) == tuning.default(BUCKET)
+        assert tuning.configuration(OTHER, GPU, None) == policy.default(OTHER)
+    assert tuning.configuration(BUCKET, torch.device("cpu"), None) == policy.default(BUCKET)
     assert tuning.shipped_configurations() == [(BUCKET, CONFIG)]
     assert messages(caplog) == []
 
 
 def test_without_a_table_calls_take_defaults_say_nothing_and_write_nothing(gpu, tmp_path, caplog):
     before = tuning.state()
-    assert tuning.configuration(BUCKET, GPU, None) == tuning.default(BUCKET)
+    assert tuning.configuration(BUCKET, GPU, None) == policy.default(BUCKET)
     assert list(tmp_path.iterdir()) == []
     assert (tuning.state(), tuning._found) == (before, {})
     assert messages(caplog) == []
@@ -304,7 +304,7 @@ class TestDamagedTables:
     def test_a_table_that_is_none_is_ignored_with_one_warning(self, gpu, caplog, content, reason):
         gpu.parent.mkdir()
         gpu.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-        assert self.used() == [tuning.default(bucket) for bucket in (BUCKET, GOOD, BUCKET)]
+        assert self.used() == [policy.default(bucket) for bucket in (BUCKET, GOOD, BUCKET)]
         (message,) = messages(caplog)
         assert message.startswith(f"stn_triton: {gpu} is ignored: {reason}")
         assert len(message) < 400
@@ -312,7 +312,7 @@ class TestDamagedTables:
     @pytest.mark.parametrize(("name", "config"), BAD_ENTRIES)
     def test_what_no_kernel_could_run_is_ignored_and_good_entries_used(self, gpu, caplog, name, config):
         write(gpu, {name: config, GOOD.name(): CONFIG})
-        assert self.used() == [tuning.default(BUCKET), CONFIG, tuning.default(BUCKET)]
+        assert self.used() == [policy.default(BUCKET), CONFIG, policy.default(BUCKET)]
         (message,) = messages(caplog)
         assert message.startswith(
             f"stn_triton: {gpu}: 1 of 2 entries are ignored, such as {name[:20]!r}"[:-1]
@@ -324,14 +324,14 @@ class TestDamagedTables:
         text = json.dumps(head()).replace('"BLOCK_C": 4', f'"BLOCK_C": {number}')
         gpu.parent.mkdir()
         gpu.write_text(text)
-        assert tuning.configuration(BUCKET, GPU, None) == tuning.default(BUCKET)
+        assert tuning.configuration(BUCKET, GPU, None) == policy.default(BUCKET)
         assert messages(caplog) == [
             f"stn_triton: {gpu}: 1 of 1 entries are ignored, such as {BUCKET.name()!r}"
         ]
 
     def test_a_directory(self, gpu, caplog):
         gpu.mkdir(parents=True)
-        assert tuning.configuration(BUCKET, GPU, None) == tuning.default(BUCKET)
+        assert tuning.configuration(BUCKET, GPU, None) == policy.default(BUCKET)
         assert messages(caplog) == [f"stn_triton: {gpu} is ignored: cannot be read: Is a directory"]
 
 
@@ -395,7 +395,7 @@ def test_whoever_chooses_is_asked_on_every_device_and_thread_until_the_end(gpu, 
             run = pool.submit(tuning.configuration, BUCKET, device, lambda config: config + 1)
             assert run.result() == CONFIG
     assert asked == [(BUCKET, 4)] * 2
-    assert tuning.configuration(BUCKET, torch.device("cpu"), None) == tuning.default(BUCKET)
+    assert tuning.configuration(BUCKET, torch.device("cpu"), None) == policy.default(BUCKET)
     with pytest.raises(ZeroDivisionError), tuning.choosing(lambda *_: 1 / 0):
         tuning.configuration(BUCKET, GPU, None)
     assert not tuning.is_choosing()

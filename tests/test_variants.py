@@ -8,7 +8,7 @@ import torch
 from test_kernels import assert_close, parts
 from variants import CELLS, EXISTING, LIGHT, Variant, case
 
-from stn_triton import launch, reference, tuning
+from stn_triton import launch, policy, reference, tuning
 from stn_triton.check import oracle
 from stn_triton.options import MODES, PADDING_MODES, Options
 
@@ -247,7 +247,7 @@ def test_lists_of_tiles_that_are_not_square(device):
 
     def choose(bucket, run):
         sizes = {"BLOCK_C": 2, "STEPS_C": 2, "RUN_C": 1, "BLOCK_H": 8, "BLOCK_W": 16}
-        return {**tuning.default(bucket), **sizes}
+        return {**policy.default(bucket), **sizes}
 
     with tuning.choosing(choose):
         results = run(args, variant.options())

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from perf import UsageError
-from stn_triton import tuning
+from stn_triton import buckets, policy, tuning
 
 _SIDE = 256  # of a square block, in pixels
 
@@ -53,8 +53,8 @@ def rounding_as_gpus(sides: Sequence[int]) -> Iterator[None]:
     rows = min(rows, max(_SIDE, _SIDE**2 // columns))
     columns = min(columns, _SIDE**2 // rows)
 
-    def large_blocks(bucket: tuning.Bucket, run: tuning.Launch) -> tuning.Config:
-        config = tuning.default(bucket)
+    def large_blocks(bucket: buckets.Bucket, run: tuning.Launch) -> tuning.Config:
+        config = policy.default(bucket)
         return {**config, "BLOCK_C": 1, "STEPS_C": 1, "RUN_C": 1, "BLOCK_H": rows, "BLOCK_W": columns}
 
     from triton.runtime import interpreter

@@ -17,7 +17,8 @@ from perf.measuring.workloads import WORKLOADS, Workload
 from perf.tuning import launches
 from perf.tuning.search import Effort, Gpu, Result, named, search, time_on_gpu
 from perf.tuning.state import Keeper
-from stn_triton.tuning import Bucket, Config, Launch
+from stn_triton.buckets import Bucket
+from stn_triton.tuning import Config, Launch
 
 EFFORT = Effort(first_ms=5, rounds=3, round_ms=10, finalists=3, configs=12, most_seconds=10)
 REHEARSAL = Effort(first_ms=0, rounds=1, round_ms=0, finalists=1, configs=2)

@@ -19,7 +19,7 @@ from perf.kernels.ahead import Task
 from perf.kernels.rival_scatter import SCATTER
 from perf.measuring.suite import one_line
 from perf.tuning import search
-from stn_triton import launch, ops, tuning
+from stn_triton import launch, ops, policy, tuning
 from stn_triton.check import cases, command, judge, oracle
 from stn_triton.check.engine import KERNELS, Engine, deterministic
 from stn_triton.check.rows import ROWS
@@ -117,4 +117,4 @@ def seconds_of(task: Task) -> float:
     """About how long a task takes, in processor seconds; of a provider without buckets, all its kernels."""
     if task.bucket is None:
         return 5.0
-    return search.seconds_of(task.bucket, task.config or tuning.default(task.bucket))
+    return search.seconds_of(task.bucket, task.config or policy.default(task.bucket))

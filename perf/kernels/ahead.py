@@ -22,14 +22,15 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-import stn_triton.steps
+import stn_triton.policy
 from perf.measuring import providers
 from perf.measuring.passes import PASSES, Run
 from perf.measuring.providers import Provider
 from perf.measuring.workloads import Workload
 from perf.tuning import launches
-from stn_triton import tuning
-from stn_triton.tuning import Bucket, Config
+from stn_triton import policy, tuning
+from stn_triton.buckets import Bucket
+from stn_triton.tuning import Config
 
 CPU = torch.device("cpu")
 Target = tuple[str, Any, int]
@@ -152,7 +153,7 @@ class _Order:
 
     def choose(self, bucket: Bucket, run: object = None) -> Config:
         self.bucket = bucket
-        return (self._config_of and self._config_of(bucket, self)) or tuning.default(bucket)
+        return (self._config_of and self._config_of(bucket, self)) or policy.default(bucket)
 
     def passed(self) -> None:
         self.number, self.bucket = self.number + 1, None
@@ -174,7 +175,7 @@ def _run(
 def usual_configs(device: str | None) -> tuning.Chooser:
     """What chooses block sizes as calls do: those of the GPU's table, else the default."""
     table = {} if device is None else tuning.shipped(device)
-    return lambda bucket, run: table.get(bucket) or tuning.default(bucket)
+    return lambda bucket, run: table.get(bucket) or policy.default(bucket)
 
 
 class _NoDriver:
@@ -226,11 +227,11 @@ def compiling(
         hits.append(cache_hit)
 
     driver.set_active(_NoDriver(target))
-    options = functools.partial(stn_triton.steps.compile_options, is_hip=target[0] == "hip")
+    options = functools.partial(stn_triton.policy.compile_options, is_hip=target[0] == "hip")
     with (
         mock.patch.object(JITFunction, "run", run),
         mock.patch.object(knobs.compilation, "listener", listen),
-        mock.patch.object(stn_triton.steps, "compile_options", options),
+        mock.patch.object(stn_triton.policy, "compile_options", options),
     ):
         yield result
     began = _processor_seconds()

@@ -15,11 +15,11 @@ from perf import EXIT_OK, chosen
 from perf.kernels import cases, yardstick
 from perf.measuring.workloads import WORKLOADS
 from perf.static import Kernel, Row, launched
-from stn_triton import tuning
+from stn_triton import policy
 
 RECORD = Path(__file__).parents[1] / "results" / "block-sizes-counted.csv"
 FACTS = ("per_element", "enlarged", "registers", "spills", "occupancy", "seconds", "problem")
-COLUMNS = ("triton", "arch", "kernel", "call", *tuning.CONFIG_KEYS, "default", *FACTS)
+COLUMNS = ("triton", "arch", "kernel", "call", *policy.CONFIG_KEYS, "default", *FACTS)
 _PASSES = ("forward", "backward")
 
 
@@ -32,11 +32,11 @@ def main(args: argparse.Namespace, compiled: Callable[[Sequence[Kernel]], Iterat
         Kernel(call, launch, yardstick.ARCH, config)
         for call, launch in found
         if launch.bucket is not None
-        for config in tuning.space(launch.bucket)
+        for config in policy.space(launch.bucket)
     ]
     rows = []
     for kernel, facts in zip(kernels, compiled(kernels[:: args.every]), strict=False):
-        rows.append(row_of(facts, facts["config"] == tuning.default(kernel.launch.bucket)))
+        rows.append(row_of(facts, facts["config"] == policy.default(kernel.launch.bucket)))
         print(json.dumps(rows[-1]) if args.json else line_of(rows[-1]), flush=True)
     path = args.out or RECORD
     write(path, rows)
@@ -52,7 +52,7 @@ def row_of(facts: Row, is_default: bool) -> Row:
 
 def line_of(row: Row) -> str:
     """A line for the screen."""
-    config = " ".join(f"{row[key]:>3}" for key in tuning.CONFIG_KEYS)
+    config = " ".join(f"{row[key]:>3}" for key in policy.CONFIG_KEYS)
     star = "*" if row["default"] else " "
     facts = "  ".join(f"{row[name]} {name}" for name in FACTS if row[name] != "")
     return f"{star} {row['kernel']}: {config}: {facts}"

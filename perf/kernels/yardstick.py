@@ -17,9 +17,10 @@ import triton
 
 from perf.kernels.disassembly import Code, Trips
 from perf.measuring.workloads import WORKLOADS, Workload
-from stn_triton import tuning
+from stn_triton import policy
+from stn_triton.buckets import Bucket
 from stn_triton.kernels.walk import SLOTS
-from stn_triton.tuning import Bucket, Config
+from stn_triton.tuning import Config
 
 RECORD = Path(__file__).parents[1] / "results" / "instructions.json"
 ARCH = "sm_90"
@@ -86,7 +87,7 @@ def _ways(bucket: Bucket, config: Config, steps: float) -> Mapping[str, tuple[Tr
         taps = 2 ** int(bucket.variant[0])
         loads = 1 if bucket.kernel == "scatter_input" else taps  # of grad_output alone
         return {"per_element": ([steps] if config["STEPS_C"] > 1 else [], taps, loads, 1.0)}
-    side = tuning.side(bucket)
+    side = policy.side(bucket)
     found = {}
     for name, (rows, columns, hits) in _TRIED[side].items():
         walk = (rows, [columns])

@@ -9,7 +9,7 @@ from typing import Any
 from perf.files import OK
 from perf.tuning.search import LOST, WRONG, named
 from perf.tuning.state import State, config_of
-from stn_triton.tuning import Bucket
+from stn_triton.buckets import Bucket
 
 _MOST_LINES = 60
 

@@ -20,8 +20,8 @@ from perf.measuring import workloads
 from perf.measuring.passes import PASSES, Run
 from perf.measuring.providers import operator
 from perf.measuring.workloads import Data, Workload
-from stn_triton import ops, tuning
-from stn_triton.tuning import Bucket
+from stn_triton import ops, policy, tuning
+from stn_triton.buckets import Bucket
 
 META = torch.device("meta")
 _made: dict[tuple[str, torch.device], Data] = {}
@@ -56,7 +56,7 @@ def reached(run: Run) -> list[Bucket]:
 
     def choose(bucket: Bucket, launch: tuning.Launch) -> tuning.Config:
         found[bucket] = None
-        return tuning.default(bucket)
+        return policy.default(bucket)
 
     with tuning.choosing(choose), OntoKernels():
         run()

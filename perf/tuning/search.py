@@ -16,8 +16,9 @@ from perf.files import OK
 from perf.measuring import measure
 from perf.measuring.passes import Run
 from perf.measuring.suite import one_line
-from stn_triton import autotuner, tuning
-from stn_triton.tuning import Bucket, Config, Launch
+from stn_triton import autotuner, policy, tuning
+from stn_triton.buckets import Bucket
+from stn_triton.tuning import Config, Launch
 
 Timer = Callable[[Launch, Config, int], list[float]]
 """Milliseconds of each of several launches with a configuration, repeated for so many milliseconds."""
@@ -66,7 +67,7 @@ def seconds_of(bucket: Bucket, config: Config) -> float:
     """About how long it takes to try a configuration, nearly all to compile it: one core, for sm_90.
 
     The longest are gathers that list output pixels, which unroll their loads for a block of channels: those
-    of `tuning.space` took up to 4.5 s of an AMD EPYC, other kernels 0.4 to 3 s.
+    of `policy.space` took up to 4.5 s of an AMD EPYC, other kernels 0.4 to 3 s.
     """
     return 4.5 if bucket.is_gather() and config["STEPS_C"] > 1 else 1.5
 
@@ -155,7 +156,7 @@ def _with(bucket: Bucket, config: Config, run: Run) -> tuple[Sequence[Tensor], L
 
     def choose(other: Bucket, launch: Launch) -> Config:
         if other != bucket:
-            return tuning.default(other)
+            return policy.default(other)
         launches.append(launch)
         return config
 

@@ -12,7 +12,9 @@ import pandas as pd
 
 from perf.tuning.search import LOST, Effort, Result
 from stn_triton import tables, tuning
-from stn_triton.tuning import CONFIG_KEYS, Bucket, Config
+from stn_triton.buckets import Bucket
+from stn_triton.policy import CONFIG_KEYS
+from stn_triton.tuning import Config
 
 Row = dict[str, Any]
 Facts = Mapping[str, object]

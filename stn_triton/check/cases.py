@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import stn_triton
-from stn_triton import tuning
+from stn_triton import policy
 from stn_triton.check import oracle
 from stn_triton.options import Options
 
@@ -66,7 +66,7 @@ class Case(NamedTuple):
     def is_scattered(self) -> bool:
         """Whether the kernels get the gradient of the image by additions in memory."""
         projective = self.theta.shape[-1] == self.theta.shape[-2]
-        return not tuning.is_gathered(self.input.ndim - 2, projective, False, self.options)
+        return not policy.is_gathered(self.input.ndim - 2, projective, False, self.options)
 
     @property
     def function(self) -> Callable[..., Tensor]:
