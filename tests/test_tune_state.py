@@ -164,7 +164,7 @@ class TestInterruption:
         tune.tune(arguments(out), gpu(), plan_of(*BUCKETS[:2]))
         space = policy.space
         monkeypatch.setattr(
-            tuning, "space", lambda b: space(b) + [{**space(b)[0], "BLOCK_C": 64}] * (b == BUCKETS[0])
+            policy, "space", lambda b: space(b) + [{**space(b)[0], "BLOCK_C": 64}] * (b == BUCKETS[0])
         )
         clock = Clock(lambda bucket, config: 1.0)
         tune.tune(arguments(out), gpu(clock), plan_of(*BUCKETS[:2]))
