@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from perf import EXIT_FAILED, EXIT_OK, UsageError, chosen, environment
+from perf import EXIT_FAILED, EXIT_OK, UsageError, chosen, setting
 from perf.files import FAILED
 from perf.measuring import providers, results, roofline, suite, summary, workloads
 from perf.measuring.listing import listing
@@ -42,14 +42,14 @@ def main(args: argparse.Namespace) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--out: cannot make the directory {args.out}: {error.strerror}") from None
-    busy = environment.busy()
+    busy = setting.busy()
     plan = make_plan(args)
     busy = busy if plan.device.type == "cpu" else ""
     if busy:
         _to_stderr(busy)
     if moved := set_aside(args.out):
         _to_stderr(f"moved {len(moved)} files of an older run to {args.out / 'previous'}")
-    facts = {"quick": args.quick, "copy_gb_per_s": plan.copy_gb_per_s} | environment.facts(plan.device)
+    facts = {"quick": args.quick, "copy_gb_per_s": plan.copy_gb_per_s} | setting.facts(plan.device)
     path = args.out / "speed.csv"
     rows: list[results.Row] = []
     try:

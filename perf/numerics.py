@@ -12,8 +12,8 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from perf import EXIT_FAILED, EXIT_OK, environment
-from perf.accuracy import cases, chart, interpreted, measure, providers, tables
+from perf import EXIT_FAILED, EXIT_OK, setting
+from perf.accuracy import chart, implementations, interpreted, judged, pictures, rendered
 from perf.charts import style
 from perf.plot import make_directory
 from stn_triton.environment import choose_device
@@ -22,22 +22,22 @@ from stn_triton.environment import choose_device
 def main(args: argparse.Namespace) -> int:
     """Measure, or read an earlier run; print its tables and draw its chart."""
     if args.results is None:
-        table = run(choose_device(args.device), cases.QUICK_SIZES if args.quick else cases.SIZES)
+        table = run(choose_device(args.device), pictures.QUICK_SIZES if args.quick else pictures.SIZES)
     else:
-        table = tables.read(args.results)
+        table = rendered.read(args.results)
     make_directory(args.out)
     if args.results is None:
-        tables.write(table, args.out / "numerics.csv")
+        rendered.write(table, args.out / "numerics.csv")
     (args.out / "numerics.png").write_bytes(style.render(chart.draw(table), "png"))
     if args.json:
         for row in table.to_dict("records"):
             print(json.dumps({key: _plain(value) for key, value in row.items()}))
     elif args.markdown:
-        print(tables.markdown(table))
+        print(rendered.markdown(table))
     else:
-        print(environment.summary(table.iloc[0].to_dict()))
-        print(f"\n{tables.text(table)}\n\n{_EXPLANATION}\n\n{args.out / 'numerics.png'}")
-    return EXIT_FAILED if (table["verdict"] == measure.WORSE).any() else EXIT_OK
+        print(setting.summary(table.iloc[0].to_dict()))
+        print(f"\n{rendered.text(table)}\n\n{_EXPLANATION}\n\n{args.out / 'numerics.png'}")
+    return EXIT_FAILED if (table["verdict"] == judged.WORSE).any() else EXIT_OK
 
 
 def run(device: torch.device, sizes: tuple[int, ...]) -> pd.DataFrame:
@@ -48,17 +48,17 @@ def run(device: torch.device, sizes: tuple[int, ...]) -> pd.DataFrame:
     """
     if device.type == "cpu":
         interpreted.choose()
-    facts = environment.facts(device)
-    who = providers.of(device)
-    rows: list[measure.Row] = []
-    cells = list(itertools.product(cases.MAPS, sizes, cases.AUTOCASTS))
+    facts = setting.facts(device)
+    who = implementations.of(device)
+    rows: list[judged.Row] = []
+    cells = list(itertools.product(pictures.MAPS, sizes, pictures.AUTOCASTS))
     progress = tqdm(cells, "errors", disable=None, file=sys.stderr)
     for i, (map_name, size, dtype) in enumerate(progress, start=1):
-        what = f"{map_name} {size} {cases.short(dtype)}"
+        what = f"{map_name} {size} {pictures.short(dtype)}"
         progress.set_postfix_str(what)
         if progress.disable:
             print(f"{i} of {len(cells)}: {what}", file=sys.stderr, flush=True)
-        rows += measure.rows_of(dtype, size, map_name, who, device)
+        rows += judged.rows_of(dtype, size, map_name, who, device)
     return pd.DataFrame(rows).assign(**facts)
 
 

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from perf import EXIT_OK, UsageError, environment, first_call
+from perf import EXIT_OK, UsageError, first_call, setting
 from perf.kernels import stub_driver
 from perf.measuring import workloads
 from stn_triton import affine_grid_sample, derivatives, ops, reference
@@ -107,7 +107,7 @@ def first_calls(args: argparse.Namespace, device: torch.device) -> int:
     except ValueError as error:
         raise UsageError(str(error).replace("--workloads", "--first-calls")) from None
     names = [workload.name for workload in chosen]
-    facts = environment.facts(device)
+    facts = setting.facts(device)
     rows = []
     for name in tqdm(names, desc="first calls", file=sys.stderr, disable=None):
         times = first_call.in_a_new_process(name, *["--stub"] * (device.type == "cpu"))
@@ -119,7 +119,7 @@ def first_calls(args: argparse.Namespace, device: torch.device) -> int:
         table.to_csv(args.out, index=False)
         print(f"written: {args.out}", file=sys.stderr)
     if not args.json:
-        print(environment.summary(facts))
+        print(setting.summary(facts))
         print(table.drop(columns=list(facts)).to_string(index=False))
     return EXIT_OK
 
@@ -134,11 +134,11 @@ def main(args: argparse.Namespace) -> int:
     print("about ten seconds; about twenty the first time, to compile two kernels ...", file=sys.stderr)
     with surroundings(device):
         rows = measure(device)
-    facts = environment.facts(device)
+    facts = setting.facts(device)
     if args.json:
         print(json.dumps({"microseconds": rows, **facts}))
         return EXIT_OK
-    print(environment.summary(facts))
+    print(setting.summary(facts))
     if device.type == "cpu":
         print("the operator, launched on a driver that does nothing; the whole eager pair on 4 x 4 pixels")
     print(f"{'us per call (ratio)':32}" + "".join(f"{p:>22}" for p in PASSES))

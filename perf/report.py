@@ -19,7 +19,7 @@ import pandas as pd
 from tqdm import tqdm
 
 import stn_triton
-from perf import EXIT_OK, UsageError, charts, environment, files
+from perf import EXIT_OK, UsageError, charts, files, setting
 from perf.charts import Chart, style
 from perf.files import FACTS, FAILED, OK, OPERATOR, Run
 from perf.measuring import targets
@@ -62,7 +62,7 @@ def write(table: pd.DataFrame, out: Path, tuning: pd.DataFrame | None = None) ->
         title=escape(TITLE),
         contents=_contents(links, len(runs)),
         sections="\n".join(sections),
-        version=escape(f"{stn_triton.__version__}, commit {environment.commit()},"),
+        version=escape(f"{stn_triton.__version__}, commit {setting.commit()},"),
         script=script,
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
@@ -97,7 +97,7 @@ def _run_title(run: Run) -> str:
 
 
 def _run(run: Run, drawn: Sequence[tuple[Chart, str]], anchor: str) -> str:
-    notes = [environment.summary(run.facts)]
+    notes = [setting.summary(run.facts)]
     if run.facts["device_type"] == "cpu":
         notes.append("On a CPU the operator runs its plain PyTorch path, not its GPU kernels.")
     if run.quick:

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from perf import EXIT_OK, environment
-from perf.measuring import measure
+from perf import EXIT_OK, setting
+from perf.measuring import stopwatch
 from stn_triton import SpatialTransformer
 from stn_triton.environment import choose_device
 from stn_triton.nn import ConvolutionalLocalization, FullyConnectedLocalization, parameter_groups
@@ -142,12 +142,12 @@ def _step(
 
 def rows_of(samples: dict[str, list[float]]) -> list[dict[str, object]]:
     """Of each provider the quantiles, how much slower than without transformers, and their share."""
-    medians = {name: measure.quantiles(values)[1] for name, values in samples.items()}
+    medians = {name: stopwatch.quantiles(values)[1] for name, values in samples.items()}
     without = medians["no transformers"]
     return [
         {
             "provider": name,
-            **dict(zip(("low_ms", "median_ms", "high_ms"), measure.quantiles(values), strict=True)),
+            **dict(zip(("low_ms", "median_ms", "high_ms"), stopwatch.quantiles(values), strict=True)),
             "slower": medians[name] / without - 1,
             "share": 1 - without / medians[name],
         }
@@ -159,23 +159,23 @@ def main(args: argparse.Namespace) -> int:
     """Print, for each network, what its transformers cost."""
     device = choose_device(args.device)
     effort = dataclasses.replace(
-        measure.QUICK if args.quick else measure.FULL,
+        stopwatch.QUICK if args.quick else stopwatch.FULL,
         cpu_seconds=5 if args.quick else 30,
         gpu_rounds=5 if args.quick else 20,
         gpu_ms_per_round=50,
     )
-    facts = environment.facts(device)
+    facts = setting.facts(device)
     is_tf32 = device.type == "cuda" and torch.backends.cudnn.allow_tf32
     precision = "fp32 (convolutions in TF32, PyTorch's default)" if is_tf32 else "fp32"
     if not args.json:
-        print(environment.summary(facts))
+        print(setting.summary(facts))
     for name, network in NETWORKS.items():
         batch = network.cpu_batch if device.type == "cpu" else network.batch
         print(f"{name}: about {_seconds(effort, device):.0f} seconds ...", file=sys.stderr)
         functions = steps(network, device)
         for step in functions.values():
             step()  # compiles kernels, allocates
-        rows = rows_of(measure.sample({key: [step] for key, step in functions.items()}, device, effort))
+        rows = rows_of(stopwatch.sample({key: [step] for key, step in functions.items()}, device, effort))
         if args.json:
             for row in rows:
                 print(json.dumps({"network": name, "batch": batch, **row, **facts}))
@@ -197,7 +197,7 @@ the localisation networks'; the rest is the sampler's. Where the 20 to 80 % rang
     return EXIT_OK
 
 
-def _seconds(effort: measure.Effort, device: torch.device) -> float:
+def _seconds(effort: stopwatch.Effort, device: torch.device) -> float:
     if device.type == "cpu":
         return effort.cpu_seconds * 1.2
     return 5 + len(PROVIDERS) * effort.gpu_rounds * effort.gpu_ms_per_round / 1e3

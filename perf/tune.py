@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from perf import EXIT_FAILED, EXIT_OK, UsageError, environment
+from perf import EXIT_FAILED, EXIT_OK, UsageError, setting
 from perf.measuring import workloads
 from perf.tuning import gains, launches
+from perf.tuning.fastest import FULL, LOST, QUICK, Effort, Gpu, Result, expected_seconds, one_line, search
 from perf.tuning.launches import Case, Plan
-from perf.tuning.search import FULL, LOST, QUICK, Effort, Gpu, Result, expected_seconds, one_line, search
 from perf.tuning.state import Keeper
 from stn_triton import policy, tables, tuning
 from stn_triton.buckets import Bucket
@@ -40,14 +40,14 @@ def main(args: argparse.Namespace) -> int:
     if device.type == "cpu":
         return _nothing_to_tune(args, device)
     plan, problems = _plan(args, chosen)
-    return tune(args, Gpu(device, environment.facts(device)), plan, problems)
+    return tune(args, Gpu(device, setting.facts(device)), plan, problems)
 
 
 def _nothing_to_tune(args: argparse.Namespace, device: torch.device) -> int:
     reason = "the CPU path is plain PyTorch and has no block sizes"
     if not torch.cuda.is_available():
         reason += ", and torch.cuda finds no GPU here"
-    facts = environment.facts(device)
+    facts = setting.facts(device)
     if args.json:
         print(json.dumps({"device": facts["device"], "buckets": [], "reason": reason}))
     else:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from perf.__main__ import build_parser
-from perf.tuning import search
+from perf.tuning import fastest
 from perf.tuning.launches import Case
 from stn_triton import buckets, tuning
 from stn_triton.options import DEFAULT
@@ -51,19 +51,19 @@ class Clock:
 
 def cost(bucket, config):
     """Some configuration or other is fastest; that of the theta kernel is the default."""
-    configs = search.FULL.configs_of(bucket)
+    configs = fastest.FULL.configs_of(bucket)
     index, last = configs.index(config), len(configs) - 1
     return 1 + (index if bucket.kernel == "theta" else last - index) / 10
 
 
 def count_timed(bucket):
     """How often a whole search times a configuration of a bucket."""
-    configs = len(search.FULL.configs_of(bucket))
-    return configs + search.FULL.rounds * min(configs, 1 + search.FULL.finalists)
+    configs = len(fastest.FULL.configs_of(bucket))
+    return configs + fastest.FULL.rounds * min(configs, 1 + fastest.FULL.finalists)
 
 
 def expected_best(bucket):
-    return min(search.FULL.configs_of(bucket), key=lambda config: cost(bucket, config))
+    return min(fastest.FULL.configs_of(bucket), key=lambda config: cost(bucket, config))
 
 
 def case(bucket, result=same):
@@ -94,7 +94,7 @@ def arguments(out, *options) -> Namespace:
 
 
 def gpu(clock=None, alive=lambda device: True, **facts):
-    return search.Gpu(CPU, {**FACTS, **facts}, clock or Clock(cost), alive)
+    return fastest.Gpu(CPU, {**FACTS, **facts}, clock or Clock(cost), alive)
 
 
 def rows_of(out):

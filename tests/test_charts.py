@@ -8,20 +8,24 @@ import pytest
 
 pd = pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
+import made_up  # noqa: E402
 import matplotlib as mpl  # noqa: E402
 import numpy as np  # noqa: E402
-import tables  # noqa: E402
+from made_up import small, without_time  # noqa: E402
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.colors import to_rgb  # noqa: E402
 from matplotlib.image import imread  # noqa: E402
 from matplotlib.patches import Rectangle  # noqa: E402
 from matplotlib.text import Text  # noqa: E402
-from tables import small, without_time  # noqa: E402
 
 from perf import charts, files, plot  # noqa: E402
 from perf.__main__ import main  # noqa: E402
-from perf.charts import landscape, style, workloads  # noqa: E402
-from perf.kernels.rival_scatter import SCATTER  # noqa: E402
+from perf.charts import (  # noqa: E402
+    landscape,
+    speed_up,
+    style,
+)
+from perf.measuring.rival_scatter import SCATTER  # noqa: E402
 
 OLD = Path(__file__).resolve().parents[1] / "perf" / "results" / "cpu-epyc-2-threads.csv"
 FEW = ("digits-28", "features-56-channels-last")
@@ -40,8 +44,8 @@ def texts(figure):
 @pytest.fixture(scope="module")
 def all_charts(tmp_path_factory):
     out = tmp_path_factory.mktemp("charts") / "deeper"
-    speed = pd.concat([small(), tables.sweeps(providers=("operator", "eager"))])
-    return plot.draw(speed, out) + plot.draw(tables.tuning(3), out)
+    speed = pd.concat([small(), made_up.sweeps(providers=("operator", "eager"))])
+    return plot.draw(speed, out) + plot.draw(made_up.tuning(3), out)
 
 
 class TestDrawing:
@@ -66,7 +70,7 @@ class TestDrawing:
                 assert wanted.replace("64x3", "16x3") in letters
 
     def test_the_same_rows_give_the_same_bytes(self, tmp_path, all_charts):
-        for path in plot.draw(tables.tuning(3), tmp_path):
+        for path in plot.draw(made_up.tuning(3), tmp_path):
             (before,) = [old for old in all_charts if old.name == path.name]
             assert before.read_bytes() == path.read_bytes()
 
@@ -96,7 +100,7 @@ def test_an_output_that_is_a_file_exits_2(tmp_path, capsys):
 
 class TestSpeedUp:
     def one(self, **values):
-        return pd.DataFrame([tables.row(**values)])
+        return pd.DataFrame([made_up.row(**values)])
 
     def loss_pixels(self, speedup, tmp_path):
         plot.draw(self.one(speedup=speedup), tmp_path)
@@ -108,7 +112,7 @@ class TestSpeedUp:
         assert self.loss_pixels(0.5, tmp_path) > 3 * self.loss_pixels(2.0, tmp_path) > 0
 
     def test_a_loss_is_told_from_a_win_without_colour(self):
-        figure = drawn(pd.DataFrame([tables.row(speedup=0.5), tables.row("images-224", speedup=2.0)]))[
+        figure = drawn(pd.DataFrame([made_up.row(speedup=0.5), made_up.row("images-224", speedup=2.0)]))[
             "speed"
         ]
         loss, win = (patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle))
@@ -117,7 +121,7 @@ class TestSpeedUp:
         assert loss.get_width() < 0 < win.get_width()
 
     def test_maps_are_averaged_geometrically_and_their_range_is_shown(self):
-        rows = [tables.row(map=name, speedup=s) for name, s in (("identity", 2.0), ("zoom-2", 8.0))]
+        rows = [made_up.row(map=name, speedup=s) for name, s in (("identity", 2.0), ("zoom-2", 8.0))]
         figure = drawn(pd.DataFrame(rows))["speed"]
         assert {"4.00x", "2.00x to 8.00x"} <= set(texts(figure))
         (bar,) = figure.axes[0].patches
@@ -139,7 +143,7 @@ class TestSpeedUp:
         ]
 
     def test_rows_without_a_time_are_said_at_their_place(self):
-        table = tables.speed(workloads=FEW, maps=("identity", "zoom-2"), passes=("forward",))
+        table = made_up.speed(workloads=FEW, maps=("identity", "zoom-2"), passes=("forward",))
         digits = table["workload"] == "digits-28"
         operator = table["provider"] == "operator"
         without_time(table, digits & operator & (table["map"] == "zoom-2"), "FAILED", "differs")
@@ -155,24 +159,24 @@ class TestSpeedUp:
         assert any("kornia: unavailable on every row (kornia is not installed)" in text for text in said)
 
     def test_a_table_without_any_time_has_no_chart(self, tmp_path, capsys):
-        rows = [tables.row(provider=name, status="FAILED") for name in ("operator", "eager")]
+        rows = [made_up.row(provider=name, status="FAILED") for name in ("operator", "eager")]
         pd.DataFrame(rows).assign(median_ms=None).to_csv(tmp_path / "speed.csv", index=False)
         assert main(["plot", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
         assert list((tmp_path / "out").iterdir()) == []
         assert "not drawn: speed: nothing was timed" in capsys.readouterr().out
 
     def test_a_failed_operator_beside_a_rival_with_a_time_is_drawn(self):
-        rows = [tables.row(status="FAILED"), tables.row(provider="compile", speedup=1.4)]
+        rows = [made_up.row(status="FAILED"), made_up.row(provider="compile", speedup=1.4)]
         assert "FAILED: operator" in texts(drawn(pd.DataFrame(rows))["speed"])
 
     def test_workloads_of_sweeps_stay_out(self):
-        both = pd.concat([small(passes=("forward",)), tables.sweeps(passes=("forward",))])
+        both = pd.concat([small(passes=("forward",)), made_up.sweeps(passes=("forward",))])
         labels = "".join(texts(drawn(both)["speed"]))
         assert "digits-28" in labels
         assert "size-32" not in labels
 
     def test_runs_have_charts_of_their_own(self, tmp_path):
-        two = pd.concat([small(passes=("forward",)), small(passes=("forward",), facts=tables.CPU)])
+        two = pd.concat([small(passes=("forward",)), small(passes=("forward",), facts=made_up.CPU)])
         names = {path.stem for path in plot.draw(two, tmp_path)}
         assert {"speed-imaginary-h100-80gb-hbm3-4d55deb0d6", "speed-imaginary-epyc-4d55deb0d6"} <= names
         svg = (tmp_path / "speed-imaginary-epyc-4d55deb0d6.svg").read_text()
@@ -190,19 +194,19 @@ class TestTicks:
     @pytest.mark.parametrize("inches", [0.9, 3])
     def test_one_is_among_them_and_labels_have_room(self, low, high, inches):
         for ticks, places in (
-            (workloads.log_ticks(low, high, inches), lambda t: np.log(t) / np.log(high / low)),
-            (workloads.linear_ticks(high, inches), lambda t: np.array(t) / high),
+            (speed_up.log_ticks(low, high, inches), lambda t: np.log(t) / np.log(high / low)),
+            (speed_up.linear_ticks(high, inches), lambda t: np.array(t) / high),
         ):
             assert 1 in ticks
             assert max(ticks) <= high
             assert all(np.diff(places(ticks)) * inches > 0.41)
 
     def test_they_are_round(self):
-        assert workloads.log_ticks(0.6, 3.5, 3) == pytest.approx([0.7, 1, 1.5, 2, 3])
-        assert workloads.log_ticks(0.09, 5.5, 3) == pytest.approx([0.1, 0.2, 0.5, 1, 2, 5])
-        assert workloads.log_ticks(0.3, 8, 1.4) == pytest.approx([0.3, 1, 3])
-        assert workloads.log_ticks(0.09, 55, 1.4) == pytest.approx([0.1, 1, 10])
-        assert workloads.linear_ticks(1.1, 1.0) == pytest.approx([0, 0.5, 1])
+        assert speed_up.log_ticks(0.6, 3.5, 3) == pytest.approx([0.7, 1, 1.5, 2, 3])
+        assert speed_up.log_ticks(0.09, 5.5, 3) == pytest.approx([0.1, 0.2, 0.5, 1, 2, 5])
+        assert speed_up.log_ticks(0.3, 8, 1.4) == pytest.approx([0.3, 1, 3])
+        assert speed_up.log_ticks(0.09, 55, 1.4) == pytest.approx([0.1, 1, 10])
+        assert speed_up.linear_ticks(1.1, 1.0) == pytest.approx([0, 0.5, 1])
 
     @pytest.mark.parametrize("name", ["speed-backward", "roofline-backward"])
     def test_three_narrow_panels_have_one_at_1(self, full_figures, name):
@@ -220,7 +224,7 @@ class TestRoofline:
         assert {style.look("eager").marker, style.look("compile").marker} <= markers
 
     def test_a_bar_is_the_fraction(self):
-        row = tables.row(speedup=1.0, roofline=0.83, copy_gb_per_s=100.0, gb_per_s=83.0)
+        row = made_up.row(speedup=1.0, roofline=0.83, copy_gb_per_s=100.0, gb_per_s=83.0)
         figure = drawn(pd.DataFrame([row]))["roofline"]
         (bar,) = figure.axes[0].patches
         assert (bar.get_x(), bar.get_width()) == pytest.approx((0, 0.83))
@@ -228,7 +232,7 @@ class TestRoofline:
 
     def test_small_shares_are_drawn_on_a_logarithmic_axis_that_still_has_100_percent(self):
         rows = [
-            tables.row(name, roofline=r, speedup=1.0)
+            made_up.row(name, roofline=r, speedup=1.0)
             for name, r in (("digits-28", 0.002), ("planes-7", 0.05))
         ]
         ax = drawn(pd.DataFrame(rows))["roofline"].axes[0]
@@ -243,7 +247,7 @@ class TestRoofline:
 
 @pytest.fixture(scope="module")
 def scaling_figure():
-    table = tables.sweeps(providers=("operator", "eager"))
+    table = made_up.sweeps(providers=("operator", "eager"))
     mask = (table["workload"] == "size-2048") & (table["provider"] == "eager")
     return drawn(without_time(table, mask, "FAILED", "out of memory"))["scaling"]
 
@@ -261,7 +265,7 @@ class TestScaling:
 
     def test_the_ideal_line_is_the_model_over_the_bandwidth(self, scaling_figure):
         ideal = scaling_figure.axes[0].lines[-1]
-        n = np.array(tables.SWEEPS["size"])
+        n = np.array(made_up.SWEEPS["size"])
         expected = 16 * 3 * n**2 * 8 / 2900e9 * 1e3
         np.testing.assert_allclose(ideal.get_xdata(), n)
         np.testing.assert_allclose(ideal.get_ydata(), expected, rtol=1e-6)
@@ -281,19 +285,19 @@ class TestScaling:
 
 class TestMemory:
     def test_is_a_share_of_the_eager_pair(self):
-        rows = [tables.row(provider=p, peak_mib=m) for p, m in (("operator", 30.0), ("eager", 120.0))]
+        rows = [made_up.row(provider=p, peak_mib=m) for p, m in (("operator", 30.0), ("eager", 120.0))]
         figure = drawn(pd.DataFrame(rows))["memory"]
         assert {"25 %", "30 MiB"} <= set(texts(figure))
         (bar,) = figure.axes[0].patches
         assert not bar.get_hatch()
 
     def test_more_than_the_eager_pair_is_a_loss(self):
-        rows = [tables.row(provider=p, peak_mib=m) for p, m in (("operator", 150.0), ("eager", 100.0))]
+        rows = [made_up.row(provider=p, peak_mib=m) for p, m in (("operator", 150.0), ("eager", 100.0))]
         (bar,) = drawn(pd.DataFrame(rows))["memory"].axes[0].patches
         assert bar.get_hatch()
 
     def test_is_not_drawn_on_a_cpu(self):
-        assert "memory" not in drawn(small(facts=tables.CPU, passes=("forward",)))
+        assert "memory" not in drawn(small(facts=made_up.CPU, passes=("forward",)))
 
 
 class TestTuning:
@@ -334,13 +338,13 @@ class TestTuning:
 
 class TestBlackAndWhite:
     def test_known_providers_differ_in_marker_and_line(self):
-        looks = [style.look(name) for name in tables.PROVIDERS]
+        looks = [style.look(name) for name in made_up.PROVIDERS]
         assert len({look.marker for look in looks}) == len(looks)
         assert len({look.line for look in looks}) == len(looks)
         assert style.look("somebody-new").marker not in {look.marker for look in looks}
 
     def test_so_does_a_kernel_that_is_no_provider_of_users(self):
-        looks = [style.look(name) for name in (*tables.PROVIDERS, "nobody")]
+        looks = [style.look(name) for name in (*made_up.PROVIDERS, "nobody")]
         scatter = style.look(SCATTER.name)
         assert style.label(SCATTER.name) == SCATTER.label
         assert scatter.marker not in {look.marker for look in looks}
@@ -366,10 +370,10 @@ class TestHostileStrings:
             table.loc[table.index[:5], name] = HOSTILE
         table.loc[table.index[5:], ["device", "commit", "torch"]] = HOSTILE
         paths = plot.draw(table, tmp_path / "out")
-        sweep = tables.sweeps(passes=("forward",)).assign(shape=HOSTILE, dtype=HOSTILE, device=HOSTILE)
+        sweep = made_up.sweeps(passes=("forward",)).assign(shape=HOSTILE, dtype=HOSTILE, device=HOSTILE)
         paths += plot.draw(sweep, tmp_path / "out")
         paths += plot.draw(
-            tables.tuning(2).assign(bucket=HOSTILE, status=HOSTILE, device=HOSTILE), tmp_path / "out"
+            made_up.tuning(2).assign(bucket=HOSTILE, status=HOSTILE, device=HOSTILE), tmp_path / "out"
         )
         assert paths
         for path in paths:
@@ -380,7 +384,7 @@ class TestHostileStrings:
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
     def test_any_number_of_workloads_is_drawn_in_part(self):
-        rows = [tables.row(f"workload-{i}", speedup=2.0) for i in range(100)]
+        rows = [made_up.row(f"workload-{i}", speedup=2.0) for i in range(100)]
         figure = drawn(pd.DataFrame(rows))["speed"]
         assert any("The first 60 of 100 workloads." in text for text in texts(figure))
 
@@ -389,7 +393,7 @@ class TestHostileStrings:
         table = small(passes=("forward",))
         columns = ["speedup", "roofline", "median_ms", "q20_ms", "q80_ms", "peak_mib", "gb_per_s"]
         table.loc[table["workload"] == "digits-28", columns] = value
-        sweep = tables.sweeps(passes=("forward",), providers=("operator", "eager"))
+        sweep = made_up.sweeps(passes=("forward",), providers=("operator", "eager"))
         sweep.loc[:3, ["median_ms", "q20_ms", "model_mib"]] = value
         figures = drawn(pd.concat([table, sweep]))
         assert set(figures) == {"speed", "roofline", "memory", "scaling"}
@@ -414,7 +418,7 @@ def overlapping(figure):
 
 @pytest.fixture(scope="module")
 def full_figures():
-    table = pd.concat([tables.speed(), tables.sweeps()], ignore_index=True)
+    table = pd.concat([made_up.speed(), made_up.sweeps()], ignore_index=True)
     zoomed = table["map"] == "zoom-2"
     operator = table["provider"] == "operator"
     without_time(table, operator & zoomed & (table["workload"] == "features-28"), "FAILED", "differs")
@@ -422,7 +426,7 @@ def full_figures():
     corners = table["provider"].isin(["eager-corners", "eager-broadcast"]) & (table["workload"] == "planes-7")
     without_time(table, corners, "FAILED", "out of memory")
     without_time(table, table["workload"] == "size-2048", "FAILED", "out of memory")
-    return drawn(table) | drawn(tables.tuning())
+    return drawn(table) | drawn(made_up.tuning())
 
 
 class TestNothingOverlaps:

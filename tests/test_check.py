@@ -300,7 +300,7 @@ class TestJson:
 class TestProgress:
     def test_a_line_every_ten_seconds_where_there_is_no_terminal(self, capsys, monkeypatch):
         now = iter(range(0, 10_000, 4))
-        monkeypatch.setattr("stn_triton.check.report.time.monotonic", lambda: next(now))
+        monkeypatch.setattr("stn_triton.check.printing.time.monotonic", lambda: next(now))
         assert main(["check", "--quick", *CPU, "--only", "volumes, bilinear"]) == 0
         lines = capsys.readouterr().err.splitlines()
         assert lines
@@ -312,7 +312,7 @@ class TestProgress:
                 return True
 
         now = iter(range(0, 10_000, 4))
-        monkeypatch.setattr("stn_triton.check.report.time.monotonic", lambda: next(now))
+        monkeypatch.setattr("stn_triton.check.printing.time.monotonic", lambda: next(now))
         with contextlib.redirect_stderr(Terminal()) as err, contextlib.redirect_stdout(io.StringIO()):
             assert main(["check", "--quick", *CPU, "--only", "volumes, bilinear"]) == 0
         assert "\n" not in err.getvalue()

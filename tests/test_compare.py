@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 pd = pytest.importorskip("pandas")
-import tables  # noqa: E402
+import made_up  # noqa: E402
 
 from perf.__main__ import main  # noqa: E402
 
@@ -22,12 +22,12 @@ def times(median, noise=0.02):
     return {"q20_ms": median * (1 - noise), "median_ms": median, "q80_ms": median * (1 + noise)}
 
 
-def cell(operator=1.0, eager=3.0, facts=tables.CUDA, noise=0.02, **changes):
+def cell(operator=1.0, eager=3.0, facts=made_up.CUDA, noise=0.02, **changes):
     """The operator and the eager pair on one workload; None: FAILED."""
     rows = []
     for name, median in (("operator", operator), ("eager", eager)):
         values = times(median, noise) if median else {"status": "FAILED", "reason": "differs"}
-        rows.append(tables.row(provider=name, facts=facts, **(values | changes)))
+        rows.append(made_up.row(provider=name, facts=facts, **(values | changes)))
     return pd.DataFrame(rows)
 
 
@@ -83,7 +83,7 @@ class TestVerdicts:
 
     def test_a_rivals_loss_is_no_failure_of_ours(self, compare):
         def three(kornia):
-            return pd.concat([cell(), pd.DataFrame([tables.row(provider="kornia", **times(kornia))])])
+            return pd.concat([cell(), pd.DataFrame([made_up.row(provider="kornia", **times(kornia))])])
 
         code, document, _ = compare(three(2.0), three(4.0))
         assert verdicts(document, "kornia") == ["slower"]
@@ -91,8 +91,8 @@ class TestVerdicts:
 
     def test_new_gone_and_without_a_time_in_both(self, compare):
         def table(images, digits, status):
-            other = tables.row("images-224", provider="operator", **images)
-            return pd.concat([cell(**digits), pd.DataFrame([other, tables.row("planes-7", status=status)])])
+            other = made_up.row("images-224", provider="operator", **images)
+            return pd.concat([cell(**digits), pd.DataFrame([other, made_up.row("planes-7", status=status)])])
 
         skipped = {"status": "skipped", "reason": "too large", "median_ms": None}
         code, document, _ = compare(table(times(1.0), {}, "FAILED"), table(skipped, {}, "skipped"))
@@ -182,7 +182,7 @@ class TestDrift:
         # 8 % beyond the drift: more than the operator's noise of 0.5 %, less than with the eager pair's 4 %.
         def table(operator, eager, noise):
             rows = [("operator", times(operator, 0.005)), ("eager", times(eager, noise))]
-            return pd.DataFrame([tables.row(provider=name, **values) for name, values in rows])
+            return pd.DataFrame([made_up.row(provider=name, **values) for name, values in rows])
 
         assert verdicts(compare(table(1.0, 3.0, 0.005), table(1.30, 3.6, 0.005))[1]) == ["slower"]
         assert verdicts(compare(table(1.0, 3.0, 0.04), table(1.30, 3.6, 0.04))[1]) == ["same"]
@@ -224,7 +224,7 @@ class TestDrift:
         assert found == {"random": "same", "zoom-2": "slower"}
 
     def test_another_pytorch_has_no_yardstick(self, compare):
-        code, document, err = compare(cell(), cell(1.3, 3.9, facts=tables.CUDA | {"torch": "2.14.0"}))
+        code, document, err = compare(cell(), cell(1.3, 3.9, facts=made_up.CUDA | {"torch": "2.14.0"}))
         assert verdicts(document) == ["slower"]
         assert code == 1
         assert "torch: 2.13.0+cu128 before, 2.14.0 after" in err
@@ -233,7 +233,7 @@ class TestDrift:
 
 class TestWarnings:
     def test_other_devices_are_a_loud_one(self, compare):
-        _, document, err = compare(cell(), cell(facts=tables.CUDA | {"device": "Imaginary T4"}))
+        _, document, err = compare(cell(), cell(facts=made_up.CUDA | {"device": "Imaginary T4"}))
         assert "OTHER DEVICE" in err
         assert "NOT COMPARABLE" in err
         assert any("Imaginary T4" in line for line in document["warnings"])
@@ -248,7 +248,9 @@ class TestWarnings:
         assert len(document["warnings"]) == 1
 
     def test_alike_runs_have_none(self, compare):
-        _, document, err = compare(cell(), cell(facts=tables.CUDA | {"commit": "0123456789", "date": "2027"}))
+        _, document, err = compare(
+            cell(), cell(facts=made_up.CUDA | {"commit": "0123456789", "date": "2027"})
+        )
         assert document["warnings"] == []
         assert err == ""
 
@@ -267,7 +269,7 @@ class TestFiles:
         return capsys.readouterr().err
 
     def test_several_runs_in_a_file_are_refused(self, tmp_path, capsys):
-        pd.concat([cell(), cell(facts=tables.CPU)]).to_csv(tmp_path / "speed.csv")
+        pd.concat([cell(), cell(facts=made_up.CPU)]).to_csv(tmp_path / "speed.csv")
         message = self.refused(tmp_path, tmp_path, capsys)
         assert "holds 2 runs" in message
         assert "Imaginary EPYC" in message
@@ -280,7 +282,7 @@ class TestFiles:
         assert "QUICK AGAINST FULL" in message
 
     def test_timings_of_tune_are_refused(self, tmp_path, capsys):
-        tables.tuning(1).to_csv(tmp_path / "tuning.csv")
+        made_up.tuning(1).to_csv(tmp_path / "tuning.csv")
         assert "`tune`" in self.refused(OLD, tmp_path / "tuning.csv", capsys)
 
     @pytest.mark.parametrize("threshold", ["-0.1", "nan", "inf"])
@@ -354,7 +356,7 @@ class TestOutput:
         done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
         assert done.returncode == 1, done.stderr
         document = json.loads(done.stdout)
-        assert document["before"]["commit"] == tables.CUDA["commit"]
+        assert document["before"]["commit"] == made_up.CUDA["commit"]
         assert document["threshold"] == 0.05
         assert {"workload", "map", "pass", "provider", "verdict", "change"} <= set(document["rows"][0])
         assert "rows of the operator FAILED" in done.stderr

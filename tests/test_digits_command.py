@@ -11,7 +11,7 @@ from digits_files import write_mnist
 
 from stn_triton import terminal
 from stn_triton.examples.digits import __main__ as command
-from stn_triton.examples.digits import data, invariance, pictures, results
+from stn_triton.examples.digits import data, invariance, pictures, scores
 from stn_triton.examples.digits.training import Result, Settings, Task
 
 
@@ -180,11 +180,11 @@ class TestCommand:
 
 class TestResults:
     def test_means_and_deviations(self):
-        found = results.cells(
+        found = scores.cells(
             {Task("R", "cnn", seed): Result(e, 7, 1.0, 0.0) for seed, e in enumerate((1, 2, 3))}
         )
         assert str(found["R", "cnn"]) == "2.00 ± 1.00"
-        assert str(results.cells({Task("R", "cnn", 0): Result(1.5, 7, 1.0, 0.0)})["R", "cnn"]) == "1.50"
+        assert str(scores.cells({Task("R", "cnn", 0): Result(1.5, 7, 1.0, 0.0)})["R", "cnn"]) == "1.50"
 
     def test_the_outline_of_theta(self):
         zoomed = torch.tensor([[0.5, 0, 0.1], [0, 0.5, 0]])

@@ -20,10 +20,10 @@ import crew_tasks
 
 from perf import files
 from perf.__main__ import main
-from perf.evidence import crew, outcome, picture, profiling, readme, steps
+from perf.evidence import agenda, crew, outcome, picture, profiling, readme
+from perf.evidence.agenda import FAULTS, STEPS
 from perf.evidence.conductor import ENDED, NOT_REACHED, Conductor
 from perf.evidence.stage import Stage, workers
-from perf.evidence.steps import FAULTS, STEPS
 from perf.measuring import results
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -166,7 +166,7 @@ def test_what_is_compiled_ahead_is_what_calls_launch(tmp_path):
     from perf.evidence import compiling, subjects
     from perf.evidence.stage import Stage
     from perf.kernels import ahead
-    from perf.kernels.rival_scatter import SCATTER
+    from perf.measuring.rival_scatter import SCATTER
     from perf.measuring import providers, workloads
     from perf.measuring.passes import PASSES
     from perf.tuning.launches import OntoKernels
@@ -513,7 +513,7 @@ class TestCommand:
             if module not in ("compiling", "timing", "block_sizes"):  # which compile kernels when imported
                 assert callable(getattr(importlib.import_module(f"perf.evidence.{module}"), function))
             assert set(step.items(True)) <= set(step.items(False))
-        assert steps.STEPS[0].name == "machine"
+        assert agenda.STEPS[0].name == "machine"
 
 
 def test_the_whole_of_it_rehearsed(tmp_path, capfd):

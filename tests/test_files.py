@@ -6,8 +6,8 @@ import pytest
 
 pd = pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
-import tables  # noqa: E402
-from tables import small, without_time  # noqa: E402
+import made_up  # noqa: E402
+from made_up import small, without_time  # noqa: E402
 
 from perf import UsageError, files  # noqa: E402
 from perf.__main__ import main  # noqa: E402
@@ -82,11 +82,11 @@ def test_a_directory_gives_its_result_files_and_no_others(tmp_path):
     with pytest.raises(UsageError, match=r"only notes\.csv"):
         files.read(tmp_path)
     small().to_csv(tmp_path / "a.csv", index=False)
-    small(facts=tables.CPU).to_csv(tmp_path / "b.csv", index=False)
-    tables.tuning(2).to_csv(tmp_path / "tuning.csv", index=False)
+    small(facts=made_up.CPU).to_csv(tmp_path / "b.csv", index=False)
+    made_up.tuning(2).to_csv(tmp_path / "tuning.csv", index=False)
     found = files.read(tmp_path)
     assert len(found.speed) == 2 * len(small())
-    assert set(found.tuning["bucket"]) == set(tables.tuning(2)["bucket"])
+    assert set(found.tuning["bucket"]) == set(made_up.tuning(2)["bucket"])
 
 
 def test_a_directory_without_a_table_says_so(tmp_path):
@@ -95,31 +95,31 @@ def test_a_directory_without_a_table_says_so(tmp_path):
 
 
 def test_a_directory_with_a_speed_csv_means_that_one(tmp_path):
-    small(facts=tables.CPU).to_csv(tmp_path / "speed-before.csv", index=False)
+    small(facts=made_up.CPU).to_csv(tmp_path / "speed-before.csv", index=False)
     small().to_csv(tmp_path / "speed.csv", index=False)
     found = files.read(tmp_path)
-    assert set(found.speed["device"]) == {tables.CUDA["device"]}
+    assert set(found.speed["device"]) == {made_up.CUDA["device"]}
     assert found.tuning is None
-    tables.tuning(2).to_csv(tmp_path / "tuning.csv", index=False)
+    made_up.tuning(2).to_csv(tmp_path / "tuning.csv", index=False)
     found = files.read(tmp_path)
     assert len(found.speed) == len(small())
-    assert set(found.tuning["bucket"]) == set(tables.tuning(2)["bucket"])
+    assert set(found.tuning["bucket"]) == set(made_up.tuning(2)["bucket"])
 
 
 def test_runs_are_told_apart():
-    other = small(facts=tables.CUDA | {"commit": "0123456789"})
-    again = small(facts=tables.CUDA | {"date": "2026-12-01T00:00:00+00:00"})
-    found = files.runs(files.normal(pd.concat([small(), small(facts=tables.CPU), other, again])))
+    other = small(facts=made_up.CUDA | {"commit": "0123456789"})
+    again = small(facts=made_up.CUDA | {"date": "2026-12-01T00:00:00+00:00"})
+    found = files.runs(files.normal(pd.concat([small(), small(facts=made_up.CPU), other, again])))
     assert [len(run.rows) for run in found] == [len(small())] * 4
     assert len({run.name for run in found}) == 4
     assert {(run.facts["device"], run.facts["commit"], run.facts["date"]) for run in found} == {
         (facts["device"], facts["commit"], facts["date"])
-        for facts in (tables.CUDA, tables.CPU, other.iloc[0], again.iloc[0])
+        for facts in (made_up.CUDA, made_up.CPU, other.iloc[0], again.iloc[0])
     }
 
 
 def test_dates_alone_do_not_part_rows_and_the_last_measurement_of_a_date_counts():
-    later = small(workloads=("planes-7",), facts=tables.CUDA | {"date": "2026-12-01"})
+    later = small(workloads=("planes-7",), facts=made_up.CUDA | {"date": "2026-12-01"})
     (run,) = files.runs(files.normal(pd.concat([small(), later])))
     assert len(run.rows) == len(small()) + len(later)
     twice = pd.concat([small(), small().assign(median_ms=7.0)])

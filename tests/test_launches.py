@@ -27,7 +27,7 @@ from imaginary_gpu import (  # noqa: F401
 from perf import tune
 from perf.__main__ import main
 from perf.measuring import workloads
-from perf.tuning import launches, search
+from perf.tuning import fastest, launches
 from stn_triton import launch, tables, thin_plate_spline_grid_sample, tuning
 from stn_triton.buckets import Bucket
 from stn_triton.kernels import forward
@@ -93,7 +93,7 @@ class TestRealKernels:
         """Each launch takes longer than the one before; the second timing only pretends: they are slow."""
 
         def __call__(self, launch, config, ms):
-            self.timed.append(launch(config) if ms == search.FULL.first_ms else None)
+            self.timed.append(launch(config) if ms == fastest.FULL.first_ms else None)
             return [1.0 + 0.1 * len(self.timed)] * 3
 
     @pytest.mark.parametrize("kernel", ["forward", "backward", "backward_input", "theta"])
@@ -101,15 +101,15 @@ class TestRealKernels:
         bucket = Bucket(kernel, PLAIN, "nchw", "float32", 4, 64, 8)
         clock = self.Launching(cost)
         with launches.OntoKernels():
-            results = search.search(bucket, plan[bucket].make(CPU), gpu(clock), search.FULL)
-        assert [result.config for result in results] == search.FULL.configs_of(bucket)
+            results = fastest.search(bucket, plan[bucket].make(CPU), gpu(clock), fastest.FULL)
+        assert [result.config for result in results] == fastest.FULL.configs_of(bucket)
         assert [result.status for result in results] == ["ok"] * len(results)
-        assert len(clock.timed) == len(results) + search.FULL.rounds * min(len(results), 6)
+        assert len(clock.timed) == len(results) + fastest.FULL.rounds * min(len(results), 6)
 
     def test_a_kernel_that_is_wrong_with_some_blocks_is_found(self, plan, monkeypatch):
         """It leaves the last program out."""
         bucket = Bucket("forward", PLAIN, "nchw", "float32", 4, 64, 8)
-        space = search.FULL.configs_of(bucket)
+        space = fastest.FULL.configs_of(bucket)
         spoilt = space[-1]
         assert spoilt != space[0]
 
@@ -127,7 +127,7 @@ class TestRealKernels:
         launch_kernel = forward.forward_kernel
         monkeypatch.setattr(forward, "forward_kernel", Short())
         with launches.OntoKernels():
-            results = search.search(bucket, plan[bucket].make(CPU), gpu(self.Launching(cost)), search.FULL)
+            results = fastest.search(bucket, plan[bucket].make(CPU), gpu(self.Launching(cost)), fastest.FULL)
         assert [result.config for result in results if result.status != "ok"] == [spoilt]
 
     def test_a_workload_through_autograd(self, out, shipped):
@@ -162,6 +162,6 @@ class TestOnAGpu:
         assert not problems
         assert {bucket.kernel for bucket in plan} == {"forward", "backward", "backward_input", "theta"}
         assert {bucket.layout for bucket in plan} == {"channels_last_16", "nchw"}
-        there = search.Gpu(torch.device("cuda", 0), FACTS)
+        there = fastest.Gpu(torch.device("cuda", 0), FACTS)
         assert tune.tune(arguments(out, "--quick"), there, plan) == 0
         assert (rows_of(out)["status"] == "ok").all()

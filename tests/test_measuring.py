@@ -12,7 +12,7 @@ import torch.nn.functional as F
 pytest.importorskip("pandas")
 
 from perf import UsageError
-from perf.measuring import maps, measure, passes, providers, roofline, suite, workloads
+from perf.measuring import maps, passes, providers, roofline, stopwatch, suite, workloads
 from perf.measuring.gate import Gate
 from perf.measuring.maps import MAPS
 from perf.measuring.passes import COMPUTED, PASSES
@@ -391,7 +391,7 @@ class TestRoofline:
         assert model["forward"] < (2 * 5 * 3 * 49 + data.input.numel()) * 4
 
     def test_a_copy_reads_and_writes(self, monkeypatch):
-        monkeypatch.setattr(measure, "sample", lambda *_: {"copy": [4.0, 4.0, 4.0]})
+        monkeypatch.setattr(stopwatch, "sample", lambda *_: {"copy": [4.0, 4.0, 4.0]})
         monkeypatch.setitem(roofline._COPY_BYTES, "cpu", 10**6)
         assert roofline.copy_gb_per_s(CPU) == pytest.approx(0.5)
 
@@ -406,7 +406,7 @@ def test_what_is_timed_is_what_was_checked(provider):
     for pass_name in PASSES:
         verdict, runs = case.prepare(provider, pass_name, suite._Samplers())
         assert verdict["status"] == "ok"
-        assert len(runs) == measure.QUICK.most_copies
+        assert len(runs) == stopwatch.QUICK.most_copies
         first, *others = [run() for run in runs]
         for tensors in others:
             torch.testing.assert_close(tensors, first)
@@ -437,15 +437,15 @@ def fake_gpu(monkeypatch):
 
 class TestMeasure:
     def test_quantiles(self):
-        assert measure.quantiles([5.0, 1.0, 3.0, 2.0, 4.0, 6.0]) == (2.0, 3.5, 5.0)
+        assert stopwatch.quantiles([5.0, 1.0, 3.0, 2.0, 4.0, 6.0]) == (2.0, 3.5, 5.0)
 
     def test_functions_take_turns_and_their_runs_too(self):
         calls = []
         functions = {
             name: [functools.partial(calls.append, f"{name}{i}") for i in range(3)] for name in "abc"
         }
-        effort = replace(measure.QUICK, cpu_seconds=0.0, cpu_rounds=7)
-        samples = measure.sample(functions, CPU, effort)
+        effort = replace(stopwatch.QUICK, cpu_seconds=0.0, cpu_rounds=7)
+        samples = stopwatch.sample(functions, CPU, effort)
         assert [len(samples[name]) for name in "abc"] == [7, 7, 7]
         rounds = [calls[i : i + 3] for i in range(0, 21, 3)]
         assert all(sorted(call[0] for call in one) == ["a", "b", "c"] for one in rounds)
@@ -463,8 +463,8 @@ class TestMeasure:
             "fast": [functools.partial(call, f"fast{i}", 1.0) for i in range(2)],
             "slow": [functools.partial(call, "slow", 5.0)],
         }
-        effort = replace(measure.FULL, gpu_rounds=2, gpu_ms_per_round=4)
-        samples = measure.sample(functions, fake_gpu, effort)
+        effort = replace(stopwatch.FULL, gpu_rounds=2, gpu_ms_per_round=4)
+        samples = stopwatch.sample(functions, fake_gpu, effort)
         assert samples == {"fast": [1.0] * 8, "slow": [5.0] * 6}
         turns = [key for key, _ in itertools.groupby(calls, key=lambda name: name[:4])]
         assert turns == ["fast", "slow"] * 3
@@ -485,7 +485,7 @@ class TestMeasure:
             since += 1
 
         monkeypatch.setattr(torch.cuda, "synchronize", wait)
-        samples = measure.sample({"short": [call]}, fake_gpu, replace(measure.FULL, gpu_rounds=2))
+        samples = stopwatch.sample({"short": [call]}, fake_gpu, replace(stopwatch.FULL, gpu_rounds=2))
         assert samples["short"] == pytest.approx([0.25] * 2 * 48)
 
     def test_replays_count_per_call_and_failures_are_told(self, fake_gpu, monkeypatch):
@@ -505,27 +505,27 @@ class TestMeasure:
         def call():
             FakeEvent.now += 0.25
 
-        monkeypatch.setattr(measure, "_captured", captured)
-        medians, errors = measure.replayed({"good": [call] * 4, "bad": [call]}, measure.QUICK)
+        monkeypatch.setattr(stopwatch, "_captured", captured)
+        medians, errors = stopwatch.replayed({"good": [call] * 4, "bad": [call]}, stopwatch.QUICK)
         assert medians == {"good": 0.25}
         assert "not permitted" in str(errors["bad"])
 
     def test_inputs_exceed_the_cache_twice(self, monkeypatch):
-        monkeypatch.setattr(measure, "cache_bytes", lambda device: 1000)
-        copies = functools.partial(measure.copies_beyond_cache, device=CPU, effort=measure.FULL)
+        monkeypatch.setattr(stopwatch, "cache_bytes", lambda device: 1000)
+        copies = functools.partial(stopwatch.copies_beyond_cache, device=CPU, effort=stopwatch.FULL)
         assert copies(500) == 4
         assert copies(501) == 4
         assert copies(499) == 5
         assert copies(10**6) == 1
-        assert copies(0) == measure.FULL.most_copies
+        assert copies(0) == stopwatch.FULL.most_copies
 
     def test_the_cache_of_this_machine(self):
-        assert 2**18 <= measure.cache_bytes(CPU) <= 2**32
+        assert 2**18 <= stopwatch.cache_bytes(CPU) <= 2**32
 
     def test_a_slow_function_takes_longer(self):
         import time
 
         functions = {"slow": [lambda: time.sleep(0.005)], "fast": [lambda: None]}
-        samples = measure.sample(functions, CPU, measure.QUICK)
-        assert measure.quantiles(samples["slow"])[1] >= 5.0
-        assert measure.quantiles(samples["fast"])[1] < 1.0
+        samples = stopwatch.sample(functions, CPU, stopwatch.QUICK)
+        assert stopwatch.quantiles(samples["slow"])[1] >= 5.0
+        assert stopwatch.quantiles(samples["fast"])[1] < 1.0

@@ -20,9 +20,21 @@ pd = pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
 from matplotlib.image import imread  # noqa: E402
 
-from perf import bench, environment, overhead  # noqa: E402
+from perf import (  # noqa: E402
+    bench,
+    overhead,
+    setting,
+)
 from perf.__main__ import main  # noqa: E402
-from perf.measuring import measure, passes, photograph, providers, results, suite, workloads  # noqa: E402
+from perf.measuring import (  # noqa: E402
+    passes,
+    photograph,
+    providers,
+    results,
+    stopwatch,
+    suite,
+    workloads,
+)
 from perf.measuring.maps import MAPS  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -123,7 +135,7 @@ class TestQuickRun:
 
     def test_csv_rows_carry_their_machine(self, quick_run):
         table = pd.read_csv(quick_run[1] / "speed.csv")
-        assert set(table["device"]) == {environment.cpu_model()}
+        assert set(table["device"]) == {setting.cpu_model()}
         assert set(table["torch"]) == {torch.__version__}
         for column in ("triton", "python", "commit", "date", "threads", "platform"):
             assert table[column].notna().all(), column
@@ -306,8 +318,8 @@ def test_an_interrupt_keeps_the_rows_so_far(monkeypatch, tmp_path, capsys, drawn
             raise KeyboardInterrupt
         return measure_sample(*arguments)
 
-    measure_sample = measure.sample
-    monkeypatch.setattr(measure, "sample", sample)
+    measure_sample = stopwatch.sample
+    monkeypatch.setattr(stopwatch, "sample", sample)
     assert main([*DIGITS, "--providers", "operator", "--out", str(tmp_path)]) == 130
     table = pd.read_csv(tmp_path / "speed.csv")
     assert table["pass"].tolist() == ["forward"] * 2 + ["backward"] * 2
@@ -332,7 +344,7 @@ def test_json_is_all_that_standard_output_has(tmp_path, capsys, drawn):
 
 
 def test_contribute_names_a_file_and_what_is_in_it(monkeypatch, tmp_path, capsys, drawn):
-    monkeypatch.setattr(environment, "cpu_model", lambda: "Ada (R) 9/3 Ti")
+    monkeypatch.setattr(setting, "cpu_model", lambda: "Ada (R) 9/3 Ti")
     make_plan = bench.make_plan
 
     def on_a_cpu_all_the_same(args):
@@ -350,7 +362,7 @@ def test_contribute_names_a_file_and_what_is_in_it(monkeypatch, tmp_path, capsys
     assert f"wrote {copy}\n" in printed
     assert "perf/results/ada-r-9-3-ti.csv" in printed
     named = re.split(r"[,.\s]+", printed.partition("nothing of you:")[2])
-    assert set(environment.facts(CPU)) <= set(named)
+    assert set(setting.facts(CPU)) <= set(named)
 
 
 @pytest.mark.parametrize(("arguments", "got"), [([], "a run on cpu"), (["--quick"], "a quick run")])
@@ -456,11 +468,11 @@ def test_on_a_gpu_rows_have_memory_and_replays(monkeypatch):
 
     make_on_cpu = workloads.make
     monkeypatch.setattr(workloads, "make", make)
-    monkeypatch.setattr(measure, "cache_bytes", lambda device: 2**13)
-    monkeypatch.setattr(measure, "peak_bytes", lambda run: 3 * 2**20)
-    monkeypatch.setattr(measure, "_captured", captured)
-    monkeypatch.setattr(measure, "_failed_captures", [])
-    monkeypatch.setattr(measure, "is_alive", lambda device: True)
+    monkeypatch.setattr(stopwatch, "cache_bytes", lambda device: 2**13)
+    monkeypatch.setattr(stopwatch, "peak_bytes", lambda run: 3 * 2**20)
+    monkeypatch.setattr(stopwatch, "_captured", captured)
+    monkeypatch.setattr(stopwatch, "_failed_captures", [])
+    monkeypatch.setattr(stopwatch, "is_alive", lambda device: True)
     monkeypatch.setattr(suite, "_SMALL_MS", 1e4)
     monkeypatch.setattr(suite, "_GRAPH_MS", 1e4)
     monkeypatch.setattr(torch.cuda, "Event", Event)
@@ -482,7 +494,7 @@ def test_on_a_gpu_rows_have_memory_and_replays(monkeypatch):
     assert {row["peak_mib"] for row in rows.values()} == {3.0}
     # Zoomed in, 15 x 15 pixels of each of 2 images are touched.
     assert rows["forward", "operator"]["model_mib"] == 2 * (15 * 15 + 28 * 28) * 4 / 2**20
-    assert graphs == [measure.QUICK.most_copies] * 3
+    assert graphs == [stopwatch.QUICK.most_copies] * 3
     assert 0 < rows["forward", "operator"]["graph_ms"] < 1e3
     failed = rows["forward", "eager-corners"]
     assert failed["graph_ms"] is None
@@ -509,7 +521,7 @@ class TestEnvironment:
     def checkout(self, tmp_path, monkeypatch):
         (tmp_path / "stn_triton").mkdir()
         (tmp_path / "stn_triton" / "a.py").write_text("a = 1\n")
-        monkeypatch.setattr(environment, "_ROOT", tmp_path.resolve())
+        monkeypatch.setattr(setting, "_ROOT", tmp_path.resolve())
         return tmp_path
 
     def git(self, directory, *arguments):
@@ -517,24 +529,24 @@ class TestEnvironment:
         subprocess.run(["git", *identity, *arguments], cwd=directory, check=True, capture_output=True)
 
     def test_commit(self, checkout):
-        assert environment.commit() == "unknown"
+        assert setting.commit() == "unknown"
         self.git(checkout, "init")
         self.git(checkout, "add", ".")
         self.git(checkout, "commit", "-m", "first")
-        clean = environment.commit()
+        clean = setting.commit()
         assert len(clean) >= 10
         assert "+" not in clean
         (checkout / "notes.txt").write_text("not what is measured")
-        assert environment.commit() == clean
+        assert setting.commit() == clean
         (checkout / "stn_triton" / "b.py").write_text("b = 1\n")
-        assert environment.commit() == clean + "+dirty"
+        assert setting.commit() == clean + "+dirty"
 
     def test_commit_of_another_project_around_is_not_ours(self, checkout, monkeypatch):
         self.git(checkout, "init")
         self.git(checkout, "add", ".")
         self.git(checkout, "commit", "-m", "first")
-        monkeypatch.setattr(environment, "_ROOT", checkout.resolve() / "stn_triton")
-        assert environment.commit() == "unknown"
+        monkeypatch.setattr(setting, "_ROOT", checkout.resolve() / "stn_triton")
+        assert setting.commit() == "unknown"
 
 
 class TestCommandLine:
@@ -587,7 +599,7 @@ def test_photograph_warps_agree(tmp_path):
 
 def test_photograph_reports_the_largest_difference(monkeypatch, tmp_path):
     monkeypatch.setattr(photograph, "operator", lambda *args: providers.eager_pair(*args) + 0.25)
-    largest = photograph.picture(CPU, environment.facts(CPU), tmp_path / "photograph.png")
+    largest = photograph.picture(CPU, setting.facts(CPU), tmp_path / "photograph.png")
     assert largest == pytest.approx(0.25, rel=1e-5)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 pd = pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
-import tables  # noqa: E402
+import made_up  # noqa: E402
 
 from perf import report  # noqa: E402
 from perf.__main__ import main  # noqa: E402
@@ -59,10 +59,10 @@ class Page(HTMLParser):
         return [attrs for tag, attrs in self.elements if tag == name]
 
 
-def table_of(facts=tables.CUDA, **changes):
+def table_of(facts=made_up.CUDA, **changes):
     options = {"workloads": ("digits-28", "planes-7"), "maps": ("identity", "zoom-2")}
     options |= {"providers": ("operator", "eager", "compile"), "passes": ("forward", "forward+backward")}
-    return tables.speed(facts=facts, **(options | changes))
+    return made_up.speed(facts=facts, **(options | changes))
 
 
 def written(table, out, **more):
@@ -73,12 +73,12 @@ def written(table, out, **more):
 def directory(tmp_path_factory):
     """Where a page of two workloads, sweeps and timings of tune lies."""
     out = tmp_path_factory.mktemp("report")
-    table = pd.concat([table_of(), tables.sweeps(providers=("operator", "eager"))], ignore_index=True)
+    table = pd.concat([table_of(), made_up.sweeps(providers=("operator", "eager"))], ignore_index=True)
     failed = (table["workload"] == "planes-7") & (table["provider"] == "compile")
     table.loc[failed, ["status", "reason"]] = ["FAILED", "differs by 0.5, allowed 0.001"]
     table.loc[failed, ["median_ms", "q20_ms", "q80_ms", "speedup", "roofline"]] = None
     table.to_csv(out / "speed.csv", index=False)
-    tables.tuning(2).to_csv(out / "tuning.csv", index=False)
+    made_up.tuning(2).to_csv(out / "tuning.csv", index=False)
     assert main(["report", str(out), "--out", str(out)]) == 0
     return out
 
@@ -130,7 +130,7 @@ class TestContent:
 
     def test_the_environment(self, page):
         for fact in ("driver", "toolkit", "threads", "torch", "commit", "date"):
-            assert f"{fact} {tables.CUDA[fact]}" in page.text
+            assert f"{fact} {made_up.CUDA[fact]}" in page.text
         assert "copy bandwidth 2900 GB/s" in page.text
 
     def test_the_method_names_what_it_rests_on(self, page):
@@ -157,7 +157,7 @@ class TestContent:
         assert seen == [len(table_of())]
 
     def test_runs_are_not_shown_as_one(self, tmp_path):
-        page = written(pd.concat([table_of(), table_of(facts=tables.CPU)]), tmp_path)
+        page = written(pd.concat([table_of(), table_of(facts=made_up.CPU)]), tmp_path)
         assert "2 runs : other machines" in page.text
         heads = page.text.split("Imaginary EPYC, commit 4d55deb0d6, 2026-11-23")
         assert len(heads) == 3  # in the contents and as a head
@@ -177,7 +177,7 @@ class TestContent:
         assert "quick run" in written(table_of().assign(quick=True), tmp_path).text
 
     def test_timings_of_tune_alone_are_refused(self, tmp_path, capsys):
-        tables.tuning(1).to_csv(tmp_path / "tuning.csv", index=False)
+        made_up.tuning(1).to_csv(tmp_path / "tuning.csv", index=False)
         with pytest.raises(SystemExit) as stop:
             main(["report", str(tmp_path), "--out", str(tmp_path)])
         assert stop.value.code == 2
@@ -238,7 +238,7 @@ class TestHostileStrings:
             table.loc[table.index[:4], name] = HOSTILE
         for name in ("device", "driver", "torch", "commit", "date", "platform"):
             table[name] = HOSTILE
-        tuning = tables.tuning(1).assign(bucket=HOSTILE, device=HOSTILE, status=HOSTILE)
+        tuning = made_up.tuning(1).assign(bucket=HOSTILE, device=HOSTILE, status=HOSTILE)
         tuning.loc[:3, "status"] = "ok"
         return written(table, tmp_path_factory.mktemp("hostile"), tuning=tuning)
 
@@ -268,7 +268,7 @@ class TestHeadline:
 
     def pair(self, ours, theirs, rival="eager", **names):
         return [
-            tables.row(provider=p, median_ms=m, **names) for p, m in (("operator", ours), (rival, theirs))
+            made_up.row(provider=p, median_ms=m, **names) for p, m in (("operator", ours), (rival, theirs))
         ]
 
     def test_speed_is_a_geometric_mean_with_its_range_and_losses(self):
@@ -279,22 +279,24 @@ class TestHeadline:
 
     def test_rows_of_sweeps_and_without_a_partner_do_not_count(self):
         rows = self.pair(1.0, 3.0) + self.pair(1.0, 100.0, workload="size-64")
-        rows += [tables.row(provider="operator", map="zoom-2")]
-        rows += [tables.row(provider="compile", map="zoom-2", status="FAILED", median_ms=None)]
+        rows += [made_up.row(provider="operator", map="zoom-2")]
+        rows += [made_up.row(provider="compile", map="zoom-2", status="FAILED", median_ms=None)]
         found = self.numbers(rows)
         assert [value for text, value in found.items() if "eager pair, forward" in text] == ["3.00x"]
         assert not [text for text in found if "torch.compile" in text]
         assert found["rows; without a time: 1 FAILED"] == "6"
 
     def test_roofline_and_memory(self):
-        rows = [tables.row(roofline=r, peak_mib=10.0, map=m) for m, r in (("a", 0.5), ("b", 0.7), ("c", 0.9))]
-        rows += [tables.row(provider="eager", peak_mib=40.0, map=m) for m in "abc"]
+        rows = [
+            made_up.row(roofline=r, peak_mib=10.0, map=m) for m, r in (("a", 0.5), ("b", 0.7), ("c", 0.9))
+        ]
+        rows += [made_up.row(provider="eager", peak_mib=40.0, map=m) for m in "abc"]
         found = self.numbers(rows)
         assert found["of the copy bandwidth, forward: median of 3 rows, 50 % to 90 %"] == "70 %"
         assert found["of the eager pair's peak memory: geometric mean of 3 rows"] == "25 %"
 
     def test_failures_of_the_operator_are_a_number_of_their_own(self):
-        rows = [*self.pair(1.0, 2.0), tables.row(map="zoom-2", status="FAILED", median_ms=None)]
+        rows = [*self.pair(1.0, 2.0), made_up.row(map="zoom-2", status="FAILED", median_ms=None)]
         assert self.numbers(rows)["of 2 rows of the operator FAILED"] == "1"
 
 

@@ -9,11 +9,11 @@ import uninterpreted
 
 pytest.importorskip("pandas")
 
-from perf.kernels.rival_scatter import SCATTER, sampler
 from perf.measuring import workloads
 from perf.measuring.gate import Gate
 from perf.measuring.passes import COMPUTED, PASSES
 from perf.measuring.providers import PROVIDERS, UnavailableError
+from perf.measuring.rival_scatter import SCATTER, sampler
 from perf.measuring.workloads import Workload
 from stn_triton import policy, tuning
 

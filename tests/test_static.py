@@ -156,12 +156,12 @@ def test_instructions_per_element_are_those_recorded(rows):
 LAUNCHED = """
 import json
 from dataclasses import replace
-from perf.kernels import cases
+from perf.kernels import called
 from perf.measuring.workloads import WORKLOADS
 from perf.static import launched
 
-plain = cases.VariantCall("bilinear", "zeros", channels=4)
-features = cases.WorkloadCall(WORKLOADS["features-64"], "backward")
+plain = called.VariantCall("bilinear", "zeros", channels=4)
+features = called.WorkloadCall(WORKLOADS["features-64"], "backward")
 calls = {
     "3 channels": replace(plain, channels=3),
     "4 channels": plain,
@@ -172,7 +172,7 @@ calls = {
     "expanded": replace(features, grad_output="expanded"),
 }
 print(json.dumps({
-    "names": sorted({launch.name.rpartition("/c")[0] for _, launch in launched(cases.variants())}),
+    "names": sorted({launch.name.rpartition("/c")[0] for _, launch in launched(called.variants())}),
     **{name: {launch.name.split("/")[0]: launch.key for _, launch in launched([call])}
        for name, call in calls.items()},
 }))

@@ -34,7 +34,7 @@ from imaginary_gpu import (  # noqa: E402, F401
 from perf import UsageError, tune  # noqa: E402
 from perf.__main__ import main  # noqa: E402
 from perf.measuring import workloads  # noqa: E402
-from perf.tuning import search  # noqa: E402
+from perf.tuning import fastest  # noqa: E402
 from perf.tuning import state as tuning_state  # noqa: E402
 from stn_triton import (  # noqa: E402
     autotuner,
@@ -68,7 +68,7 @@ class TestWholeRun:
         for bucket in BUCKETS:
             rows = table[table["bucket"] == bucket.name()]
             found = rows[list(policy.CONFIG_KEYS)].to_dict("records")
-            assert found == search.FULL.configs_of(bucket)
+            assert found == fastest.FULL.configs_of(bucket)
             assert [tuning_state.config_of(row) for _, row in rows[rows["is_best"]].iterrows()] == [
                 expected_best(bucket)
             ]
@@ -106,16 +106,16 @@ class TestWholeRun:
         assert "gain over the default: 2.000x, the geometric mean over buckets (2)" in printed.out
         assert "buckets where the default was the best, or as good within noise: 1" in printed.out
         assert f"written: {shipped}, buckets in it from here: 2" in printed.out
-        tried = {bucket: search.FULL.configs_of(bucket) for bucket in BUCKETS[:2]}
+        tried = {bucket: fastest.FULL.configs_of(bucket) for bucket in BUCKETS[:2]}
         configs = sum(map(len, tried.values()))
-        duration = tune._duration(sum(sum(search.expected_seconds(*item)) for item in tried.items()))
+        duration = tune._duration(sum(sum(fastest.expected_seconds(*item)) for item in tried.items()))
         assert f"to tune: 2 buckets, {configs} configurations, about {duration}, nearly all" in printed.err
         assert f"1 of 2: {BUCKETS[0].name()}" in printed.err
         assert "\r" not in printed.err
 
     def test_quick_writes_what_nobody_reads_and_a_full_run_does_not_count_it_as_done(self, out, shipped):
         assert tune.tune(arguments(out, "--quick"), gpu(), plan_of(BUCKETS[1])) == 0
-        assert 2 <= len(rows_of(out)) <= search.QUICK.configs < len(search.FULL.configs_of(BUCKETS[1]))
+        assert 2 <= len(rows_of(out)) <= fastest.QUICK.configs < len(fastest.FULL.configs_of(BUCKETS[1]))
         assert not shipped.exists()
         assert set(configs_of(out / shipped.name)) == {BUCKETS[1].name()}
         assert tune.tune(arguments(out), gpu(), plan_of(BUCKETS[1])) == 0
@@ -176,8 +176,8 @@ class TestChoice:
                 calls.append((config, ms))
                 return super().__call__(launch, config, ms)
 
-        effort = search.FULL
-        results = search.search(bucket, case(bucket).make(CPU), gpu(Recorder(cost)), effort)
+        effort = fastest.FULL
+        results = fastest.search(bucket, case(bucket).make(CPU), gpu(Recorder(cost)), effort)
         space = effort.configs_of(bucket)
         first, second = calls[: len(space)], calls[len(space) :]
         assert first == [(config, effort.first_ms) for config in space]
@@ -223,7 +223,7 @@ class TestFaults:
             tensor[: 4 if config == policy.default(bucket) else 3] = 1
             return tensor
 
-        results = search.search(BUCKETS[0], case(BUCKETS[0], result).make(CPU), gpu(), search.FULL)
+        results = fastest.search(BUCKETS[0], case(BUCKETS[0], result).make(CPU), gpu(), fastest.FULL)
         assert all(fresh)
         assert all(result.status.startswith("wrong: result 0 is off by nan") for result in results[1:])
         assert not torch.are_deterministic_algorithms_enabled()
@@ -232,7 +232,7 @@ class TestFaults:
         bucket = BUCKETS[1]
 
         def result(bucket, config):
-            if config == search.FULL.configs_of(bucket)[2]:
+            if config == fastest.FULL.configs_of(bucket)[2]:
                 raise RuntimeError("ptxas\ndied")
             return same(bucket, config)
 
@@ -253,7 +253,7 @@ class TestFaults:
         monkeypatch.setattr(autotuner, "compile_ahead", ahead)
         clock = Clock(cost)
         assert tune.tune(arguments(out), gpu(clock), plan_of(bucket)) == 0
-        configs = search.FULL.configs_of(bucket)
+        configs = fastest.FULL.configs_of(bucket)
         assert asked == [(configs[1:], 30)]
         status = rows_of(out)["status"].tolist()
         failed = [f"TimeoutError: {late}", "ValueError: no such warps"]
@@ -286,7 +286,7 @@ class TestFaults:
         alive = [True]
 
         def result(bucket, config):
-            if config == search.FULL.configs_of(bucket)[1]:
+            if config == fastest.FULL.configs_of(bucket)[1]:
                 alive[0] = False
                 raise RuntimeError("illegal memory access")
             return same(bucket, config)
@@ -294,7 +294,9 @@ class TestFaults:
         plan = {**plan_of(broken, result=result), **plan_of(*others)}
         assert tune.tune(arguments(out), gpu(alive=lambda device: alive[0]), plan) == 1
         said = capsys.readouterr().err
-        assert f"lost the GPU: RuntimeError: with {search.named(search.FULL.configs_of(broken)[1])}: " in said
+        assert (
+            f"lost the GPU: RuntimeError: with {fastest.named(fastest.FULL.configs_of(broken)[1])}: " in said
+        )
         assert "RuntimeError: illegal memory access\n" in said
         assert "run again to go on without that bucket" in said
         assert not shipped.exists()
@@ -316,7 +318,7 @@ class TestFaults:
         ],
     )
     def test_difference(self, actual, is_right):
-        assert (search.difference([actual], [torch.tensor([1.0, 100.0])]) == "") == is_right
+        assert (fastest.difference([actual], [torch.tensor([1.0, 100.0])]) == "") == is_right
 
     @pytest.mark.parametrize(
         ("dtype", "off", "is_right"),
@@ -331,7 +333,7 @@ class TestFaults:
     )
     def test_difference_by_dtype(self, dtype, off, is_right):
         expected = torch.full((2,), 100, dtype=dtype)
-        assert (search.difference([expected + off], [expected]) == "") == is_right
+        assert (fastest.difference([expected + off], [expected]) == "") == is_right
 
 
 class TestTimeLeft:
@@ -339,21 +341,21 @@ class TestTimeLeft:
 
     def test_a_gather_that_lists_pixels_takes_longer_to_compile(self):
         configs = policy.space(BUCKETS[1])
-        seconds = {config["STEPS_C"] > 1: search.seconds_of(BUCKETS[1], config) for config in configs}
+        seconds = {config["STEPS_C"] > 1: fastest.seconds_of(BUCKETS[1], config) for config in configs}
         assert seconds[True] == 3 * seconds[False]
 
     def test_the_default_takes_its_time_and_the_others_share_the_cores_until_a_limit(self, monkeypatch):
         bucket = BUCKETS[1]
-        configs = search.FULL.configs_of(bucket)
-        first, *others = (search.seconds_of(bucket, config) for config in configs)
+        configs = fastest.FULL.configs_of(bucket)
+        first, *others = (fastest.seconds_of(bucket, config) for config in configs)
         monkeypatch.setattr(autotuner, "SECONDS", 5)
         for cores, expected in ((1, 5), (10**6, 0), (20, sum(others) / 20)):
-            monkeypatch.setattr(search.os, "cpu_count", lambda cores=cores: cores)
-            default, *rest = search.expected_seconds(bucket, configs)
+            monkeypatch.setattr(fastest.os, "cpu_count", lambda cores=cores: cores)
+            default, *rest = fastest.expected_seconds(bucket, configs)
             assert default == first
             assert sum(rest) == pytest.approx(expected, abs=0.01)
         assert sum(others) / 20 < 5 < sum(others)
-        assert search.expected_seconds(bucket, configs[:1]) == [first]
+        assert fastest.expected_seconds(bucket, configs[:1]) == [first]
 
     def test_what_is_left_is_told_by_the_pace_so_far(self, monkeypatch, capsys):
         """Twice as slow as thought: what was to take 30 s will take 60."""

@@ -33,9 +33,9 @@ from imaginary_gpu import (  # noqa: E402, F401
 
 from perf import UsageError, tune  # noqa: E402
 from perf.__main__ import main  # noqa: E402
-from perf.tuning import search  # noqa: E402
+from perf.tuning import fastest  # noqa: E402
 from perf.tuning import state as tuning_state  # noqa: E402
-from stn_triton import policy, tables, tuning  # noqa: E402
+from stn_triton import policy, tables  # noqa: E402
 
 
 class TestInterruption:
@@ -220,7 +220,7 @@ class TestDisk:
 
     def test_rows_that_cannot_be_written_leave_those_of_before_and_no_litter(self, out, monkeypatch):
         state = tuning_state.State(out / "tuning.csv", FACTS)
-        results = [search.Result(BEST[BUCKETS[0].name()], True)]
+        results = [fastest.Result(BEST[BUCKETS[0].name()], True)]
         state.add(BUCKETS[0], results)
         state.save()
         before = state.path.read_text()

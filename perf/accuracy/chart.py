@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from perf import environment
-from perf.accuracy.measure import QUANTITIES
-from perf.accuracy.providers import KERNELS, LABELS, PAIR, REFERENCE
-from perf.accuracy.tables import SHOWN
+from perf import setting
+from perf.accuracy.implementations import KERNELS, LABELS, PAIR, REFERENCE
+from perf.accuracy.judged import QUANTITIES
+from perf.accuracy.rendered import SHOWN
 from perf.charts import style
 from perf.files import EAGER, FACTS
 from perf.measuring.maps import RANDOM
@@ -48,7 +48,7 @@ def _draw(table: pd.DataFrame) -> Figure:
     ]
     made, _ = style.figure(
         "Affine sampling: error over size",
-        [environment.summary(facts), *lines],
+        [setting.summary(facts), *lines],
         2.3 * len(dtypes) + 0.3,
         handles,
     )

@@ -10,7 +10,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from perf.charts import landscape, scaling, style, workloads
+from perf.charts import landscape, scaling, speed_up, style
 from perf.charts.measures import MEMORY, ROOFLINE, SPEED, Measure
 from perf.files import Run, kind, normal, runs, timed
 
@@ -46,8 +46,8 @@ def _per_workload(measure: Measure, passes: tuple[str, ...], name: str, caption:
     return _Kind(
         name,
         f"{caption} Bars: the operator; markers: the others. {_NOISE if measure.is_of_time else ''}".strip(),
-        partial(workloads.has_rows, measure=measure, passes=passes),
-        partial(workloads.draw, measure=measure, passes=passes),
+        partial(speed_up.has_rows, measure=measure, passes=passes),
+        partial(speed_up.draw, measure=measure, passes=passes),
         f"no row of {', '.join(passes)} has {missing}",
     )
 

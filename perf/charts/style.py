@@ -16,7 +16,7 @@ import matplotlib as mpl
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
-from perf import environment
+from perf import setting
 from perf.files import EAGER, OPERATOR, Run
 from perf.measuring.providers import PROVIDERS
 
@@ -99,7 +99,7 @@ def duration(ms: float) -> str:
 
 def head(run: Run, notes: Sequence[str]) -> list[str]:
     """The subtitle's lines: hardware and versions, then what the reader must know."""
-    lines = [environment.summary(run.facts), *notes]
+    lines = [setting.summary(run.facts), *notes]
     if run.facts["device_type"] == "cpu":
         lines.append("On a CPU the operator runs its plain PyTorch path, not its GPU kernels.")
     if run.quick:

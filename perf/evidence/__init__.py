@@ -35,8 +35,8 @@ def main(args: argparse.Namespace) -> int:
     """Run the steps, print the summary, and return the exit code."""
     start = time.monotonic()  # imports take their time too
     from perf.evidence import outcome
+    from perf.evidence.agenda import FAULTS, STEPS
     from perf.evidence.conductor import Conductor
-    from perf.evidence.steps import FAULTS, STEPS
 
     if not args.minutes > 0:
         raise UsageError(f"--minutes: expected a number above 0, got {args.minutes:g}")

@@ -10,12 +10,12 @@ import time
 from collections.abc import Iterator, Sequence
 
 from perf.evidence import compiling
+from perf.evidence.agenda import STEPS
 from perf.evidence.stage import Record, Stage
-from perf.evidence.steps import STEPS
 from perf.kernels.ahead import Task
 from perf.measuring.workloads import WORKLOADS, Workload
 from perf.tuning import launches
-from perf.tuning.search import Effort, Gpu, Result, named, search, time_on_gpu
+from perf.tuning.fastest import Effort, Gpu, Result, named, search, time_on_gpu
 from perf.tuning.state import Keeper
 from stn_triton.buckets import Bucket
 from stn_triton.tuning import Config, Launch

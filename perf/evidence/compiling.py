@@ -16,9 +16,9 @@ from perf.evidence.behaviour import ATOMIC, BATCH_AND_SIDE, CALLS
 from perf.evidence.stage import Record, Stage
 from perf.kernels import ahead
 from perf.kernels.ahead import Task
-from perf.kernels.rival_scatter import SCATTER
+from perf.measuring.rival_scatter import SCATTER
 from perf.measuring.suite import one_line
-from perf.tuning import search
+from perf.tuning import fastest
 from stn_triton import launch, ops, policy, tuning
 from stn_triton.check import cases, command, judge, oracle
 from stn_triton.check.engine import KERNELS, Engine, deterministic
@@ -117,4 +117,4 @@ def seconds_of(task: Task) -> float:
     """About how long a task takes, in processor seconds; of a provider without buckets, all its kernels."""
     if task.bucket is None:
         return 5.0
-    return search.seconds_of(task.bucket, task.config or policy.default(task.bucket))
+    return fastest.seconds_of(task.bucket, task.config or policy.default(task.bucket))

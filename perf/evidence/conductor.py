@@ -21,8 +21,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from perf.evidence.agenda import Step
 from perf.evidence.stage import Record
-from perf.evidence.steps import Step
 from perf.evidence.worker import AGAIN, LOST
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -23,9 +23,9 @@ def check_gpu() -> None:
     """Raise a ``SpoiltError`` if the GPU answers no more in this process, after what ran in it before."""
     import torch
 
-    from perf.measuring import measure
+    from perf.measuring import stopwatch
 
-    if torch.cuda.is_initialized() and not measure.is_alive(torch.device("cuda")):
+    if torch.cuda.is_initialized() and not stopwatch.is_alive(torch.device("cuda")):
         raise SpoiltError("the GPU answers no more in this process")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from perf import environment
+from perf import setting
 from perf.evidence.stage import Record, Stage, workers
 from perf.measuring import roofline
 
@@ -16,7 +16,7 @@ REHEARSED_TARGET = ("cuda", 90, 32)
 
 def run(item: str, stage: Stage) -> Iterator[Record]:
     """The facts, first without the bandwidth: if that fails, they are known all the same."""
-    facts = environment.facts(stage.device)
+    facts = setting.facts(stage.device)
     if stage.rehearse:
         facts["device"] = f"{facts['device']} (rehearsal: kernels interpreted)"
         facts |= {"device_type": "interpreter", "target": REHEARSED_TARGET, "workers": workers()}

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from perf import UsageError, environment, files
+from perf import UsageError, files, setting
+from perf.evidence.agenda import FAULTS
 from perf.evidence.conductor import DONE, ENDED, NOT_REACHED
 from perf.evidence.stage import Record
-from perf.evidence.steps import FAULTS
 from perf.files import EAGER, FAILED, OPERATOR, geometric_mean, timed
 from perf.measuring.results import CELL
 from perf.measuring.suite import one_line
@@ -96,7 +96,7 @@ def _head(results: Record) -> str:
     if not machine:
         return "no machine was found; evidence.log says more"
     copy = machine.get("copy_gb_per_s")
-    lines = [environment.summary(machine)]
+    lines = [setting.summary(machine)]
     lines.append(f"copy bandwidth {copy:,.0f} GB/s" if copy else "copy bandwidth unknown")
     if results["rehearsal"]:
         lines.append(

@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from perf.charts import style
-from perf.charts.workloads import log_ticks
+from perf.charts.speed_up import log_ticks
 from perf.evidence.outcome import SCATTER, backwards, ratios
 from perf.files import EAGER, OPERATOR, geometric_mean, runs
 

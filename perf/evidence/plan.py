@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from perf import EXIT_FAILED, EXIT_OK
 from perf.evidence import behaviour, compiling, profiling, subjects, timing
+from perf.evidence.agenda import Step
 from perf.evidence.conductor import reserve
 from perf.evidence.stage import Record, Stage, workers
-from perf.evidence.steps import Step
 from perf.measuring.listing import COMPILE_S, REFERENCE_S
 from perf.tuning import launches
 from stn_triton import environment

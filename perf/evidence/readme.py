@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from perf import environment, files
+from perf import files, setting
 from perf.evidence import picture
 from perf.evidence.outcome import ratios
 from perf.files import EAGER, geometric_mean
@@ -45,7 +45,7 @@ def markdown(table: pd.DataFrame) -> str:
         cells = [cell for name in _PASSES for cell in _cells(rows[rows["pass"] == name])]
         lines.append(f"| {_title(str(workload), rows.iloc[0])} | {' | '.join(cells)} |")
     copy = run.rows["copy_gb_per_s"].median()
-    return "\n".join([*lines, "", f"{environment.summary(run.facts)}; copy bandwidth {copy:,.0f} GB/s."])
+    return "\n".join([*lines, "", f"{setting.summary(run.facts)}; copy bandwidth {copy:,.0f} GB/s."])
 
 
 def committed(text: str) -> str:

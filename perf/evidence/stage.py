@@ -14,14 +14,14 @@ from typing import Any
 import torch
 
 from perf.evidence import subjects
-from perf.measuring import measure
+from perf.measuring import stopwatch
 from perf.measuring.workloads import Workload
 
 Record = dict[str, Any]
 """What a step found, as a JSON object; ``ok`` False says that something is wrong."""
 GPU_BYTES_PER_PROCESS = 2**31
 """What a process takes of a GPU's memory for its context and for small tensors, generously."""
-REHEARSAL = measure.Effort(cpu_seconds=0, cpu_rounds=2, gpu_rounds=2, gpu_ms_per_round=1, most_copies=1)
+REHEARSAL = stopwatch.Effort(cpu_seconds=0, cpu_rounds=2, gpu_rounds=2, gpu_ms_per_round=1, most_copies=1)
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Stage:
         return torch.device("cpu" if self.rehearse else "cuda")
 
     @property
-    def effort(self) -> measure.Effort:
+    def effort(self) -> stopwatch.Effort:
         """How long to measure a pass of a workload under a map."""
-        return REHEARSAL if self.rehearse else measure.FULL
+        return REHEARSAL if self.rehearse else stopwatch.FULL
 
     @property
     def slack(self) -> float:

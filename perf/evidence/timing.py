@@ -15,9 +15,9 @@ from perf import first_call, overhead
 from perf.evidence import subjects, tests
 from perf.evidence.stage import Record, Stage
 from perf.files import FAILED, OPERATOR
-from perf.kernels.rival_scatter import SCATTER
 from perf.measuring import maps, providers, results, suite
 from perf.measuring.providers import COMPILE, Provider
+from perf.measuring.rival_scatter import SCATTER
 from perf.measuring.workloads import WORKLOADS, Workload
 
 MAPS = ("identity", maps.RANDOM)

@@ -36,8 +36,8 @@ def main() -> int:
     # What searches for block sizes is the step that says so, whatever the user's environment asks for.
     os.environ["STN_TRITON_AUTOTUNE"] = "0"
 
+    from perf.evidence.agenda import FAULTS, STEPS
     from perf.evidence.stage import Stage, read_facts
-    from perf.evidence.steps import FAULTS, STEPS
 
     step = next(step for step in (*STEPS, *FAULTS) if step.name == args.step)
     stage = Stage(args.out, end, args.rehearse, read_facts(args.out))
@@ -55,7 +55,7 @@ def _do(item: str, run, stage, lines: TextIO) -> int:
     import torch
 
     from perf.evidence.crew import SpoiltError
-    from perf.measuring import measure
+    from perf.measuring import stopwatch
     from perf.measuring.suite import one_line
 
     _put(lines, {"item": item, "state": "begun"})
@@ -65,7 +65,7 @@ def _do(item: str, run, stage, lines: TextIO) -> int:
     except Exception as error:  # whatever it is, the other items go on
         traceback.print_exception(error)
         _put(lines, {"item": item, "record": {"ok": False, "problem": one_line(error)}})
-        if torch.cuda.is_initialized() and not measure.is_alive(stage.device):
+        if torch.cuda.is_initialized() and not stopwatch.is_alive(stage.device):
             return LOST
         return AGAIN if isinstance(error, SpoiltError) else 0
     return 0

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage, imread
 from torch import Tensor
 
-from perf import environment
+from perf import setting
 from perf.measuring.providers import eager_pair, operator
 
 _ANGLE, _SCALE, _SHIFT = math.radians(25), 1.3, (0.1, -0.05)
@@ -62,7 +62,7 @@ def picture(device: torch.device, facts: dict[str, str | int], path: Path) -> fl
     bar = figure.colorbar(amplified, cax=bar_ax, extend="max")
     bar.formatter.set_powerlimits((-2, 2))
     bar.set_label("|operator - PyTorch|, image from 0 to 1", fontsize=_FONT)
-    figure.supxlabel(environment.summary(facts), fontsize=_FONT - 1, color="#333333")
+    figure.supxlabel(setting.summary(facts), fontsize=_FONT - 1, color="#333333")
     figure.savefig(path, dpi=110, bbox_inches="tight", pad_inches=0.1)
     return largest
 

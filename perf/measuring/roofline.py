@@ -19,12 +19,12 @@ from collections.abc import Sequence
 
 import torch
 
-from perf.measuring import measure
+from perf.measuring import stopwatch
 from perf.measuring.providers import eager_stacked
 from perf.measuring.workloads import Data
 
 _COPY_BYTES = {"cuda": 2**29, "cpu": 2**27}
-_EFFORT = measure.Effort(cpu_seconds=0.5, cpu_rounds=5, gpu_rounds=5, gpu_ms_per_round=20, most_copies=1)
+_EFFORT = stopwatch.Effort(cpu_seconds=0.5, cpu_rounds=5, gpu_rounds=5, gpu_ms_per_round=20, most_copies=1)
 
 
 def counted_pixels(data: Data) -> tuple[int, int]:
@@ -74,5 +74,5 @@ def copy_gb_per_s(device: torch.device) -> float:
         target.copy_(source)
 
     copy()
-    _, median, _ = measure.quantiles(measure.sample({"copy": [copy]}, device, _EFFORT)["copy"])
+    _, median, _ = stopwatch.quantiles(stopwatch.sample({"copy": [copy]}, device, _EFFORT)["copy"])
     return 2 * source.nbytes / median / 1e6

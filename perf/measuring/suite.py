@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from perf.files import EAGER, FAILED, OK, OPERATOR
-from perf.measuring import measure, roofline, workloads
+from perf.measuring import roofline, stopwatch, workloads
 from perf.measuring.gate import Gate
 from perf.measuring.passes import COMPUTED, PASSES, Run
 from perf.measuring.providers import Provider, Sampler, UnavailableError
@@ -42,14 +42,14 @@ class Plan:
     copy_gb_per_s: float
     skipped: Mapping[str, str] = field(default_factory=dict)
     """Providers that do not run, and why."""
-    own_effort: measure.Effort | None = None
+    own_effort: stopwatch.Effort | None = None
     replays_below_ms: float | None = None
     """Where the fastest provider takes less, CUDA graphs are timed too; None for 0.2 ms."""
 
     @property
-    def effort(self) -> measure.Effort:
+    def effort(self) -> stopwatch.Effort:
         """How long each pass is measured."""
-        return self.own_effort or (measure.QUICK if self.quick else measure.FULL)
+        return self.own_effort or (stopwatch.QUICK if self.quick else stopwatch.FULL)
 
     def maps_of(self, workload: Workload) -> Sequence[str]:
         """The maps that a workload runs under."""
@@ -128,7 +128,7 @@ def _run_map(
             else:
                 verdict, runs[provider.name] = case.prepare(provider, pass_name, samplers)
                 row |= verdict
-                if row["status"] in (FAILED, UNAVAILABLE) and not measure.is_alive(plan.device):
+                if row["status"] in (FAILED, UNAVAILABLE) and not stopwatch.is_alive(plan.device):
                     lost.append(f"the GPU was lost after {provider.label} on {title} {pass_name}")
             rows.append(row)
             progress.update()
@@ -161,7 +161,7 @@ class _Case:
         touched, reached = roofline.moved_bytes(data)
         self._model = roofline.model_bytes(data, touched, reached)
         least = min(touched, data.grad_output.nbytes)
-        self._copies = data.copies(measure.copies_beyond_cache(least, plan.device, plan.effort))
+        self._copies = data.copies(stopwatch.copies_beyond_cache(least, plan.device, plan.effort))
 
     def prepare(self, provider: Provider, pass_name: str, samplers: _Samplers) -> tuple[Row, list[Run]]:
         """Check a provider; its verdict as a part of a row, and what to time if it passed."""
@@ -206,12 +206,12 @@ class _Case:
             rows[name] |= {"status": SKIPPED, "reason": reason}
         rows = {name: rows[name] for name in samples}
         for name, row in rows.items():
-            row["q20_ms"], row["median_ms"], row["q80_ms"] = measure.quantiles(samples[name])
+            row["q20_ms"], row["median_ms"], row["q80_ms"] = stopwatch.quantiles(samples[name])
             row["samples"] = len(samples[name])
             row["model_mib"], row["gb_per_s"] = moved / 2**20, moved / row["median_ms"] / 1e6
             row["roofline"] = row["gb_per_s"] / self._plan.copy_gb_per_s
             if device.type == "cuda":
-                row["peak_mib"] = measure.peak_bytes(runs[name][0]) / 2**20
+                row["peak_mib"] = stopwatch.peak_bytes(runs[name][0]) / 2**20
         for row in rows.values():
             if EAGER in rows:
                 row["speedup"] = rows[EAGER]["median_ms"] / row["median_ms"]
@@ -225,7 +225,7 @@ class _Case:
                 for name, row in rows.items()
                 if row["median_ms"] < _GRAPH_MS and name in plain
             }
-            medians, errors = measure.replayed(quick_runs, effort)
+            medians, errors = stopwatch.replayed(quick_runs, effort)
             for name, row in rows.items():
                 row["graph_ms"] = medians.get(name)
                 if name in errors:
@@ -233,20 +233,20 @@ class _Case:
 
 
 def _sampled(
-    runs: Mapping[str, list[Run]], device: torch.device, effort: measure.Effort
-) -> tuple[measure.Samples, dict[str, str]]:
+    runs: Mapping[str, list[Run]], device: torch.device, effort: stopwatch.Effort
+) -> tuple[stopwatch.Samples, dict[str, str]]:
     """Samples of all, or of those for which the memory suffices, and why it does not for the others."""
     try:
-        return measure.sample(runs, device, effort), {}
+        return stopwatch.sample(runs, device, effort), {}
     except torch.OutOfMemoryError:
         no_memory = {}
         for name, alone in runs.items():
             try:
-                measure.sample({name: alone}, device, effort)
+                stopwatch.sample({name: alone}, device, effort)
             except torch.OutOfMemoryError as error:
                 no_memory[name] = one_line(error)
         rest = {name: alone for name, alone in runs.items() if name not in no_memory}
-        return measure.sample(rest, device, effort), no_memory
+        return stopwatch.sample(rest, device, effort), no_memory
 
 
 def adapted(provider: Provider, data: Data) -> tuple[Data, Callable[[Tensor], Tensor]]:

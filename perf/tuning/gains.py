@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from perf.files import OK
-from perf.tuning.search import LOST, WRONG, named
+from perf.tuning.fastest import LOST, WRONG, named
 from perf.tuning.state import State, config_of
 from stn_triton.buckets import Bucket
 

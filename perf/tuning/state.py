@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from perf.tuning.search import LOST, Effort, Result
+from perf.tuning.fastest import LOST, Effort, Result
 from stn_triton import tables, tuning
 from stn_triton.buckets import Bucket
 from stn_triton.policy import CONFIG_KEYS

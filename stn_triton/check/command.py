@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from stn_triton import environment
 from stn_triton.check import engine as engines
-from stn_triton.check import report
+from stn_triton.check import printing
 from stn_triton.check.engine import Engine
 from stn_triton.check.judge import CallError, Finding
-from stn_triton.check.report import Line, Progress
+from stn_triton.check.printing import Line, Progress
 from stn_triton.check.rows import ROWS, Row
 from stn_triton.terminal import EXIT_FAILED, EXIT_OK, UsageError
 
@@ -27,15 +27,15 @@ def main(args: argparse.Namespace) -> int:
     facts = environment.facts(engine.device)
     again = _again(args)
     if not args.json:
-        print(report.head(engine, facts), flush=True)
+        print(printing.head(engine, facts), flush=True)
     began = time.monotonic()
-    lines = run(rows, engine, args.quick, None if args.json else report.Table())
+    lines = run(rows, engine, args.quick, None if args.json else printing.Table())
     seconds = time.monotonic() - began
     if args.json:
-        found = report.as_json(lines, engine, facts, args.quick, seconds)
+        found = printing.as_json(lines, engine, facts, args.quick, seconds)
         print(json.dumps(found, indent=1, allow_nan=False))
     else:
-        print(report.foot(lines, engine, seconds, again), flush=True)
+        print(printing.foot(lines, engine, seconds, again), flush=True)
     return EXIT_FAILED if any(line.status == "FAIL" for line in lines) else EXIT_OK
 
 
@@ -56,7 +56,7 @@ def chosen(words: Sequence[str] | None) -> list[Row]:
     return [row for row in ROWS if words is None or row.name in wanted]
 
 
-def run(rows: Sequence[Row], engine: Engine, quick: bool, table: report.Table | None = None) -> list[Line]:
+def run(rows: Sequence[Row], engine: Engine, quick: bool, table: printing.Table | None = None) -> list[Line]:
     """Run rows on an engine, telling the progress, and return what the table has.
 
     Once a GPU answers no more, the rest is left out.
@@ -84,7 +84,7 @@ def _run_row(row: Row, engine: Engine, quick: bool, progress: Progress) -> list[
     try:
         for findings in row.find(engine, quick):
             for finding in findings:
-                found.setdefault(report.group(finding.part), []).append(finding)
+                found.setdefault(printing.group(finding.part), []).append(finding)
             progress.step()
     except CallError as error:
         text, call = error.args

@@ -25,7 +25,7 @@ and, to compare invariances, CNNs on upright digits (U, UL). Real handwriting: s
 need no download, or MNIST with --data. It runs on the CPU, a thread per network.
 
 Writes into the output directory
-  table.txt, results.json   means over the seeds, settings, machine
+  table.txt, scores.json   means over the seeds, settings, machine
   networks.csv              a row per network
   crops-*.png               what each transformer looks at: input, sampled region, crop, theta
   invariance.png, .csv      accuracy over angle and shift, if the networks for it are among those trained
@@ -99,7 +99,7 @@ def _main(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from stn_triton.examples.digits import data, results, runs
+    from stn_triton.examples.digits import data, runs, scores
 
     plan = _plan(args)
     out = args.out or Path("digits-results", *["quick"] * args.quick)
@@ -119,9 +119,9 @@ def _run(args: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return EXIT_FAILED
     minutes = (time.monotonic() - began) / 60
-    cells = results.cells(found)
-    lines, is_ahead = results.verdicts(cells)
-    paths = results.write(out, found, plan.settings, source, plan.seeds)
+    cells = scores.cells(found)
+    lines, is_ahead = scores.verdicts(cells)
+    paths = scores.write(out, found, plan.settings, source, plan.seeds)
     print("\n".join((paths[-1].read_text(), *lines)))
     paths += _pictures(tasks, plan.settings, source, networks, out)
     cpu = sum(result.cpu_seconds for result in found.values()) / 60

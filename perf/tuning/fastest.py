@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from perf.files import OK
-from perf.measuring import measure
+from perf.measuring import stopwatch
 from perf.measuring.passes import Run
 from perf.measuring.suite import one_line
 from stn_triton import autotuner, policy, tuning
@@ -99,7 +99,7 @@ class Gpu:
     device: torch.device
     facts: Mapping[str, object]
     timer: Timer = time_on_gpu
-    is_alive: Callable[[torch.device], bool] = measure.is_alive
+    is_alive: Callable[[torch.device], bool] = stopwatch.is_alive
 
 
 def search(
@@ -132,7 +132,7 @@ def search(
             if wrong:
                 result.status = f"{WRONG}: {wrong}"
             else:
-                result.quantiles = measure.quantiles(gpu.timer(launch, config, effort.first_ms))
+                result.quantiles = stopwatch.quantiles(gpu.timer(launch, config, effort.first_ms))
         except Exception as error:  # it does not compile, or needs more than the GPU has
             result.status = one_line(error)
             if launch is None:
@@ -173,7 +173,7 @@ def _time_in_turns(results: list[Result], launch: Launch, timer: Timer, effort: 
         for result, mine in zip(results, samples, strict=True):
             mine += timer(launch, result.config, effort.round_ms)
     for result, mine in zip(results, samples, strict=True):
-        result.quantiles = measure.quantiles(mine)
+        result.quantiles = stopwatch.quantiles(mine)
 
 
 def difference(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> str:

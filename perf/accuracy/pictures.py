@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from perf.accuracy import providers
+from perf.accuracy import implementations
 from perf.measuring import maps
 
 SIZES, QUICK_SIZES = (28, 224, 1024, 4096, 8192), (28, 224)
@@ -48,7 +48,7 @@ class Case(NamedTuple):
     input: Tensor
     theta: Tensor
     grad: Tensor
-    truth: providers.Result
+    truth: implementations.Result
 
 
 def short(dtype: torch.dtype) -> str:
@@ -74,16 +74,16 @@ def make(dtype: torch.dtype, size: int, map_name: str, device: torch.device) -> 
     exact = images.double(), theta.double()
     moved = exact[1].clone()
     moved[:, :, 2] += 2 * moved.new_tensor(_MOVED) / moved.new_tensor(sides[::-1])
-    grad = providers.pair_forward(*exact) - providers.pair_forward(exact[0], moved)
+    grad = implementations.pair_forward(*exact) - implementations.pair_forward(exact[0], moved)
     grad = torch.where(_jumps(*exact)[:, None] < _MARGIN, 0, grad) if map_name != IDENTITY else grad
     grad /= grad.abs().max()
-    truth = providers.pair(*exact, grad, None)
+    truth = implementations.pair(*exact, grad, None)
     # By a power of two, which no rounding notices.
     excess = truth.grad_theta.abs().max().item() / _LARGEST_GRADIENT
     grad = (grad / 2 ** max(math.ceil(math.log2(excess)), 0)).to(dtype)
-    truth = providers.pair(*exact, grad.double(), None)
+    truth = implementations.pair(*exact, grad.double(), None)
     if map_name == IDENTITY:  # known better than fp64 computes it
-        truth = providers.Result(exact[0], grad.double(), truth.grad_theta)
+        truth = implementations.Result(exact[0], grad.double(), truth.grad_theta)
     return Case(images, theta, grad, truth)
 
 

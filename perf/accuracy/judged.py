@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from perf.accuracy import cases, providers
-from perf.accuracy.cases import Case
+from perf.accuracy import implementations, pictures
+from perf.accuracy.pictures import Case
 
 QUANTITIES = ("forward", "grad_input", "grad_theta")
 BETTER, EQUAL, WORSE, ALONE = "better", "equal", "WORSE", "no rival"
@@ -23,30 +23,30 @@ def rows_of(
     dtype: torch.dtype,
     size: int,
     map_name: str,
-    who: dict[str, providers.Provider],
+    who: dict[str, implementations.Provider],
     device: torch.device,
 ) -> list[Row]:
     """A row per autocast, quantity and provider for images of a dtype, judged."""
-    case = cases.make(dtype, size, map_name, device)
-    quantities = QUANTITIES[: 2 if map_name == cases.IDENTITY else 3]
-    images, *sides = cases.shape_of(size)
+    case = pictures.make(dtype, size, map_name, device)
+    quantities = QUANTITIES[: 2 if map_name == pictures.IDENTITY else 3]
+    images, *sides = pictures.shape_of(size)
     rows = []
-    for autocast in cases.AUTOCASTS[dtype]:
+    for autocast in pictures.AUTOCASTS[dtype]:
         errors: dict[str, list[Error]] = {}
         reasons: dict[str, str] = {}
         for name, provider in who.items():
-            reasons[name] = providers.refusal(name, case.input, autocast)
+            reasons[name] = implementations.refusal(name, case.input, autocast)
             errors[name] = [(math.nan, math.nan)] * len(QUANTITIES)
             if not reasons[name]:
                 errors[name] = errors_of(provider(case.input, case.theta, case.grad, autocast), case)
         for i, quantity in enumerate(quantities):
             for name in who:
                 rms, largest = errors[name][i]
-                pair = errors[providers.PAIR][i], reasons[providers.PAIR]
+                pair = errors[implementations.PAIR][i], reasons[implementations.PAIR]
                 rows.append(
                     {
-                        "dtype": cases.short(dtype),
-                        "autocast": cases.short(autocast) if autocast else "",
+                        "dtype": pictures.short(dtype),
+                        "autocast": pictures.short(autocast) if autocast else "",
                         "size": size,
                         "shape": "x".join(map(str, (images, 1, *sides))),
                         "map": map_name,
@@ -54,14 +54,14 @@ def rows_of(
                         "provider": name,
                         "rms": rms,
                         "max": largest,
-                        "verdict": "" if name == providers.PAIR else judged((rms, largest), *pair),
+                        "verdict": "" if name == implementations.PAIR else judged((rms, largest), *pair),
                         "reason": pair[1],
                     }
                 )
     return rows
 
 
-def errors_of(result: providers.Result, case: Case) -> list[Error]:
+def errors_of(result: implementations.Result, case: Case) -> list[Error]:
     """RMS and largest error of the output, grad_input and grad_theta.
 
     The output's in units of the largest value of an image, grad_input's in those of the largest gradient of
