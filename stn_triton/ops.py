@@ -14,7 +14,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from stn_triton import limits, reference, reference_tangent, splines
+from stn_triton import contract, limits, reference, reference_tangent, splines
 from stn_triton.options import Options, Tangents
 from stn_triton.signatures import Signature
 
@@ -81,7 +81,7 @@ def _backward(module, grad_output, input, theta, fill, image_index, *rest):
 def _moving(input: Tensor, theta: Tensor, tangents: Sequence[Tensor | None], options: Options):
     """Theta, and the tangents in one if there are any; the modules know a spline by its matrix."""
     if options.points:
-        dtype = reference.coordinate_dtype(input.dtype)
+        dtype = contract.coordinate_dtype(input.dtype)
         theta = splines.coefficients(theta, options.points, dtype)
     if not tangents:
         return (theta,)
@@ -101,12 +101,12 @@ def _fake_forward(input, theta, *rest):
     size, options = rest[-2:]
     limits.check_known(input, theta.shape[0], size, options.antialias)
     output = input.new_empty(theta.shape[0], input.shape[1], *size)
-    return output.contiguous(memory_format=reference.memory_format(input, size))
+    return output.contiguous(memory_format=contract.memory_format(input, size))
 
 
 def _fake_backward(grad_output, input, theta, fill, *rest):
     wanted = rest[-1]
-    form = reference.memory_format(input, input.shape[2:])
+    form = contract.memory_format(input, input.shape[2:])
     return (
         input.new_empty(input.shape).contiguous(memory_format=form) if wanted[0] else None,
         theta.new_empty(theta.shape) if wanted[1] else None,

@@ -14,15 +14,14 @@ import torch
 from torch import Tensor
 
 from stn_triton import bags, reference_taps
+from stn_triton.contract import coordinate_dtype, memory_format
 from stn_triton.options import DEFAULT, PAIR_PADDINGS, Options
 from stn_triton.reference_grid import (
     ALL,
     Grid,
     Part,
-    coordinate_dtype,
     grad_theta_of,
     grids_of,
-    memory_format,
     row_derivatives,
     stacked,
     taken,

@@ -36,27 +36,6 @@ _SPATIAL = {2: (1, 2), 3: (1, 2, 3)}
 _ROWS_LAST = {2: (0, 2, 3, 1), 3: (0, 2, 3, 4, 1)}
 
 
-def coordinate_dtype(input_dtype: torch.dtype) -> torch.dtype:
-    """The dtype of coordinates, weights and sums: fp64 for fp64 images, fp32 for all others."""
-    return torch.float64 if input_dtype == torch.float64 else torch.float32
-
-
-def memory_format(input: Tensor, size: Sequence[int]) -> torch.memory_format:
-    """Of a tensor like ``input`` of a spatial size: channels_last if its channels lie closest together.
-
-    Judged by strides alone, so that slices of a channels_last tensor count as channels_last too. What is both
-    (one channel, or one pixel) is contiguous.
-    """
-    _, channels, *sizes = input.shape
-    _, stride_c, *strides = input.stride()
-    if channels < 2 or stride_c == 0 or math.prod(size) == 1:
-        return torch.contiguous_format
-    others = [stride for n, stride in zip(sizes, strides, strict=True) if n > 1]
-    if not others or any(stride <= stride_c for stride in others):
-        return torch.contiguous_format
-    return torch.channels_last if len(sizes) == 2 else torch.channels_last_3d
-
-
 ALL = slice(None)
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stn_triton import reference, reference_grid, reference_taps
+from stn_triton import contract, reference, reference_grid, reference_taps
 from stn_triton.options import DEFAULT, Options, Tangents
 
 
@@ -59,7 +59,7 @@ def forward(
     options: Options = DEFAULT,
 ) -> Tensor:
     """The tangent of the output, (M, C, *size); no tangent is one of zeros."""
-    dtype = reference_grid.coordinate_dtype(input.dtype)
+    dtype = contract.coordinate_dtype(input.dtype)
     output = torch.zeros(len(theta), input.shape[1], *size, dtype=dtype)
     linear = linear_tangents(input, fill, tangents)
     if linear is not None:
@@ -72,7 +72,7 @@ def forward(
         total = total.unflatten(2, (step.part.count, *size)).transpose(1, 2).flatten(0, 1)
         output[step.part.matrices] += total / math.prod(step.part.samples)
     output = output.to(input.dtype)
-    return output.contiguous(memory_format=reference_grid.memory_format(input, size))
+    return output.contiguous(memory_format=contract.memory_format(input, size))
 
 
 def backward(
@@ -87,7 +87,7 @@ def backward(
     output_mask: Sequence[bool] = (True, True, False),
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of ``forward`` for input, theta and fill; None for one that ``output_mask`` leaves out."""
-    dtype = reference_grid.coordinate_dtype(input.dtype)
+    dtype = contract.coordinate_dtype(input.dtype)
     size = grad_output.shape[2:]
     grad_input = None
     if output_mask[0]:  # as large as the images
@@ -121,7 +121,7 @@ def backward(
             grad_position = grad_position.view(shape) * step.scale
             grad_rows = _row_derivatives(grad_position, grad_velocity, step)
             grad_theta[matrices] += reference_grid.grad_theta_of(grad_rows, step.grid)
-    form = reference_grid.memory_format(input, input.shape[2:])
+    form = contract.memory_format(input, input.shape[2:])
     return (
         grad_input.view(input.shape).to(input.dtype, memory_format=form) if output_mask[0] else None,
         grad_theta.to(theta.dtype) if output_mask[1] else None,
@@ -153,7 +153,7 @@ def _steps(
 ) -> Iterator[_Step]:
     if options.mode == "nearest":  # moving a little changes nothing
         return
-    dtype = reference_grid.coordinate_dtype(input.dtype)
+    dtype = contract.coordinate_dtype(input.dtype)
     scale = reference_taps.scale_of(input.shape[2:], options).to(dtype)
     for part in reference.parts_of(input, theta, image_index, size, options):
         content = reference_grid.taken(input, part.images, dtype).flatten(2)

@@ -10,10 +10,10 @@ import triton.language as tl
 from torch import Tensor
 
 from stn_triton import buckets, plans, policy, tuning
+from stn_triton.contract import coordinate_dtype
 from stn_triton.kernels import scatter, structs
 from stn_triton.kernels.coordinates import MAX_SAMPLES
 from stn_triton.options import DISPLACEMENTS, Options, is_projective
-from stn_triton.reference import coordinate_dtype
 from stn_triton.specs import SPECS
 
 _TRITON_DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}

@@ -15,7 +15,7 @@ from memory import Layout
 from torch import Tensor
 from variants import Case
 
-from stn_triton import reference, splines
+from stn_triton import contract, reference, splines
 from stn_triton.check import oracle
 from stn_triton.options import MODES, PADDING_MODES, THETA_DTYPES, Options
 
@@ -217,7 +217,7 @@ class Expected(NamedTuple):
 
 def expected_of(args: Case, options: Options, is_shared: bool, device: torch.device) -> Expected:
     """The oracle's answer, matrix by matrix, and where it binds; it may share positions to the last bit."""
-    dtype = reference.coordinate_dtype(args.input.dtype)
+    dtype = contract.coordinate_dtype(args.input.dtype)
     eps = torch.finfo(dtype).eps
     count, images = len(args.theta), len(args.input)
     owners = args.image_index

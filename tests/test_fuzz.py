@@ -17,7 +17,15 @@ from fuzzing import KINDS, examples, expected_of, oracle
 from memory import Storage, Watch
 from variants import Case
 
-from stn_triton import affine_grid_sample, launch, perspective_grid_sample, policy, reference, tuning
+from stn_triton import (
+    affine_grid_sample,
+    contract,
+    launch,
+    perspective_grid_sample,
+    policy,
+    reference,
+    tuning,
+)
 from stn_triton.options import INPUT_DTYPES, Options
 
 EVERY = hypothesis.settings(hypothesis.settings.get_profile("fuzz"))
@@ -144,7 +152,7 @@ def check_kernels(example, device):
     is_compared = bool((~expected.lost).any()) and args.grad.numel() > 0
     hypothesis.event("numbers are compared" if is_compared else "empty, or no position can be told")
     result = run_kernels(example, expected, device)
-    eps = torch.finfo(reference.coordinate_dtype(args.input.dtype)).eps
+    eps = torch.finfo(contract.coordinate_dtype(args.input.dtype)).eps
     is_alone = args.image_index is None and len(args.theta) == len(args.input)
     # With grad_theta, pairs of weight zero are loaded; see kernels/backward.py.
     leaks = all(example.needs) and is_alone and not options.points and options.mode != "nearest"
@@ -191,7 +199,7 @@ def check_plain_pytorch(example, device):
     args, options = expanded(example), example.options
     expected = expected_of(args, options, False, device)
     result = run_plain_pytorch(example._replace(args=args), expected.grad)
-    eps = torch.finfo(reference.coordinate_dtype(args.input.dtype)).eps
+    eps = torch.finfo(contract.coordinate_dtype(args.input.dtype)).eps
     compare(result, expected, args, options, OWN_ROUNDING * eps, leaks=True)
 
 

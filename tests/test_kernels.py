@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stn_triton import buckets, launch, policy, reference, tuning
+from stn_triton import buckets, contract, launch, policy, tuning
 from stn_triton import steps as launch_steps
 from stn_triton.check import oracle
 from stn_triton.options import Options
@@ -248,7 +248,7 @@ def test_channel_counts_around_the_blocks(device, channels, channels_last):
     )
     truth = solve(*args, False, torch.float32)
     result = run(*args)
-    layouts = [reference.memory_format(t, t.shape[2:]) for t in (result.output, args[0])]
+    layouts = [contract.memory_format(t, t.shape[2:]) for t in (result.output, args[0])]
     assert layouts[0] == layouts[1]
     assert result.grad_input.stride() == args[0].stride()
     for part, actual, expected in parts(result, truth):
