@@ -151,7 +151,7 @@ def numbers_of(tensors: Tensors) -> dict[str, int | tuple[int, ...]]:
     for name in ("output", "grad_output", "grad_input", "input", "input_tangent"):
         tensor = tensors.get(f"{name}_ptr")
         n, c, *pixel = (0,) * input.ndim if tensor is None else tensor.stride()
-        strides = {"stride_n": n, "stride_c": c, "strides": tuple(reversed(pixel))}
+        strides = {"stride_n": n, "stride_c": c, "strides": tuple(pixel)}
         numbers.update({f"{name}_{key}": stride for key, stride in strides.items()})
     for name in ("theta", "theta_tangent"):
         tensor = tensors[f"{name}_ptr"]

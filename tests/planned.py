@@ -137,7 +137,7 @@ def layouts():
             seen[f"{name} {source}"] = {
                 "copied": grad.data_ptr() not in [STUB.stub_last(i) for i in (1, 2, 3)],
                 "run": constants[named("K", kernel)].RUN_C.value,
-                "stride_w": constants.get((*named("grad_output_strides", kernel), 0)),
+                "stride_w": constants.get((*named("grad_output_strides", kernel), 1)),
             }
     return seen
 

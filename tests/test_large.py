@@ -224,14 +224,14 @@ class TestCompiledOffsets:
         seen = set()
         for kernel in kernels:
             for name, widths in kernel["strides"].items():
-                if name.partition("_strides.")[0] in tensors:  # along x, y, z
+                if name.partition("_strides.")[0] in tensors:
                     # Whole numbers are found by their number, to which an offset is added.
                     least = 64 if kernel["is_far"] else 32
                     assert widths[0] == least, (kernel["kernel"], kernel["variant"], name)
                     assert len(widths) == 1 or "exact" in kernel["variant"]
                     seen.add((name, kernel["is_far"]))
         for tensor, is_far in itertools.product(tensors, (False, True)):
-            assert {(f"{tensor}_strides.1", is_far), (f"{tensor}_strides.2", is_far)} <= seen
+            assert {(f"{tensor}_strides.0", is_far), (f"{tensor}_strides.1", is_far)} <= seen
 
     def test_what_programs_leave_is_found_by_64_bits(self, kernels):
         seen = set()

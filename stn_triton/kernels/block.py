@@ -107,10 +107,10 @@ def block_start(image, n, c_start):
 @triton.jit
 def pixel_offset(pixel, strides, K: tl.constexpr):
     """Elements from a plane's first pixel to another; INDEX is wide enough for the plane."""
-    offset = tl.cast(pixel[1], K.INDEX) * tl.cast(strides[1], K.INDEX)
-    offset += tl.cast(pixel[0], K.INDEX) * tl.cast(strides[0], K.INDEX)
+    offset = tl.cast(pixel[1], K.INDEX) * tl.cast(strides[K.DIM - 2], K.INDEX)
+    offset += tl.cast(pixel[0], K.INDEX) * tl.cast(strides[K.DIM - 1], K.INDEX)
     if K.DIM == 3:
-        offset += tl.cast(pixel[2], K.INDEX) * tl.cast(strides[2], K.INDEX)
+        offset += tl.cast(pixel[2], K.INDEX) * tl.cast(strides[0], K.INDEX)
     return offset
 
 

@@ -123,12 +123,12 @@ def tap_addresses(start, strides, indices, K: tl.constexpr):
         tap_start = start
         if K.PADDING == ZEROS or K.PADDING == FILL or (K.TAPS <= 2 and K.PADDING != WRAP):
             for _ in tl.static_range(i % K.TAPS):
-                tap_start += strides[0]
+                tap_start += strides[K.DIM - 1]
             for _ in tl.static_range(i // K.TAPS % K.TAPS):
-                tap_start += strides[1]
+                tap_start += strides[K.DIM - 2]
             if K.DIM == 3:
                 for _ in tl.static_range(i // (K.TAPS * K.TAPS)):
-                    tap_start += strides[2]
+                    tap_start += strides[0]
         else:
             offset = pixel_offset(tap_of(indices, i, K), strides, K)
         starts = starts + (tap_start,)

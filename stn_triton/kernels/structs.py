@@ -87,7 +87,7 @@ class Image(NamedTuple):
     stride_n: object
     stride_c: object
     strides: tuple
-    """Of pixels, along x, y, z."""
+    """Of pixels, in the tensor's order: along z, y, x."""
 
 
 class Matrix(NamedTuple):
