@@ -113,15 +113,15 @@ def add_magnitudes(totals, gradient, weight, mask, K: tl.constexpr):
 
 
 @triton.jit
-def adding_of(grad_input_ptr, whole_ptr, limits_ptr, elements, n, head, low, K: tl.constexpr):
-    """Where shares of image n are added, and how whole numbers are made of them."""
+def scales_of(limits_ptr, n, head, low, K: tl.constexpr):
+    """What shares of image n are multiplied with, and the largest number that they may then be, for WHOLE."""
     scale, low_scale, most = (), (), 0.0
     if K.ADDS == WHOLE:
         scale = power_of_two(head - exponent_of(limits_ptr, n, K.DTYPE), K.DTYPE)
         low_scale = power_of_two(low, K.DTYPE)
         limit = power_of_two(head, K.DTYPE)
         most = limit[0] * limit[1]
-    return Adding(grad_input_ptr, whole_ptr, elements, scale, low_scale, most)
+    return scale, low_scale, most
 
 
 @triton.jit
@@ -221,7 +221,8 @@ def scatter_kernel(
     halves = per_axis_halves(sizes_in, K)
     lows, highs = per_axis_limits(sizes_in, K)
     share = 1 / tl.cast(window.map.count, K.DTYPE)
-    adding = adding_of(grad_input_ptr, whole_ptr, limits_ptr, elements, window.n, head, low, K)
+    scale, low_scale, most = scales_of(limits_ptr, window.n, head, low, K)
+    adding = Adding(grad_input_ptr, whole_ptr, elements, scale, low_scale, most)
     largest = tl.zeros((K.PIXELS,), K.DTYPE)
     sums = zero_vectors(K.ROWS * (K.DIM + 1), K)
     along_all = zero_vectors(K.DIM if K.DISPLACEMENT else 0, K)
