@@ -212,9 +212,6 @@ def _formulas_of(
     def complete(function: type[Function]) -> type[Function]:
         formula = function.backward
 
-        def forward(*arguments):
-            return _dispatch(op, *arguments)
-
         def setup_context(ctx, inputs, output):
             ctx.save_for_backward(*inputs[:count])
             if forward_ad._current_level >= 0:
@@ -226,8 +223,8 @@ def _formulas_of(
             found = formula(ctx, *grads)
             return *found, *[None] * (len(signature.arguments) - len(found))
 
-        function.forward, function.backward = staticmethod(forward), staticmethod(backward)
-        function.setup_context = staticmethod(setup_context)
+        function.forward = staticmethod(functools.partial(_dispatch, op))
+        function.setup_context, function.backward = staticmethod(setup_context), staticmethod(backward)
         function.vmap = staticmethod(batching.rule(call, signature))
         _FUNCTIONS[op] = function
         _EAGER[op] = _without_setup_context(function, signature)

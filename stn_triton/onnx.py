@@ -54,11 +54,11 @@ def translation_table() -> dict[torch._ops.OpOverload, Callable]:
         >>> [node.op_type for node in program.model.graph]
         ['AffineGrid', 'Clip', 'GridSample']
     """
+    # Without annotations the exporter passes all arguments on as they are.
     signature = ops.SIGNATURES[ops.affine_grid_sample]
     return {ops.affine_grid_sample: lambda *values: _translate(*signature.packed(values))}
 
 
-# Without annotations the exporter passes all arguments on as they are.
 def _translate(input, theta, fill, image_index, size, options):
     """The nodes of one call; sizes are ints where they are known and values where they are not."""
     opset_version = evaluator.default().opset.version

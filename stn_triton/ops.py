@@ -21,16 +21,13 @@ from stn_triton.signatures import Signature
 library = torch.library.Library("stn_triton", "DEF")
 # Outputs follow the strides of the inputs, so a compiler must hand over the strides it was promised.
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
-_SIGNATURES = [
-    Signature(is_gradient=is_gradient, has_tangents=has_tangents)
-    for has_tangents in (False, True)
-    for is_gradient in (False, True)
-]
-OPERATORS = tuple(
-    getattr(torch.ops.stn_triton, library.define(signature.schema, tags=_TAGS)).default
-    for signature in _SIGNATURES
-)
-SIGNATURES = dict(zip(OPERATORS, _SIGNATURES, strict=True))
+SIGNATURES: dict[torch._ops.OpOverload, Signature] = {}
+for _has_tangents in (False, True):
+    for _is_gradient in (False, True):
+        _signature = Signature(is_gradient=_is_gradient, has_tangents=_has_tangents)
+        library.define(_signature.schema, tags=_TAGS)
+        SIGNATURES[getattr(torch.ops.stn_triton, _signature.name).default] = _signature
+OPERATORS = tuple(SIGNATURES)
 (
     affine_grid_sample,
     affine_grid_sample_backward,
@@ -61,14 +58,14 @@ def _implementations(plain: Callable[[], ModuleType], tangent: Callable[[], Modu
 def _forward(module, input, theta, fill, image_index, *rest):
     *tangents, size, options = rest
     limits.check(input, theta.shape[0], size, options.antialias)
-    theta, *tangents = _moving(input, theta, tangents, options)
-    return module().forward(input, theta, fill, image_index, *tangents, size=size, options=options)
+    matrices, *tangents = _of_matrices(input, theta, tangents, options)
+    return module().forward(input, matrices, fill, image_index, *tangents, size=size, options=options)
 
 
 def _backward(module, grad_output, input, theta, fill, image_index, *rest):
     *tangents, options, mask = rest
     limits.check(input, theta.shape[0], grad_output.shape[2:], options.antialias)
-    matrices, *tangents = _moving(input, theta, tangents, options)
+    matrices, *tangents = _of_matrices(input, theta, tangents, options)
     grads = module().backward(
         grad_output, input, matrices, fill, image_index, *tangents, options=options, output_mask=mask
     )
@@ -78,8 +75,10 @@ def _backward(module, grad_output, input, theta, fill, image_index, *rest):
     return grads
 
 
-def _moving(input: Tensor, theta: Tensor, tangents: Sequence[Tensor | None], options: Options):
-    """Theta, and the tangents in one if there are any; the modules know a spline by its matrix."""
+def _of_matrices(
+    input: Tensor, theta: Tensor, tangents: Sequence[Tensor | None], options: Options
+) -> tuple[Tensor] | tuple[Tensor, Tangents]:
+    """Theta, and the tangents in one if there are any, for a module: it knows a spline by its matrix."""
     if options.points:
         dtype = contract.coordinate_dtype(input.dtype)
         theta = splines.coefficients(theta, options.points, dtype)

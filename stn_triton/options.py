@@ -40,7 +40,7 @@ THETA_DTYPES = INPUT_DTYPES[:4]
 
 
 class Options(NamedTuple):
-    """How to sample; the last arguments of the operators, in their order."""
+    """How to sample, in the order of the operators' schemas."""
 
     mode: str = "bilinear"
     padding_mode: str = "zeros"

@@ -20,8 +20,10 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
+from torch._ops import OpOverload
+
+from stn_triton import ops
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import Placement
@@ -34,14 +36,6 @@ _REPLICATED = {"input": None, "theta": None, "fill": None, "image_index": None, 
 _CHANNELS = {"input": 1, "theta": None, "fill": 0, "image_index": None, "output": 1}
 _BATCH = {"input": 0, "theta": 0, "fill": None, "output": 0}
 _MATRICES = {"input": None, "theta": 0, "fill": None, "image_index": 0, "output": 0}
-
-# What the operators return. An argument's name, without grad_ and _tangent, is that of its tensor.
-_OUTPUTS = {
-    "affine_grid_sample": ("output",),
-    "affine_grid_sample_backward": ("grad_input", "grad_theta", "grad_fill"),
-    "affine_grid_sample_tangent": ("output",),
-    "affine_grid_sample_tangent_backward": ("grad_input", "grad_theta", "grad_fill"),
-}
 
 
 def register_when_imported() -> None:
@@ -62,9 +56,8 @@ def register() -> None:
     except (ImportError, AttributeError) as error:
         warnings.warn(f"stn_triton has no sharding rules for this version of PyTorch: {error}", stacklevel=2)
         return
-    for name, outputs in _OUTPUTS.items():
-        op = getattr(torch.ops.stn_triton, name).default
-        register_sharding(op)(functools.partial(_shardings, op, outputs))
+    for op in ops.OPERATORS:
+        register_sharding(op)(functools.partial(_shardings, op))
         # DTensor caches by tensors and ints alone: a call would get the shape of one with another size.
         schema_infos[op].static_argnum = 0
 
@@ -79,16 +72,16 @@ def replicated(tensor: Tensor, like: Tensor) -> Tensor:
     return DTensor.from_local(tensor, mesh, run_check=False)
 
 
-def _shardings(
-    op: torch._ops.OpOverload, outputs: Sequence[str], *values: object
-) -> list[tuple[list[Placement], list[Placement | None]]]:
+def _shardings(op: OpOverload, *values: object) -> list[tuple[list[Placement], list[Placement | None]]]:
     """The placements of outputs and arguments along one axis of the mesh, for each way to shard a call."""
     from torch.distributed.tensor import Partial, Replicate, Shard
 
     arguments = dict(zip((argument.name for argument in op._schema.arguments), values, strict=True))
+    outputs = ops.SIGNATURES[op].outputs
     is_wanted = arguments.get("output_mask", [True] * len(outputs))
 
     def place(name: str, whole: Placement) -> Placement:
+        # The name of a gradient or tangent, without grad_ and _tangent, is that of its tensor.
         axis = rule[name.removeprefix("grad_").removesuffix("_tangent")]
         return whole if axis is None else Shard(axis)
 

@@ -20,24 +20,24 @@ _OPTIONS = {name: _TYPES[kind] for name, kind in get_type_hints(Options).items()
 
 
 class Signature:
-    """The arguments of one operator, of which all that depends on their number or order is made."""
+    """The arguments and results of one operator; what depends on their number or order asks here."""
 
     def __init__(self, *, is_gradient: bool, has_tangents: bool) -> None:
-        tensors = {**_TENSORS, **(_TANGENTS if has_tangents else {})}
-        before, after = {}, {"size": "SymInt[]"}
-        if is_gradient:
-            before, after = {"grad_output": "Tensor"}, {}
-        last = {"output_mask": "bool[3]"} if is_gradient else {}
         self.is_gradient, self.has_tangents = is_gradient, has_tangents
-        self.tensors = (*before, *tensors)
-        """Their names; they come first."""
-        self.arguments = (*self.tensors, *after, "options", *last)
-        first = self.arguments.index("options")
-        self._options = first, first + len(Options._fields) - 1
-        types = {**before, **tensors, **after, **_OPTIONS, **last}
-        name = f"affine_grid_sample{'_tangent' * has_tangents}{'_backward' * is_gradient}"
-        given = ", ".join(f"{kind} {argument}" for argument, kind in types.items())
-        self.schema = f"{name}({given}) -> {'(Tensor, Tensor, Tensor)' if is_gradient else 'Tensor'}"
+        self.name = f"affine_grid_sample{'_tangent' * has_tangents}{'_backward' * is_gradient}"
+        first = {"grad_output": "Tensor"} if is_gradient else {}
+        tensors = {**first, **_TENSORS, **(_TANGENTS if has_tangents else {})}
+        size = {} if is_gradient else {"size": "SymInt[]"}
+        mask = {"output_mask": "bool[3]"} if is_gradient else {}
+        self.tensors = tuple(tensors)
+        """The names of the first arguments."""
+        self.arguments = (*tensors, *size, "options", *mask)
+        self.outputs = ("grad_input", "grad_theta", "grad_fill") if is_gradient else ("output",)
+        given = ", ".join(f"{t} {name}" for name, t in {**tensors, **size, **_OPTIONS, **mask}.items())
+        returned = ", ".join(["Tensor"] * len(self.outputs))
+        self.schema = f"{self.name}({given}) -> ({returned})"
+        start = len(tensors) + len(size)
+        self._options = start, start + len(_OPTIONS) - 1
 
     def packed(self, values: Sequence[object]) -> tuple[object, ...]:
         """``arguments`` from what the schema takes."""

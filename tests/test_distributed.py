@@ -15,7 +15,7 @@ from processes import CHANNELS, CHECKS, PROCESSES, REPLICATED, work
 from torch.distributed.tensor import DTensor, Partial, Shard
 
 import stn_triton
-from stn_triton import sharding
+from stn_triton import ops, sharding
 
 pytestmark = pytest.mark.xdist_group("distributed")
 
@@ -34,7 +34,7 @@ def shardings(op, arguments):
         mesh = SimpleNamespace(size=lambda: PROCESSES)
         return SimpleNamespace(shape=value.shape, placements=(REPLICATED,), mesh=mesh)
 
-    return sharding._shardings(op, sharding._OUTPUTS[op._opname], *map(spec, arguments.values()))
+    return sharding._shardings(op, *map(spec, arguments.values()))
 
 
 def joined(shards, placement):
@@ -57,7 +57,7 @@ KINDS = {kind: lambda v: variants.case(v, channels=3) for kind in variants.KINDS
 class TestRules:
     """Each rule as two processes would follow it, by hand: cut, call on each shard, join."""
 
-    @pytest.mark.parametrize("op", sharding._OUTPUTS)
+    @pytest.mark.parametrize("op", ops.OPERATORS, ids=str)
     @pytest.mark.parametrize("dim", [2, 3])
     @pytest.mark.parametrize("padding_mode", ["border", "fill"])
     @pytest.mark.parametrize("kind", KINDS)
@@ -65,7 +65,6 @@ class TestRules:
         variant = variants.Variant(dim, "bilinear", padding_mode, kind, False)
         if not variant.exists():
             pytest.skip("projective maps are for images")
-        op = getattr(torch.ops.stn_triton, op).default
         case = KINDS[kind](variant)
         arguments = call(op, case, variant.options(), (True, True, padding_mode == "fill"))
         expected = op(*arguments.values())

@@ -103,7 +103,6 @@ COUNTING = """
 import json, sys, torch
 from perf.kernels import ahead, compiled
 from stn_triton import launch, tuning
-from stn_triton.options import Options
 
 TARGET = ("cuda", 90, 32)
 for shape, dtype, is_last, mask, is_exact in json.loads(sys.argv[1]):
@@ -114,7 +113,7 @@ for shape, dtype, is_last, mask, is_exact in json.loads(sys.argv[1]):
     theta = torch.empty(shape[0], len(shape) - 2, len(shape) - 1)
 
     def run():
-        launch.backward(torch.empty_like(input), input, theta, Options(), mask, gathers=False)
+        launch.backward(torch.empty_like(input), input, theta, output_mask=mask, gathers=False)
 
     found = {}
     for one in ahead.launches_of(run, TARGET):
