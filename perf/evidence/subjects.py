@@ -36,7 +36,7 @@ _BATCH = 16
 
 
 def backwards() -> list[Workload]:
-    """Where a gather of grad_input is held against a scatter: few and many channels, and a volume.
+    """Where a gather of grad_input is held against a scatter: few and many channels, and under border.
 
     One channel has the images of three: with digits of 28 pixels, the host's time would hide the kernels'.
     """
@@ -45,7 +45,7 @@ def backwards() -> list[Workload]:
     found = [
         replace(images, name="backward-3", who=who),
         replace(features, name="backward-64", who=who),
-        replace(WORKLOADS["volume-160"], name="backward-volume", who=who),
+        replace(WORKLOADS["border-224"], name="backward-border", who=who),
         replace(images, name="backward-1", who=who, shape=(64, 1, 224, 224)),
         replace(features, name="backward-16", who=who, shape=(32, 16, 112, 112)),
         replace(WORKLOADS["features-256-bf16-channels-last"], name="backward-256-bf16-channels-last"),
