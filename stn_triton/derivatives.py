@@ -212,6 +212,9 @@ def _formulas_of(
     def complete(function: type[Function]) -> type[Function]:
         formula = function.backward
 
+        def forward(*arguments):  # PyTorch asks for its signature at each call: slow for a partial
+            return _dispatch(op, *arguments)
+
         def setup_context(ctx, inputs, output):
             ctx.save_for_backward(*inputs[:count])
             if forward_ad._current_level >= 0:
@@ -223,7 +226,7 @@ def _formulas_of(
             found = formula(ctx, *grads)
             return *found, *[None] * (len(signature.arguments) - len(found))
 
-        function.forward = staticmethod(functools.partial(_dispatch, op))
+        function.forward = staticmethod(forward)
         function.setup_context, function.backward = staticmethod(setup_context), staticmethod(backward)
         function.vmap = staticmethod(batching.rule(call, signature))
         _FUNCTIONS[op] = function

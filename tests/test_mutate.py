@@ -126,7 +126,7 @@ class TestMutants:
 
     def test_every_mutant_of_the_real_kernels_is_python_and_differs(self, every):
         paths = sorted(trials.KERNELS.glob("*.py"))
-        assert len(every) > 3500
+        assert len(every) > 3000
         assert {m.file for m in every} | {"__init__.py"} == {path.name for path in paths}
         assert {m.kind for m in every} == set(mutants.KINDS)
         sources = {path.name: path.read_text() for path in paths}
