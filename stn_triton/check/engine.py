@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 
@@ -139,22 +139,20 @@ def _kernels_on_the_cpu() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def threads(count: int) -> Iterator[None]:
+def _set(value: Any, read: Callable[[], Any], write: Callable[[Any], object]) -> Iterator[None]:
+    before = read()
+    write(value)
+    try:
+        yield
+    finally:
+        write(before)
+
+
+def threads(count: int) -> contextlib.AbstractContextManager[None]:
     """PyTorch with so many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return _set(count, torch.get_num_threads, torch.set_num_threads)
 
 
-@contextlib.contextmanager
-def deterministic(is_on: bool = True) -> Iterator[None]:
+def deterministic(is_on: bool = True) -> contextlib.AbstractContextManager[None]:
     """PyTorch's deterministic mode, in which fresh memory is NaN: an element left unwritten shows."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(is_on)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
+    return _set(is_on, torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms)
