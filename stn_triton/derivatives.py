@@ -201,7 +201,7 @@ def _wanted(grads: Sequence[Tensor | None], mask: Sequence[bool]) -> tuple[Tenso
 def _formulas_of(
     op: torch._ops.OpOverload, call: Callable[..., object]
 ) -> Callable[[type[Function]], type[Function]]:
-    """Completes a Function of formulas, which make the derivative of an operator.
+    """Decorates a Function that has the derivatives of an operator: adds all that follows from its signature.
 
     Its ``backward`` gives gradients for the first arguments, as many as it likes. ``call`` is the operator
     with derivatives.

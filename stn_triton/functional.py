@@ -252,9 +252,8 @@ def _sample(
     else:
         dim = input.ndim - 2
         size = output_size(size, dim, {dim + 2: "; give the spatial size alone, without (N, C)"})
-        limits.check_size(
-            size, input.dtype, options.antialias
-        )  # here, for the dispatcher takes no larger ints
+        # Here, for the dispatcher takes no larger ints.
+        limits.check_size(size, input.dtype, options.antialias)
     choice("mode", options.mode, MODES)
     choice("padding_mode", options.padding_mode, PADDING_MODES)
     if options.mode == "bicubic" and input.ndim == 5:

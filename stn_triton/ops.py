@@ -55,18 +55,18 @@ def _implementations(plain: Callable[[], ModuleType], tangent: Callable[[], Modu
     }
 
 
-def _forward(module, input, theta, fill, image_index, *rest):
+def _forward(module_of, input, theta, fill, image_index, *rest):
     *tangents, size, options = rest
     limits.check(input, theta.shape[0], size, options.antialias)
     matrices, *tangents = _of_matrices(input, theta, tangents, options)
-    return module().forward(input, matrices, fill, image_index, *tangents, size=size, options=options)
+    return module_of().forward(input, matrices, fill, image_index, *tangents, size=size, options=options)
 
 
-def _backward(module, grad_output, input, theta, fill, image_index, *rest):
+def _backward(module_of, grad_output, input, theta, fill, image_index, *rest):
     *tangents, options, mask = rest
     limits.check(input, theta.shape[0], grad_output.shape[2:], options.antialias)
     matrices, *tangents = _of_matrices(input, theta, tangents, options)
-    grads = module().backward(
+    grads = module_of().backward(
         grad_output, input, matrices, fill, image_index, *tangents, options=options, output_mask=mask
     )
     if options.points and mask[1]:

@@ -1,10 +1,11 @@
 """Launch plans: what calls of one kind have in common is worked out once.
 
-On every launch Triton binds some sixty arguments by name, derives from their values what compiled code may
-assume, and looks the compiled kernel up: 25 to 30 us of host time, more than PyTorch's two operators take for
-a whole call. All of it follows from shapes, strides, dtypes, options, the device, and the alignment of
-addresses. So a plan is kept for each set of such facts. In it a `Launch` keeps the arguments that are no
-pointers and, for each alignment, the compiled kernel. Each launch reads addresses and the current stream.
+On every launch Triton binds some forty arguments by name, derives from their values what compiled code may
+assume, and looks the compiled kernel up: 25 to 30 us of host time (measured with sixty), more than PyTorch's
+two operators take for a whole call. All of it follows from shapes, strides, dtypes, options, the device, and
+the alignment of addresses. So a plan is kept for each set of such facts. In it a `Launch` keeps the arguments
+that are no pointers and, for each alignment, the compiled kernel. Each launch reads addresses and the current
+stream.
 
 Triton's hooks around launches are always called. Those that it has for a kernel's `run` are called on the
 first launch of a plan and an alignment alone, and settings that choose another compilation take effect in

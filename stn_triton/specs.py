@@ -34,22 +34,21 @@ class Spec(NamedTuple):
         return self.images[0] == "grad_input"
 
 
-_SCATTER, _ADDED = (scatter, "scatter_kernel"), ("grad_output", "grad_input")
-_GATHER, _GATHERED = (backward, "backward_kernel"), ("grad_input", "grad_output", "input")
+_GATHER = (backward, "backward_kernel", ("grad_input", "grad_output", "input"))
+_SCATTER = (scatter, "scatter_kernel")
 _READ = ("grad_output", "input", "input_tangent")
-_BOTH = (*_READ, "grad_input")
 _FLOATS, _LARGEST, _WHOLE = scatter.FLOATS.value, scatter.LARGEST.value, scatter.WHOLE.value
 SPECS = {
     "forward": Spec(forward, "forward_kernel", ("output", "input", "input_tangent")),
-    "backward": Spec(*_GATHER, _GATHERED, needs_theta=True),
-    "backward_input": Spec(*_GATHER, _GATHERED),
-    "scatter": Spec(*_SCATTER, _BOTH, _FLOATS, needs_theta=True),
-    "scatter_input": Spec(*_SCATTER, _ADDED, _FLOATS),
+    "backward": Spec(*_GATHER, needs_theta=True),
+    "backward_input": Spec(*_GATHER),
+    "scatter": Spec(*_SCATTER, (*_READ, "grad_input"), _FLOATS, needs_theta=True),
+    "scatter_input": Spec(*_SCATTER, ("grad_output", "grad_input"), _FLOATS),
     "theta": Spec(*_SCATTER, _READ, needs_theta=True),
-    "largest": Spec(*_SCATTER, _ADDED[:1], _LARGEST),
-    "exact": Spec(*_SCATTER, _BOTH, _WHOLE, needs_theta=True),
-    "exact_input": Spec(*_SCATTER, _ADDED, _WHOLE),
-    "fill": Spec(fill, "fill_kernel", _ADDED[:1], needs_fill=True),
+    "largest": Spec(*_SCATTER, ("grad_output",), _LARGEST),
+    "exact": Spec(*_SCATTER, (*_READ, "grad_input"), _WHOLE, needs_theta=True),
+    "exact_input": Spec(*_SCATTER, ("grad_output", "grad_input"), _WHOLE),
+    "fill": Spec(fill, "fill_kernel", ("grad_output",), needs_fill=True),
 }
 """By name: a gather or a scatter of both gradients or of the input's alone; theta's alone; a scatter in whole
 numbers, after the pass that finds the largest; the fill values'."""

@@ -94,11 +94,12 @@ def run(
     except OSError as error:
         if not isinstance(error, BrokenPipeError) and error.errno != errno.ENOSPC:
             raise
-        # Nothing more can be written there, not even when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.filename is None:  # nothing more can be written to stdout, not even when Python ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return closed
-        print(f"error: {args.command}: the output cannot be written: {error.strerror}", file=sys.stderr)
+        where = "the output" if error.filename is None else error.filename
+        print(f"error: {args.command}: {where} cannot be written: {error.strerror}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
         print(f"\n{interrupted}", file=sys.stderr)

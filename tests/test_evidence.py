@@ -171,7 +171,6 @@ def test_what_is_compiled_ahead_is_what_calls_launch(tmp_path):
     from perf.measuring.passes import PASSES
     from perf.tuning.launches import OntoKernels
     from stn_triton import policy
-    from stn_triton import tuning
     from stn_triton.kernels.backward import backward_kernel
     from stn_triton.kernels.forward import forward_kernel
     from stn_triton.kernels.scatter import scatter_kernel

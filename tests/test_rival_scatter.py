@@ -102,7 +102,7 @@ def test_it_is_no_provider_that_users_choose():
 COUNTING = """
 import json, sys, torch
 from perf.kernels import ahead, compiled
-from stn_triton import launch, tuning
+from stn_triton import launch, policy
 
 TARGET = ("cuda", 90, 32)
 for shape, dtype, is_last, mask, is_exact in json.loads(sys.argv[1]):

@@ -26,7 +26,7 @@ _PASSES = ("forward", "backward")
 def main(args: argparse.Namespace, compiled: Callable[[Sequence[Kernel]], Iterator[Row]]) -> int:
     """Count, print a line as each is known, and write the table."""
     names = args.space or list(yardstick.NAMES)
-    calls = called.of_workloads([WORKLOADS[n] for n in chosen("--space", names, WORKLOADS)], mixed=False)
+    found = called.of_workloads([WORKLOADS[n] for n in chosen("--space", names, WORKLOADS)], mixed=False)
     found = launched([call for call in calls if call.pass_name in _PASSES], by="bucket")
     kernels = [
         Kernel(call, launch, yardstick.ARCH, config)

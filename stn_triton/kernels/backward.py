@@ -9,6 +9,10 @@ sample input pixel p (`search.py` finds candidates, the very coordinate of the f
 and row k of grad_theta sums d/dc_k times (u, v, 1), see `sums.py`. If an image has many matrices, those
 that may reach the tile are gathered one after the other; which ones is tested for many at a time.
 
+A program with several blocks of channels (LISTED) searches once: `walk` first lists the output pixels that
+sample each pixel of the tile, and each block goes through the list. Where a pixel has more than SLOTS of
+them, the search is done again for each block instead.
+
 Pairs of weight zero are loaded for their derivatives, so if grad_theta is wanted an Inf or NaN in grad_output
 reaches the grad_input of neighbours at weight zero, as in PyTorch. Without grad_theta it does not.
 """
@@ -31,7 +35,7 @@ from stn_triton.kernels.block import (
     tile_pixels,
     zero_groups,
 )
-from stn_triton.kernels.coordinates import centred, fold_theta, per_axis_halves, row_constant, theta_scales
+from stn_triton.kernels.coordinates import centred, fold_theta, per_axis_halves, theta_scales
 from stn_triton.kernels.sampling import map_of
 from stn_triton.kernels.search import output_lasts, tile_is_reached, touches_edge
 from stn_triton.kernels.structs import Image, Matrix, Plane, Tile, Vector
@@ -42,6 +46,7 @@ from stn_triton.kernels.walk import (
     block_of,
     empty_slots,
     matrix_at,
+    row_constants,
     row_shares,
     slots_of,
     visit,
@@ -76,7 +81,8 @@ def own_pixels(tile, i: tl.constexpr, K: tl.constexpr):
 def load_image(input, n, c_start, channels, tile, fill, K: tl.constexpr):
     """The tile's own pixels, a block for each of a square, less the fill values that replace them outside.
 
-    They are 0 beyond the image, where a square may have pixels, which output pixels do sample.
+    A square may reach beyond the image. Output pixels sample there too, so the values there are 0. Without
+    NEEDS_THETA nothing is loaded.
     """
     image = ()
     if K.NEEDS_THETA:
@@ -166,7 +172,7 @@ def backward_kernel(
 
     steps = steps_of(C - c_first, K)
     if LISTED:
-        nowhere = Plane(grad_output_ptr, grad_output_stride_c, grad_output.strides)
+        nowhere = Plane(grad_output_ptr, grad_output.stride_c, grad_output.strides)
         _block, _sums, found, kept = walk(
             map, tile, nowhere, 0, (), (), (), tl.zeros((K.PIXELS,), tl.int32), empty_slots(K), True, K
         )
@@ -180,9 +186,9 @@ def backward_kernel(
             image = load_image(input, n, c_start, channels, tile, fill, K)
             start = block_start(grad_output, m, c_start)
             for s in tl.static_range(SLOTS - 1, -1, -1):  # in the order in which they were found
-                for _ in range(tl.where(s < longest, 1, 0)):
+                for _ in range(tl.where(s < longest, 1, 0)):  # an `if`, which would carry no blocks on
                     offset = pixel_offset((kept[3 * s], kept[3 * s + 1]), grad_output.strides, K)
-                    gradient = load_block(start, grad_output_stride_c, offset, s < found, channels, K)
+                    gradient = load_block(start, grad_output.stride_c, offset, s < found, channels, K)
                     accumulator = add_scaled(accumulator, gradient, kept[3 * s + 2], K)
                     if K.NEEDS_THETA:
                         dots = add_to(dots, s, dot_channels(image, gradient, K), SLOTS)
@@ -195,7 +201,7 @@ def backward_kernel(
         accumulator = zero_groups(K.SIDE * K.SIDE * K.GROUPS, K)
         image = load_image(input, n, c_start, channels, tile, fill, K)
         for chunk in range(chunks):
-            hits = 1
+            reaching = 1
             if K.MANY:
                 lanes = tl.arange(0, CULLED)
                 slots = slot_first + chunk * CULLED + lanes
@@ -205,15 +211,15 @@ def backward_kernel(
                 # Antialiasing samples up to half a pixel beyond the middle of the last one.
                 edges = output_lasts(sizes_out, 0 if K.ANTIALIAS else 1, K)
                 reached = tile_is_reached(reached, maps, tile, edges, K)
-                hits = tl.sum(reached.to(tl.int32))
-            for _ in range(hits):
+                reaching = tl.sum(reached.to(tl.int32))
+            for _ in range(reaching):
                 if K.MANY:
                     lane = tl.min(tl.where(reached, lanes, CULLED))
                     reached = reached & (lanes != lane)
                     m = matrix_at(order_ptr, slot_first + chunk * CULLED + lane, K)
                     map = map_of(theta, m, sizes_in, sizes_out, K)
                 start = block_start(grad_output, m, c_start)
-                plane = Plane(start, grad_output_stride_c, grad_output.strides)
+                plane = Plane(start, grad_output.stride_c, grad_output.strides)
                 accumulator, sums, _found, _slots = walk(
                     map, tile, plane, channels, image, accumulator, sums, (), (), False, K
                 )
@@ -224,8 +230,7 @@ def backward_kernel(
             for s in tl.static_range(SLOTS):
                 for _ in range(tl.where(is_listed & (s < longest), 1, 0)):
                     v = centred(kept[3 * s + 1], map.sizes[1], K)
-                    constants = (row_constant(map.a, (v, v), 0, K), row_constant(map.a, (v, v), 1, K))
-                    visited = visit(map, kept[3 * s], constants, tile, s < found, K)
+                    visited = visit(map, kept[3 * s], row_constants(map.a, v), tile, s < found, K)
                     rows = row_shares((dots[s],), s < found, visited, K)
                     sums = add_column(sums, rows, visited.u, 0, K)
                     sums = add_column(sums, rows, v, 1, K)

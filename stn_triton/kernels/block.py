@@ -1,7 +1,8 @@
 """What a program works on: the pixels of a tile, for a block of channels.
 
 A tile is BLOCK_H x BLOCK_W pixels of an image, or of one slice of a volume. Per-axis values are tuples in the
-order x, y, z; without a third axis (DIM = 2) whatever belongs to it is not compiled.
+order x, y, z; only strides keep the tensor's order z, y, x. Without a third axis (DIM = 2) whatever belongs
+to it is not compiled.
 
 A block is a tuple of groups, each a [pixels, run] tensor. A run is the channels that lie side by side in
 memory, for neighbouring lanes to read together: 1 for NCHW, where neighbouring lanes read neighbouring

@@ -1,7 +1,8 @@
 """What is added to the positions of a matrix: nothing, or the bends of a thin plate spline.
 
 A map with a displacement has, after the affine columns of its matrix, columns of weights. Another kind gets a
-number in `options.py` and, here, a branch in `displacement` and in `store_displacement`.
+name and a number in `options.py`, and here a branch in `displacement` and in `store_displacement`. What the
+kernels know of its weights, their number and the points, is in `Points` (`structs.py`).
 
 A thin plate spline has a weight for each control point p_i, see `stn_triton/splines.py`. In row k they add to
 the source position
@@ -49,10 +50,11 @@ def displacement(theta, m, pixels, scales, points, sizes_out, K: tl.constexpr):
 @triton.jit
 def displaced(rows, bends, K: tl.constexpr):
     """Positions, or what belongs to them, and what a displacement adds."""
+    result = rows
     if K.DISPLACEMENT:
-        result = (rows[0] + bends[0], rows[1] + bends[1])
-    else:
-        result = rows
+        result = ()
+        for k in tl.static_range(K.DIM):
+            result = result + (rows[k] + bends[k],)
     return result
 
 

@@ -94,6 +94,7 @@ def forward_kernel(
         c_start = window.c_first + step * K.BLOCK_C
         channels = C - c_start
         accumulator = zero_groups(K.GROUPS, K)
+        # The part of a pixel that lies inside and how fast it changes; whether that is all of it.
         coverage = tl.zeros((K.PIXELS,), K.DTYPE)
         turnover = tl.zeros((K.PIXELS,), K.DTYPE)
         is_covered = window.mask

@@ -59,7 +59,14 @@ from stn_triton.kernels.sums import (
     store_sums,
     zero_vectors,
 )
-from stn_triton.kernels.tangent import all_curves, bends_of, change_of, motion_of, slopes_of, velocities_at
+from stn_triton.kernels.tangent import (
+    all_curves,
+    change_of,
+    motion_of,
+    slope_changes_of,
+    slopes_of,
+    velocities_at,
+)
 from stn_triton.kernels.taps import FILL, per_axis_limits
 
 NOTHING = tl.constexpr(0)
@@ -220,7 +227,7 @@ def scatter_kernel(
     pixel_mask = only_if(window.exists, window.mask)
     halves = per_axis_halves(sizes_in, K)
     lows, highs = per_axis_limits(sizes_in, K)
-    share = 1 / tl.cast(window.map.count, K.DTYPE)
+    per_sample = 1 / tl.cast(window.map.count, K.DTYPE)
     scale, low_scale, most = scales_of(limits_ptr, window.n, head, low, K)
     adding = Adding(grad_input_ptr, whole_ptr, elements, scale, low_scale, most)
     largest = tl.zeros((K.PIXELS,), K.DTYPE)
@@ -268,7 +275,9 @@ def scatter_kernel(
                     if K.TANGENT:
                         along_velocity = add_along(along_velocity, dot, slopes, K)
                         curve = tap_of(curves, i, K)
-                        along = add_along(along, dot, bends_of(velocities, weight, slope, curve, K), K)
+                        along = add_along(
+                            along, dot, slope_changes_of(velocities, weight, slope, curve, K), K
+                        )
                         if input_tangent_ptr is not None or (
                             K.PADDING == FILL and fill_tangent_ptr is not None
                         ):
@@ -290,14 +299,14 @@ def scatter_kernel(
                     else:
                         along = add_along(along, dot, slopes, K)
                 if K.ADDS != NOTHING:
-                    change = product(weight, K)
+                    factor = product(weight, K)
                     if K.TANGENT:
-                        change = change_of(velocities, weight, slope, K)
+                        factor = change_of(velocities, weight, slope, K)
                     if K.ANTIALIAS:
-                        change *= share
-                    mask = mask & (change != 0)
+                        factor *= per_sample
+                    mask = mask & (factor != 0)
                     if K.ADDS == LARGEST:
-                        totals = add_magnitudes(totals, gradient, change, mask, K)
+                        totals = add_magnitudes(totals, gradient, factor, mask, K)
                     else:
                         add_shares(
                             adding,
@@ -305,7 +314,7 @@ def scatter_kernel(
                             grad_input.stride_c,
                             shifts[i],
                             gradient,
-                            change,
+                            factor,
                             mask,
                             channels,
                             K,
@@ -313,12 +322,12 @@ def scatter_kernel(
             if K.NEEDS_THETA:
                 if K.TANGENT and K.PROJECTIVE:
                     # Velocities depend on theta too, through positions and the divisor.
-                    less = ()
+                    corrected = ()
                     last = tl.zeros((K.PIXELS,), K.DTYPE)
                     for k in tl.static_range(K.DIM):
-                        less = less + (along[k] - along_velocity[k] * growth,)
+                        corrected = corrected + (along[k] - along_velocity[k] * growth,)
                         last -= along_velocity[k] * velocities[k]
-                    along = less
+                    along = corrected
                 rows = row_derivatives(along, sample, halves, K)
                 if K.TANGENT and K.PROJECTIVE:
                     inverse = 1 / tl.where(is_visible(sample.divisor), sample.divisor, 1)
@@ -331,18 +340,18 @@ def scatter_kernel(
         for g in tl.static_range(K.GROUPS if K.ADDS == LARGEST else 0):
             largest = tl.maximum(largest, tl.max(totals[g], 1))
     if K.ADDS == LARGEST:
-        most = tl.max(largest, 0)
+        total = tl.max(largest, 0)
         if tl.float64 == K.DTYPE:
-            bits = most.to(tl.int64, bitcast=True)
+            bits = total.to(tl.int64, bitcast=True)
         else:
-            bits = most.to(tl.int32, bitcast=True)
+            bits = total.to(tl.int32, bitcast=True)
         tl.atomic_max(limits_ptr + window.n, bits, sem="relaxed")
     if K.NEEDS_THETA:
         if K.ANTIALIAS:
-            less = ()
+            averages = ()
             for i in tl.static_range(K.ROWS * (K.DIM + 1)):
-                less = less + (sums[i] * share,)
-            sums = less
+                averages = averages + (sums[i] * per_sample,)
+            sums = averages
         columns = K.DIM + 1
         if K.DISPLACEMENT:
             columns += point_count
@@ -363,8 +372,8 @@ def settle_kernel(grad_input_ptr, whole_ptr, limits_ptr, elements, per_image, he
     rest = tl.load(whole_ptr + tl.cast(elements, tl.int64) + element, mask=mask, other=0).to(tl.float64)
     less = power_of_two(-low, tl.float64)
     scale = power_of_two(exponent_of(limits_ptr, n, DTYPE) - head, tl.float64)
-    most = whole.to(tl.float64)  # whose last bits the rest may carry into
-    total = most + ((whole - most.to(tl.int64)).to(tl.float64) + rest * less[0] * less[1])
+    first = whole.to(tl.float64)  # whose last bits the rest may carry into
+    total = first + ((whole - first.to(tl.int64)).to(tl.float64) + rest * less[0] * less[1])
     total = total * scale[0] * scale[1]
     infinite = tl.load(grad_input_ptr + element, mask=mask, other=0)
     tl.store(grad_input_ptr + element, infinite + total.to(DTYPE), mask=mask)

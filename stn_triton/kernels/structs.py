@@ -197,10 +197,13 @@ class Tile(NamedTuple):
     mask: object
     """Which of them the image has."""
     numbers: tuple
-    """Their numbers on each axis as floating-point numbers, see `taps.py`."""
+    """On each axis, counted from pixel (size - 1)//2 as in `taps.py`, as floating-point numbers."""
     halves: tuple
+    """The fractional parts of (size - 1)/2."""
     lows: tuple
+    """The first pixel of each axis, counted so."""
     highs: tuple
+    """The last pixel of each axis."""
     at_edge: object
     """Whether the tile has first or last pixels of an axis."""
 
@@ -221,5 +224,7 @@ class Plane(NamedTuple):
     """Channels of one image, from the first of a block on."""
 
     start: object
+    """The first pixel of the first channel."""
     stride_c: object
     strides: tuple
+    """Of pixels, as those of `Image`."""

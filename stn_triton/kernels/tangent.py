@@ -2,7 +2,7 @@
 
 A tangent of theta, folded like theta itself (`coordinates.fold_theta`), moves positions with a velocity v. A
 tap with the weight w, a product over axes, then changes by the sum of v_k dw/dx_k (`change_of`), and the
-derivatives dw/dx_k by the sum over j of v_j d2w/dx_j dx_k (`bends_of`).
+derivatives dw/dx_k by the sum over j of v_j d2w/dx_j dx_k (`slope_changes_of`).
 
 A projective map c_k = h_k/h_w moves by v_k = (g_k - c_k g_w)/h_w, with g from the rows of the tangent.
 """
@@ -75,7 +75,7 @@ def change_of(velocities, weight, slope, K: tl.constexpr):
 
 
 @triton.jit
-def bends_of(velocities, weight, slope, curve, K: tl.constexpr):
+def slope_changes_of(velocities, weight, slope, curve, K: tl.constexpr):
     """How fast each of `slopes_of` changes."""
     if K.DIM == 3:
         result = (

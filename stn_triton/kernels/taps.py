@@ -116,9 +116,8 @@ def padded(position, low, high, K: tl.constexpr):
         position, direction = reflected(position, low, high, K)
     if K.PADDING == BORDER or K.PADDING == REFLECTION:
         if K.TAPS == 4:
-            if (
-                K.PADDING == BORDER
-            ):  # else the slopes of taps that are all the edge cancel up to rounding only
+            # Else the slopes of taps that are all the edge cancel up to rounding only.
+            if K.PADDING == BORDER:
                 direction = tl.where((position >= low - 1) & (position < high + 1), direction, 0)
             position = bounded(position, low - 4, high + 4)
         else:

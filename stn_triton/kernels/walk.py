@@ -72,10 +72,16 @@ def weights_on(pixel, position, low, high, K: tl.constexpr):
 
 
 @triton.jit
-def visit(map, ow, row_constants, tile, row_mask, K: tl.constexpr):
+def row_constants(a, v):
+    """What the rows of a matrix give for row v of the output: all their terms but the one along u."""
+    return tl.fma(a[1], v, a[2]), tl.fma(a[4], v, a[5])
+
+
+@triton.jit
+def visit(map, ow, constants, tile, row_mask, K: tl.constexpr):
     """Output pixels in column ow: where they lie, which pixels of a square they sample, and the weights."""
     u = centred(ow, map.sizes[0], K)
-    positions, _ = sources(map.a, u, row_constants, tile.halves, K)
+    positions, _ = sources(map.a, u, constants, tile.halves, K)
     taps, weights, slopes = (), (), ()
     for k in tl.static_range(2):
         t, w, s = weights_on(tile.numbers[k], positions[k], tile.lows[k], tile.highs[k], K)
@@ -189,12 +195,12 @@ def walk(
         oh = row_first + j
         v = centred(oh, sizes[1], K)
         row_mask = tile.mask & (oh < sizes[1])
-        row_constants = (tl.fma(a[1], v, a[2]), tl.fma(a[4], v, a[5]))
-        first = strip_end(los, his, a, row_constants, lasts, 0, False)
+        constants = row_constants(a, v)
+        first = strip_end(los, his, a, constants, lasts, 0, False)
         column_first = first_index(first, lasts[0])
         count = column_count
         if is_ragged:
-            last = strip_end(los, his, a, row_constants, lasts, 0, True)
+            last = strip_end(los, his, a, constants, lasts, 0, True)
             longest = range_count(column_first, last, lasts[0])
             column_first, longest = without_open_end(column_first, longest, map, tile, closed, 0, K)
             count = tl.minimum(tl.max(tl.where(row_mask, longest, 0)), column_count)
@@ -202,7 +208,7 @@ def walk(
             row_sums = zero_vectors(2, K)
         for column in range(count):
             ow = column_first + column
-            visited = visit(map, ow, row_constants, tile, row_mask, K)
+            visited = visit(map, ow, constants, tile, row_mask, K)
             products, counted = (), ()
             for i in tl.static_range(K.SIDE * K.SIDE):
                 weight = visited.weights[i % K.SIDE] * visited.weights[K.SIDE + i // K.SIDE]

@@ -125,7 +125,9 @@ class SpatialTransformer(nn.Module):
         self.dim = arguments.dimension(dim)
         if size is not None:
             other = 5 - dim
-            arguments.output_size(size, dim, {other: f" for dim={dim}: with dim={other} the layer takes it"})
+            hints = dict.fromkeys(range(8), f" for dim={dim}")
+            hints[other] += f": with dim={other} the layer takes it"
+            arguments.output_size(size, dim, hints)
         self.size = tuple(size) if isinstance(size, Sequence) else size
         self.transformers = arguments.count("transformers", transformers)
         self.gradient_scale = arguments.number("gradient_scale", gradient_scale)

@@ -25,7 +25,7 @@ and, to compare invariances, CNNs on upright digits (U, UL). Real handwriting: s
 need no download, or MNIST with --data. It runs on the CPU, a thread per network.
 
 Writes into the output directory
-  table.txt, scores.json   means over the seeds, settings, machine
+  table.txt, results.json   means over the seeds, settings, machine
   networks.csv              a row per network
   crops-*.png               what each transformer looks at: input, sampled region, crop, theta
   invariance.png, .csv      accuracy over angle and shift, if the networks for it are among those trained
