@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from perf import EXIT_FAILED, EXIT_OK, setting
-from perf.accuracy import chart, implementations, interpreted, judged, pictures, rendered
+from perf.accuracy import chart, error_tables, errors, implementations, inputs, interpreted
 from perf.charts import style
 from perf.plot import make_directory
 from stn_triton.environment import choose_device
@@ -22,22 +22,22 @@ from stn_triton.environment import choose_device
 def main(args: argparse.Namespace) -> int:
     """Measure, or read an earlier run; print its tables and draw its chart."""
     if args.results is None:
-        table = run(choose_device(args.device), pictures.QUICK_SIZES if args.quick else pictures.SIZES)
+        table = run(choose_device(args.device), inputs.QUICK_SIZES if args.quick else inputs.SIZES)
     else:
-        table = rendered.read(args.results)
+        table = error_tables.read(args.results)
     make_directory(args.out)
     if args.results is None:
-        rendered.write(table, args.out / "numerics.csv")
+        error_tables.write(table, args.out / "numerics.csv")
     (args.out / "numerics.png").write_bytes(style.render(chart.draw(table), "png"))
     if args.json:
         for row in table.to_dict("records"):
             print(json.dumps({key: _plain(value) for key, value in row.items()}))
     elif args.markdown:
-        print(rendered.markdown(table))
+        print(error_tables.markdown(table))
     else:
         print(setting.summary(table.iloc[0].to_dict()))
-        print(f"\n{rendered.text(table)}\n\n{_EXPLANATION}\n\n{args.out / 'numerics.png'}")
-    return EXIT_FAILED if (table["verdict"] == judged.WORSE).any() else EXIT_OK
+        print(f"\n{error_tables.text(table)}\n\n{_EXPLANATION}\n\n{args.out / 'numerics.png'}")
+    return EXIT_FAILED if (table["verdict"] == errors.WORSE).any() else EXIT_OK
 
 
 def run(device: torch.device, sizes: tuple[int, ...]) -> pd.DataFrame:
@@ -50,15 +50,15 @@ def run(device: torch.device, sizes: tuple[int, ...]) -> pd.DataFrame:
         interpreted.choose()
     facts = setting.facts(device)
     who = implementations.of(device)
-    rows: list[judged.Row] = []
-    cells = list(itertools.product(pictures.MAPS, sizes, pictures.AUTOCASTS))
+    rows: list[errors.Row] = []
+    cells = list(itertools.product(inputs.MAPS, sizes, inputs.AUTOCASTS))
     progress = tqdm(cells, "errors", disable=None, file=sys.stderr)
     for i, (map_name, size, dtype) in enumerate(progress, start=1):
-        what = f"{map_name} {size} {pictures.short(dtype)}"
+        what = f"{map_name} {size} {inputs.short(dtype)}"
         progress.set_postfix_str(what)
         if progress.disable:
             print(f"{i} of {len(cells)}: {what}", file=sys.stderr, flush=True)
-        rows += judged.rows_of(dtype, size, map_name, who, device)
+        rows += errors.rows_of(dtype, size, map_name, who, device)
     return pd.DataFrame(rows).assign(**facts)
 
 

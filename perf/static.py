@@ -18,7 +18,7 @@ from perf import EXIT_FAILED, EXIT_OK, UsageError, chosen
 
 if TYPE_CHECKING:  # they import Triton, which may yet be told to interpret
     from perf.kernels.ahead import Launch
-    from perf.kernels.called import VariantCall, WorkloadCall
+    from perf.kernels.calls import VariantCall, WorkloadCall
     from stn_triton.tuning import Config
 
 Row = dict[str, Any]
@@ -71,17 +71,17 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _kernels(args: argparse.Namespace, is_yardstick: bool, archs: Sequence[str]) -> list[Kernel]:
-    from perf.kernels import called, yardstick
+    from perf.kernels import calls, yardstick
     from perf.measuring.workloads import WORKLOADS
 
     if args.variants:
-        calls = called.variants()
+        made = calls.variants()
     elif is_yardstick:
-        calls = called.of_workloads(yardstick.workloads(), mixed=False)
+        made = calls.of_workloads(yardstick.workloads(), mixed=False)
     else:
         names = args.workloads or dict.fromkeys((*yardstick.NAMES, *WORKLOADS))
-        calls = called.of_workloads([WORKLOADS[n] for n in chosen("--workloads", names, WORKLOADS)])
-    return [Kernel(*found, arch) for found in launched(calls)[:: args.every] for arch in archs]
+        made = calls.of_workloads([WORKLOADS[n] for n in chosen("--workloads", names, WORKLOADS)])
+    return [Kernel(*found, arch) for found in launched(made)[:: args.every] for arch in archs]
 
 
 def launched(
@@ -110,7 +110,7 @@ def _facts(kernel: Kernel) -> Row:
 
     The latter only where loops can be counted; ``problem`` says why not, or why it does not compile.
     """
-    from perf.kernels import ahead, called, compiled, yardstick
+    from perf.kernels import ahead, calls, compiled, yardstick
     from perf.measuring.suite import one_line
     from stn_triton import policy
 
@@ -125,7 +125,7 @@ def _facts(kernel: Kernel) -> Row:
         return row | {"problem": f"does not compile: {one_line(error)}"}
     row |= compiled.described(made, arch) | {"seconds": round(result["seconds"], 2)}
     code = row.pop("code", None)
-    if code is not None and launch.bucket is not None and isinstance(call, called.WorkloadCall):
+    if code is not None and launch.bucket is not None and isinstance(call, calls.WorkloadCall):
         try:
             row |= yardstick.counts(code, launch.bucket, config, call.workload.shape[1])
         except ValueError as error:

@@ -78,7 +78,7 @@ def count(name: str, value: Any, least: int = 1) -> int:
 
 def number(name: str, value: Any) -> float:
     """A finite number."""
-    if is_int(value) and not is_number(value):
+    if type(value) is int and not is_number(value):
         raise ValueError(f"{name} must fit into a float, got an int of {value.bit_length()} bits")
     if not is_number(value):
         raise TypeError(f"{name} must be a number, {got(value)}")

@@ -14,7 +14,7 @@ os.environ["TRITON_ALWAYS_COMPILE"] = "1"  # what is in Triton's cache has no st
 from triton.compiler import compiler
 
 from perf.kernels import ahead
-from perf.kernels.called import VariantCall
+from perf.kernels.calls import VariantCall
 from stn_triton import policy
 
 CALL = VariantCall("bilinear", "zeros", channels=4)

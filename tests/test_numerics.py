@@ -17,11 +17,11 @@ from perf import UsageError  # noqa: E402
 from perf.__main__ import main  # noqa: E402
 from perf.accuracy import (  # noqa: E402
     chart,
+    error_tables,
+    errors,
     implementations,
+    inputs,
     interpreted,
-    judged,
-    pictures,
-    rendered,
 )
 from perf.measuring.maps import RANDOM  # noqa: E402
 from stn_triton import launch  # noqa: E402
@@ -33,36 +33,36 @@ needs_interpreter = pytest.mark.skipif(torch.cuda.is_available(), reason="kernel
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setattr(pictures, "SIZES", (9,))
-    monkeypatch.setattr(pictures, "IMAGES", 2)
+    monkeypatch.setattr(inputs, "SIZES", (9,))
+    monkeypatch.setattr(inputs, "IMAGES", 2)
 
 
 @pytest.fixture
 def one_cell(tiny, monkeypatch):
-    monkeypatch.setattr(pictures, "MAPS", (RANDOM,))
-    monkeypatch.setattr(pictures, "AUTOCASTS", {torch.float32: (None,)})
+    monkeypatch.setattr(inputs, "MAPS", (RANDOM,))
+    monkeypatch.setattr(inputs, "AUTOCASTS", {torch.float32: (None,)})
 
 
 @pytest.mark.usefixtures("tiny")
-@pytest.mark.parametrize("map_name", pictures.MAPS)
-@pytest.mark.parametrize("dtype", pictures.AUTOCASTS, ids=pictures.short)
+@pytest.mark.parametrize("map_name", inputs.MAPS)
+@pytest.mark.parametrize("dtype", inputs.AUTOCASTS, ids=inputs.short)
 def test_truth_is_the_oracle_s(dtype, map_name):
-    case = pictures.make(dtype, 9, map_name, torch.device("cpu"))
+    case = inputs.make(dtype, 9, map_name, torch.device("cpu"))
     assert case.input.dtype == case.theta.dtype == case.grad.dtype == dtype
     expected = oracle.solve(case.input, case.theta, (9, 9), case.grad)
-    for quantity, truth, other in zip(judged.QUANTITIES, case.truth, expected, strict=False):
-        if not (quantity == "grad_theta" and map_name == pictures.IDENTITY):
+    for quantity, truth, other in zip(errors.QUANTITIES, case.truth, expected, strict=False):
+        if not (quantity == "grad_theta" and map_name == inputs.IDENTITY):
             assert (truth - other).abs().max() <= 1e-12 * other.abs().max(), quantity
     assert case.truth.grad_theta.abs().max() < torch.finfo(torch.float16).max
 
 
 def test_large_images_are_strips_of_the_same_positions():
-    assert pictures.shape_of(28) == (8, 28, 28)
-    batch, height, width = pictures.shape_of(8192)
+    assert inputs.shape_of(28) == (8, 28, 28)
+    batch, height, width = inputs.shape_of(8192)
     assert width == 8192
-    assert batch * height * width == pictures.PIXELS
+    assert batch * height * width == inputs.PIXELS
     strip, square = (
-        pictures.maps.matrices(RANDOM, 2, (n, n), torch.Generator().manual_seed(n)) for n in (9, 9)
+        inputs.maps.matrices(RANDOM, 2, (n, n), torch.Generator().manual_seed(n)) for n in (9, 9)
     )
     assert torch.equal(strip, square)
 
@@ -73,32 +73,32 @@ ZERO, NAN = (0.0, 0.0), (math.nan, math.nan)
 @pytest.mark.parametrize(
     ("ours", "theirs", "refusal", "verdict"),
     [
-        ((1.0, 2.0), (2.0, 3.0), "", judged.BETTER),
-        ((1.0, 2.0), (1.01, 1.5), "", judged.EQUAL),
-        ((1.03, 2.0), (1.0, 2.0), "", judged.WORSE),
-        ((1.0, 2.1), (2.0, 1.0), "", judged.WORSE),  # few pixels, but far off
-        (ZERO, ZERO, "", judged.EQUAL),
-        ((1e-30, 1e-30), ZERO, "", judged.WORSE),
-        (NAN, (1.0, 1.0), "", judged.WORSE),
-        (NAN, NAN, "", judged.EQUAL),
-        ((1.0, 1.0), NAN, "", judged.BETTER),
-        ((1.0, 1.0), NAN, "it may not run", judged.ALONE),
-        (NAN, NAN, "it may not run", judged.WORSE),
+        ((1.0, 2.0), (2.0, 3.0), "", errors.BETTER),
+        ((1.0, 2.0), (1.01, 1.5), "", errors.EQUAL),
+        ((1.03, 2.0), (1.0, 2.0), "", errors.WORSE),
+        ((1.0, 2.1), (2.0, 1.0), "", errors.WORSE),  # few pixels, but far off
+        (ZERO, ZERO, "", errors.EQUAL),
+        ((1e-30, 1e-30), ZERO, "", errors.WORSE),
+        (NAN, (1.0, 1.0), "", errors.WORSE),
+        (NAN, NAN, "", errors.EQUAL),
+        ((1.0, 1.0), NAN, "", errors.BETTER),
+        ((1.0, 1.0), NAN, "it may not run", errors.ALONE),
+        (NAN, NAN, "it may not run", errors.WORSE),
     ],
 )
 def test_verdicts(ours, theirs, refusal, verdict):
-    assert judged.judged(ours, theirs, refusal) == verdict
+    assert errors.judged(ours, theirs, refusal) == verdict
 
 
 @pytest.mark.usefixtures("tiny")
 def test_command(tmp_path, capsys):
     assert main(["numerics", "--out", str(tmp_path), "--markdown"]) == 0
     assert "| fp16 | 9 | " in capsys.readouterr().out
-    table = rendered.read(tmp_path / "numerics.csv")
+    table = error_tables.read(tmp_path / "numerics.csv")
     assert (tmp_path / "numerics.png").stat().st_size > 10_000
-    assert set(table["verdict"]) <= {judged.BETTER, judged.EQUAL, ""}
+    assert set(table["verdict"]) <= {errors.BETTER, errors.EQUAL, ""}
     kernels = table[table["provider"] == implementations.KERNELS]
-    assert (kernels.loc[kernels["map"] == pictures.IDENTITY, "rms"] == 0).all()
+    assert (kernels.loc[kernels["map"] == inputs.IDENTITY, "rms"] == 0).all()
     # Seven combinations of dtype and autocast, three quantities under one map and two under the other.
     assert len(kernels) == 7 * (3 + 2)
     # Autocast changes nothing for the operator.
@@ -110,12 +110,12 @@ def test_command(tmp_path, capsys):
 def test_json_and_an_earlier_run(tmp_path, capsys):
     assert main(["numerics", "--out", str(tmp_path), "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert {row["quantity"] for row in rows} == set(judged.QUANTITIES)
+    assert {row["quantity"] for row in rows} == set(errors.QUANTITIES)
     assert all(row["torch"] == torch.__version__ and row["shape"] == "2x1x9x9" for row in rows)
     assert main(["numerics", "--out", str(tmp_path), "--results", str(tmp_path / "numerics.csv")]) == 0
     text = capsys.readouterr().out
     assert "2x1x9x9" in text
-    assert judged.WORSE not in text
+    assert errors.WORSE not in text
 
 
 @pytest.mark.usefixtures("one_cell")
@@ -133,15 +133,15 @@ def test_a_planted_error_fails(quantity, planted, tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(implementations, "operator", wrong)
     assert main(["numerics", "--out", str(tmp_path)]) == 1
     text = capsys.readouterr().out
-    assert f"{judged.WORSE}: {'kernels' if torch.cuda.is_available() else 'CPU path'}" in text
-    assert judged.QUANTITIES[quantity] + " at 9, fp32, map random" in text
+    assert f"{errors.WORSE}: {'kernels' if torch.cuda.is_available() else 'CPU path'}" in text
+    assert errors.QUANTITIES[quantity] + " at 9, fp32, map random" in text
     assert main(["numerics", "--out", str(tmp_path), "--results", str(tmp_path / "numerics.csv")]) == 1
 
 
 @needs_interpreter
 class TestInterpreter:
     def test_rounds_to_nearest_bf16(self):
-        case = pictures.make(torch.bfloat16, 9, RANDOM, torch.device("cpu"))
+        case = inputs.make(torch.bfloat16, 9, RANDOM, torch.device("cpu"))
         with interpreted.rounding_as_gpus((9, 9)):
             half, wide = (
                 launch.forward(x, case.theta, size=(9, 9)) for x in (case.input, case.input.float())
@@ -192,10 +192,10 @@ def test_the_pair_is_not_run_where_it_leaves_its_memory():
 
 
 def test_the_readme_s_tables_are_those_of_the_committed_run():
-    table = rendered.read(COMMITTED)
-    assert rendered.markdown(table) in (ROOT / "README.md").read_text()
-    assert set(table["size"]) == set(pictures.SIZES)
-    assert not (table["verdict"] == judged.WORSE).any()
+    table = error_tables.read(COMMITTED)
+    assert error_tables.markdown(table) in (ROOT / "README.md").read_text()
+    assert set(table["size"]) == set(inputs.SIZES)
+    assert not (table["verdict"] == errors.WORSE).any()
     assert not table["commit"].str.contains("dirty").any()
     assert len(chart.draw(table).axes) == 9
 
@@ -206,4 +206,4 @@ def test_files_that_are_none_are_refused(content, tmp_path):
     if content is not None:
         path.write_text(content)
     with pytest.raises(UsageError, match=r"--results: .*some\.csv.*expected"):
-        rendered.read(path)
+        error_tables.read(path)

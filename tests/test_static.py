@@ -156,13 +156,13 @@ def test_instructions_per_element_are_those_recorded(rows):
 LAUNCHED = """
 import json
 from dataclasses import replace
-from perf.kernels import called
+from perf.kernels import calls
 from perf.measuring.workloads import WORKLOADS
 from perf.static import launched
 
-plain = called.VariantCall("bilinear", "zeros", channels=4)
-features = called.WorkloadCall(WORKLOADS["features-64"], "backward")
-calls = {
+plain = calls.VariantCall("bilinear", "zeros", channels=4)
+features = calls.WorkloadCall(WORKLOADS["features-64"], "backward")
+chosen = {
     "3 channels": replace(plain, channels=3),
     "4 channels": plain,
     "many": replace(plain, matrices="many"),
@@ -172,9 +172,9 @@ calls = {
     "expanded": replace(features, grad_output="expanded"),
 }
 print(json.dumps({
-    "names": sorted({launch.name.rpartition("/c")[0] for _, launch in launched(called.variants())}),
+    "names": sorted({launch.name.rpartition("/c")[0] for _, launch in launched(calls.variants())}),
     **{name: {launch.name.split("/")[0]: launch.key for _, launch in launched([call])}
-       for name, call in calls.items()},
+       for name, call in chosen.items()},
 }))
 """
 

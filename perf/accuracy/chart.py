@@ -10,9 +10,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from perf import setting
+from perf.accuracy.error_tables import SHOWN
+from perf.accuracy.errors import QUANTITIES
 from perf.accuracy.implementations import KERNELS, LABELS, PAIR, REFERENCE
-from perf.accuracy.judged import QUANTITIES
-from perf.accuracy.rendered import SHOWN
 from perf.charts import style
 from perf.files import EAGER, FACTS
 from perf.measuring.maps import RANDOM

@@ -12,7 +12,7 @@ from pathlib import Path
 import triton
 
 from perf import EXIT_OK, chosen
-from perf.kernels import called, yardstick
+from perf.kernels import calls, yardstick
 from perf.measuring.workloads import WORKLOADS
 from perf.static import Kernel, Row, launched
 from stn_triton import policy
@@ -26,8 +26,8 @@ _PASSES = ("forward", "backward")
 def main(args: argparse.Namespace, compiled: Callable[[Sequence[Kernel]], Iterator[Row]]) -> int:
     """Count, print a line as each is known, and write the table."""
     names = args.space or list(yardstick.NAMES)
-    found = called.of_workloads([WORKLOADS[n] for n in chosen("--space", names, WORKLOADS)], mixed=False)
-    found = launched([call for call in calls if call.pass_name in _PASSES], by="bucket")
+    made = calls.of_workloads([WORKLOADS[n] for n in chosen("--space", names, WORKLOADS)], mixed=False)
+    found = launched([call for call in made if call.pass_name in _PASSES], by="bucket")
     kernels = [
         Kernel(call, launch, yardstick.ARCH, config)
         for call, launch in found

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from perf.accuracy import implementations, pictures
-from perf.accuracy.pictures import Case
+from perf.accuracy import implementations, inputs
+from perf.accuracy.inputs import Case
 
 QUANTITIES = ("forward", "grad_input", "grad_theta")
 BETTER, EQUAL, WORSE, ALONE = "better", "equal", "WORSE", "no rival"
@@ -27,11 +27,11 @@ def rows_of(
     device: torch.device,
 ) -> list[Row]:
     """A row per autocast, quantity and provider for images of a dtype, judged."""
-    case = pictures.make(dtype, size, map_name, device)
-    quantities = QUANTITIES[: 2 if map_name == pictures.IDENTITY else 3]
-    images, *sides = pictures.shape_of(size)
+    case = inputs.make(dtype, size, map_name, device)
+    quantities = QUANTITIES[: 2 if map_name == inputs.IDENTITY else 3]
+    images, *sides = inputs.shape_of(size)
     rows = []
-    for autocast in pictures.AUTOCASTS[dtype]:
+    for autocast in inputs.AUTOCASTS[dtype]:
         errors: dict[str, list[Error]] = {}
         reasons: dict[str, str] = {}
         for name, provider in who.items():
@@ -45,8 +45,8 @@ def rows_of(
                 pair = errors[implementations.PAIR][i], reasons[implementations.PAIR]
                 rows.append(
                     {
-                        "dtype": pictures.short(dtype),
-                        "autocast": pictures.short(autocast) if autocast else "",
+                        "dtype": inputs.short(dtype),
+                        "autocast": inputs.short(autocast) if autocast else "",
                         "size": size,
                         "shape": "x".join(map(str, (images, 1, *sides))),
                         "map": map_name,

@@ -8,9 +8,9 @@ from pathlib import Path
 import pandas as pd
 
 from perf import UsageError
-from perf.accuracy import pictures
+from perf.accuracy import inputs
+from perf.accuracy.errors import QUANTITIES, WORSE
 from perf.accuracy.implementations import LABELS, PAIR
-from perf.accuracy.judged import QUANTITIES, WORSE
 from perf.files import FACTS
 from perf.measuring.maps import RANDOM
 
@@ -101,7 +101,7 @@ def markdown(table: pd.DataFrame) -> str:
     lines += [f"| images | | {' | '.join(map(str, sizes))} |", "|---|---|" + "---|" * len(sizes)]
     for dtype in dtypes:
         for quantity in QUANTITIES[:2]:
-            cells = (_cell(table, names, dtype, size, pictures.IDENTITY, quantity) for size in sizes)
+            cells = (_cell(table, names, dtype, size, inputs.IDENTITY, quantity) for size in sizes)
             lines.append(f"| {dtype} | {quantity} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
