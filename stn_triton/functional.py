@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from stn_triton import derivatives, limits
-from stn_triton.arguments import (
+from stn_triton.options import MODES, PADDING_MODES, Options
+from stn_triton.validation import (
     choice,
     control_points,
     fill_values,
@@ -17,7 +18,6 @@ from stn_triton.arguments import (
     maps,
     output_size,
 )
-from stn_triton.options import MODES, PADDING_MODES, Options
 
 
 def affine_grid_sample(

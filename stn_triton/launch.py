@@ -15,8 +15,8 @@ from torch import Tensor
 
 from stn_triton import buckets, plans, policy, splines
 from stn_triton.contract import coordinate_dtype, memory_format
+from stn_triton.kernel_launch import Settle, Step, Tensors
 from stn_triton.options import DEFAULT, Options, Tangents, is_projective
-from stn_triton.steps import Settle, Step, Tensors
 
 _SECTOR = 32
 """Bytes that a GPU reads at once."""

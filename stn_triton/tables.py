@@ -53,7 +53,7 @@ def kernels() -> str:
     """A digest of the kernels, and of how they are compiled."""
     digest = hashlib.sha256()
     here = Path(__file__).parent
-    for path in (*sorted((here / "kernels").glob("*.py")), here / "steps.py"):
+    for path in (*sorted((here / "kernels").glob("*.py")), here / "kernel_launch.py", here / "policy.py"):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

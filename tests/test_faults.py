@@ -22,8 +22,8 @@ from stn_triton import (
     splines,
     thin_plate_spline_grid_sample,
 )
+from stn_triton.kernel_specs import SPECS
 from stn_triton.kernels import scatter
-from stn_triton.specs import SPECS
 
 IMPLEMENTATIONS = {
     "kernels": ops._implementations(lambda: launch, lambda: launch),

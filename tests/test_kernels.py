@@ -6,8 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stn_triton import buckets, contract, launch, policy, tuning
-from stn_triton import steps as launch_steps
+from stn_triton import buckets, contract, kernel_launch, launch, policy, tuning
 from stn_triton.check import oracle
 from stn_triton.options import Options
 
@@ -343,8 +342,8 @@ def test_an_infinite_gradient_reaches_the_pixels_that_it_samples(device, mask):
 def test_offsets_are_as_wide_as_the_widest_tensor_even_if_only_written(monkeypatch):
     """The gradient of an expanded input is dense."""
     flags = []
-    real = launch_steps.constants_of
-    monkeypatch.setattr(launch_steps, "constants_of", lambda *args: flags.append(real(*args)) or flags[-1])
+    real = kernel_launch.constants_of
+    monkeypatch.setattr(kernel_launch, "constants_of", lambda *args: flags.append(real(*args)) or flags[-1])
     for size, width in ((40_000, "int32"), (50_000, "int64")):
         input = torch.empty(1, 1, 1, 1, device="meta").expand(1, 1, size, size)
         grad = torch.empty(1, 1, 8, 8, device="meta")

@@ -8,9 +8,9 @@ import torch
 from variants import Variant, case, tangents_of
 
 from stn_triton import launch, policy, splines, tuning
+from stn_triton.kernel_launch import Settle
 from stn_triton.kernels.coordinates import MAX_SAMPLES
 from stn_triton.options import Options
-from stn_triton.steps import Settle
 
 POINTS = tuple(splines.regular_points(2, 2))
 LAST, LAST_3D = torch.channels_last, torch.channels_last_3d

@@ -17,9 +17,9 @@ from stn_triton import (
     tuning,
 )
 from stn_triton.check import oracle
+from stn_triton.kernel_specs import SPECS
 from stn_triton.kernels import scatter
 from stn_triton.options import MODES, PADDING_MODES, Options, Tangents
-from stn_triton.specs import SPECS
 
 pytestmark = pytest.mark.usefixtures("poisoned")  # and so deterministic, but where a test says otherwise
 GRID = tuple(splines.regular_points(2, 3))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stn_triton import arguments
+from stn_triton import validation
 
 
 def output_width(module: nn.Module) -> int | None:
@@ -32,7 +32,7 @@ def not_the_identity(localization: nn.Module, identity: Tensor) -> None:
 
 def image(x: Tensor, dim: int) -> None:
     """(N, C, ...) of the right dimension."""
-    if arguments.tensor("x", x).ndim != dim + 2:
+    if validation.tensor("x", x).ndim != dim + 2:
         shape = "(N, C, H, W)" if dim == 2 else "(N, C, D, H, W)"
         other = {4: 2, 5: 3}.get(x.ndim)
         hint = f": for such inputs make the layer with dim={other}" if other else ""
@@ -41,7 +41,7 @@ def image(x: Tensor, dim: int) -> None:
 
 def looked_at(name: str, seen: Tensor, x: Tensor, in_channels: int) -> None:
     """What the localisation network is given."""
-    if arguments.tensor(name, seen).ndim < 2 or seen.shape[0] != x.shape[0] or seen.shape[1] != in_channels:
+    if validation.tensor(name, seen).ndim < 2 or seen.shape[0] != x.shape[0] or seen.shape[1] != in_channels:
         raise ValueError(
             f"{name} must have shape ({x.shape[0]}, {in_channels}, ...) for a layer made with "
             f"in_channels={in_channels}, got {tuple(seen.shape)}"
@@ -51,7 +51,7 @@ def looked_at(name: str, seen: Tensor, x: Tensor, in_channels: int) -> None:
 def located(found: Tensor, x: Tensor, width: int, remedy: str) -> None:
     """What a localisation network returns."""
     if not isinstance(found, Tensor):
-        raise TypeError(f"localization must return a torch.Tensor, {arguments.got(found)}")
+        raise TypeError(f"localization must return a torch.Tensor, {validation.got(found)}")
     if found.ndim != 2 or found.shape[0] != x.shape[0] or found.shape[1] != width:
         if found.ndim == 2 and found.shape[0] == x.shape[0]:
             hint = remedy.format(found.shape[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from stn_triton import arguments
+from stn_triton import validation
 
 
 def scale_gradient(theta: Tensor, factor: float) -> Tensor:
@@ -33,7 +33,7 @@ def scale_gradient(theta: Tensor, factor: float) -> Tensor:
         >>> theta.grad
         tensor([0.1000, 0.1000, 0.1000])
     """
-    if arguments.number("factor", factor) == 1:
+    if validation.number("factor", factor) == 1:
         return theta
     # Adds zero times the factor; unlike a custom backward, with every kind of derivative and compiler.
     return theta.detach() + (theta - theta.detach()) * factor

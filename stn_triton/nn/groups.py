@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from stn_triton import arguments
+from stn_triton import validation
 from stn_triton.nn.transformer import SpatialTransformer
 
 
@@ -42,7 +42,7 @@ def parameter_groups(model: nn.Module, lr: float, localization_lr_scale: float =
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got one of type {type(model).__name__}")
     for name, value in (("lr", lr), ("localization_lr_scale", localization_lr_scale)):
-        if arguments.number(name, value) < 0:
+        if validation.number(name, value) < 0:
             raise ValueError(f"{name} must be at least 0, got {value!r}")
     layers = [module for module in model.modules() if isinstance(module, SpatialTransformer)]
     if not layers:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stn_triton import arguments
+from stn_triton import validation
 
 _CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -52,12 +52,12 @@ class ConvolutionalLocalization(nn.Module):
         out_features: int = 32,
     ) -> None:
         super().__init__()
-        if arguments.count("kernel_size", kernel_size) % 2 != 1:
+        if validation.count("kernel_size", kernel_size) % 2 != 1:
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
         widths = (in_channels, *channels)
-        self.dim = arguments.dimension(dim)
-        self.cells = arguments.count("cells", cells)
-        self.out_features = arguments.count("out_features", out_features)
+        self.dim = validation.dimension(dim)
+        self.cells = validation.count("cells", cells)
+        self.out_features = validation.count("out_features", out_features)
         self.convolutions = nn.ModuleList(
             [
                 _CONVOLUTIONS[dim](before, after, kernel_size, padding=kernel_size // 2)
@@ -104,8 +104,8 @@ class FullyConnectedLocalization(nn.Module):
         self, in_channels: int, *, dim: int = 2, hidden: Sequence[int] = (32, 32), cells: int = 16
     ) -> None:
         super().__init__()
-        self.dim = arguments.dimension(dim)
-        self.cells = arguments.count("cells", cells)
+        self.dim = validation.dimension(dim)
+        self.cells = validation.count("cells", cells)
         widths = (in_channels * cells**dim, *hidden)
         self.out_features = widths[-1]
         self.layers = nn.ModuleList(

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stn_triton import arguments, transforms
+from stn_triton import transforms, validation
 
 TRANSFORMS = ("affine", "attention", "translation", "rotation", "similarity", "projective", "tps")
 BOUNDED = ("affine", "attention", "translation", "similarity")
@@ -167,12 +167,12 @@ def parametrize(
     bounded: bool,
 ) -> tuple[Parametrization, list[float]]:
     """From the arguments of a layer to its parametrization, and the numbers that it starts from."""
-    arguments.choice("transform", transform, TRANSFORMS)
+    validation.choice("transform", transform, TRANSFORMS)
     if dim == 3 and transform in IMAGES_ONLY:
         choices = ", ".join([repr(name) for name in TRANSFORMS if name not in IMAGES_ONLY])
         raise ValueError(f"transform must be one of {choices} for volumes (dim=3), got {transform!r}")
-    arguments.choice("initialization", initialization, _INITIALIZATIONS)
-    if arguments.flag("bounded", bounded) and transform not in BOUNDED:
+    validation.choice("initialization", initialization, _INITIALIZATIONS)
+    if validation.flag("bounded", bounded) and transform not in BOUNDED:
         raise ValueError(
             f"bounded must be False for transform={transform!r}, got True: only "
             f"{', '.join(map(repr, BOUNDED))} can be; outside_penalty keeps others inside"
@@ -186,14 +186,14 @@ def parametrize(
         along, centres = tiles(transformers, dim)
     if scale is None:
         scale = (_BOUNDED_SCALE if bounded else 1.0) / max(along)
-    arguments.positive("scale", scale)
+    validation.positive("scale", scale)
     furthest = max([abs(at) for centre in centres for at in centre])
     if bounded and not scale + furthest < 1:
         raise ValueError(
             f"scale must be below {1 - furthest:.3g} if bounded, for the initial crop lies within the input "
             f"and not on its edge, where no gradient is, got {scale}"
         )
-    points = arguments.control_points("control_points", control_points) if transform == "tps" else ()
+    points = validation.control_points("control_points", control_points) if transform == "tps" else ()
     parametrization = Parametrization(transform, dim, tuple(points), bounded, scale)
     return parametrization, [number for centre in centres for number in parametrization.start(centre)]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stn_triton import arguments, splines
+from stn_triton import splines, validation
 from stn_triton.nn.precision import without_autocast
 
 # Nearer to its horizon, or behind it, a homography is judged as if it were this far before it.
@@ -49,9 +49,9 @@ def outside_penalty(
         >>> stn_triton.nn.outside_penalty(half_out, lattice=64, softness=1e-6)
         tensor([0.0000, 0.5000])
     """
-    arguments.floating("theta", theta)
-    arguments.count("lattice", lattice, least=2)
-    arguments.positive("softness", softness)
+    validation.floating("theta", theta)
+    validation.count("lattice", lattice, least=2)
+    validation.positive("softness", softness)
     with without_autocast(theta.device):
         theta = theta.to(torch.promote_types(theta.dtype, torch.float32))
         if theta.ndim >= 2 and theta.shape[-1] == 2:
@@ -89,7 +89,7 @@ def _spline(
     offsets: Tensor, points: Sequence[int] | Sequence[Sequence[float]] | None, lattice: int
 ) -> tuple[Tensor, Tensor]:
     """Where splines send the lattice: (..., 2, L), and ones (L,)."""
-    flat = arguments.control_points("points", points, offsets.shape[-2])
+    flat = validation.control_points("points", points, offsets.shape[-2])
     axis = torch.linspace(-1, 1, lattice, dtype=offsets.dtype, device=offsets.device)
     terms = splines.basis((axis, axis), flat).flatten(0, 1).T  # (P, L)
     positions = torch.stack(torch.meshgrid([axis] * 2, indexing="xy")).flatten(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from stn_triton import arguments, transforms
+from stn_triton import transforms, validation
 from stn_triton.nn.transformer import SpatialTransformer
 
 
@@ -49,7 +49,7 @@ class SpatialTransformerSeries(nn.Module):
         for index, stage in enumerate(stages):
             name = f"stages[{index}]"
             if not isinstance(stage, SpatialTransformer):
-                raise TypeError(f"{name} must be a SpatialTransformer, {arguments.got(stage)}")
+                raise TypeError(f"{name} must be a SpatialTransformer, {validation.got(stage)}")
             transform = stage.parametrization.transform
             if transform == "tps":
                 raise ValueError(f"{name} must have a matrix for theta, to be composed, got transform='tps'")
@@ -65,7 +65,7 @@ class SpatialTransformerSeries(nn.Module):
                     f"{name} must have antialias=False, for the map up to it is projective, got True"
                 )
         self.stages = nn.ModuleList(stages)
-        self.return_theta = arguments.flag("return_theta", return_theta)
+        self.return_theta = validation.flag("return_theta", return_theta)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """``x`` warped once, by the product of what all stages found."""

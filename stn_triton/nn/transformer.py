@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stn_triton import arguments
+from stn_triton import validation
 from stn_triton.functional import (
     affine_grid_sample,
     perspective_grid_sample,
@@ -121,43 +121,43 @@ class SpatialTransformer(nn.Module):
         antialias: bool = False,
     ) -> None:
         super().__init__()
-        self.in_channels = arguments.count("in_channels", in_channels)
-        self.dim = arguments.dimension(dim)
+        self.in_channels = validation.count("in_channels", in_channels)
+        self.dim = validation.dimension(dim)
         if size is not None:
             other = 5 - dim
             hints = dict.fromkeys(range(8), f" for dim={dim}")
             hints[other] += f": with dim={other} the layer takes it"
-            arguments.output_size(size, dim, hints)
+            validation.output_size(size, dim, hints)
         self.size = tuple(size) if isinstance(size, Sequence) else size
-        self.transformers = arguments.count("transformers", transformers)
-        self.gradient_scale = arguments.number("gradient_scale", gradient_scale)
-        self.return_theta = arguments.flag("return_theta", return_theta)
+        self.transformers = validation.count("transformers", transformers)
+        self.gradient_scale = validation.number("gradient_scale", gradient_scale)
+        self.return_theta = validation.flag("return_theta", return_theta)
         self.parametrization, start = parameters.parametrize(
             transform, dim, control_points, transformers, initialization, scale, bounded
         )
         self.sampling = {
-            "mode": arguments.choice("mode", mode, _MODES, ", which tell theta where to go"),
-            "padding_mode": arguments.choice("padding_mode", padding_mode, PADDING_MODES),
-            "align_corners": arguments.flag("align_corners", align_corners),
+            "mode": validation.choice("mode", mode, _MODES, ", which tell theta where to go"),
+            "padding_mode": validation.choice("padding_mode", padding_mode, PADDING_MODES),
+            "align_corners": validation.flag("align_corners", align_corners),
             "fill_value": fill_value,
         }
         if mode == "bicubic" and dim == 3:
             raise ValueError("mode must be 'bilinear' for volumes (dim=3), got 'bicubic'")
-        self.antialias = arguments.flag("antialias", antialias)
+        self.antialias = validation.flag("antialias", antialias)
         if antialias and transform in parameters.IMAGES_ONLY:
             raise ValueError(f"antialias must be False for transform={transform!r}, got {antialias!r}")
         self.control_points = control_points
         if isinstance(fill_value, Tensor):
             raise TypeError(
                 "fill_value must be None, a number or a sequence of them, for a tensor does not move with "
-                f"the layer, {arguments.got(fill_value)}"
+                f"the layer, {validation.got(fill_value)}"
             )
         if localization is None:
             localization = ConvolutionalLocalization(in_channels, dim=dim)
         elif not isinstance(localization, nn.Module):
-            raise TypeError(f"localization must be a torch.nn.Module, {arguments.got(localization)}")
+            raise TypeError(f"localization must be a torch.nn.Module, {validation.got(localization)}")
         self.localization = localization
-        if arguments.flag("head", head):
+        if validation.flag("head", head):
             if localization_features is None:
                 localization_features = checks.output_width(localization)
             if localization_features is None:
@@ -165,7 +165,7 @@ class SpatialTransformer(nn.Module):
                     "localization_features must say how many features localization returns, F of (N, F), for "
                     f"a {type(localization).__name__} does not tell by an attribute out_features; got None"
                 )
-            self.head = _Head(arguments.count("localization_features", localization_features), start)
+            self.head = _Head(validation.count("localization_features", localization_features), start)
         else:
             if any(start):
                 raise ValueError(

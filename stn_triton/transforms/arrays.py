@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from stn_triton import arguments
+from stn_triton import validation
 from stn_triton.transforms import inputs
 from stn_triton.transforms.algebra import invert, with_shift
 from stn_triton.transforms.builders import Numbers
@@ -61,7 +61,7 @@ def from_cv2(
     """
     both_sizes(size_in, size_out, (2,))
     matrix = inputs.matrices("matrix", matrix, SHAPES[2])
-    if not arguments.flag("inverse_map", inverse_map):
+    if not validation.flag("inverse_map", inverse_map):
         matrix = invert(matrix)
     return from_pixels(matrix, size_in, size_out, align_corners=align_corners)
 
@@ -81,7 +81,7 @@ def to_cv2(
     """
     both_sizes(size_in, size_out, (2,))
     matrix = to_pixels(theta, size_in, size_out, align_corners=align_corners)
-    return matrix if arguments.flag("inverse_map", inverse_map) else invert(matrix)
+    return matrix if validation.flag("inverse_map", inverse_map) else invert(matrix)
 
 
 def from_scipy(
@@ -121,7 +121,7 @@ def from_scipy(
         matrix = with_shift(matrix, offset)
     elif offset is not None:
         shape = tuple(matrix.shape)
-        raise ValueError(f"offset must be None for a matrix of shape {shape}, {arguments.got(offset)}")
+        raise ValueError(f"offset must be None for a matrix of shape {shape}, {validation.got(offset)}")
     return from_pixels(reverse_axes(matrix[..., :dim, :]), size_in, size_out, align_corners=align_corners)
 
 
@@ -170,7 +170,7 @@ def from_dali(
     """
     dim = len(both_sizes(size_in, size_out)[0])
     matrix = inputs.matrices("matrix", matrix, ((dim, dim + 1),))
-    if not arguments.flag("inverse_map", inverse_map):
+    if not validation.flag("inverse_map", inverse_map):
         matrix = invert(matrix)
     return from_pixels(from_corner(matrix), size_in, size_out, align_corners=align_corners)
 
@@ -190,4 +190,4 @@ def to_dali(
     """
     theta = affine_only(theta, size_in)
     matrix = to_corner(to_pixels(theta, size_in, size_out, align_corners=align_corners))
-    return matrix if arguments.flag("inverse_map", inverse_map) else invert(matrix)
+    return matrix if validation.flag("inverse_map", inverse_map) else invert(matrix)

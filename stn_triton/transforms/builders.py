@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stn_triton import arguments
+from stn_triton import validation
 from stn_triton.transforms import inputs
 from stn_triton.transforms.algebra import with_shift
 
@@ -38,7 +38,7 @@ def identity(
         tensor([[1., 0., 0.],
                 [0., 1., 0.]])
     """
-    dim = arguments.dimension(dim)
+    dim = validation.dimension(dim)
     return torch.eye(dim, dim + 1, dtype=dtype, device=device)
 
 
@@ -91,7 +91,7 @@ def scale(factors: Numbers, *, dim: int = 2) -> Tensor:
         tensor([[0.5000, 0.0000, 0.0000],
                 [0.0000, 2.0000, 0.0000]])
     """
-    dim = arguments.dimension(dim)
+    dim = validation.dimension(dim)
     factors = inputs.vectors("factors", factors, (1, 2, 3), "(..., 1), (..., 2) or (..., 3)")
     if factors.shape[-1] == 1:
         factors = factors.expand(*factors.shape[:-1], dim)
@@ -220,15 +220,15 @@ def on_sides(linear: Tensor, aspect: float | Tensor | Sequence[float | Tensor]) 
     dim = linear.shape[-1]
     if dim == 2:
         if not isinstance(aspect, (int, float, Tensor, *_SYMBOLIC)):
-            raise TypeError(f"aspect must be a number or a tensor, W / H, {arguments.got(aspect)}")
+            raise TypeError(f"aspect must be a number or a tensor, W / H, {validation.got(aspect)}")
         sides = [aspect, 1.0]
     else:
         if isinstance(aspect, (int, float, *_SYMBOLIC)) or len(aspect) != dim:
-            raise ValueError(f"aspect must be three numbers (W, H, D) for volumes, {arguments.got(aspect)}")
+            raise ValueError(f"aspect must be three numbers (W, H, D) for volumes, {validation.got(aspect)}")
         sides = list(aspect)
     numbers = [side for side in sides if isinstance(side, (int, float))]
     if any(not side > 0 for side in numbers):
-        raise ValueError(f"aspect must be positive, {arguments.got(aspect)}")
+        raise ValueError(f"aspect must be positive, {validation.got(aspect)}")
     if len(numbers) == dim and min(numbers) == max(numbers):
         return linear
     sides = [side.unsqueeze(-1) if isinstance(side, Tensor) else side for side in sides]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stn_triton import arguments
+from stn_triton import validation
 from stn_triton.transforms import builders, inputs
 from stn_triton.transforms.algebra import compose, with_shift
 from stn_triton.transforms.builders import Numbers
@@ -50,7 +50,7 @@ def affine(
         tensor([[0.5000, 0.0000, 0.2500],
                 [0.0000, 0.5000, 0.0000]])
     """
-    dim = arguments.dimension(dim)
+    dim = validation.dimension(dim)
     given = {"translation": translation, "angle": angle, "shear": shear, "scale": scale}
     typed = [
         inputs.tensor(name, value)
@@ -125,7 +125,7 @@ def boxes(
     dim = len(extents)
     names = "(..., 4)" if dim == 2 else "(..., 6)"
     boxes = inputs.vectors("boxes", boxes, (2 * dim,), f"{names} for size_in {tuple(size_in)}")
-    arguments.flag("align_corners", align_corners)
+    validation.flag("align_corners", align_corners)
     low, high = boxes[..., :dim].unbind(-1), boxes[..., dim:].unbind(-1)
     inset = 1 if align_corners else 0
     units = [max(extent - inset, 1) for extent in extents]
@@ -136,7 +136,7 @@ def boxes(
         factors = torch.stack([span / unit for span, unit in zip(spans, units, strict=True)], dim=-1)
         linear = torch.diag_embed(factors)
     elif dim == 3:
-        raise ValueError(f"angle must be None for volumes, size_in {tuple(size_in)}, {arguments.got(angle)}")
+        raise ValueError(f"angle must be None for volumes, size_in {tuple(size_in)}, {validation.got(angle)}")
     else:
         turn = builders.rotation(inputs.tensor("angle", angle, boxes))[..., :2]
         linear = turn * torch.stack(spans, dim=-1).unsqueeze(-2)

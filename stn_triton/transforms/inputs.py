@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stn_triton import arguments
+from stn_triton import validation
 
 Sizes = Sequence[int]  # (H, W) or (D, H, W)
 
@@ -32,9 +32,9 @@ def tensor(name: str, value: Any, like: Tensor | None = None) -> Tensor:
                 value = torch.as_tensor(value, dtype=dtype, device=device)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(
-                f"{name} must be a tensor, a number or a sequence of numbers, {arguments.got(value)}"
+                f"{name} must be a tensor, a number or a sequence of numbers, {validation.got(value)}"
             ) from error
-    return arguments.floating(name, value)
+    return validation.floating(name, value)
 
 
 def vectors(
@@ -60,7 +60,7 @@ def matrices(name: str, value: Any, shapes: Sequence[tuple[int, int]]) -> Tensor
 def sizes(name: str, value: Any, dims: tuple[int, ...] = (2, 3)) -> list[int]:
     """A spatial size, checked, in the order of coordinates: (W, H) or (W, H, D)."""
     words = " or ".join([("(H, W)", "(D, H, W)")[dim - 2] for dim in dims])
-    return list(reversed(arguments.sizes(name, value, dims, f"a sequence of ints {words}")))
+    return list(reversed(validation.sizes(name, value, dims, f"a sequence of ints {words}")))
 
 
 def is_array(value: Any) -> bool:

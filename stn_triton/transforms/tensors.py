@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stn_triton import arguments
+from stn_triton import validation
 from stn_triton.transforms import inputs
 from stn_triton.transforms.algebra import homogeneous, invert, with_shift
 from stn_triton.transforms.builders import Numbers
@@ -215,7 +215,7 @@ def from_monai(
     dim = len(extents[0])
     matrix = inputs.matrices("matrix", matrix, ((dim, dim + 1), (dim + 1, dim + 1)))
     matrix = reverse_axes(matrix[..., :dim, :])
-    if arguments.flag("zero_centered", zero_centered):
+    if validation.flag("zero_centered", zero_centered):
         return normalise(matrix, *extents, align_corners)
     return from_pixels(matrix, size_in, size_out, align_corners=align_corners)
 
@@ -235,7 +235,7 @@ def to_monai(
     """
     extents = both_sizes(size_in, size_out)
     theta = affine_only(theta, size_in)
-    if arguments.flag("zero_centered", zero_centered):
+    if validation.flag("zero_centered", zero_centered):
         matrix = denormalise(theta, *extents, align_corners)
     else:
         matrix = to_pixels(theta, size_in, size_out, align_corners=align_corners)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import triton
 
-from stn_triton.kernels import backward, fill, forward, scatter
+from stn_triton.kernels import backward, fill_gradient, forward, scatter
 
 
 class Spec(NamedTuple):
@@ -48,7 +48,7 @@ SPECS = {
     "largest": Spec(*_SCATTER, ("grad_output",), _LARGEST),
     "exact": Spec(*_SCATTER, (*_READ, "grad_input"), _WHOLE, needs_theta=True),
     "exact_input": Spec(*_SCATTER, ("grad_output", "grad_input"), _WHOLE),
-    "fill": Spec(fill, "fill_kernel", ("grad_output",), needs_fill=True),
+    "fill": Spec(fill_gradient, "fill_kernel", ("grad_output",), needs_fill=True),
 }
 """By name: a gather or a scatter of both gradients or of the input's alone; theta's alone; a scatter in whole
 numbers, after the pass that finds the largest; the fill values'."""

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from stn_triton import buckets, plans, policy, tuning
 from stn_triton.contract import coordinate_dtype
+from stn_triton.kernel_specs import SPECS
 from stn_triton.kernels import scatter, structs
 from stn_triton.kernels.coordinates import MAX_SAMPLES
 from stn_triton.options import DISPLACEMENTS, Options, is_projective
-from stn_triton.specs import SPECS
 
 _TRITON_DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 _MAX_PROGRAMS = 2**31 - 1
@@ -32,7 +32,7 @@ class Step:
     def __init__(
         self, name: str, options: Options, numbers: Mapping[str, int] | None = None, is_many: bool = False
     ) -> None:
-        """Take its name in ``specs``, and the numbers that do not follow from its tensors.
+        """Take its name in ``kernel_specs``, and the numbers that do not follow from its tensors.
 
         ``is_many`` says that an image has several matrices, which a gather looks for.
         """
