@@ -60,6 +60,17 @@ def addresses():
     return {"right": seen, "different": len(used)}
 
 
+def numbers():
+    """Sizes and strides as they reach the driver, those of tuples too, in a first and a repeated launch."""
+    image, theta, seen = torch.zeros(2, 3, 20, 24)[:, :, 1:20, 1:23], torch.zeros(2, 2, 4)[..., :3], []
+    STUB.stub_watch(18)
+    for _ in range(2):
+        launch.forward(image, theta, size=(7, 9))
+        seen.append([STUB.stub_last(i) for i in range(4, 19)])
+    STUB.stub_watch(3)
+    return seen
+
+
 def alignments():
     """A view that begins 4 bytes later needs another kernel; either is found again."""
     memory = torch.zeros(3 * 8 * 8 + 1)
@@ -142,6 +153,6 @@ def layouts():
     return seen
 
 
-CHECKS = (repeated, addresses, alignments, streams, threads, configurations, layouts)
+CHECKS = (repeated, addresses, numbers, alignments, streams, threads, configurations, layouts)
 if __name__ == "__main__":
     print(json.dumps({check.__name__: check() for check in CHECKS}))

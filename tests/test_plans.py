@@ -36,6 +36,17 @@ class TestThroughTritonsLauncher:
         assert seen["addresses"]["right"] == [True] * 6
         assert seen["addresses"]["different"] >= 3
 
+    def test_numbers_reach_the_kernel_in_the_order_of_its_parameters(self, seen):
+        """The strides of columns are 1, and compiled in."""
+        sizes, strides_out, strides_in, strides_theta = (
+            [3, 19, 22, 7, 9],
+            [189, 63, 9],
+            [1440, 480, 24],
+            [8, 4],
+        )
+        images, points = 2, 0
+        assert seen["numbers"] == [[images, points, *sizes, *strides_out, *strides_in, *strides_theta]] * 2
+
     def test_another_alignment_has_its_own_kernel(self, seen):
         even, odd, *again = seen["alignments"]
         assert odd == even + 1

@@ -42,13 +42,16 @@ int cuModuleGetFunction(void **f, void *m, const char *n) {*f = (void *)1; retur
 int cuModuleLoadData(void **m, const void *i) {*m = (void *)1; return 0;}
 int cuPointerGetAttribute(address *v, int attribute, address p) {*v = p; return 0;}
 int cuOccupancyMaxActiveClusters(int *n, void *f, void *c) {*n = 1; return 0;}
-static address last[4];
+static address last[33];
+static int watched = 3;
 int cuLaunchKernelEx(void *config, void *f, void **arguments, void **e) {
   last[0] = *(address *)((char *)config + 32);
-  for (int i = 0; i < 3; i++) last[i + 1] = *(address *)arguments[i];
+  for (int i = 0; i < watched; i++)
+    last[i + 1] = i < 3 ? *(address *)arguments[i] : (address)*(int *)arguments[i];
   __atomic_fetch_add(&launches, 1, __ATOMIC_RELAXED);
   return 0;}
 long stub_launches(void) {return launches;}
+void stub_watch(int n) {watched = n;}
 address stub_last(int i) {return last[i];}
 """
 
@@ -68,7 +71,8 @@ def install() -> ctypes.CDLL:
 
     Returns:
         The library. ``stub_launches()`` counts launches; ``stub_last(0)`` is the stream of the last, and
-        ``stub_last(1)`` to ``stub_last(3)`` are its first arguments, pointers.
+        ``stub_last(1)`` to ``stub_last(3)`` are its first arguments, pointers. After ``stub_watch(n)``, up to
+        ``stub_last(n)``, n at most 32, are those that follow; all must be numbers of 32 bits.
 
     Raises:
         OSError: there is no C compiler.
