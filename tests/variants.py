@@ -78,11 +78,7 @@ def case(variant: Variant, channels: int = 2, size_in=None, size=None) -> Case:
     index = torch.tensor([2, 0, 2]) if "index" in variant.kind else None
     images = 2 if index is None else 3
     matrices = {"many": 4}.get(variant.kind, 2 if index is None else 3)
-    theta = maps(matrices, variant.dim, {2: 1.2, 3: 0.8}[variant.dim] if variant.options().antialias else 1.0)
-    if variant.kind == "projective":
-        # The second one has its horizon within the output.
-        last = torch.tensor([[[0.3, -0.2, 1.1]], [[1.3, 0.4, 0.87]]], dtype=torch.float64)
-        theta = torch.cat((theta, last), 1)
+    theta = cases.matrices(matrices, variant.dim, variant.kind == "projective", variant.options().antialias)
     return Case(
         randn(images, channels, *size_in),
         theta,

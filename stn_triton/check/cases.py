@@ -113,6 +113,18 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def matrices(count: int, dim: int, is_projective: bool = False, is_antialiased: bool = False) -> Tensor:
+    """Maps of a kind: ``maps``, that shrink more for antialiasing, or with the last row of homographies."""
+    found = maps(count, dim)
+    if is_antialiased:
+        found = {2: 1.2, 3: 0.8}[dim] * found
+    if is_projective:
+        # The second one has its horizon within the output.
+        last = torch.tensor([[[0.3, -0.2, 1.1]], [[1.3, 0.4, 0.87]]], dtype=torch.float64)
+        found = torch.cat((found, last), 1)
+    return found
+
+
 def maps(count: int, dim: int) -> Tensor:
     """Mild random matrices, a good third of the output outside: (count, D, D + 1)."""
     generator = torch.Generator().manual_seed(dim)
@@ -148,27 +160,22 @@ def make(
     index = torch.tensor([2, 0, 2]) if kind == "index" else None
     count = {"one for all": 1, "many": 4, "single image": 3, "index": 3}.get(kind, images)
     if theta is not None:
-        matrices = torch.tensor(theta, dtype=torch.float64).repeat(count, 1, 1)
+        maps_of_kind = torch.tensor(theta, dtype=torch.float64).repeat(count, 1, 1)
     elif kind == "spline":
         options = options._replace(points=options.points or GRID)
-        matrices = 0.2 * randn(count, len(options.points) // 2, 2, seed=1)
+        maps_of_kind = 0.2 * randn(count, len(options.points) // 2, 2, seed=1)
     else:
-        matrices = maps(count, dim)
+        maps_of_kind = matrices(count, dim, kind == "projective", kind == "antialias")
     if kind == "antialias":
         options = options._replace(antialias=True)
-        matrices = {2: 1.2, 3: 0.8}[dim] * matrices
-    if kind == "projective" and theta is None:
-        # The second one has its horizon within the output.
-        last = torch.tensor([[[0.3, -0.2, 1.1]], [[1.3, 0.4, 0.87]]], dtype=torch.float64)
-        matrices = torch.cat((matrices, last), 1)
     wide = torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else torch.float32
-    matrices = matrices.to(wide)
+    maps_of_kind = maps_of_kind.to(wide)
     calls = images if kind == "one for all" else count
     input, grad = randn(images, channels, *size_in), randn(calls, channels, *size, seed=3)
     fill = randn(channels, seed=2) if options.padding_mode == "fill" else None
     if dtype == torch.uint8:
         input, fill = (60 * input + 128).clamp(0, 255), None if fill is None else 60 * fill + 128
-    skipped, pixels = _kinks(matrices, size_in, size, options)
+    skipped, pixels = _kinks(maps_of_kind, size_in, size, options)
     skipped = skipped.expand(calls, *size)
     if not is_kinked:
         axis = _EXPANDED.get(layout)
@@ -179,7 +186,7 @@ def make(
     grad = view(grad.to(device, floating))
     return Case(
         view(input.to(device, dtype)),
-        (matrices.unflatten(0, (images, -1)) if kind == "many" else matrices).to(device),
+        (maps_of_kind.unflatten(0, (images, -1)) if kind == "many" else maps_of_kind).to(device),
         size,
         grad.unflatten(0, (images, -1)) if kind == "many" else grad,
         options,

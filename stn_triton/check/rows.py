@@ -178,13 +178,10 @@ def _maps(thetas: dict[str, list], paddings: Sequence[str] = PADDING_MODES):
 
 
 def _antialias(engine, quick):
-    """All kinds; a shrink that is let pass, one that is not, and one that would take more than 64 samples.
-
-    Matrices are multiplied by 1.2 there.
-    """
+    """All kinds; a shrink that is let pass, one that is not, and one that would take more than 64 samples."""
     yield from _kinds("antialias")(engine, quick)
-    for scale, sizes in ((0.8435, ((9, 6), (9, 6))), (0.86, ((9, 6), (9, 6))), (1, ((3, 70), (2, 1)))):
-        theta = [[scale, 0, 0.013], [0, scale, -0.02]]
+    for scale, sizes in ((1.0122, ((9, 6), (9, 6))), (1.032, ((9, 6), (9, 6))), (1.2, ((3, 70), (2, 1)))):
+        theta = [[scale, 0, 0.0156], [0, scale, -0.024]]
         yield make(
             engine.device, Options("bilinear"), "antialias", theta=theta, size_in=sizes[0], size=sizes[1]
         )
