@@ -54,7 +54,7 @@ def rows():
 @pytest.fixture(scope="module")
 def variants():
     """A sample of every mode, padding, dimension and kind of map; the whole product takes an hour."""
-    return compiled("--variants", "--every", "89")
+    return compiled("--variants", "--every", "211")
 
 
 def offenders(rows, is_bad):
