@@ -36,9 +36,9 @@ def affine_grid_sample(
 
     The grid generator and the sampler of a spatial transformer (Jaderberg et al. 2015, section 3.2 and
     3.3) as one operator that never stores a grid. Semantics are PyTorch's; on a GPU the identity and
-    whole-pixel shifts are exact. The gradient of ``theta`` has the same bits every time, and so has that of
-    images unless the padding is ``"reflection"`` or ``"wrap"``. There, for volumes, and in second
-    derivatives it is summed in fp32 by atomic additions, whose order varies; under
+    whole-pixel shifts are exact. The gradient of ``theta`` has the same bits every time. So has that of
+    images, but not that of volumes, or under ``"reflection"`` or ``"wrap"``, or in second derivatives: these
+    are summed in fp32 by atomic additions, whose order varies; under
     ``torch.use_deterministic_algorithms(True)`` in whole numbers, to the same bits every time.
 
     Args:
