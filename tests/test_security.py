@@ -179,7 +179,7 @@ class TestResults:
     def test_names_in_a_file_lead_nowhere(self, tmp_path, command, capsys):
         pytest.importorskip("pandas")
         pytest.importorskip("matplotlib")
-        import tables as made
+        import made_up as made
 
         from perf.__main__ import main
 

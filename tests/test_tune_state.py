@@ -62,7 +62,7 @@ class TestInterruption:
     def test_ctrl_c_exits_130_and_says_what_is_kept(self, out, monkeypatch, capsys):
         device = torch.device("cuda", 0)
         monkeypatch.setattr(tune, "choose_device", lambda name: device)
-        monkeypatch.setattr(tune.environment, "facts", lambda device: FACTS)
+        monkeypatch.setattr(tune.setting, "facts", lambda device: FACTS)
         monkeypatch.setattr(tune, "_plan", lambda *_: (plan_of(*BUCKETS), []))
         clock = Clock(cost, stop_at=count_timed(BUCKETS[0]) + 7)
         monkeypatch.setattr(tune, "Gpu", lambda device, facts: gpu(clock))
