@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stn_triton import constants, sharding, splines
+from stn_triton import constants, contract, sharding, splines
 from stn_triton.options import INPUT_DTYPES, THETA_DTYPES
 
 _LARGEST = sys.float_info.max
@@ -257,7 +257,7 @@ def fill_values(fill_value: Any, padding_mode: str, input: Tensor) -> Tensor | N
             )
         _on_device("fill_value", fill_value, input)
         return fill_value.expand(channels)
-    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    dtype = contract.coordinate_dtype(input.dtype)
     if isinstance(fill_value, (list, tuple)) and all(map(is_number, fill_value)):
         if len(fill_value) != channels:
             raise ValueError(

@@ -78,7 +78,9 @@ def case(variant: Variant, channels: int = 2, size_in=None, size=None) -> Case:
     index = torch.tensor([2, 0, 2]) if "index" in variant.kind else None
     images = 2 if index is None else 3
     matrices = {"many": 4}.get(variant.kind, 2 if index is None else 3)
-    theta = cases.matrices(matrices, variant.dim, variant.kind == "projective", variant.options().antialias)
+    theta = cases.maps_of_kind(
+        matrices, variant.dim, variant.kind == "projective", variant.options().antialias
+    )
     return Case(
         randn(images, channels, *size_in),
         theta,

@@ -113,7 +113,7 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def matrices(count: int, dim: int, is_projective: bool = False, is_antialiased: bool = False) -> Tensor:
+def maps_of_kind(count: int, dim: int, is_projective: bool = False, is_antialiased: bool = False) -> Tensor:
     """Maps of a kind: ``maps``, that shrink more for antialiasing, or with the last row of homographies."""
     found = maps(count, dim)
     if is_antialiased:
@@ -160,22 +160,22 @@ def make(
     index = torch.tensor([2, 0, 2]) if kind == "index" else None
     count = {"one for all": 1, "many": 4, "single image": 3, "index": 3}.get(kind, images)
     if theta is not None:
-        maps_of_kind = torch.tensor(theta, dtype=torch.float64).repeat(count, 1, 1)
+        matrices = torch.tensor(theta, dtype=torch.float64).repeat(count, 1, 1)
     elif kind == "spline":
         options = options._replace(points=options.points or GRID)
-        maps_of_kind = 0.2 * randn(count, len(options.points) // 2, 2, seed=1)
+        matrices = 0.2 * randn(count, len(options.points) // 2, 2, seed=1)
     else:
-        maps_of_kind = matrices(count, dim, kind == "projective", kind == "antialias")
+        matrices = maps_of_kind(count, dim, kind == "projective", kind == "antialias")
     if kind == "antialias":
         options = options._replace(antialias=True)
     wide = torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else torch.float32
-    maps_of_kind = maps_of_kind.to(wide)
+    matrices = matrices.to(wide)
     calls = images if kind == "one for all" else count
     input, grad = randn(images, channels, *size_in), randn(calls, channels, *size, seed=3)
     fill = randn(channels, seed=2) if options.padding_mode == "fill" else None
     if dtype == torch.uint8:
         input, fill = (60 * input + 128).clamp(0, 255), None if fill is None else 60 * fill + 128
-    skipped, pixels = _kinks(maps_of_kind, size_in, size, options)
+    skipped, pixels = _kinks(matrices, size_in, size, options)
     skipped = skipped.expand(calls, *size)
     if not is_kinked:
         axis = _EXPANDED.get(layout)
@@ -186,7 +186,7 @@ def make(
     grad = view(grad.to(device, floating))
     return Case(
         view(input.to(device, dtype)),
-        (maps_of_kind.unflatten(0, (images, -1)) if kind == "many" else maps_of_kind).to(device),
+        (matrices.unflatten(0, (images, -1)) if kind == "many" else matrices).to(device),
         size,
         grad.unflatten(0, (images, -1)) if kind == "many" else grad,
         options,

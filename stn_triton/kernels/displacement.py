@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 
 from stn_triton.kernels.coordinates import centred, ratio
+from stn_triton.kernels.sums import add_rows
 from stn_triton.options import DISPLACEMENTS
 
 THIN_PLATE = tl.constexpr(DISPLACEMENTS["thin_plate"])
@@ -52,9 +53,7 @@ def displaced(rows, bends, K: tl.constexpr):
     """Positions, or what belongs to them, and what a displacement adds."""
     result = rows
     if K.DISPLACEMENT:
-        result = ()
-        for k in tl.static_range(K.DIM):
-            result = result + (rows[k] + bends[k],)
+        result = add_rows(rows, bends, K.DIM)
     return result
 
 
