@@ -8,10 +8,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from stn_triton.options import LABEL_DTYPES
+
 
 def coordinate_dtype(input_dtype: torch.dtype) -> torch.dtype:
     """The dtype of coordinates, weights and sums: fp64 for fp64 images, fp32 for all others."""
     return torch.float64 if input_dtype == torch.float64 else torch.float32
+
+
+def sum_dtype(input_dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which values of images are added: of labels, which are copied, their own."""
+    if input_dtype == torch.bool:  # which has no differences
+        return torch.uint8
+    return input_dtype if input_dtype in LABEL_DTYPES else coordinate_dtype(input_dtype)
 
 
 def memory_format(input: Tensor, size: Sequence[int]) -> torch.memory_format:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from stn_triton import derivatives, limits
-from stn_triton.options import MODES, PADDING_MODES, Options
+from stn_triton.options import LABEL_DTYPES, MODES, PADDING_MODES, Options
 from stn_triton.validation import (
     choice,
     control_points,
@@ -43,7 +43,9 @@ def affine_grid_sample(
 
     Args:
         input: images (N, C, H_in, W_in) or volumes (N, C, D_in, H_in, W_in), fp16, bf16, fp32 or fp64, any
-            strides; or uint8, without gradients: the result is rounded, half to even, and cut to 0 and 255.
+            strides; or uint8, without gradients: the result is rounded, half to even, and cut to 0 and 255;
+            or bool, int8, int16, int32 or int64: labels, copied exactly by ``mode="nearest"``, without
+            gradients.
         theta: matrices (N, 2, 3), for volumes (N, 3, 4), any floating dtype. Each maps an output position
             (x, y, 1) to an input position (x, y), both in normalised coordinates: -1 and 1 are the edges of
             the image. (1, 2, 3) serves all images; (N, K, 2, 3) warps each image K times; (M, 2, 3) warps
@@ -59,10 +61,11 @@ def affine_grid_sample(
         align_corners: whether -1 and 1 mean the centres of the corner pixels (True) or their outer edges
             (False), as in ``F.grid_sample``.
         fill_value: for ``padding_mode="fill"``, a number, a sequence of C numbers, or a tensor (C,) or (),
-            floating and on the device of ``input``, with gradients if it requires them.
+            floating and on the device of ``input``, with gradients if it requires them. For labels ints, or
+            a tensor of the dtype of ``input``.
         image_index: int64 (M,): matrix m, or the only one, warps image ``image_index[m]`` to output m. Any
             order, any multiplicity. On a CPU an index out of range raises; on a GPU, where a look at the
-            values would stall, its output is NaN (0 for uint8) and it has no gradients.
+            values would stall, its output is NaN (0 for integers) and it has no gradients.
         antialias: where a map shrinks, average several samples per output pixel: along each output axis as
             many as a step of one output pixel has input pixels, rounded up (at most 64; up to 1/64 too many
             are let pass). The result is that of sampling at as many times the size and averaging; under
@@ -255,6 +258,15 @@ def _sample(
         # Here, for the dispatcher takes no larger ints.
         limits.check_size(size, input.dtype, options.antialias)
     choice("mode", options.mode, MODES)
+    if input.dtype in LABEL_DTYPES and (options.mode != "nearest" or options.antialias):
+        is_nearest = options.mode == "nearest"
+        wanted, given = (
+            ("antialias must be False", True) if is_nearest else ("mode must be 'nearest'", options.mode)
+        )
+        raise ValueError(
+            f"{wanted} for an input of dtype {input.dtype}, whose values are labels, got {given!r}; convert "
+            "input to a floating dtype to interpolate"
+        )
     choice("padding_mode", options.padding_mode, PADDING_MODES)
     if options.mode == "bicubic" and input.ndim == 5:
         raise ValueError("mode must be 'bilinear' or 'nearest' for volumes (5-D input), got 'bicubic'")

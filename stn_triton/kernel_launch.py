@@ -10,13 +10,13 @@ import triton.language as tl
 from torch import Tensor
 
 from stn_triton import buckets, plans, policy, tuning
-from stn_triton.contract import coordinate_dtype
+from stn_triton.contract import coordinate_dtype, sum_dtype
 from stn_triton.kernel_specs import SPECS
 from stn_triton.kernels import scatter, structs
 from stn_triton.kernels.coordinates import MAX_SAMPLES
 from stn_triton.options import DISPLACEMENTS, Options, is_projective
 
-_TRITON_DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
+_TRITON_DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64, torch.int64: tl.int64}
 _MAX_PROGRAMS = 2**31 - 1
 # Of `settle_kernel`, whose blocks are fixed.
 SETTLE_OPTIONS = {"enable_fp_fusion": True, "num_warps": 4}
@@ -177,6 +177,7 @@ def constants_of(tensors: Tensors, images: Sequence[Tensor], options: Options) -
         "TANGENT": tensors["theta_tangent_ptr"] is not None,
         "INDEX": tl.int64 if any(_plane_extent(tensor) >= 2**31 for tensor in images) else tl.int32,
         "DTYPE": _TRITON_DTYPES[coordinate_dtype(input.dtype)],
+        "SUM": _TRITON_DTYPES.get(sum_dtype(input.dtype), tl.int32),
     }
 
 

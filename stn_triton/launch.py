@@ -132,7 +132,7 @@ class _Forward:
         if output.numel() == 0:
             return output
         if input.shape[0] == 0:  # an index has no image to name
-            return output.fill_(0 if output.dtype == torch.uint8 else math.nan)
+            return output.fill_(math.nan if output.is_floating_point() else 0)
         _copy(tensors, self._forms)
         tensors["output_ptr"] = output
         self._sample(tensors)

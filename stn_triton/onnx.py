@@ -18,6 +18,8 @@ _MODES = {"bilinear": "linear", "nearest": "nearest", "bicubic": "cubic"}
 # Runtimes convert coordinates to integers, and what is too large for those goes wrong. All that is further
 # away than this, in normalised coordinates, lies outside, or at the border, wherever it is.
 _FAR = 1e4
+# What a float would not hold. Runtimes sample floats and doubles alone.
+_WIDE = (ir.DataType.DOUBLE, ir.DataType.INT32, ir.DataType.INT64)
 
 
 def translation_table() -> dict[torch._ops.OpOverload, Callable]:
@@ -25,10 +27,11 @@ def translation_table() -> dict[torch._ops.OpOverload, Callable]:
 
     For its argument ``custom_translation_table``, with ``dynamo=True`` and ``opset_version`` 20 (the default)
     or newer. Everything but ``antialias`` and wrap is translated: images and volumes, all modes, theta of
-    every shape and dtype, ``image_index``, homographies, uint8, static and dynamic sizes. Several matrices
-    per image share it; ``image_index`` copies images (``Gather``). Coordinates are computed in fp32 (fp64
-    for an fp64 input), as eagerly. What an infinite or NaN theta samples, and a negative or too large
-    ``image_index``, is up to the runtime that runs the model.
+    every shape and dtype, ``image_index``, homographies, uint8, labels up to 2**53, static and dynamic
+    sizes. Several matrices per image share it; ``image_index`` copies images (``Gather``). Coordinates are
+    computed in fp32 (fp64 for an fp64 input), as eagerly, but for labels of 32 and 64 bits in fp64. What an
+    infinite or NaN theta samples, and a negative or too large ``image_index``, is up to the runtime that
+    runs the model.
 
     Returns:
         A new dict with one entry, for ``torch.ops.stn_triton.affine_grid_sample.default``. Add your own.
@@ -74,7 +77,7 @@ def _translate(input, theta, fill, image_index, size, options):
         )
     if options.points:
         raise NotImplementedError("thin_plate_spline_grid_sample cannot be exported to ONNX")
-    dtype = ir.DataType.DOUBLE if input.dtype == ir.DataType.DOUBLE else ir.DataType.FLOAT
+    dtype = ir.DataType.DOUBLE if input.dtype in _WIDE else ir.DataType.FLOAT
     images = _cast(input, dtype)
     n, channels, *size_in = (_extent(input, axis) for axis in range(len(input.shape)))
     is_one_each = image_index is not None or input.shape[0] == theta.shape[0]

@@ -35,8 +35,10 @@ PAIR_PADDINGS = tuple(name for name, padding in PADDINGS.items() if padding.samp
 """Those that ``F.grid_sample`` has, in the order of its numbers."""
 DISPLACEMENTS = {"none": 0, "thin_plate": 1}
 """What is added to the positions of a matrix, with its number in the kernels: ``kernels/displacement.py``."""
-INPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8)
-THETA_DTYPES = INPUT_DTYPES[:4]
+THETA_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LABEL_DTYPES = (torch.bool, torch.int8, torch.int16, torch.int32, torch.int64)
+"""Of label maps: their values are names, between which nothing lies, so ``"nearest"`` alone is for them."""
+INPUT_DTYPES = (*THETA_DTYPES, torch.uint8, *LABEL_DTYPES)
 
 
 class Options(NamedTuple):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stn_triton import bags, reference_taps
-from stn_triton.contract import coordinate_dtype, memory_format
+from stn_triton.contract import coordinate_dtype, memory_format, sum_dtype
 from stn_triton.options import DEFAULT, PAIR_PADDINGS, Options
 from stn_triton.reference_grid import (
     ALL,
@@ -60,19 +60,20 @@ def forward(
     dtype = coordinate_dtype(input.dtype)
     form = memory_format(input, size)
     parts = parts_of(input, theta, image_index, size, options)
+    values = sum_dtype(input.dtype)
     is_whole = len(parts) == 1 and parts[0].matrices is ALL
     output = None
     if not is_whole:
         shape = (theta.shape[0], input.shape[1], *size)
         output = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=form)
     for part in parts:
-        images = taken(input, part.images, dtype)
+        images = taken(input, part.images, values)
         total = None
         for grid in grids_of(theta, part, size, options, dtype):
             sampled = _sampled(images, grid, part, options)
             if fill is not None:
                 rest = _uncovered(images, grid, part, options)
-                fills = fill.to(dtype).view(-1, *[1] * len(size))
+                fills = fill.to(values).view(-1, *[1] * len(size))
                 sampled += torch.where(rest != 0, rest * fills, 0)
             total = sampled if total is None else total.add_(sampled)
         if math.prod(part.samples) > 1:
@@ -273,7 +274,7 @@ def _sampled(images: Tensor, grid: Grid, part: Part, options: Options) -> Tensor
     """(matrices, C, *size): the images at the grid, 0 where nothing is sampled."""
     positions = stacked(grid.positions, part.count, 1)
     pixels = positions.shape[1:-1].numel() // part.count
-    codes = _codes(options)
+    codes = _codes(options) if images.is_floating_point() else None
     if codes is None:
         output = reference_taps.sampled(images, positions, stacked(grid.lost, part.count, 1), options)
     elif _suits_bags(images, images.dtype, pixels, options):
@@ -309,4 +310,6 @@ def _uncovered(images: Tensor, grid: Grid, part: Part, options: Options) -> Tens
     """(matrices, 1, *size): the weight of all taps that lie outside; 0 where that is rounding."""
     ones = images.new_ones(()).expand(len(images), 1, *images.shape[2:])
     rest = 1 - _sampled(ones, grid, part, options)
+    if not rest.is_floating_point():
+        return rest
     return torch.where(rest.abs() > 16 * torch.finfo(rest.dtype).eps, rest, 0)

@@ -53,7 +53,7 @@ def sampled(images: Tensor, positions: Tensor, lost: Tensor | None, options: Opt
     for tap in taps(positions, images.shape[2:], options, lost):
         weight = tap.product({})
         seen = tap._replace(inside=tap.inside & (weight != 0))
-        total = total + seen.pick(content) * weight[:, None]
+        total = total + seen.pick(content) * weight[:, None].to(content.dtype)
     return total.view(*images.shape[:2], *positions.shape[1:-1])
 
 

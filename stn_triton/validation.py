@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from stn_triton import constants, contract, sharding, splines
-from stn_triton.options import INPUT_DTYPES, THETA_DTYPES
+from stn_triton.options import INPUT_DTYPES, LABEL_DTYPES, THETA_DTYPES
 
 _LARGEST = sys.float_info.max
 _fill_numbers = constants.numbers_of("fill_value")
@@ -248,8 +248,12 @@ def fill_values(fill_value: Any, padding_mode: str, input: Tensor) -> Tensor | N
             )
         return None
     channels = input.shape[1]
+    is_label = input.dtype in LABEL_DTYPES
     if isinstance(fill_value, Tensor):
-        floating("fill_value", fill_value)
+        if not is_label:
+            floating("fill_value", fill_value)
+        elif tensor("fill_value", fill_value).dtype != input.dtype:
+            raise TypeError(f"fill_value must have the dtype of input, {input.dtype}, got {fill_value.dtype}")
         if fill_value.ndim > 1 or (fill_value.ndim == 1 and fill_value.shape[0] != channels):
             raise ValueError(
                 f"fill_value must be a number or have one value per channel, shape ({channels},), "
@@ -257,14 +261,20 @@ def fill_values(fill_value: Any, padding_mode: str, input: Tensor) -> Tensor | N
             )
         _on_device("fill_value", fill_value, input)
         return fill_value.expand(channels)
-    dtype = contract.coordinate_dtype(input.dtype)
+    dtype = input.dtype if is_label else contract.coordinate_dtype(input.dtype)
+    if is_label:
+        fill_value = _labels(fill_value, dtype)
     if isinstance(fill_value, (list, tuple)) and all(map(is_number, fill_value)):
         if len(fill_value) != channels:
             raise ValueError(
                 f"fill_value must be a number or have one value per channel, {channels} values, "
                 f"{got(fill_value)}"
             )
-        return sharding.replicated(_fill_numbers(fill_value, input.device, dtype), input)
+        if is_label:  # constants are kept as floats, which have not every int
+            numbers = torch.stack([torch.full((), n, dtype=dtype, device=input.device) for n in fill_value])
+        else:
+            numbers = _fill_numbers(fill_value, input.device, dtype)
+        return sharding.replicated(numbers, input)
     if not is_number(fill_value):
         raise TypeError(
             "fill_value must be a number or one per channel, as a sequence or a tensor, for padding_mode "
@@ -272,6 +282,20 @@ def fill_values(fill_value: Any, padding_mode: str, input: Tensor) -> Tensor | N
         )
     value = torch.full((), fill_value, dtype=dtype, device=input.device)
     return sharding.replicated(value.expand(channels), input)
+
+
+def _labels(value: Any, dtype: torch.dtype) -> int | list[int]:
+    """Fill values of label maps: ints that their dtype has."""
+    if isinstance(value, (list, tuple)):
+        return [_labels(item, dtype) for item in value]
+    least, most = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+    if not isinstance(value, int) or (isinstance(value, bool) and dtype != torch.bool):
+        raise TypeError(f"fill_value must be an int for an input of dtype {dtype}, {got(value)}")
+    if not least <= value <= most:
+        raise ValueError(
+            f"fill_value must be from {least} to {most} for an input of dtype {dtype}, got {value}"
+        )
+    return int(value)
 
 
 def _on_device(name: str, value: Tensor, input: Tensor) -> None:

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch.testing._internal.common_methods_invocations import op_db
 from variants import CELLS, EXISTING, PRODUCT, Variant, case, maps
 
-from stn_triton import affine_grid_sample, perspective_grid_sample, reference
-from stn_triton.options import PADDING_MODES, PAIR_PADDINGS
+from stn_triton import affine_grid_sample, perspective_grid_sample, reference, thin_plate_spline_grid_sample
+from stn_triton.options import LABEL_DTYPES, PADDING_MODES, PAIR_PADDINGS
 
 FORWARD = torch.ops.stn_triton.affine_grid_sample.default
 BACKWARD = torch.ops.stn_triton.affine_grid_sample_backward.default
@@ -330,6 +330,88 @@ class TestBytes:
         theta = maps(2, 2, 1.0).requires_grad_()
         with torch.no_grad():
             affine_grid_sample(self.BYTES, theta)
+
+
+class TestLabels:
+    """What masks need that are warped beside images: exact, and the same theta, whatever it requires."""
+
+    @staticmethod
+    def some(dtype, seed=0):
+        least, most = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(least, most, (2, 3, 6, 7), generator=generator).to(dtype)
+
+    @pytest.mark.parametrize("padding_mode", PADDING_MODES)
+    @pytest.mark.parametrize("dtype", LABEL_DTYPES, ids=str)
+    def test_they_are_those_of_the_pixels_that_images_have(self, dtype, padding_mode):
+        labels, theta = self.some(dtype), maps(2, 2, 1.0).float()
+        numbers = torch.arange(42.0).view(1, 1, 6, 7).expand(2, 1, 6, 7)
+        if padding_mode in ("zeros", "fill"):
+            at = affine_grid_sample(numbers + 1, theta, mode="nearest").long() - 1
+        else:
+            at = affine_grid_sample(numbers, theta, mode="nearest", padding_mode=padding_mode).long()
+        fill = (1 if dtype == torch.bool else torch.iinfo(dtype).max) if padding_mode == "fill" else None
+        options = {"mode": "nearest", "padding_mode": padding_mode, "fill_value": fill}
+        actual = affine_grid_sample(labels, theta, **options)
+        picked = labels.flatten(2).gather(2, at.clamp(min=0).flatten(2).expand(2, 3, 42)).view(labels.shape)
+        expected = torch.where(at < 0, torch.tensor(fill or 0, dtype=dtype), picked)
+        assert actual.dtype == dtype
+        assert torch.equal(actual, expected)
+        assert (at < 0).any() == (padding_mode in ("zeros", "fill"))
+
+    def test_of_a_float_mantissa_nothing_is_lost(self):
+        labels = torch.tensor([[[[2**62 + 1, -(2**62) - 1]]]])
+        assert torch.equal(affine_grid_sample(labels, torch.eye(2, 3)[None], mode="nearest"), labels)
+        far = torch.tensor([[[1.0, 0.0, 9.0], [0.0, 1.0, 0.0]]])
+        fill = 2**62 + 1
+        for value in (fill, [fill], torch.tensor(fill)):
+            filled = affine_grid_sample(labels, far, mode="nearest", padding_mode="fill", fill_value=value)
+            assert filled.flatten().tolist() == [fill, fill]
+
+    def test_theta_may_require_gradients(self):
+        labels, theta = self.some(torch.int64), maps(2, 2, 1.0).float()
+        expected = affine_grid_sample(labels, theta, mode="nearest")
+        result = affine_grid_sample(labels, theta.clone().requires_grad_(), mode="nearest")
+        assert not result.requires_grad
+        assert torch.equal(result, expected)
+        with torch.autograd.forward_ad.dual_level():
+            moving = torch.autograd.forward_ad.make_dual(theta, torch.ones_like(theta))
+            assert torch.equal(affine_grid_sample(labels, moving, mode="nearest"), expected)
+        each = torch.func.vmap(lambda x, t: affine_grid_sample(x[None], t[None], mode="nearest")[0])
+        assert torch.equal(each(labels, theta), expected)
+
+    def test_layouts_volumes_and_the_other_maps(self):
+        labels = self.some(torch.bool).contiguous(memory_format=torch.channels_last)
+        theta = torch.eye(2, 3).expand(2, 2, 3)
+        output = affine_grid_sample(labels, theta, mode="nearest")
+        assert output.is_contiguous(memory_format=torch.channels_last)
+        projective = torch.eye(3).expand(2, 3, 3)
+        assert torch.equal(perspective_grid_sample(labels, projective, mode="nearest"), labels)
+        offsets = torch.zeros(2, 9, 2)
+        assert torch.equal(thin_plate_spline_grid_sample(labels, offsets, mode="nearest"), labels)
+        volumes = self.some(torch.int16).unsqueeze(2)
+        theta = torch.eye(3, 4).expand(2, 3, 4)
+        assert torch.equal(affine_grid_sample(volumes, theta, mode="nearest"), volumes)
+
+    @pytest.mark.parametrize(
+        ("options", "error", "named"),
+        [
+            ({}, ValueError, "mode must be 'nearest' for an input of dtype torch.int32"),
+            ({"mode": "bicubic"}, ValueError, "got 'bicubic'"),
+            ({"mode": "nearest", "antialias": True}, ValueError, "antialias must be False"),
+            ({"fill_value": 1.5}, TypeError, "fill_value must be an int .*got 1.5"),
+            ({"fill_value": True}, TypeError, "got True"),
+            ({"fill_value": 2**31}, ValueError, "from -2147483648 to 2147483647 .*got 2147483648"),
+            ({"fill_value": [1, 2, 3.0]}, TypeError, "got 3.0"),
+            ({"fill_value": [1, 2]}, ValueError, "3 values"),
+            ({"fill_value": torch.ones(3)}, TypeError, "dtype of input, torch.int32, got torch.float32"),
+        ],
+    )
+    def test_what_they_cannot_have_raises(self, options, error, named):
+        if "fill_value" in options:
+            options = {"mode": "nearest", "padding_mode": "fill", **options}
+        with pytest.raises(error, match=named):
+            affine_grid_sample(self.some(torch.int32), torch.eye(2, 3).expand(2, 2, 3), **options)
 
 
 def test_volumes_keep_channels_last():

@@ -337,7 +337,7 @@ BAD = {
     "input is a list": ({"input": [1.5]}, TypeError, ["torch.Tensor", "[1.5]", "list"]),
     "theta is None": ({"theta": None}, TypeError, ["torch.Tensor", "None"]),
     "input is sparse": ({"input": INPUT.to_sparse()}, TypeError, ["strided", "torch.sparse_coo"]),
-    "input of signed bytes": ({"input": INPUT.char()}, TypeError, ["torch.uint8", "torch.int8"]),
+    "mode of labels": ({"mode": "bilinear", "input": INPUT.char()}, ValueError, ["torch.int8", "'bilinear'"]),
     "complex input": ({"input": INPUT.cfloat()}, TypeError, ["torch.bfloat16", "torch.complex64"]),
     "integer theta": ({"theta": THETA.long()}, TypeError, ["floating", "torch.int64"]),
     "complex theta": ({"theta": THETA.cfloat()}, TypeError, ["floating", "torch.complex64"]),

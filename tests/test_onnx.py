@@ -155,6 +155,14 @@ class TestOnnx:
         args = images, torch.eye(2, 3).expand(3, 2, 3)
         assert session(to_onnx(Warp((1, 1)), args))(*args).flatten().tolist() == [0, 2, 2]
 
+    @pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.int64], ids=str)
+    def test_labels(self, dtype):
+        images, theta, *_ = arguments("fill", *SHAPES[0])
+        labels = (images * 2**20).round().to(dtype) * (1 if dtype == torch.bool else 101)
+        warp = Warp((6, 7), mode="nearest", padding_mode="fill")
+        args = labels, theta, labels[0, :, 0, 0]
+        torch.testing.assert_close(session(to_onnx(warp, args))(*args), warp(*args), rtol=0, atol=0)
+
     def test_infinite_fill_values_do_not_leak(self):
         """Where all taps lie inside, the rounding of their weights' sum fills nothing."""
         images, theta, *_ = arguments("plain", *SHAPES[0])

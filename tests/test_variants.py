@@ -10,7 +10,7 @@ from variants import CELLS, EXISTING, LIGHT, Variant, case
 
 from stn_triton import launch, policy, reference, tuning
 from stn_triton.check import oracle
-from stn_triton.options import MODES, PADDING_MODES, Options
+from stn_triton.options import LABEL_DTYPES, MODES, PADDING_MODES, Options
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
@@ -374,16 +374,19 @@ def test_the_index_may_have_any_strides(device):
         assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.int64], ids=str)
 def test_an_index_out_of_range_reads_and_writes_nothing_of_others(device, dtype):
-    """As on a GPU, where nobody can look first: its output is NaN (0 for bytes), its gradients are zero."""
+    """As on a GPU, where nobody can look first: its output is NaN, 0 for integers, its gradients zero."""
     args = case(Variant(2, "bilinear", "zeros", "index", False)).to(device, torch.float32)
     good = torch.tensor([2, 0, 2], device=device)
     for bad in (-1, 3, 2**40):
         index = torch.tensor([2, bad, 2], device=device)
-        if dtype == torch.uint8:
-            images = (args.input * 99).to(dtype)
-            output = launch.forward(images, args.theta, None, index, size=args.size)
+        if not dtype.is_floating_point:
+            images, fill = (args.input * 99).to(dtype), None
+            options = Options()
+            if dtype in LABEL_DTYPES:
+                options, fill = Options("nearest", "fill"), images.new_full(images.shape[1:2], 7)
+            output = launch.forward(images, args.theta, fill, index, size=args.size, options=options)
             assert not output[1].any()
             continue
         result = run(args._replace(image_index=index), Options())
@@ -394,6 +397,27 @@ def test_an_index_out_of_range_reads_and_writes_nothing_of_others(device, dtype)
         assert torch.equal(result.output[[0, 2]], expected.output[[0, 2]])
         assert torch.equal(result.grad_input, expected.grad_input)
         assert torch.equal(result.grad_theta, expected.grad_theta)
+
+
+@pytest.mark.parametrize("kind", ["plain", "many", "projective", "index"])
+@pytest.mark.parametrize("dtype", LABEL_DTYPES, ids=str)
+def test_labels_are_copied(device, dtype, kind):
+    """Of 2 and of 16 channels, and where nothing is finite; against plain PyTorch, which looks pixels up."""
+    for padding_mode, channels in zip(PADDING_MODES, (16, 2, 2, 2, 16), strict=True):
+        args = case(Variant(2, "nearest", padding_mode, kind, False), channels).to("cpu", torch.float32)
+        labels = torch.randint(-(2**62), 2**62, args.input.shape).to(dtype)
+        if channels == 16:
+            labels = labels.contiguous(memory_format=torch.channels_last)
+        fill = labels[0, :, 0, 0] if padding_mode == "fill" else None
+        theta = args.theta.clone()
+        theta[0, 0, 0] = math.nan
+        options = Options("nearest", padding_mode)
+        expected = reference.forward(labels, theta, fill, args.image_index, size=args.size, options=options)
+        moved = [None if t is None else t.to(device) for t in (labels, theta, fill, args.image_index)]
+        actual = launch.forward(*moved, size=args.size, options=options)
+        assert actual.dtype == dtype
+        assert actual.stride() == expected.stride()
+        assert torch.equal(actual.cpu(), expected)
 
 
 @pytest.mark.parametrize("mode", MODES)

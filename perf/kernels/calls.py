@@ -21,7 +21,7 @@ from perf.measuring.providers import operator
 from perf.measuring.workloads import Workload
 from perf.tuning import launches
 from stn_triton.check.engine import deterministic
-from stn_triton.options import MODES, PADDING_MODES
+from stn_triton.options import LABEL_DTYPES, MODES, PADDING_MODES
 
 RUNS = ("forward", "backward", "theta", "input")
 """The passes of workloads; together they launch every kernel that a training step may need."""
@@ -123,7 +123,8 @@ class VariantCall:
         theta = torch.zeros(count, *matrix, dtype=torch.promote_types(self.dtype, torch.float32))
         if self.padding_mode == "fill":
             step = 2 if self.is_far else 1
-            keywords["fill_value"] = torch.zeros(step * self.channels, dtype=theta.dtype)[::step]
+            dtype = self.dtype if self.dtype in LABEL_DTYPES else theta.dtype
+            keywords["fill_value"] = torch.zeros(step * self.channels, dtype=dtype)[::step]
         if self.matrices == "many":
             theta = theta.unflatten(0, (images, -1))
         elif self.matrices == "index":
@@ -177,6 +178,7 @@ def variants() -> list[VariantCall]:
             found.append(replace(call, **dict(zip(names, next(turns), strict=True))))
     plain = VariantCall("bilinear", "zeros", channels=16)
     special = [replace(plain, dtype=torch.uint8, channels=3)]
+    special += [replace(plain, mode="nearest", padding_mode="fill", dtype=dtype) for dtype in LABEL_DTYPES]
     special += [replace(plain, is_far=True, dim=dim) for dim in (2, 3)]
     special += [
         replace(plain, dtype=dtype, channels=channels, layout=layout)

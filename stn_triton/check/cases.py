@@ -13,7 +13,7 @@ from torch import Tensor
 import stn_triton
 from stn_triton import policy
 from stn_triton.check import oracle
-from stn_triton.options import Options
+from stn_triton.options import LABEL_DTYPES, Options
 
 KINDS = ("plain", "one for all", "many", "single image", "index", "projective", "spline", "antialias")
 GRID = (-1.0, -1.0, 0.0, -1.0, 1.0, -1.0, -1.0, 1.0, 0.0, 1.0, 1.0, 1.0)
@@ -175,6 +175,8 @@ def make(
     fill = randn(channels, seed=2) if options.padding_mode == "fill" else None
     if dtype == torch.uint8:
         input, fill = (60 * input + 128).clamp(0, 255), None if fill is None else 60 * fill + 128
+    elif dtype in LABEL_DTYPES:
+        input, fill = _labels(input, dtype), None if fill is None else _labels(fill, dtype)
     skipped, pixels = _kinks(matrices, size_in, size, options)
     skipped = skipped.expand(calls, *size)
     if not is_kinked:
@@ -190,13 +192,20 @@ def make(
         size,
         grad.unflatten(0, (images, -1)) if kind == "many" else grad,
         options,
-        None if fill is None else fill.to(device, wide),
+        None if fill is None else fill.to(device, dtype if dtype in LABEL_DTYPES else wide),
         None if index is None else index.to(device),
         layout,
         is_kinked,
         skipped.to(device),
         pixels,
     )
+
+
+def _labels(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Normal numbers as labels of all sizes, at most 2**53, which fp64 has exactly."""
+    if dtype == torch.bool:
+        return values > 0
+    return (values * 2.0 ** (min(8 * dtype.itemsize, 55) - 5)).round()
 
 
 def _kinks(

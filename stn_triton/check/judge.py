@@ -202,6 +202,8 @@ def compare(
         return Finding(part, math.inf, budget, text, tuple(case.describe()))
     if actual.dtype == torch.uint8:
         exact, rounding = exact.clamp(0, 255), torch.full_like(exact, 0.5)
+    elif not actual.is_floating_point():  # labels are copied
+        budget, rounding = 0, torch.zeros_like(exact)
     else:
         info = torch.finfo(actual.dtype)
         rounding = info.eps * (1 if engine.truncates(actual.dtype) else 0.5) * exact.abs() + info.tiny

@@ -13,7 +13,7 @@ from stn_triton.check import properties
 from stn_triton.check.cases import GRID, KINDS, LAYOUTS, SCATTERED, Case, make, rotation
 from stn_triton.check.engine import Engine
 from stn_triton.check.judge import Finding, against_truth, beside_pair
-from stn_triton.options import MODES, PADDING_MODES, PADDINGS, PAIR_PADDINGS, Options
+from stn_triton.options import LABEL_DTYPES, MODES, PADDING_MODES, PADDINGS, PAIR_PADDINGS, Options
 
 PLAIN = Options()
 CORNERS = (False, True)
@@ -141,6 +141,15 @@ def _bytes(engine, quick):
             yield make(engine.device, options, kind, dtype=torch.uint8, layout=layout, channels=3)
 
 
+def _labels(engine, quick):
+    kinds = ("plain", "many", "index", "spline", "projective")
+    product = list(itertools.product(LABEL_DTYPES, PADDING_MODES, kinds, ("contiguous", "channels_last")))
+    for dtype, padding_mode, kind, layout in _every(True, 17 if quick else 7, product):
+        options = Options("nearest", padding_mode)
+        yield make(engine.device, options, kind, dtype=dtype, layout=layout, channels=3)
+    yield make(engine.device, Options("nearest"), dim=3, dtype=torch.int64)
+
+
 def _layouts(*names: str):
     def make_cases(engine, quick):
         dims = (2,) if quick else (2, 3)
@@ -248,6 +257,7 @@ ROWS = (
         for dtype in (torch.float64, torch.bfloat16, torch.float16)
     ),
     Row(TRUTH, "uint8", _truths(_bytes)),
+    Row(TRUTH, "labels", _truths(_labels)),
     Row(TRUTH, "channels_last", _truths(_layouts("channels_last"))),
     Row(TRUTH, "sliced and strided", _truths(_layouts(*list(LAYOUTS)[2:]))),
     Row(TRUTH, "sizes from 1x1", _truths(_sizes)),

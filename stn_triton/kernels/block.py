@@ -142,7 +142,7 @@ def zero_groups(COUNT: tl.constexpr, K: tl.constexpr):
     """So many groups of zeros: K.GROUPS are a block."""
     block = ()
     for _ in tl.static_range(COUNT):
-        block = block + (tl.zeros((K.PIXELS, K.RUN_C), K.DTYPE),)
+        block = block + (tl.zeros((K.PIXELS, K.RUN_C), K.SUM),)
     return block
 
 
@@ -153,7 +153,7 @@ def load_block(start, stride_c, offset, mask, channels, K: tl.constexpr):
     for g in tl.static_range(K.GROUPS):
         pointers = group_pointers(start, stride_c, offset, g, K)
         group = tl.load(pointers, mask=group_mask(mask, channels, g, K), other=0)
-        block = block + (group.to(K.DTYPE),)
+        block = block + (group.to(K.SUM),)
     return block
 
 
@@ -182,7 +182,7 @@ def load_fill(fill, c_start, channels, g: tl.constexpr, K: tl.constexpr):
     """The fill values of group g, as [1, run]."""
     c = g * K.RUN_C + tl.arange(0, K.RUN_C)
     values = tl.load(fill.ptr + (c_start + c).to(tl.int64) * fill.stride, mask=c < channels, other=0)
-    return values.to(K.DTYPE)[None, :]
+    return values.to(K.SUM)[None, :]
 
 
 @triton.jit
@@ -196,10 +196,10 @@ def subtract_fill(block, fill, c_start, channels, K: tl.constexpr):
 
 @triton.jit
 def add_scaled(block, other, weight, K: tl.constexpr):
-    """Block + other * weight, with a weight per pixel."""
+    """Block + other * weight, with a weight per pixel: 1 for labels."""
     result = ()
     for g in tl.static_range(K.GROUPS):
-        result = result + (block[g] + other[g] * weight[:, None],)
+        result = result + (block[g] + other[g] * weight.to(K.SUM)[:, None],)
     return result
 
 

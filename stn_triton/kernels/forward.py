@@ -156,12 +156,17 @@ def forward_kernel(
                     if fill_tangent_ptr is not None:
                         moved = Vector(fill_tangent_ptr, fill_tangent_stride)
                         fill = load_fill(moved, c_start, channels, g, K)
-                if not K.TANGENT or fill_tangent_ptr is not None:
+                if K.SUM != K.DTYPE:
+                    group = tl.where(is_covered[:, None], group, fill)
+                elif not K.TANGENT or fill_tangent_ptr is not None:
                     group += tl.where(is_covered[:, None], 0, (window.map.count - coverage)[:, None] * fill)
             if K.ANTIALIAS:
                 group = group / tl.cast(window.map.count, K.DTYPE)
             if K.HAS_INDEX:
-                group = tl.where(window.exists, group, float("nan"))
+                if K.SUM == K.DTYPE:
+                    group = tl.where(window.exists, group, float("nan"))
+                else:
+                    group = tl.where(window.exists, group, 0)
             result = result + (group,)
         start = block_start(output, window.m, c_start)
         offset = pixel_offset(window.pixels, output.strides, K)

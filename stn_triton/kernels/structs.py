@@ -37,7 +37,9 @@ class Constants(NamedTuple):
     INDEX: tl.dtype
     """Of offsets within a plane."""
     DTYPE: tl.dtype
-    """Of coordinates and sums."""
+    """Of coordinates, weights and sums over pixels."""
+    SUM: tl.dtype
+    """Of a block: DTYPE, or whole numbers for label maps, which are copied."""
     MANY: bool
     """Of a gather: whether an image has several matrices."""
     NEEDS_THETA: bool
