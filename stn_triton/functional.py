@@ -11,6 +11,7 @@ from stn_triton.options import MODES, PADDING_MODES, Options
 from stn_triton.validation import (
     choice,
     control_points,
+    corners,
     fill_values,
     flag,
     floating,
@@ -27,7 +28,7 @@ def affine_grid_sample(
     *,
     mode: str = "bilinear",
     padding_mode: str = "zeros",
-    align_corners: bool = False,
+    align_corners: bool | None = False,
     fill_value: float | Sequence[float] | Tensor | None = None,
     image_index: Tensor | None = None,
     antialias: bool = False,
@@ -57,7 +58,7 @@ def affine_grid_sample(
             again: the pixel after the last is the first, whatever ``align_corners`` says (``"grid-wrap"`` of
             ``scipy.ndimage``).
         align_corners: whether -1 and 1 mean the centres of the corner pixels (True) or their outer edges
-            (False), as in ``F.grid_sample``.
+            (False), as in ``F.grid_sample``. None is False.
         fill_value: for ``padding_mode="fill"``, a number, a sequence of C numbers, or a tensor (C,) or (),
             floating and on the device of ``input``, with gradients if it requires them.
         image_index: int64 (M,): matrix m, or the only one, warps image ``image_index[m]`` to output m. Any
@@ -109,8 +110,7 @@ def affine_grid_sample(
     """
     dim = images(input).ndim - 2
     maps("theta", theta, dim, dim + 1, input, image_index)
-    flag("antialias", antialias)
-    options = Options(mode, padding_mode, align_corners, antialias)
+    options = Options(mode, padding_mode, corners(align_corners), flag("antialias", antialias))
     return _sample(input, theta, fill_value, image_index, size, options)
 
 
@@ -121,7 +121,7 @@ def perspective_grid_sample(
     *,
     mode: str = "bilinear",
     padding_mode: str = "zeros",
-    align_corners: bool = False,
+    align_corners: bool | None = False,
     fill_value: float | Sequence[float] | Tensor | None = None,
     image_index: Tensor | None = None,
 ) -> Tensor:
@@ -166,7 +166,7 @@ def perspective_grid_sample(
     """
     images(input, volumes=False)
     maps("theta", theta, 3, 3, input, image_index)
-    options = Options(mode, padding_mode, align_corners)
+    options = Options(mode, padding_mode, corners(align_corners))
     return _sample(input, theta, fill_value, image_index, size, options)
 
 
@@ -178,7 +178,7 @@ def thin_plate_spline_grid_sample(
     points: Sequence[int] | Sequence[Sequence[float]] | None = None,
     mode: str = "bilinear",
     padding_mode: str = "zeros",
-    align_corners: bool = False,
+    align_corners: bool | None = False,
     fill_value: float | Sequence[float] | Tensor | None = None,
     image_index: Tensor | None = None,
 ) -> Tensor:
@@ -234,7 +234,7 @@ def thin_plate_spline_grid_sample(
         raise ValueError(f"offsets must have shape (N, P, 2) or (N, K, P, 2), got {tuple(offsets.shape)}")
     flat = control_points("points", points, offsets.shape[-2])
     maps("offsets", offsets, len(flat) // 2, 2, input, image_index)
-    options = Options(mode, padding_mode, align_corners, points=tuple(flat))
+    options = Options(mode, padding_mode, corners(align_corners), points=tuple(flat))
     return _sample(input, offsets, fill_value, image_index, size, options)
 
 
@@ -258,7 +258,6 @@ def _sample(
     choice("padding_mode", options.padding_mode, PADDING_MODES)
     if options.mode == "bicubic" and input.ndim == 5:
         raise ValueError("mode must be 'bilinear' or 'nearest' for volumes (5-D input), got 'bicubic'")
-    flag("align_corners", options.align_corners)
     fill = fill_values(fill_value, options.padding_mode, input)
     n = input.shape[0]
     if theta.ndim == 4:

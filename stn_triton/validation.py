@@ -2,7 +2,8 @@
 
 Each function takes an argument's name and value, or the value alone where the name never varies. It returns
 the value, or raises an error that says the name, what was expected and what was given: TypeError for a wrong
-type or dtype, else ValueError. What concerns layers alone is in ``nn/checks.py``, and what makes tensors of
+type or dtype, else ValueError. Numbers may be NumPy's, or tensors without dimensions: those returned are
+Python's, see ``plain.py``. What concerns layers alone is in ``nn/checks.py``, and what makes tensors of
 numbers and arrays in ``transforms/inputs.py``.
 """
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from stn_triton import constants, contract, sharding, splines
 from stn_triton.options import INPUT_DTYPES, THETA_DTYPES
+from stn_triton.plain import is_sequence, plain
 
 _LARGEST = sys.float_info.max
 _fill_numbers = constants.numbers_of("fill_value")
@@ -46,16 +48,17 @@ def is_number(value: object) -> bool:
     return isinstance(value, float)
 
 
-def is_sequence(value: object) -> bool:
-    """Whether it is a sequence of things, and no text."""
-    return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray))
-
-
 def flag(name: str, value: Any) -> bool:
     """A bool."""
-    if not isinstance(value, bool):
+    given = plain(name, value)
+    if not isinstance(given, bool):
         raise TypeError(f"{name} must be a bool, {got(value)}")
-    return value
+    return given
+
+
+def corners(align_corners: Any) -> bool:
+    """``align_corners``; None, the default of ``F.grid_sample``, is False."""
+    return align_corners is not None and flag("align_corners", align_corners)
 
 
 def choice(name: str, value: Any, choices: Sequence[str], hint: str = "") -> str:
@@ -69,42 +72,51 @@ def choice(name: str, value: Any, choices: Sequence[str], hint: str = "") -> str
 
 def count(name: str, value: Any, least: int = 1) -> int:
     """An int of at least ``least``."""
-    if not is_int(value):
+    given = plain(name, value)
+    if not is_int(given):
         raise TypeError(f"{name} must be an int, {got(value)}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-    return value
+    if given < least:
+        raise ValueError(f"{name} must be at least {least}, got {given}")
+    return given
 
 
 def number(name: str, value: Any) -> float:
     """A finite number."""
-    if type(value) is int and not is_number(value):
-        raise ValueError(f"{name} must fit into a float, got an int of {value.bit_length()} bits")
-    if not is_number(value):
+    given = plain(name, value)
+    if type(given) is int and not is_number(given):
+        raise ValueError(f"{name} must fit into a float, got an int of {given.bit_length()} bits")
+    if not is_number(given):
         raise TypeError(f"{name} must be a number, {got(value)}")
-    if not -math.inf < value < math.inf:
-        raise ValueError(f"{name} must be finite, got {value}")
-    return value
+    if not -math.inf < given < math.inf:
+        raise ValueError(f"{name} must be finite, got {given}")
+    return given
 
 
 def positive(name: str, value: Any) -> float:
     """A finite number above 0."""
-    if number(name, value) <= 0:
-        raise ValueError(f"{name} must be positive, got {value}")
-    return value
+    given = number(name, value)
+    if given <= 0:
+        raise ValueError(f"{name} must be positive, got {given}")
+    return given
 
 
 def dimension(value: Any) -> int:
     """``dim``: 2 or 3."""
-    if not isinstance(value, int) or value not in (2, 3):
+    given = plain("dim", value)
+    if not is_int(given) or given not in (2, 3):
         raise ValueError(f"dim must be 2 (images) or 3 (volumes), got {value!r}")
-    return value
+    return given
 
 
 def tensor(name: str, value: Any) -> Tensor:
     """A strided tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, {got(value)}")
+    if value.is_nested:
+        raise TypeError(
+            f"{name} must be one tensor of equal parts, got a nested tensor: pad it with "
+            "torch.nested.to_padded_tensor, or call for each of its parts"
+        )
     if value.layout != torch.strided:
         raise TypeError(f"{name} must be a strided tensor, got layout {value.layout}")
     return value
@@ -125,8 +137,10 @@ def sizes(
     hints: Mapping[int, str] | None = None,
 ) -> list[int]:
     """A sequence of positive ints, one per axis; ``hints`` by their number if it is not one of ``dims``."""
-    if not is_sequence(value):
+    given = plain(name, value, depth=1)
+    if not is_sequence(given):
         raise TypeError(f"{name} must be {expected}, {got(value)}")
+    value = given
     if len(value) not in dims:
         hint = (hints or {}).get(len(value), "")
         raise ValueError(f"{name} must be {expected}, got {tuple(value)}{hint}")
@@ -141,8 +155,9 @@ def sizes(
 def output_size(value: Any, dim: int, hints: Mapping[int, str] | None = None) -> list[int]:
     """``size`` of the output, an int for all axes or one per axis, with one per axis."""
     names = "two ints (H_out, W_out)" if dim == 2 else "three ints (D_out, H_out, W_out)"
-    if is_int(value):
-        value = (value,) * dim
+    given = plain("size", value, depth=1)
+    if is_int(given):
+        value = (given,) * dim
     return sizes("size", value, (dim,), f"None, an int, or {names}", hints)
 
 
@@ -166,6 +181,7 @@ def control_points(name: str, value: Any, offsets: int | None = None) -> list[fl
                 f"offsets has {offsets}"
             )
         return splines.regular_points(side, side)
+    value = plain(name, value, depth=2)
     if not is_sequence(value):
         raise TypeError(f"{expected}, {got(value)}")
     if len(value) == 2 and all(is_int(n) for n in value):
@@ -248,7 +264,7 @@ def fill_values(fill_value: Any, padding_mode: str, input: Tensor) -> Tensor | N
             )
         return None
     channels = input.shape[1]
-    if isinstance(fill_value, Tensor):
+    if isinstance(fill_value, Tensor) and (fill_value.ndim > 0 or fill_value.is_floating_point()):
         floating("fill_value", fill_value)
         if fill_value.ndim > 1 or (fill_value.ndim == 1 and fill_value.shape[0] != channels):
             raise ValueError(
@@ -258,19 +274,20 @@ def fill_values(fill_value: Any, padding_mode: str, input: Tensor) -> Tensor | N
         _on_device("fill_value", fill_value, input)
         return fill_value.expand(channels)
     dtype = contract.coordinate_dtype(input.dtype)
-    if isinstance(fill_value, (list, tuple)) and all(map(is_number, fill_value)):
-        if len(fill_value) != channels:
+    given = plain("fill_value", fill_value, depth=1)
+    if is_sequence(given) and all(map(is_number, given)):
+        if len(given) != channels:
             raise ValueError(
                 f"fill_value must be a number or have one value per channel, {channels} values, "
                 f"{got(fill_value)}"
             )
-        return sharding.replicated(_fill_numbers(fill_value, input.device, dtype), input)
-    if not is_number(fill_value):
+        return sharding.replicated(_fill_numbers(given, input.device, dtype), input)
+    if not is_number(given):
         raise TypeError(
             "fill_value must be a number or one per channel, as a sequence or a tensor, for padding_mode "
             f"'fill', {got(fill_value)}"
         )
-    value = torch.full((), fill_value, dtype=dtype, device=input.device)
+    value = torch.full((), given, dtype=dtype, device=input.device)
     return sharding.replicated(value.expand(channels), input)
 
 
