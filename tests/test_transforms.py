@@ -5,6 +5,7 @@ import importlib
 import math
 import pkgutil
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -353,14 +354,87 @@ def test_singular_matrices_give_no_finite_inverse():
 
 
 def test_arrays_keep_their_dtype_and_numbers_follow_tensors():
-    numpy = pytest.importorskip("numpy")
-    assert transforms.translation(numpy.zeros(2)).dtype == torch.float64
-    assert transforms.translation(numpy.zeros(2, numpy.float32)).dtype == torch.float32
+    assert transforms.translation(np.zeros(2)).dtype == torch.float64
+    assert transforms.translation(np.zeros(2, np.float32)).dtype == torch.float32
+    assert transforms.translation(np.zeros(2, ">f8")).dtype == torch.float64
+    assert transforms.rotation(np.float16(1)).dtype == transforms.rotation(np.int64(1)).dtype == torch.float32
+    theta = transforms.affine(angle=np.array(1), scale=torch.ones(1, dtype=DOUBLE), aspect=np.float32(2))
+    assert theta.dtype == torch.float64
     assert transforms.rotation(1).dtype == torch.get_default_dtype()
     theta = transforms.affine(angle=1, scale=torch.ones(5, 1, dtype=DOUBLE), translation=[0.1, 0])
     assert theta.dtype == torch.float64
     assert theta.shape == (5, 2, 3)
     assert transforms.boxes([[0, 0, 2, 2]], (4, 4)).tolist() == [[[0.5, 0, -0.5], [0, 0.5, -0.5]]]
+
+
+ROWS = np.array([[1.0, 2.0], [3.0, 4.0]])
+FROZEN = np.broadcast_to(np.float64(2), (2, 2))
+VECTOR = [0.1, 0.2, 0.3]
+
+
+def turned(aspect):
+    return transforms.rotation(torch.ones(2), aspect=aspect)
+
+
+def turned_3d(aspect):
+    return transforms.rotation_3d(VECTOR, aspect=aspect)
+
+
+def of_sizes(size_in, size_out):
+    return transforms.from_pixels(torch.ones(2, 3), size_in, size_out)
+
+
+def of_corners(align_corners):
+    theta = transforms.boxes([0, 0, 2, 2], (4, 4), align_corners=align_corners)
+    return transforms.to_pixels(theta, (3, 4), (5, 6), align_corners=align_corners)
+
+
+# A function, arguments in the types of NumPy and PyTorch, and what they are in Python's.
+SAME = [
+    (transforms.translation, [ROWS[:, ::-1]], [[[2, 1], [4, 3]]]),
+    (transforms.translation, [np.array([1, 2])], [[1, 2]]),
+    (transforms.scale, [FROZEN], [[[2, 2], [2, 2]]]),
+    (transforms.shear, [list(ROWS)], [ROWS.tolist()]),
+    (transforms.rotation, [np.float32(0.5)], [0.5]),
+    (transforms.rotation, [np.int64(1)], [1]),
+    (transforms.identity, [np.int64(3)], [3]),
+    (transforms.identity, [torch.tensor(3)], [3]),
+    *[
+        (turned, [two], [2])
+        for two in (np.float32(2), np.float64(2), np.int64(2), np.array(2), torch.tensor(2))
+    ],
+    (turned, [np.array([2.0, 3.0])], [torch.tensor([2.0, 3.0])]),
+    *[
+        (turned_3d, [sides], [(1, 2, 3)])
+        for sides in (np.array([1, 2, 3]), torch.tensor([1.0, 2, 3]), (np.float32(1), torch.tensor(2), 3))
+    ],
+    (of_sizes, [np.array([3, 4]), torch.tensor([5, 6])], [(3, 4), (5, 6)]),
+    (of_sizes, [(np.int64(3), torch.tensor(4)), torch.Size((5, 6))], [(3, 4), (5, 6)]),
+    (of_corners, [np.True_], [True]),
+    (of_corners, [None], [False]),
+]
+
+
+@pytest.mark.parametrize(("function", "given", "plain"), SAME, ids=repr)
+def test_numbers_of_numpy_and_tensors_are_numbers(function, given, plain):
+    expected = function(*plain)
+    assert torch.equal(function(*given).to(expected.dtype), expected)
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_named(layout):
+    nested = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(1, 3)], layout=layout)
+    calls = {
+        "vector": lambda: transforms.rotation_3d(nested),
+        "aspect": lambda: transforms.rotation(torch.ones(2), aspect=nested),
+        "theta": lambda: transforms.to_pixels(nested, (4, 4)),
+    }
+    for name, call in calls.items():
+        with pytest.raises(TypeError, match=f"{name} must be one tensor.*got a nested tensor"):
+            call()
+    with pytest.raises(TypeError, match=r"aspect must be one tensor.*got a nested tensor"):
+        transforms.rotation_3d(VECTOR, aspect=nested)
 
 
 IMAGE, VOLUME = (5, 7), (5, 7, 9)
@@ -398,6 +472,11 @@ ERRORS = {  # what is called, the error and its words
         lambda: transforms.rotation(0.1, aspect=-1.0),
         ValueError,
         "aspect must be positive, got -1.0",
+    ),
+    "aspects": (
+        lambda: transforms.rotation(0.1, aspect=np.array([1.0, 0.0])),
+        ValueError,
+        r"aspect must be positive, got array\(\[1., 0.\]\)",
     ),
     "aspect of an image": (
         lambda: transforms.rotation(0.1, aspect=(2, 1)),
