@@ -367,6 +367,74 @@ def test_arrays_keep_their_dtype_and_numbers_follow_tensors():
     assert transforms.boxes([[0, 0, 2, 2]], (4, 4)).tolist() == [[[0.5, 0, -0.5], [0, 0.5, -0.5]]]
 
 
+class TestExpandedRotation:
+    # Of Pillow 11.3, Image.new("F", (w, h)).rotate(angle, expand=True).size: (h, w), degrees, canvas.
+    PILLOW = (
+        ((10, 10), 0, (10, 10)),
+        ((7, 10), 90, (10, 7)),
+        ((7, 10), 180, (7, 10)),
+        ((10, 10), 45, (16, 16)),
+        ((7, 10), 45, (13, 14)),
+        ((7, 10), -30, (13, 14)),
+        ((11, 5), 60, (11, 13)),
+        ((9, 9), 1, (11, 11)),
+        ((1, 9), 89, (11, 3)),
+    )
+
+    @pytest.mark.parametrize(("size_in", "degrees", "expected"), PILLOW)
+    def test_the_canvas_is_that_of_pillow(self, size_in, degrees, expected):
+        angle = math.radians(degrees)
+        for given in (angle, torch.tensor(angle), np.array([angle], np.float32)):
+            theta, size = transforms.expanded_rotation(given, np.array(size_in))
+            assert size == expected
+            assert theta.shape[-2:] == (2, 3)
+
+    @pytest.mark.parametrize("align_corners", [False, True])
+    def test_quarter_turns_move_pixels(self, align_corners):
+        image = randn(4, 7)
+        for quarters in range(-3, 6):
+            angle = torch.tensor(quarters * QUARTER, dtype=DOUBLE)
+            theta, size = transforms.expanded_rotation(angle, (4, 7), align_corners=align_corners)
+            close(warp(image, theta, size, align_corners=align_corners), image.rot90(quarters))
+
+    @pytest.mark.parametrize("align_corners", [False, True])
+    def test_nothing_is_cut_off_and_pixels_keep_their_size(self, align_corners):
+        angles = torch.linspace(-4, 4, 50, dtype=DOUBLE)
+        theta, size = transforms.expanded_rotation(angles, (5, 8), align_corners=align_corners)
+        matrix = transforms.to_pixels(theta, (5, 8), size, align_corners=align_corners)
+        close(torch.linalg.det(matrix[..., :2]), torch.ones(50, dtype=DOUBLE))
+        corners = torch.tensor([[-0.5, -0.5, 1], [7.5, -0.5, 1], [-0.5, 4.5, 1], [7.5, 4.5, 1]], dtype=DOUBLE)
+        x, y = (transforms.invert(matrix) @ corners.T).unbind(-2)
+        assert x.min() > -0.501
+        assert y.min() > -0.501
+        assert x.max() < size[1] - 0.499
+        assert y.max() < size[0] - 0.499
+
+    def test_a_batch_shares_the_largest_canvas(self):
+        angles = torch.tensor([[0.0, 0.3], [QUARTER, 1.2]], dtype=DOUBLE, requires_grad=True)
+        theta, size = transforms.expanded_rotation(angles, (4, 7))
+        alone = [transforms.expanded_rotation(angle, (4, 7))[1] for angle in angles.flatten()]
+        assert size == tuple(map(max, zip(*alone, strict=True)))
+        assert theta.shape == (2, 2, 2, 3)
+        torch.autograd.gradcheck(lambda a: transforms.expanded_rotation(a, (4, 7))[0], angles)
+        assert transforms.expanded_rotation(angles[:0], (4, 7))[1] == (4, 7)
+
+    def test_a_number_goes_into_compiled_and_exported_programs(self):
+        def turned(image):
+            theta, size = transforms.expanded_rotation(0.3, image.shape[2:])
+            return affine_grid_sample(image, theta[None], size)
+
+        class Turned(torch.nn.Module):
+            def forward(self, image):
+                return turned(image)
+
+        image = randn(1, 1, 4, 7)
+        compiled = torch.compile(turned, backend="eager", fullgraph=True)
+        exported = torch.export.export(Turned(), (image,)).module()
+        close(compiled(image), turned(image))
+        close(exported(image), turned(image))
+
+
 ROWS = np.array([[1.0, 2.0], [3.0, 4.0]])
 FROZEN = np.broadcast_to(np.float64(2), (2, 2))
 VECTOR = [0.1, 0.2, 0.3]
@@ -487,6 +555,16 @@ ERRORS = {  # what is called, the error and its words
         lambda: transforms.rotation_3d([0.0, 0.0, 1.0], aspect=2.0),
         ValueError,
         r"aspect must be three numbers \(W, H, D\)",
+    ),
+    "expanded by no angle": (
+        lambda: transforms.expanded_rotation(torch.tensor([0.0, math.nan]), IMAGE),
+        ValueError,
+        r"angle must be finite, got \[0.0, nan\]",
+    ),
+    "expanded volume": (
+        lambda: transforms.expanded_rotation(0.1, VOLUME),
+        ValueError,
+        r"size_in must be a sequence of ints \(H, W\), got \(5, 7, 9\)",
     ),
     "affine of nothing": (lambda: transforms.affine(), ValueError, "affine needs at least one of angle"),
     "affine of the other dimension": (

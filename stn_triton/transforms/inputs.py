@@ -68,7 +68,7 @@ def sizes(name: str, value: Any, dims: tuple[int, ...] = (2, 3)) -> list[int]:
 
 def is_array(value: Any) -> bool:
     """An array with a floating dtype to keep; arrays of ints, and NumPy's numbers, are numbers."""
-    if not hasattr(value, "__array_interface__") or isinstance(value, Number):
+    if isinstance(value, Number) or not hasattr(value, "__array_interface__"):
         return False
     return value.dtype.kind not in "biu"
 
