@@ -80,6 +80,14 @@ def count(name: str, value: Any, least: int = 1) -> int:
     return given
 
 
+def counts(name: str, value: Any) -> list[int]:
+    """A sequence of ints of at least 1, as many as there are."""
+    given = plain(name, value, depth=1)
+    if not is_sequence(given):
+        raise TypeError(f"{name} must be a sequence of ints, {got(value)}")
+    return [count(f"{name}[{index}]", item) for index, item in enumerate(given)]
+
+
 def number(name: str, value: Any) -> float:
     """A finite number."""
     given = plain(name, value)
