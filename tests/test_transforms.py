@@ -465,6 +465,7 @@ SAME = [
     (transforms.shear, [list(ROWS)], [ROWS.tolist()]),
     (transforms.rotation, [np.float32(0.5)], [0.5]),
     (transforms.rotation, [np.int64(1)], [1]),
+    (transforms.rotation, [torch.tensor(1)], [1]),
     (transforms.identity, [np.int64(3)], [3]),
     (transforms.identity, [torch.tensor(3)], [3]),
     *[

@@ -13,12 +13,16 @@ from stn_triton import validation
 from stn_triton.plain import is_sequence, plain
 
 Sizes = Sequence[int]  # (H, W) or (D, H, W)
+_INTS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _DEPTH = 8  # dimensions of nested sequences that may hold arrays
 
 
 def tensor(name: str, value: Any, like: Tensor | None = None) -> Tensor:
     """A floating tensor as it is; numbers, sequences of numbers and arrays as one, as ``like`` if given."""
-    if not isinstance(value, Tensor):
+    if isinstance(value, Tensor):
+        if value.ndim == 0 and value.dtype in _INTS:  # a number
+            value = value.to(torch.get_default_dtype() if like is None else like.dtype)
+    else:
         if _holds_tensors(value):  # torch.as_tensor would cut their gradients off without a word
             raise TypeError(
                 f"{name} must be one tensor or hold only numbers, got a sequence of tensors: stack it"
