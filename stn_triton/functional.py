@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from stn_triton import derivatives, limits
+from stn_triton.fill_values import fill_values
 from stn_triton.options import LABEL_DTYPES, MODES, PADDING_MODES, Options
 from stn_triton.validation import (
     choice,
     control_points,
-    fill_values,
+    corners,
     flag,
     floating,
     images,
@@ -27,7 +28,7 @@ def affine_grid_sample(
     *,
     mode: str = "bilinear",
     padding_mode: str = "zeros",
-    align_corners: bool = False,
+    align_corners: bool | None = False,
     fill_value: float | Sequence[float] | Tensor | None = None,
     image_index: Tensor | None = None,
     antialias: bool = False,
@@ -59,7 +60,7 @@ def affine_grid_sample(
             again: the pixel after the last is the first, whatever ``align_corners`` says (``"grid-wrap"`` of
             ``scipy.ndimage``).
         align_corners: whether -1 and 1 mean the centres of the corner pixels (True) or their outer edges
-            (False), as in ``F.grid_sample``.
+            (False), as in ``F.grid_sample``. None is False.
         fill_value: for ``padding_mode="fill"``, a number, a sequence of C numbers, or a tensor (C,) or (),
             floating and on the device of ``input``, with gradients if it requires them. For labels ints, or
             a tensor of the dtype of ``input``.
@@ -112,8 +113,7 @@ def affine_grid_sample(
     """
     dim = images(input).ndim - 2
     maps("theta", theta, dim, dim + 1, input, image_index)
-    flag("antialias", antialias)
-    options = Options(mode, padding_mode, align_corners, antialias)
+    options = Options(mode, padding_mode, corners(align_corners), flag("antialias", antialias))
     return _sample(input, theta, fill_value, image_index, size, options)
 
 
@@ -124,7 +124,7 @@ def perspective_grid_sample(
     *,
     mode: str = "bilinear",
     padding_mode: str = "zeros",
-    align_corners: bool = False,
+    align_corners: bool | None = False,
     fill_value: float | Sequence[float] | Tensor | None = None,
     image_index: Tensor | None = None,
 ) -> Tensor:
@@ -169,7 +169,7 @@ def perspective_grid_sample(
     """
     images(input, volumes=False)
     maps("theta", theta, 3, 3, input, image_index)
-    options = Options(mode, padding_mode, align_corners)
+    options = Options(mode, padding_mode, corners(align_corners))
     return _sample(input, theta, fill_value, image_index, size, options)
 
 
@@ -181,7 +181,7 @@ def thin_plate_spline_grid_sample(
     points: Sequence[int] | Sequence[Sequence[float]] | None = None,
     mode: str = "bilinear",
     padding_mode: str = "zeros",
-    align_corners: bool = False,
+    align_corners: bool | None = False,
     fill_value: float | Sequence[float] | Tensor | None = None,
     image_index: Tensor | None = None,
 ) -> Tensor:
@@ -237,7 +237,7 @@ def thin_plate_spline_grid_sample(
         raise ValueError(f"offsets must have shape (N, P, 2) or (N, K, P, 2), got {tuple(offsets.shape)}")
     flat = control_points("points", points, offsets.shape[-2])
     maps("offsets", offsets, len(flat) // 2, 2, input, image_index)
-    options = Options(mode, padding_mode, align_corners, points=tuple(flat))
+    options = Options(mode, padding_mode, corners(align_corners), points=tuple(flat))
     return _sample(input, offsets, fill_value, image_index, size, options)
 
 
@@ -270,7 +270,6 @@ def _sample(
     choice("padding_mode", options.padding_mode, PADDING_MODES)
     if options.mode == "bicubic" and input.ndim == 5:
         raise ValueError("mode must be 'bilinear' or 'nearest' for volumes (5-D input), got 'bicubic'")
-    flag("align_corners", options.align_corners)
     fill = fill_values(fill_value, options.padding_mode, input)
     n = input.shape[0]
     if theta.ndim == 4:

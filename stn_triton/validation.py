@@ -2,7 +2,8 @@
 
 Each function takes an argument's name and value, or the value alone where the name never varies. It returns
 the value, or raises an error that says the name, what was expected and what was given: TypeError for a wrong
-type or dtype, else ValueError. What concerns layers alone is in ``nn/checks.py``, and what makes tensors of
+type or dtype, else ValueError. Numbers may be NumPy's, or tensors without dimensions: those returned are
+Python's, see ``plain.py``. What concerns layers alone is in ``nn/checks.py``, and what makes tensors of
 numbers and arrays in ``transforms/inputs.py``.
 """
 
@@ -16,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stn_triton import constants, contract, sharding, splines
-from stn_triton.options import INPUT_DTYPES, LABEL_DTYPES, THETA_DTYPES
+from stn_triton import splines
+from stn_triton.options import INPUT_DTYPES, THETA_DTYPES
+from stn_triton.plain import is_sequence, plain
 
 _LARGEST = sys.float_info.max
-_fill_numbers = constants.numbers_of("fill_value")
 
 
 def described(value: object) -> str:
@@ -46,16 +47,17 @@ def is_number(value: object) -> bool:
     return isinstance(value, float)
 
 
-def is_sequence(value: object) -> bool:
-    """Whether it is a sequence of things, and no text."""
-    return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray))
-
-
 def flag(name: str, value: Any) -> bool:
     """A bool."""
-    if not isinstance(value, bool):
+    given = plain(name, value)
+    if not isinstance(given, bool):
         raise TypeError(f"{name} must be a bool, {got(value)}")
-    return value
+    return given
+
+
+def corners(align_corners: Any) -> bool:
+    """``align_corners``; None, the default of ``F.grid_sample``, is False."""
+    return align_corners is not None and flag("align_corners", align_corners)
 
 
 def choice(name: str, value: Any, choices: Sequence[str], hint: str = "") -> str:
@@ -69,42 +71,59 @@ def choice(name: str, value: Any, choices: Sequence[str], hint: str = "") -> str
 
 def count(name: str, value: Any, least: int = 1) -> int:
     """An int of at least ``least``."""
-    if not is_int(value):
+    given = plain(name, value)
+    if not is_int(given):
         raise TypeError(f"{name} must be an int, {got(value)}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-    return value
+    if given < least:
+        raise ValueError(f"{name} must be at least {least}, got {given}")
+    return given
+
+
+def counts(name: str, value: Any) -> list[int]:
+    """A sequence of ints of at least 1, as many as there are."""
+    given = plain(name, value, depth=1)
+    if not is_sequence(given):
+        raise TypeError(f"{name} must be a sequence of ints, {got(value)}")
+    return [count(f"{name}[{index}]", item) for index, item in enumerate(given)]
 
 
 def number(name: str, value: Any) -> float:
     """A finite number."""
-    if type(value) is int and not is_number(value):
-        raise ValueError(f"{name} must fit into a float, got an int of {value.bit_length()} bits")
-    if not is_number(value):
+    given = plain(name, value)
+    if type(given) is int and not is_number(given):
+        raise ValueError(f"{name} must fit into a float, got an int of {given.bit_length()} bits")
+    if not is_number(given):
         raise TypeError(f"{name} must be a number, {got(value)}")
-    if not -math.inf < value < math.inf:
-        raise ValueError(f"{name} must be finite, got {value}")
-    return value
+    if not -math.inf < given < math.inf:
+        raise ValueError(f"{name} must be finite, got {given}")
+    return given
 
 
 def positive(name: str, value: Any) -> float:
     """A finite number above 0."""
-    if number(name, value) <= 0:
-        raise ValueError(f"{name} must be positive, got {value}")
-    return value
+    given = number(name, value)
+    if given <= 0:
+        raise ValueError(f"{name} must be positive, got {given}")
+    return given
 
 
 def dimension(value: Any) -> int:
     """``dim``: 2 or 3."""
-    if not isinstance(value, int) or value not in (2, 3):
+    given = plain("dim", value)
+    if not is_int(given) or given not in (2, 3):
         raise ValueError(f"dim must be 2 (images) or 3 (volumes), got {value!r}")
-    return value
+    return given
 
 
 def tensor(name: str, value: Any) -> Tensor:
     """A strided tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, {got(value)}")
+    if value.is_nested:
+        raise TypeError(
+            f"{name} must be one tensor of equal parts, got a nested tensor: pad it with "
+            "torch.nested.to_padded_tensor, or call for each of its parts"
+        )
     if value.layout != torch.strided:
         raise TypeError(f"{name} must be a strided tensor, got layout {value.layout}")
     return value
@@ -125,8 +144,10 @@ def sizes(
     hints: Mapping[int, str] | None = None,
 ) -> list[int]:
     """A sequence of positive ints, one per axis; ``hints`` by their number if it is not one of ``dims``."""
-    if not is_sequence(value):
+    given = plain(name, value, depth=1)
+    if not is_sequence(given):
         raise TypeError(f"{name} must be {expected}, {got(value)}")
+    value = given
     if len(value) not in dims:
         hint = (hints or {}).get(len(value), "")
         raise ValueError(f"{name} must be {expected}, got {tuple(value)}{hint}")
@@ -141,8 +162,9 @@ def sizes(
 def output_size(value: Any, dim: int, hints: Mapping[int, str] | None = None) -> list[int]:
     """``size`` of the output, an int for all axes or one per axis, with one per axis."""
     names = "two ints (H_out, W_out)" if dim == 2 else "three ints (D_out, H_out, W_out)"
-    if is_int(value):
-        value = (value,) * dim
+    given = plain("size", value, depth=1)
+    if is_int(given):
+        value = (given,) * dim
     return sizes("size", value, (dim,), f"None, an int, or {names}", hints)
 
 
@@ -166,6 +188,7 @@ def control_points(name: str, value: Any, offsets: int | None = None) -> list[fl
                 f"offsets has {offsets}"
             )
         return splines.regular_points(side, side)
+    value = plain(name, value, depth=2)
     if not is_sequence(value):
         raise TypeError(f"{expected}, {got(value)}")
     if len(value) == 2 and all(is_int(n) for n in value):
@@ -226,7 +249,7 @@ def maps(name: str, value: Any, rows: int, columns: int, input: Tensor, image_in
                 f"image_index must have one entry per matrix, shape ({m},) for {name} of shape "
                 f"{tuple(value.shape)}, got shape {tuple(image_index.shape)}"
             )
-        _on_device("image_index", image_index, input)
+        on_device("image_index", image_index, input)
     elif value.shape[0] != n and value.shape[0] != 1 and (value.ndim == 4 or n != 1):
         given = f"(1, {rows}, {columns})" if value.ndim == 3 else f"(1, K, {rows}, {columns})"
         hint = f"; with image_index {name} may hold any number" if value.ndim == 3 else ""
@@ -234,70 +257,11 @@ def maps(name: str, value: Any, rows: int, columns: int, input: Tensor, image_in
             f"{name} must hold one matrix per image: expected shape ({n}, ...) or {given} "
             f"for input of shape {tuple(input.shape)}, got {tuple(value.shape)}{hint}"
         )
-    _on_device(name, value, input)
+    on_device(name, value, input)
     return value
 
 
-def fill_values(fill_value: Any, padding_mode: str, input: Tensor) -> Tensor | None:
-    """``fill_value`` as a tensor (C,); None unless the padding is ``"fill"``."""
-    if padding_mode != "fill":
-        if fill_value is not None:
-            raise ValueError(
-                f"fill_value must be None unless padding_mode is 'fill', {got(fill_value)} "
-                f"with padding_mode {padding_mode!r}"
-            )
-        return None
-    channels = input.shape[1]
-    is_label = input.dtype in LABEL_DTYPES
-    if isinstance(fill_value, Tensor):
-        if not is_label:
-            floating("fill_value", fill_value)
-        elif tensor("fill_value", fill_value).dtype != input.dtype:
-            raise TypeError(f"fill_value must have the dtype of input, {input.dtype}, got {fill_value.dtype}")
-        if fill_value.ndim > 1 or (fill_value.ndim == 1 and fill_value.shape[0] != channels):
-            raise ValueError(
-                f"fill_value must be a number or have one value per channel, shape ({channels},), "
-                f"got shape {tuple(fill_value.shape)}"
-            )
-        _on_device("fill_value", fill_value, input)
-        return fill_value.expand(channels)
-    dtype = input.dtype if is_label else contract.coordinate_dtype(input.dtype)
-    if is_label:
-        fill_value = _labels(fill_value, dtype)
-    if isinstance(fill_value, (list, tuple)) and all(map(is_number, fill_value)):
-        if len(fill_value) != channels:
-            raise ValueError(
-                f"fill_value must be a number or have one value per channel, {channels} values, "
-                f"{got(fill_value)}"
-            )
-        if is_label:  # constants are kept as floats, which have not every int
-            numbers = torch.stack([torch.full((), n, dtype=dtype, device=input.device) for n in fill_value])
-        else:
-            numbers = _fill_numbers(fill_value, input.device, dtype)
-        return sharding.replicated(numbers, input)
-    if not is_number(fill_value):
-        raise TypeError(
-            "fill_value must be a number or one per channel, as a sequence or a tensor, for padding_mode "
-            f"'fill', {got(fill_value)}"
-        )
-    value = torch.full((), fill_value, dtype=dtype, device=input.device)
-    return sharding.replicated(value.expand(channels), input)
-
-
-def _labels(value: Any, dtype: torch.dtype) -> int | list[int]:
-    """Fill values of label maps: ints that their dtype has."""
-    if isinstance(value, (list, tuple)):
-        return [_labels(item, dtype) for item in value]
-    least, most = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
-    if not isinstance(value, int) or (isinstance(value, bool) and dtype != torch.bool):
-        raise TypeError(f"fill_value must be an int for an input of dtype {dtype}, {got(value)}")
-    if not least <= value <= most:
-        raise ValueError(
-            f"fill_value must be from {least} to {most} for an input of dtype {dtype}, got {value}"
-        )
-    return int(value)
-
-
-def _on_device(name: str, value: Tensor, input: Tensor) -> None:
+def on_device(name: str, value: Tensor, input: Tensor) -> None:
+    """On the device of ``input``."""
     if value.device != input.device:
         raise ValueError(f"{name} must be on the device of input, {input.device}, got {value.device}")

@@ -1,4 +1,4 @@
-"""What two processes check together: DTensor and DistributedDataParallel.
+"""What two processes check together: DTensor, DistributedDataParallel and ``fully_shard``.
 
 Starting processes is what takes time: they run all of ``CHECKS`` and leave what failed.
 """
@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import (
     DeviceMesh,
     Partial,
@@ -23,7 +24,8 @@ from torch.distributed.tensor import (
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn.parallel import DistributedDataParallel
 
-from stn_triton import affine_grid_sample, perspective_grid_sample
+from stn_triton import SpatialTransformer, affine_grid_sample, perspective_grid_sample
+from stn_triton.nn import SpatialTransformerSeries
 
 PROCESSES = 2
 REPLICATED, CHANNELS, BATCH = Replicate(), Shard(1), Shard(0)
@@ -149,6 +151,27 @@ def compiled(world):
             torch.testing.assert_close(actual[name].to_local(), expected.to_local())
 
 
+def fully_sharded_stages(world):
+    def stage(**options):
+        layer = SpatialTransformer(3, **options)
+        torch.nn.init.normal_(layer.head.weight, std=0.1)
+        return layer
+
+    torch.manual_seed(0)
+    stages = [stage(transform="similarity"), stage(transform="attention", bounded=True, size=5)]
+    alone = SpatialTransformerSeries(*stages, return_theta=True).double().to(world.device)
+    sharded = copy.deepcopy(alone)
+    for layer in sharded.stages:
+        fully_shard(layer, mesh=world.mesh)
+    assert list(sharded.state_dict()) == list(alone.state_dict())
+    images = world.tensors()["input"]
+    for series, x in ((alone, images), (sharded, images.chunk(PROCESSES)[world.rank])):
+        output, theta = series(x)
+        (output.square().mean() + theta.square().mean()).backward()
+    for ours, theirs in zip(sharded.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad.full_tensor(), theirs.grad)
+
+
 CHECKS = {
     check.__name__: check
     for check in (
@@ -161,6 +184,7 @@ CHECKS = {
         rows_and_columns,
         plain_tensors,
         compiled,
+        fully_sharded_stages,
     )
 }
 

@@ -6,8 +6,10 @@ import os
 import pathlib
 import subprocess
 import sys
+import warnings
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import stn_triton
-from stn_triton import affine_grid_sample, functional, options
+from stn_triton import affine_grid_sample, functional, options, thin_plate_spline_grid_sample
 
 FORWARD = torch.ops.stn_triton.affine_grid_sample.default
 BACKWARD = torch.ops.stn_triton.affine_grid_sample_backward.default
@@ -331,6 +333,12 @@ def test_gradients_pass_gradcheck(align_corners):
 
 
 INPUT, THETA = torch.zeros(2, 3, 4, 5), torch.zeros(2, 2, 3)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", UserWarning)  # a prototype
+    NESTED, JAGGED = (
+        torch.nested.nested_tensor([INPUT[0], INPUT[0, :2]], layout=layout)
+        for layout in (torch.strided, torch.jagged)
+    )
 SIZE = "two ints (H_out, W_out)"
 # The arguments that differ from a good call, the error, and what its message has to hold besides the name.
 BAD = {
@@ -367,6 +375,11 @@ BAD = {
     "size is a str": ({"size": "45"}, TypeError, [SIZE, "'45'", "str"]),
     "size is bytes": ({"size": b"45"}, TypeError, [SIZE, "b'45'", "bytes"]),
     "size is a bool": ({"size": True}, TypeError, [SIZE, "True", "bool"]),
+    "size is a bool tensor": ({"size": torch.tensor(True)}, TypeError, [SIZE, "tensor(True)"]),
+    "size is a bool of NumPy": ({"size": np.True_}, TypeError, [SIZE, "True_"]),
+    "size is a floating tensor": ({"size": torch.tensor(2.0)}, TypeError, [SIZE, "tensor(2.)"]),
+    "size is a matrix": ({"size": np.ones((2, 2), int)}, TypeError, [SIZE, "ndarray"]),
+    "size without values": ({"size": torch.tensor(2, device="meta")}, TypeError, [SIZE, "meta"]),
     "an extent is a float": ({"size": (4, 5.0)}, TypeError, [SIZE, "5.0", "float"]),
     "two extents for a volume": (
         {"size": (4, 5), "input": torch.zeros(2, 3, 4, 5, 6), "theta": torch.zeros(2, 3, 4)},
@@ -383,7 +396,7 @@ BAD = {
     "an unknown padding_mode": ({"padding_mode": "edge"}, ValueError, ["'border'", "'edge'"]),
     "padding_mode is not a str": ({"padding_mode": None}, TypeError, ["str", "None"]),
     "align_corners is an int": ({"align_corners": 1}, TypeError, ["bool", "1", "int"]),
-    "align_corners is None": ({"align_corners": None}, TypeError, ["bool", "None"]),
+    "align_corners is NumPy's 1": ({"align_corners": np.int64(1)}, TypeError, ["bool", "1", "int64"]),
     "antialias is an int": ({"antialias": 2}, TypeError, ["bool", "2", "int"]),
     "size too large for antialias": (
         {"size": (4, 2**25), "antialias": True},
@@ -422,6 +435,19 @@ BAD = {
         TypeError,
         ["number", "1000", "type int"],
     ),
+    "a fill value whose gradient would be lost": (
+        {"fill_value": [torch.tensor(0.25, requires_grad=True), 0.5, 0.0], "padding_mode": "fill"},
+        TypeError,
+        ["gradient", "tensor(0.2500"],
+    ),
+    "fill values in a matrix": (
+        {"fill_value": np.ones((3, 1)), "padding_mode": "fill"},
+        TypeError,
+        ["number", "ndarray"],
+    ),
+    "nested input": ({"input": NESTED}, TypeError, ["nested tensor", "to_padded_tensor"]),
+    "jagged theta": ({"theta": JAGGED}, TypeError, ["nested tensor", "to_padded_tensor"]),
+    "jagged image_index": ({"image_index": JAGGED}, TypeError, ["nested tensor", "to_padded_tensor"]),
     "fill value is a str": ({"fill_value": "0", "padding_mode": "fill"}, TypeError, ["number", "'0'"]),
     "index and many thetas": (
         {"theta": torch.zeros(2, 4, 2, 3), "image_index": torch.zeros(2, dtype=torch.int64)},
@@ -449,6 +475,76 @@ def test_bad_arguments_are_named_before_anything_runs(changed, kind, parts):
         assert part in expected + got
     assert any(part in got for part in parts), "the message does not say what it was given"
     assert not recorder.arguments(FORWARD)
+
+
+# What NumPy and PyTorch hold numbers in, and the same argument as Python's numbers.
+SAME = {
+    "size": {
+        3: [
+            np.int64(3),
+            np.uint8(3),
+            np.array(3),
+            torch.tensor(3),
+            torch.tensor(3, dtype=torch.uint8),
+        ],
+        (3, 6): [
+            np.array([3, 6]),
+            torch.tensor([3, 6]),
+            (np.int32(3), torch.tensor(6)),
+            range(3, 9, 3),
+        ],
+    },
+    "fill_value": {
+        0.25: [np.float32(0.25), np.longdouble(0.25), np.array(0.25), torch.tensor(0.25)],
+        2: [np.int64(2), torch.tensor(2)],
+        (0.25, 0.5, 2): [
+            np.array([0.25, 0.5, 2], np.float16),
+            [np.float32(0.25), torch.tensor(0.5), np.int64(2)],
+        ],
+    },
+    "align_corners": {
+        True: [np.True_, np.array(True), torch.tensor(True)],
+        False: [np.False_, None],
+    },
+    "antialias": {True: [np.True_, torch.tensor(True)]},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "plain", "given"),
+    [
+        pytest.param(name, plain, given, id=f"{name}={given!r}")
+        for name, cases in SAME.items()
+        for plain, others in cases.items()
+        for given in others
+    ],
+)
+def test_numbers_of_numpy_and_tensors_are_numbers(name, plain, given):
+    input, theta = randn(2, 3, 4, 5), 2 * maps(2)
+    options = {"padding_mode": "fill", "fill_value": 0.0}
+    expected = affine_grid_sample(input, theta, **{**options, name: plain})
+    assert torch.equal(affine_grid_sample(input, theta, **{**options, name: given}), expected)
+
+
+POINTS = [(-1, -1), (1, -1), (-1, 1), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        np.array(POINTS),
+        torch.tensor(POINTS, dtype=torch.float16),
+        [np.float32(point) for point in POINTS],
+        [torch.tensor(point) for point in POINTS],
+        (np.int64(2), torch.tensor(2)),
+        np.array([2, 2]),
+    ],
+    ids=repr,
+)
+def test_points_of_numpy_and_tensors_are_points(points):
+    input, offsets = randn(2, 3, 4, 5), 0.1 * randn(2, 4, 2)
+    expected = thin_plate_spline_grid_sample(input, offsets, points=(2, 2))
+    assert torch.equal(thin_plate_spline_grid_sample(input, offsets, points=points), expected)
 
 
 def test_options_are_keywords_only():

@@ -364,6 +364,11 @@ class TestSeries:
         [
             ([], ValueError, "at least one"),
             ([nn.Identity()], TypeError, r"stages\[0\] must be a SpatialTransformer, got Identity"),
+            (
+                [nn.Sequential(SpatialTransformer(3))],
+                TypeError,
+                "must be a SpatialTransformer, got Sequential",
+            ),
             ([SpatialTransformer(3, transform="tps")], ValueError, r"stages\[0\] .* transform='tps'"),
             ([SpatialTransformer(3, transformers=2)], ValueError, "transformers=1, got 2"),
             ([SpatialTransformer(3), SpatialTransformer(4)], ValueError, r"stages\[1\] .* in_channels=3"),
@@ -378,3 +383,13 @@ class TestSeries:
     def test_stages_that_do_not_fit(self, stages, error, message):
         with pytest.raises(error, match=message):
             SpatialTransformerSeries(*stages)
+
+    def test_hooks_of_a_stage_see_its_theta(self):
+        stage = scatter(SpatialTransformer(3, size=4))
+        seen = []
+        stage.register_forward_hook(lambda _, arguments, output: seen.append((arguments, output)))
+        x = sample()
+        SpatialTransformerSeries(stage)(x)
+        (((given,), theta),) = seen
+        assert given is x
+        assert torch.equal(theta, stage.locate(x))

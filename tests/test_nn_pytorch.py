@@ -7,6 +7,7 @@ import io
 import pickle
 import sys
 
+import numpy as np
 import pytest
 import torch
 from test_nn import KINDS, PARAMETERS, randn, sample, scatter, set_numbers
@@ -184,14 +185,37 @@ class TestCopies:
         assert torch.equal(layer(sample()), other(sample()))
 
     def test_a_layer_made_on_no_device_can_be_initialised(self):
-        with torch.device("meta"):
-            layer = SpatialTransformer(3, transformers=4, initialization="tiles")
-        layer.to_empty(device="cpu")
-        for module in layer.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+        layer = restarted(lambda: SpatialTransformer(3, transformers=4, initialization="tiles"))
         expected = SpatialTransformer(3, transformers=4, initialization="tiles").locate(sample())
         assert torch.equal(layer.locate(sample()), expected)
+
+    @pytest.mark.parametrize("order", [list, lambda modules: reversed([*modules])], ids=["down", "up"])
+    def test_convolutions_start_as_documented(self, order):
+        made = ConvolutionalLocalization(3, channels=(64, 16))
+        for network in (made, copy.deepcopy(made), restarted(type(made), 3, channels=(64, 16), order=order)):
+            for layer in (*network.convolutions, network.linear):
+                expected = (2 / layer.weight[0].numel()) ** 0.5  # He et al. 2015
+                assert abs(layer.weight.std() / expected - 1) < 0.1
+                assert not layer.bias.any()
+
+    def test_fully_connected_layers_start_as_documented(self):
+        network = restarted(FullyConnectedLocalization, 3, cells=4)
+        for layer in network.layers:
+            assert 0.9 < layer.weight.abs().max() * layer.in_features**0.5 <= 1
+
+    def test_each_starts_anew_by_itself(self):
+        for module in (SpatialTransformer(3), ConvolutionalLocalization(3), FullyConnectedLocalization(3)):
+            with torch.no_grad():
+                for parameter in module.parameters():
+                    parameter.fill_(7)
+            module.reset_parameters()
+            assert not any((parameter == 7).any() for parameter in module.parameters())
+
+    def test_a_copy_starts_itself_anew(self):
+        network = ConvolutionalLocalization(3)
+        weight = network.linear.weight.clone()
+        copy.deepcopy(network).linear.reset_parameters()
+        assert torch.equal(network.linear.weight, weight)
 
     @pytest.mark.parametrize(
         "through",
@@ -224,6 +248,20 @@ class TestCopies:
             assert word in text
 
 
+def restarted(make, *args, order=list, **options):
+    """Made on no device and initialised as FullyShardedDataParallel does."""
+    with torch.device("meta"):
+        module = make(*args, **options)
+    module.to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(7)
+    for part in order(module.modules()):
+        if hasattr(part, "reset_parameters"):
+            part.reset_parameters()
+    return module
+
+
 def saved(layer) -> io.BytesIO:
     file = io.BytesIO()
     torch.save(layer, file)
@@ -246,6 +284,11 @@ class TestArguments:
             ({"size": (2, 3, 4, 5)}, ValueError, r"\(H_out, W_out\)"),
             ({"size": 0}, ValueError, "size must be positive"),
             ({"size": 2.5}, TypeError, "size must be None, an int"),
+            ({"size": 10**30}, ValueError, r"size must be at most 2\*\*30 on each axis, got"),
+            ({"size": (4, 2**25), "antialias": True}, ValueError, r"2\*\*24 on each axis with antialias"),
+            ({"size": np.True_}, TypeError, "size must be None, an int"),
+            ({"scale": torch.tensor(0.5, requires_grad=True)}, TypeError, "scale must need no gradient"),
+            ({"transformers": torch.tensor(2.0)}, TypeError, "transformers must be an int, got tensor"),
             ({"transformers": 0}, ValueError, "transformers must be at least 1"),
             ({"initialization": "random"}, ValueError, "'identity', 'tiles', got 'random'"),
             ({"initialization": "tiles", "transform": "rotation"}, ValueError, "cannot move"),
@@ -333,6 +376,22 @@ class TestArguments:
         layer = SpatialTransformer(3, localization=network, **options)
         with pytest.raises(ValueError, match=message):
             layer(sample())
+
+    @pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+    @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+    def test_nested_tensors(self, layout):
+        nested = torch.nested.nested_tensor([*sample()], layout=layout)
+        layer = SpatialTransformer(3)
+        for name, call in {
+            "x": lambda: layer(nested),
+            "features": lambda: layer(sample(), nested),
+            "theta": lambda: outside_penalty(nested),
+        }.items():
+            with pytest.raises(TypeError, match=f"{name} must be one tensor.*got a nested tensor: pad it"):
+                call()
+        for network in (layer.localization, FullyConnectedLocalization(3)):
+            with pytest.raises(TypeError, match="x must be one tensor"):
+                network(nested)
 
     def test_a_network_that_returns_no_tensor(self):
         layer = SpatialTransformer(3, localization=nn.LSTM(14, 5), localization_features=5)

@@ -5,6 +5,7 @@ import importlib
 import math
 import pkgutil
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -353,14 +354,156 @@ def test_singular_matrices_give_no_finite_inverse():
 
 
 def test_arrays_keep_their_dtype_and_numbers_follow_tensors():
-    numpy = pytest.importorskip("numpy")
-    assert transforms.translation(numpy.zeros(2)).dtype == torch.float64
-    assert transforms.translation(numpy.zeros(2, numpy.float32)).dtype == torch.float32
+    assert transforms.translation(np.zeros(2)).dtype == torch.float64
+    assert transforms.translation(np.zeros(2, np.float32)).dtype == torch.float32
+    assert transforms.translation(np.zeros(2, ">f8")).dtype == torch.float64
+    assert transforms.rotation(np.float16(1)).dtype == transforms.rotation(np.int64(1)).dtype == torch.float32
+    theta = transforms.affine(angle=np.array(1), scale=torch.ones(1, dtype=DOUBLE), aspect=np.float32(2))
+    assert theta.dtype == torch.float64
     assert transforms.rotation(1).dtype == torch.get_default_dtype()
     theta = transforms.affine(angle=1, scale=torch.ones(5, 1, dtype=DOUBLE), translation=[0.1, 0])
     assert theta.dtype == torch.float64
     assert theta.shape == (5, 2, 3)
     assert transforms.boxes([[0, 0, 2, 2]], (4, 4)).tolist() == [[[0.5, 0, -0.5], [0, 0.5, -0.5]]]
+
+
+class TestExpandedRotation:
+    # Of Pillow 11.3, Image.new("F", (w, h)).rotate(angle, expand=True).size: (h, w), degrees, canvas.
+    PILLOW = (
+        ((10, 10), 0, (10, 10)),
+        ((7, 10), 90, (10, 7)),
+        ((7, 10), 180, (7, 10)),
+        ((10, 10), 45, (16, 16)),
+        ((7, 10), 45, (13, 14)),
+        ((7, 10), -30, (13, 14)),
+        ((11, 5), 60, (11, 13)),
+        ((9, 9), 1, (11, 11)),
+        ((1, 9), 89, (11, 3)),
+    )
+
+    @pytest.mark.parametrize(("size_in", "degrees", "expected"), PILLOW)
+    def test_the_canvas_is_that_of_pillow(self, size_in, degrees, expected):
+        angle = math.radians(degrees)
+        for given in (angle, torch.tensor(angle), np.array([angle], np.float32)):
+            theta, size = transforms.expanded_rotation(given, np.array(size_in))
+            assert size == expected
+            assert theta.shape[-2:] == (2, 3)
+
+    @pytest.mark.parametrize("align_corners", [False, True])
+    def test_quarter_turns_move_pixels(self, align_corners):
+        image = randn(4, 7)
+        for quarters in range(-3, 6):
+            angle = torch.tensor(quarters * QUARTER, dtype=DOUBLE)
+            theta, size = transforms.expanded_rotation(angle, (4, 7), align_corners=align_corners)
+            close(warp(image, theta, size, align_corners=align_corners), image.rot90(quarters))
+
+    @pytest.mark.parametrize("align_corners", [False, True])
+    def test_nothing_is_cut_off_and_pixels_keep_their_size(self, align_corners):
+        angles = torch.linspace(-4, 4, 50, dtype=DOUBLE)
+        theta, size = transforms.expanded_rotation(angles, (5, 8), align_corners=align_corners)
+        matrix = transforms.to_pixels(theta, (5, 8), size, align_corners=align_corners)
+        close(torch.linalg.det(matrix[..., :2]), torch.ones(50, dtype=DOUBLE))
+        corners = torch.tensor([[-0.5, -0.5, 1], [7.5, -0.5, 1], [-0.5, 4.5, 1], [7.5, 4.5, 1]], dtype=DOUBLE)
+        x, y = (transforms.invert(matrix) @ corners.T).unbind(-2)
+        assert x.min() > -0.501
+        assert y.min() > -0.501
+        assert x.max() < size[1] - 0.499
+        assert y.max() < size[0] - 0.499
+
+    def test_a_batch_shares_the_largest_canvas(self):
+        angles = torch.tensor([[0.0, 0.3], [QUARTER, 1.2]], dtype=DOUBLE, requires_grad=True)
+        theta, size = transforms.expanded_rotation(angles, (4, 7))
+        alone = [transforms.expanded_rotation(angle, (4, 7))[1] for angle in angles.flatten()]
+        assert size == tuple(map(max, zip(*alone, strict=True)))
+        assert theta.shape == (2, 2, 2, 3)
+        torch.autograd.gradcheck(lambda a: transforms.expanded_rotation(a, (4, 7))[0], angles)
+        assert transforms.expanded_rotation(angles[:0], (4, 7))[1] == (4, 7)
+
+    def test_a_number_goes_into_compiled_and_exported_programs(self):
+        def turned(image):
+            theta, size = transforms.expanded_rotation(0.3, image.shape[2:])
+            return affine_grid_sample(image, theta[None], size)
+
+        class Turned(torch.nn.Module):
+            def forward(self, image):
+                return turned(image)
+
+        image = randn(1, 1, 4, 7)
+        compiled = torch.compile(turned, backend="eager", fullgraph=True)
+        exported = torch.export.export(Turned(), (image,)).module()
+        close(compiled(image), turned(image))
+        close(exported(image), turned(image))
+
+
+ROWS = np.array([[1.0, 2.0], [3.0, 4.0]])
+FROZEN = np.broadcast_to(np.float64(2), (2, 2))
+VECTOR = [0.1, 0.2, 0.3]
+
+
+def turned(aspect):
+    return transforms.rotation(torch.ones(2), aspect=aspect)
+
+
+def turned_3d(aspect):
+    return transforms.rotation_3d(VECTOR, aspect=aspect)
+
+
+def of_sizes(size_in, size_out):
+    return transforms.from_pixels(torch.ones(2, 3), size_in, size_out)
+
+
+def of_corners(align_corners):
+    theta = transforms.boxes([0, 0, 2, 2], (4, 4), align_corners=align_corners)
+    return transforms.to_pixels(theta, (3, 4), (5, 6), align_corners=align_corners)
+
+
+# A function, arguments in the types of NumPy and PyTorch, and what they are in Python's.
+SAME = [
+    (transforms.translation, [ROWS[:, ::-1]], [[[2, 1], [4, 3]]]),
+    (transforms.translation, [np.array([1, 2])], [[1, 2]]),
+    (transforms.scale, [FROZEN], [[[2, 2], [2, 2]]]),
+    (transforms.shear, [list(ROWS)], [ROWS.tolist()]),
+    (transforms.rotation, [np.float32(0.5)], [0.5]),
+    (transforms.rotation, [np.int64(1)], [1]),
+    (transforms.rotation, [torch.tensor(1)], [1]),
+    (transforms.identity, [np.int64(3)], [3]),
+    (transforms.identity, [torch.tensor(3)], [3]),
+    *[
+        (turned, [two], [2])
+        for two in (np.float32(2), np.float64(2), np.int64(2), np.array(2), torch.tensor(2))
+    ],
+    (turned, [np.array([2.0, 3.0])], [torch.tensor([2.0, 3.0])]),
+    *[
+        (turned_3d, [sides], [(1, 2, 3)])
+        for sides in (np.array([1, 2, 3]), torch.tensor([1.0, 2, 3]), (np.float32(1), torch.tensor(2), 3))
+    ],
+    (of_sizes, [np.array([3, 4]), torch.tensor([5, 6])], [(3, 4), (5, 6)]),
+    (of_sizes, [(np.int64(3), torch.tensor(4)), torch.Size((5, 6))], [(3, 4), (5, 6)]),
+    (of_corners, [np.True_], [True]),
+    (of_corners, [None], [False]),
+]
+
+
+@pytest.mark.parametrize(("function", "given", "plain"), SAME, ids=repr)
+def test_numbers_of_numpy_and_tensors_are_numbers(function, given, plain):
+    expected = function(*plain)
+    assert torch.equal(function(*given).to(expected.dtype), expected)
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_named(layout):
+    nested = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(1, 3)], layout=layout)
+    calls = {
+        "vector": lambda: transforms.rotation_3d(nested),
+        "aspect": lambda: transforms.rotation(torch.ones(2), aspect=nested),
+        "theta": lambda: transforms.to_pixels(nested, (4, 4)),
+    }
+    for name, call in calls.items():
+        with pytest.raises(TypeError, match=f"{name} must be one tensor.*got a nested tensor"):
+            call()
+    with pytest.raises(TypeError, match=r"aspect must be one tensor.*got a nested tensor"):
+        transforms.rotation_3d(VECTOR, aspect=nested)
 
 
 IMAGE, VOLUME = (5, 7), (5, 7, 9)
@@ -399,6 +542,11 @@ ERRORS = {  # what is called, the error and its words
         ValueError,
         "aspect must be positive, got -1.0",
     ),
+    "aspects": (
+        lambda: transforms.rotation(0.1, aspect=np.array([1.0, 0.0])),
+        ValueError,
+        r"aspect must be positive, got array\(\[1., 0.\]\)",
+    ),
     "aspect of an image": (
         lambda: transforms.rotation(0.1, aspect=(2, 1)),
         TypeError,
@@ -408,6 +556,16 @@ ERRORS = {  # what is called, the error and its words
         lambda: transforms.rotation_3d([0.0, 0.0, 1.0], aspect=2.0),
         ValueError,
         r"aspect must be three numbers \(W, H, D\)",
+    ),
+    "expanded by no angle": (
+        lambda: transforms.expanded_rotation(torch.tensor([0.0, math.nan]), IMAGE),
+        ValueError,
+        r"angle must be finite, got \[0.0, nan\]",
+    ),
+    "expanded volume": (
+        lambda: transforms.expanded_rotation(0.1, VOLUME),
+        ValueError,
+        r"size_in must be a sequence of ints \(H, W\), got \(5, 7, 9\)",
     ),
     "affine of nothing": (lambda: transforms.affine(), ValueError, "affine needs at least one of angle"),
     "affine of the other dimension": (

@@ -13,8 +13,8 @@ def output_width(module: nn.Module) -> int | None:
     if isinstance(module, nn.Sequential):
         with_parameters = [child for child in module if next(child.parameters(), None) is not None]
         return output_width(with_parameters[-1]) if with_parameters else None
-    width = getattr(module, "out_features", None)
-    return width if isinstance(width, int) else None
+    width = validation.plain("out_features", getattr(module, "out_features", None))
+    return width if validation.is_int(width) else None
 
 
 def not_the_identity(localization: nn.Module, identity: Tensor) -> None:
@@ -48,10 +48,12 @@ def looked_at(name: str, seen: Tensor, x: Tensor, in_channels: int) -> None:
         )
 
 
-def located(found: Tensor, x: Tensor, width: int, remedy: str) -> None:
-    """What a localisation network returns."""
+def located(found: Tensor, x: Tensor, width: int | None, remedy: str) -> None:
+    """What a localisation network returns; ``width`` is None where a replaced head does not say its own."""
     if not isinstance(found, Tensor):
         raise TypeError(f"localization must return a torch.Tensor, {validation.got(found)}")
+    if width is None and found.ndim == 2:
+        width = found.shape[1]
     if found.ndim != 2 or found.shape[0] != x.shape[0] or found.shape[1] != width:
         if found.ndim == 2 and found.shape[0] == x.shape[0]:
             hint = remedy.format(found.shape[1])

@@ -23,7 +23,7 @@ def scale_gradient(theta: Tensor, factor: float) -> Tensor:
         ``theta``, bit for bit.
 
     Raises:
-        TypeError: ``factor`` is no number.
+        TypeError: ``factor`` is no number, or ``theta`` no floating tensor.
         ValueError: ``factor`` is not finite.
 
     Example:
@@ -33,7 +33,9 @@ def scale_gradient(theta: Tensor, factor: float) -> Tensor:
         >>> theta.grad
         tensor([0.1000, 0.1000, 0.1000])
     """
-    if validation.number("factor", factor) == 1:
+    validation.floating("theta", theta)
+    factor = validation.number("factor", factor)
+    if factor == 1:
         return theta
     # Adds zero times the factor; unlike a custom backward, with every kind of derivative and compiler.
     return theta.detach() + (theta - theta.detach()) * factor

@@ -41,9 +41,8 @@ def parameter_groups(model: nn.Module, lr: float, localization_lr_scale: float =
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got one of type {type(model).__name__}")
-    for name, value in (("lr", lr), ("localization_lr_scale", localization_lr_scale)):
-        if validation.number(name, value) < 0:
-            raise ValueError(f"{name} must be at least 0, got {value!r}")
+    lr = _rate("lr", lr)
+    localization_lr_scale = _rate("localization_lr_scale", localization_lr_scale)
     layers = [module for module in model.modules() if isinstance(module, SpatialTransformer)]
     if not layers:
         raise ValueError(
@@ -61,3 +60,10 @@ def parameter_groups(model: nn.Module, lr: float, localization_lr_scale: float =
         },
     )
     return [group for group in groups if group["params"]]
+
+
+def _rate(name: str, value: float) -> float:
+    rate = validation.number(name, value)
+    if rate < 0:
+        raise ValueError(f"{name} must be at least 0, got {rate!r}")
+    return rate

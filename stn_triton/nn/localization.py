@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from stn_triton import validation
 
 _CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
+_LAYERS = (nn.Linear, *_CONVOLUTIONS.values())
 
 
 class ConvolutionalLocalization(nn.Module):
@@ -52,26 +54,34 @@ class ConvolutionalLocalization(nn.Module):
         out_features: int = 32,
     ) -> None:
         super().__init__()
-        if validation.count("kernel_size", kernel_size) % 2 != 1:
+        kernel_size = validation.count("kernel_size", kernel_size)
+        if kernel_size % 2 != 1:
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
-        widths = (in_channels, *channels)
+        in_channels = validation.count("in_channels", in_channels)
+        widths = (in_channels, *validation.counts("channels", channels))
         self.dim = validation.dimension(dim)
         self.cells = validation.count("cells", cells)
         self.out_features = validation.count("out_features", out_features)
         self.convolutions = nn.ModuleList(
             [
-                _CONVOLUTIONS[dim](before, after, kernel_size, padding=kernel_size // 2)
+                _CONVOLUTIONS[self.dim](before, after, kernel_size, padding=kernel_size // 2)
                 for before, after in itertools.pairwise(widths)
             ]
         )
-        self.linear = nn.Linear(widths[-1] * cells**dim, out_features)
+        self.linear = nn.Linear(widths[-1] * self.cells**self.dim, self.out_features)
         for layer in (*self.convolutions, self.linear):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+            # Its own, for what initialises all modules calls that too, after the one of this class. A class
+            # of its own would be unknown to what replaces linear layers, such as quantisation.
+            layer.reset_parameters = functools.partial(_start, layer)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start anew: weights as in He et al. 2015, biases at zero."""
+        reset_parameters(*self.convolutions, self.linear)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, [D,] H, W) to (N, F)."""
-        _check_input(x, self.dim, self.linear.weight.dtype)
+        _check_input(x, self.dim, [*self.convolutions, self.linear])
         for convolution in self.convolutions:
             x = _halve(convolution(x)).relu()
         return self.linear(_average(x, self.dim, self.cells).flatten(1)).relu()
@@ -106,22 +116,42 @@ class FullyConnectedLocalization(nn.Module):
         super().__init__()
         self.dim = validation.dimension(dim)
         self.cells = validation.count("cells", cells)
-        widths = (in_channels * cells**dim, *hidden)
+        in_channels = validation.count("in_channels", in_channels)
+        widths = (in_channels * self.cells**self.dim, *validation.counts("hidden", hidden))
         self.out_features = widths[-1]
         self.layers = nn.ModuleList(
             [nn.Linear(before, after) for before, after in itertools.pairwise(widths)]
         )
 
+    def reset_parameters(self) -> None:
+        """Start anew: weights and biases as those of any ``nn.Linear``."""
+        reset_parameters(*self.layers)
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, [D,] H, W) to (N, F)."""
-        _check_input(x, self.dim, self.layers[0].weight.dtype)
+        _check_input(x, self.dim, self.layers)
         x = _average(x, self.dim, self.cells).flatten(1)
         for layer in self.layers:
             x = layer(x).relu()
         return x
 
 
-def _check_input(x: Tensor, dim: int, dtype: torch.dtype) -> None:
+def reset_parameters(*modules: nn.Module) -> None:
+    """Start modules anew: each by its own ``reset_parameters``, else what is in it."""
+    for module in modules:
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+        else:
+            reset_parameters(*module.children())
+
+
+def _start(layer: nn.Module) -> None:
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    nn.init.zeros_(layer.bias)
+
+
+def _check_input(x: Tensor, dim: int, layers: Sequence[nn.Module]) -> None:
+    validation.tensor("x", x)
     if x.ndim != dim + 2:
         shape = "(N, C, H, W)" if dim == 2 else "(N, C, D, H, W)"
         raise ValueError(
@@ -133,6 +163,12 @@ def _check_input(x: Tensor, dim: int, dtype: torch.dtype) -> None:
             f"the input of a localisation network must have a floating dtype, got {x.dtype}: "
             "bring the image to about [0, 1] first, or give features"
         )
+    first = next(iter(layers), None)
+    if type(first) not in _LAYERS:  # one that took the place of another knows what it takes
+        return
+    # Its parameters, for a weight that hooks compute is that of the last call; replicas of nn.DataParallel
+    # have none.
+    dtype = next(first.parameters(), first.weight).dtype
     if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
         raise TypeError(
             f"the input of a localisation network must have the dtype of its parameters, {dtype}, "

@@ -172,7 +172,8 @@ def parametrize(
         choices = ", ".join([repr(name) for name in TRANSFORMS if name not in IMAGES_ONLY])
         raise ValueError(f"transform must be one of {choices} for volumes (dim=3), got {transform!r}")
     validation.choice("initialization", initialization, _INITIALIZATIONS)
-    if validation.flag("bounded", bounded) and transform not in BOUNDED:
+    bounded = validation.flag("bounded", bounded)
+    if bounded and transform not in BOUNDED:
         raise ValueError(
             f"bounded must be False for transform={transform!r}, got True: only "
             f"{', '.join(map(repr, BOUNDED))} can be; outside_penalty keeps others inside"
@@ -186,7 +187,7 @@ def parametrize(
         along, centres = tiles(transformers, dim)
     if scale is None:
         scale = (_BOUNDED_SCALE if bounded else 1.0) / max(along)
-    validation.positive("scale", scale)
+    scale = validation.positive("scale", scale)
     furthest = max([abs(at) for centre in centres for at in centre])
     if bounded and not scale + furthest < 1:
         raise ValueError(

@@ -50,8 +50,8 @@ def outside_penalty(
         tensor([0.0000, 0.5000])
     """
     validation.floating("theta", theta)
-    validation.count("lattice", lattice, least=2)
-    validation.positive("softness", softness)
+    lattice = validation.count("lattice", lattice, least=2)
+    softness = validation.positive("softness", softness)
     with without_autocast(theta.device):
         theta = theta.to(torch.promote_types(theta.dtype, torch.float32))
         if theta.ndim >= 2 and theta.shape[-1] == 2:

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 from stn_triton import transforms, validation
 from stn_triton.nn.transformer import SpatialTransformer
 
+# Modules that do not pass on what they are called with.
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
 
 class SpatialTransformerSeries(nn.Module):
     """Alignment in several steps: each stage corrects what the ones before it made.
@@ -20,7 +23,9 @@ class SpatialTransformerSeries(nn.Module):
         stages: layers for inputs of the same channels and dimension, each with one transformer, of any
             transform but ``"tps"``, whose maps have no product. One layer given several times,
             ``SpatialTransformerSeries(*[layer] * 4)``, is a recurrent one, as in the paper: it has the
-            parameters of one.
+            parameters of one. A stage may be wrapped by a module that calls it with what it was called with
+            itself, such as ``checkpoint_wrapper`` or ``torch.compile``. Hooks of a stage see its own theta as
+            what it returns.
         return_theta: whether ``forward`` returns (output, theta).
 
     Shape:
@@ -28,7 +33,7 @@ class SpatialTransformerSeries(nn.Module):
         product of all: (N, 2, 3), (N, 3, 4), or (N, 3, 3) if one of them is projective.
 
     Raises:
-        TypeError: a stage is no ``SpatialTransformer``.
+        TypeError: a stage is no ``SpatialTransformer``, nor does it wrap one.
         ValueError: there is no stage, or one that cannot be in a series; the message says which and why.
 
     Example:
@@ -45,22 +50,24 @@ class SpatialTransformerSeries(nn.Module):
         super().__init__()
         if not stages:
             raise ValueError("stages must be at least one SpatialTransformer, got none")
-        projective = False
+        layers, projective = [], False
         for index, stage in enumerate(stages):
             name = f"stages[{index}]"
-            if not isinstance(stage, SpatialTransformer):
+            layer = spatial_transformer(stage)
+            if layer is None:
                 raise TypeError(f"{name} must be a SpatialTransformer, {validation.got(stage)}")
-            transform = stage.parametrization.transform
+            layers.append(layer)
+            transform = layer.parametrization.transform
             if transform == "tps":
                 raise ValueError(f"{name} must have a matrix for theta, to be composed, got transform='tps'")
-            if stage.transformers != 1:
-                raise ValueError(f"{name} must have transformers=1, got {stage.transformers}")
+            if layer.transformers != 1:
+                raise ValueError(f"{name} must have transformers=1, got {layer.transformers}")
             for option in ("dim", "in_channels"):
-                first, own = getattr(stages[0], option), getattr(stage, option)
+                first, own = getattr(layers[0], option), getattr(layer, option)
                 if own != first:
                     raise ValueError(f"{name} must have {option}={first}, as the first stage has, got {own}")
             projective |= transform == "projective"
-            if projective and stage.antialias:
+            if projective and layer.antialias:
                 raise ValueError(
                     f"{name} must have antialias=False, for the map up to it is projective, got True"
                 )
@@ -71,7 +78,15 @@ class SpatialTransformerSeries(nn.Module):
         """``x`` warped once, by the product of what all stages found."""
         warped, theta = x, None
         for stage in self.stages:
-            step = stage.locate(warped)
+            step = stage(warped, locate_only=True)
             theta = step if theta is None else transforms.compose(theta, step)
-            warped = stage.warp(x, theta)
+            warped = spatial_transformer(stage).warp(x, theta)
         return (warped, theta) if self.return_theta else warped
+
+
+def spatial_transformer(stage: object) -> SpatialTransformer | None:
+    """The layer that a stage is, or that it wraps, as checkpointing, compilers and data parallelism do."""
+    while isinstance(stage, nn.Module) and not isinstance(stage, (SpatialTransformer, *_CONTAINERS)):
+        inside = list(stage.children())
+        stage = inside[0] if len(inside) == 1 else None
+    return stage if isinstance(stage, SpatialTransformer) else None

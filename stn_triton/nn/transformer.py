@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stn_triton import validation
+from stn_triton import limits, validation
 from stn_triton.functional import (
     affine_grid_sample,
     perspective_grid_sample,
@@ -18,7 +18,7 @@ from stn_triton.functional import (
 )
 from stn_triton.nn import checks, parameters
 from stn_triton.nn.gradients import scale_gradient
-from stn_triton.nn.localization import ConvolutionalLocalization
+from stn_triton.nn.localization import ConvolutionalLocalization, reset_parameters
 from stn_triton.nn.precision import without_autocast
 from stn_triton.options import PADDING_MODES
 
@@ -123,37 +123,41 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         self.in_channels = validation.count("in_channels", in_channels)
         self.dim = validation.dimension(dim)
+        dim = self.dim
+        self.antialias = validation.flag("antialias", antialias)
+        self.size = None
         if size is not None:
             other = 5 - dim
             hints = dict.fromkeys(range(8), f" for dim={dim}")
             hints[other] += f": with dim={other} the layer takes it"
-            validation.output_size(size, dim, hints)
-        self.size = tuple(size) if isinstance(size, Sequence) else size
+            extents = validation.output_size(size, dim, hints)
+            limits.check_size(extents, torch.float64, self.antialias)
+            given = validation.plain("size", size)
+            self.size = given if validation.is_int(given) else tuple(extents)
         self.transformers = validation.count("transformers", transformers)
         self.gradient_scale = validation.number("gradient_scale", gradient_scale)
         self.return_theta = validation.flag("return_theta", return_theta)
         self.parametrization, start = parameters.parametrize(
-            transform, dim, control_points, transformers, initialization, scale, bounded
+            transform, dim, control_points, self.transformers, initialization, scale, bounded
         )
         self.sampling = {
             "mode": validation.choice("mode", mode, _MODES, ", which tell theta where to go"),
             "padding_mode": validation.choice("padding_mode", padding_mode, PADDING_MODES),
-            "align_corners": validation.flag("align_corners", align_corners),
-            "fill_value": fill_value,
+            "align_corners": validation.corners(align_corners),
+            "fill_value": validation.plain("fill_value", fill_value, depth=1),
         }
         if mode == "bicubic" and dim == 3:
             raise ValueError("mode must be 'bilinear' for volumes (dim=3), got 'bicubic'")
-        self.antialias = validation.flag("antialias", antialias)
-        if antialias and transform in parameters.IMAGES_ONLY:
+        if self.antialias and transform in parameters.IMAGES_ONLY:
             raise ValueError(f"antialias must be False for transform={transform!r}, got {antialias!r}")
-        self.control_points = control_points
-        if isinstance(fill_value, Tensor):
+        self.control_points = validation.plain("control_points", control_points, depth=2)
+        if isinstance(fill_value, Tensor) and fill_value.ndim > 0:
             raise TypeError(
                 "fill_value must be None, a number or a sequence of them, for a tensor does not move with "
                 f"the layer, {validation.got(fill_value)}"
             )
         if localization is None:
-            localization = ConvolutionalLocalization(in_channels, dim=dim)
+            localization = ConvolutionalLocalization(self.in_channels, dim=dim)
         elif not isinstance(localization, nn.Module):
             raise TypeError(f"localization must be a torch.nn.Module, {validation.got(localization)}")
         self.localization = localization
@@ -202,11 +206,11 @@ class SpatialTransformer(nn.Module):
         if self.head is None:
             checks.located(numbers, x, total, f"with head=False its last layer must have {total} outputs")
         else:
-            width = self.head.weight.shape[1]
+            width = getattr(self.head, "in_features", None)
             checks.located(numbers, x, width, "make the layer with localization_features={}")
+            numbers = self.head(numbers)
         with without_autocast(x.device):
-            dtype = torch.promote_types(numbers.dtype, torch.float32)
-            numbers = numbers.to(dtype) if self.head is None else self.head(numbers)
+            numbers = numbers.to(torch.promote_types(numbers.dtype, torch.float32))
             if self.transformers > 1:
                 numbers = numbers.unflatten(-1, (self.transformers, -1))
             inset = 1 if self.sampling["align_corners"] else 0
@@ -222,9 +226,21 @@ class SpatialTransformer(nn.Module):
             return perspective_grid_sample(x, theta, **options)
         return affine_grid_sample(x, theta, antialias=self.antialias, **options)
 
-    def forward(self, x: Tensor, features: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """``x`` warped by what the localisation network sees in it, or in ``features``."""
+    def reset_parameters(self) -> None:
+        """Start anew: the last layer at the initial crop, the localisation network as it says itself."""
+        reset_parameters(*[module for module in (self.localization, self.head) if module is not None])
+
+    def forward(
+        self, x: Tensor, features: Tensor | None = None, locate_only: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """``x`` warped by what the localisation network sees in it, or in ``features``.
+
+        With ``locate_only`` theta alone, as ``locate``, but by a call of the module: so its hooks run, and
+        what wraps it (checkpointing, ``fully_shard``) does its part.
+        """
         theta = self.locate(x, features)
+        if locate_only is True:  # compared, for a symbolic tracer has no truth value for it
+            return theta
         output = self.warp(x, theta)
         return (output, theta) if self.return_theta else output
 
@@ -235,11 +251,13 @@ class _Head(nn.Module):
     def __init__(self, in_features: int, start: Sequence[float]) -> None:
         super().__init__()
         self.start = tuple(start)
+        self.in_features, self.out_features = in_features, len(start)
         self.weight = nn.Parameter(torch.empty(len(start), in_features))
         self.bias = nn.Parameter(torch.empty(len(start)))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        """The documented start."""
         nn.init.zeros_(self.weight)
         with torch.no_grad():
             self.bias.copy_(torch.tensor(self.start))
@@ -251,4 +269,4 @@ class _Head(nn.Module):
             return F.linear(features.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
 
     def extra_repr(self) -> str:
-        return f"in_features={self.weight.shape[1]}, out_features={self.weight.shape[0]}"
+        return f"in_features={self.in_features}, out_features={self.out_features}"

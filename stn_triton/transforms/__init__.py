@@ -7,6 +7,7 @@ theta maps output positions to input positions, normalised as in ``F.affine_grid
 from stn_triton.transforms.algebra import compose, invert
 from stn_triton.transforms.arrays import from_cv2, from_dali, from_scipy, to_cv2, to_dali, to_scipy
 from stn_triton.transforms.builders import identity, rotation, rotation_3d, scale, shear, translation
+from stn_triton.transforms.canvas import expanded_rotation
 from stn_triton.transforms.combined import affine, boxes
 from stn_triton.transforms.pixels import from_pixels, to_pixels
 from stn_triton.transforms.tensors import (
@@ -23,6 +24,7 @@ __all__ = [
     "affine",
     "boxes",
     "compose",
+    "expanded_rotation",
     "from_cv2",
     "from_dali",
     "from_kornia",

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from stn_triton import validation
+from stn_triton.plain import SYMBOLIC, plain
 from stn_triton.transforms import inputs
 from stn_triton.transforms.algebra import with_shift
-
-_SYMBOLIC = (torch.SymInt, torch.SymFloat)  # of sizes that an exported program leaves open
 
 Numbers = Tensor | float | Sequence  # sequences may be nested; arrays are taken too
 
@@ -106,8 +106,8 @@ def rotation(angle: Numbers, *, aspect: float | Tensor = 1.0) -> Tensor:
 
     Args:
         angle: (...), floating, radians.
-        aspect: W / H of the input, or (W - 1) / (H - 1) for ``align_corners=True``: a positive number, or a
-            tensor that broadcasts with ``angle``. The output should have the same aspect.
+        aspect: W / H of the input, or (W - 1) / (H - 1) for ``align_corners=True``: a positive number, or an
+            array or a tensor that broadcasts with ``angle``. The output should have the same aspect.
 
     Returns:
         (..., 2, 3).
@@ -140,8 +140,8 @@ def rotation_3d(vector: Numbers, *, aspect: Sequence[float | Tensor] = (1.0, 1.0
     Args:
         vector: (..., 3) as (x, y, z), floating, radians.
         aspect: (W, H, D) of the input up to a common factor (for ``align_corners=True``, each less 1; with
-            anisotropic voxels, each times the spacing): positive numbers, or tensors that broadcast with
-            (...).
+            anisotropic voxels, each times the spacing): positive numbers, or arrays or tensors that
+            broadcast with (...).
 
     Returns:
         (..., 3, 4).
@@ -218,17 +218,15 @@ def about_the_centre(linear: Tensor) -> Tensor:
 def on_sides(linear: Tensor, aspect: float | Tensor | Sequence[float | Tensor]) -> Tensor:
     """A linear map of pixels in normalised coordinates, where axis i is ``aspect[i]`` long."""
     dim = linear.shape[-1]
+    if isinstance(aspect, Tensor):
+        validation.tensor("aspect", aspect)
     if dim == 2:
-        if not isinstance(aspect, (int, float, Tensor, *_SYMBOLIC)):
-            raise TypeError(f"aspect must be a number or a tensor, W / H, {validation.got(aspect)}")
-        sides = [aspect, 1.0]
+        sides = [_side(aspect, linear), 1.0]
+    elif getattr(aspect, "ndim", 1) == 0 or not hasattr(aspect, "__len__") or len(aspect) != dim:
+        raise ValueError(f"aspect must be three numbers (W, H, D) for volumes, {validation.got(aspect)}")
     else:
-        if isinstance(aspect, (int, float, *_SYMBOLIC)) or len(aspect) != dim:
-            raise ValueError(f"aspect must be three numbers (W, H, D) for volumes, {validation.got(aspect)}")
-        sides = list(aspect)
+        sides = [_side(side, linear) for side in aspect]
     numbers = [side for side in sides if isinstance(side, (int, float))]
-    if any(not side > 0 for side in numbers):
-        raise ValueError(f"aspect must be positive, {validation.got(aspect)}")
     if len(numbers) == dim and min(numbers) == max(numbers):
         return linear
     sides = [side.unsqueeze(-1) if isinstance(side, Tensor) else side for side in sides]
@@ -236,6 +234,24 @@ def on_sides(linear: Tensor, aspect: float | Tensor | Sequence[float | Tensor]) 
     linear = torch.stack(torch.broadcast_tensors(*columns), dim=-1)
     rows = [row / side for row, side in zip(linear.unbind(-2), sides, strict=True)]
     return torch.stack(torch.broadcast_tensors(*rows), dim=-2)
+
+
+def _side(aspect: Any, like: Tensor) -> float | Tensor:
+    """The length of an axis: a number above 0, or a tensor, whose values are not looked at."""
+    if isinstance(aspect, Tensor):
+        return validation.tensor("aspect", aspect)
+    side = plain("aspect", aspect)
+    if isinstance(side, SYMBOLIC):
+        return side
+    if validation.is_number(side):
+        is_positive = side > 0
+    elif hasattr(side, "ndim"):
+        is_positive, side = bool((side > 0).all()), inputs.tensor("aspect", side, like)
+    else:
+        raise TypeError(f"aspect must be a number, an array or a tensor, W / H, {validation.got(aspect)}")
+    if not is_positive:
+        raise ValueError(f"aspect must be positive, {validation.got(aspect)}")
+    return side
 
 
 def _series(square: Tensor, power: int) -> Tensor:

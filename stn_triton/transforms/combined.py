@@ -125,9 +125,8 @@ def boxes(
     dim = len(extents)
     names = "(..., 4)" if dim == 2 else "(..., 6)"
     boxes = inputs.vectors("boxes", boxes, (2 * dim,), f"{names} for size_in {tuple(size_in)}")
-    validation.flag("align_corners", align_corners)
     low, high = boxes[..., :dim].unbind(-1), boxes[..., dim:].unbind(-1)
-    inset = 1 if align_corners else 0
+    inset = 1 if validation.corners(align_corners) else 0
     units = [max(extent - inset, 1) for extent in extents]
     axes = list(zip(low, high, extents, units, strict=True))
     shift = torch.stack([(a + b - extent) / unit for a, b, extent, unit in axes], dim=-1)

@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Number
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stn_triton import validation
+from stn_triton.plain import is_sequence, plain
 
 Sizes = Sequence[int]  # (H, W) or (D, H, W)
+_INTS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_DEPTH = 8  # dimensions of nested sequences that may hold arrays
 
 
 def tensor(name: str, value: Any, like: Tensor | None = None) -> Tensor:
     """A floating tensor as it is; numbers, sequences of numbers and arrays as one, as ``like`` if given."""
-    if not isinstance(value, Tensor):
+    if isinstance(value, Tensor):
+        if value.ndim == 0 and value.dtype in _INTS:  # a number
+            value = value.to(torch.get_default_dtype() if like is None else like.dtype)
+    else:
         if _holds_tensors(value):  # torch.as_tensor would cut their gradients off without a word
             raise TypeError(
                 f"{name} must be one tensor or hold only numbers, got a sequence of tensors: stack it"
             )
         if like is not None:
             dtype, device = like.dtype, like.device
-        else:  # arrays keep their dtype
-            dtype = None if is_array(value) else torch.get_default_dtype()
-            device = None
+        else:
+            dtype, device = None if is_array(value) else torch.get_default_dtype(), None
+        given = _readable(name, value)
         try:
-            if like is not None and type(value) in (int, float):  # filled on the device: a copy would wait
-                value = torch.full((), value, dtype=dtype, device=device)
+            if like is not None and type(given) in (int, float):  # filled on the device: a copy would wait
+                value = torch.full((), given, dtype=dtype, device=device)
             else:
-                value = torch.as_tensor(value, dtype=dtype, device=device)
+                value = torch.as_tensor(given, dtype=dtype, device=device)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(
                 f"{name} must be a tensor, a number or a sequence of numbers, {validation.got(value)}"
@@ -64,11 +71,20 @@ def sizes(name: str, value: Any, dims: tuple[int, ...] = (2, 3)) -> list[int]:
 
 
 def is_array(value: Any) -> bool:
-    """An array, which has a dtype to keep; NumPy's numbers are numbers."""
-    return hasattr(value, "__array_interface__") and not isinstance(value, (int, float))
+    """An array with a floating dtype to keep; arrays of ints, and NumPy's numbers, are numbers."""
+    if isinstance(value, Number) or not hasattr(value, "__array_interface__"):
+        return False
+    return value.dtype.kind not in "biu"
+
+
+def _readable(name: str, value: Any) -> Any:
+    """Numbers, or an array that PyTorch can read: writable, in this byte order, with positive strides."""
+    if torch.compiler.is_compiling():  # there an array is a tensor already
+        return value
+    if is_array(value):
+        return value.astype(value.dtype.newbyteorder("="), order="C")
+    return plain(name, value, _DEPTH)
 
 
 def _holds_tensors(value: Any) -> bool:
-    if not isinstance(value, (list, tuple)):
-        return False
-    return any(isinstance(item, Tensor) or _holds_tensors(item) for item in value)
+    return is_sequence(value) and any(isinstance(item, Tensor) or _holds_tensors(item) for item in value)

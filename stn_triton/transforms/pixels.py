@@ -164,7 +164,7 @@ def move_origins(matrix: Tensor, origin_in: list[float], origin_out: list[float]
 
 def _ratios(matrix: Tensor, extents_in: list[int], extents_out: list[int], align_corners: bool) -> Tensor:
     """By what each entry of a matrix of pixels grows in normalised coordinates, the shape of one matrix."""
-    inset = 1 if validation.flag("align_corners", align_corners) else 0
+    inset = 1 if validation.corners(align_corners) else 0
     units_in, units_out = ([max(e - inset, 1) / 2 for e in extents] for extents in (extents_in, extents_out))
     rows = matrix.shape[-2]
     # The last row and column are not in pixels.

@@ -1,0 +1,73 @@
+"""Rotations onto a canvas that holds the whole picture: theta and the size of the output together."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from stn_triton.transforms import inputs
+from stn_triton.transforms.builders import Numbers, rotation
+from stn_triton.transforms.inputs import Sizes
+from stn_triton.transforms.pixels import normalise
+
+_TOLERANCE = 1e-4  # pixels: what a rounded angle may put outside, without another row or column for it
+
+
+def expanded_rotation(
+    angle: Numbers, size_in: Sizes, *, align_corners: bool = False
+) -> tuple[Tensor, tuple[int, int]]:
+    """Turn the picture counter-clockwise, as ``rotation``, onto a canvas so large that nothing is cut off.
+
+    What ``expand=True`` is in torchvision and Pillow, and ``reshape=True`` in ``scipy.ndimage.rotate``.
+    Quarter turns need a canvas of the same pixels, and only move them. Any other canvas is as large as
+    Pillow's: it grows by as much on both sides. Pixels keep their size and need no aspect.
+
+    Args:
+        angle: (...), floating, radians. All angles share one canvas, the largest.
+        size_in: (H, W) of the input.
+        align_corners: what the operator will be called with.
+
+    Returns:
+        theta (..., 2, 3), and size (H_out, W_out): call the operator with both. The size depends on the
+        values of the angles: those of a tensor are read, which waits for a GPU, and which a compiler breaks
+        its graph for and ``torch.export`` refuses; both take a number.
+
+    Raises:
+        TypeError: ``angle`` is not floating, or ``size_in`` holds no ints.
+        ValueError: ``angle`` is not finite, or ``size_in`` is not that of images.
+
+    Example:
+        >>> import math, torch, stn_triton
+        >>> image = torch.arange(6.0).reshape(1, 1, 2, 3)
+        >>> theta, size = stn_triton.transforms.expanded_rotation(math.pi / 2, (2, 3))
+        >>> stn_triton.affine_grid_sample(image, theta[None], size).round()
+        tensor([[[[2., 5.],
+                  [1., 4.],
+                  [0., 3.]]]])
+    """
+    extents = inputs.sizes("size_in", size_in, (2,))
+    turn = inputs.tensor("angle", angle)
+    numbers = [angle] if type(angle) in (int, float) else turn.detach().flatten().tolist()
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"angle must be finite, got {numbers if len(numbers) < 10 else 'others among many'}")
+    canvases = [_canvas(number, *extents) for number in numbers] or [extents]
+    canvas = [max(lengths) for lengths in zip(*canvases, strict=True)]
+    width, height = canvas
+    return normalise(rotation(turn), extents, canvas, align_corners), (height, width)
+
+
+def _canvas(angle: float, width: int, height: int) -> tuple[int, int]:
+    """(W, H) that a turned picture of (W, H) needs."""
+    cos, sin = abs(math.cos(angle)), abs(math.sin(angle))
+    if min(cos, sin) * max(width, height) < _TOLERANCE:
+        return (width, height) if sin < cos else (height, width)
+    return (
+        _grown(width, width * cos + height * sin),
+        _grown(height, width * sin + height * cos),
+    )
+
+
+def _grown(length: int, needed: float) -> int:
+    """An axis that grows, or shrinks, by whole pixels on both sides."""
+    return length + 2 * math.ceil((needed - length) / 2 - _TOLERANCE)
