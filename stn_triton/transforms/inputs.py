@@ -14,14 +14,17 @@ Sizes = Sequence[int]  # (H, W) or (D, H, W)
 
 
 def tensor(name: str, value: Any, like: Tensor | None = None) -> Tensor:
-    """A floating tensor as it is; numbers, sequences of numbers and arrays as one, as ``like`` if given."""
+    """A floating tensor; numbers, sequences of numbers and arrays as one, as ``like`` if given.
+
+    16-bit tensors and arrays come as fp32: what is computed of them in 16 bits is off by parts of a pixel.
+    """
     if not isinstance(value, Tensor):
-        if _holds_tensors(value):  # torch.as_tensor would cut their gradients off without a word
+        if _holds_tensors(value):  # torch.tensor would cut their gradients off without a word
             raise TypeError(
                 f"{name} must be one tensor or hold only numbers, got a sequence of tensors: stack it"
             )
         if like is not None:
-            dtype, device = like.dtype, like.device
+            dtype, device = torch.promote_types(like.dtype, torch.float32), like.device
         else:  # arrays keep their dtype
             dtype = None if is_array(value) else torch.get_default_dtype()
             device = None
@@ -29,12 +32,14 @@ def tensor(name: str, value: Any, like: Tensor | None = None) -> Tensor:
             if like is not None and type(value) in (int, float):  # filled on the device: a copy would wait
                 value = torch.full((), value, dtype=dtype, device=device)
             else:
-                value = torch.as_tensor(value, dtype=dtype, device=device)
+                # Not torch.as_tensor, which fixes sizes that an exported program leaves open.
+                value = torch.tensor(value, dtype=dtype, device=device)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(
                 f"{name} must be a tensor, a number or a sequence of numbers, {validation.got(value)}"
             ) from error
-    return validation.floating(name, value)
+    value = validation.floating(name, value)
+    return value.float() if value.dtype.itemsize == 2 else value
 
 
 def vectors(
@@ -65,7 +70,7 @@ def sizes(name: str, value: Any, dims: tuple[int, ...] = (2, 3)) -> list[int]:
 
 def is_array(value: Any) -> bool:
     """An array, which has a dtype to keep; NumPy's numbers are numbers."""
-    return hasattr(value, "__array_interface__") and not isinstance(value, (int, float))
+    return not isinstance(value, (int, float)) and hasattr(value, "__array_interface__")
 
 
 def _holds_tensors(value: Any) -> bool:
