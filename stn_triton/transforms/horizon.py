@@ -7,9 +7,9 @@ in normalised coordinates: linear bounds on p = (x, y, 1), as are -1 <= x <= 1 a
 seen is a convex polygon, and the sign is that of the larger one.
 
 Its area: a bound n.p + c >= 0 touches the polygon on a segment of the line p = f + t d, where
-f = -c n / |n|^2 is the foot of the origin and d is n turned by 90 degrees. Every other bound makes t larger or
-smaller than some number. The segment and the origin span a triangle of area (t_high - t_low) c / 2, negative
-where the origin is outside; their sum is the area.
+f = -c n / |n|^2 is the foot of the origin and d is n turned by 90 degrees. Every other bound makes t larger
+or smaller than some number. The segment and the origin span a triangle of area (t_high - t_low) c / 2,
+negative where the origin is outside; their sum is the area.
 """
 
 from __future__ import annotations
@@ -29,15 +29,7 @@ _OUTPUT = [1.0, 0.0, 1.0, -1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0, -1.0, 1.0]  # x, -
 def seen_from_pixels(
     matrix: Tensor, size_in: Sizes, size_out: Sizes | None, *, align_corners: bool
 ) -> Tensor:
-    """``from_pixels`` of a library's matrix, which for a homography has the sign that shows its picture.
-
-    Example:
-        >>> import torch
-        >>> seen_from_pixels(-torch.eye(3), (4, 8), None, align_corners=True)
-        tensor([[1., 0., 0.],
-                [0., 1., 0.],
-                [0., 0., 1.]])
-    """
+    """``from_pixels`` of a library's matrix, which for a homography has the sign that shows its picture."""
     theta = from_pixels(matrix, size_in, size_out, align_corners=align_corners)
     if is_affine(theta):
         return theta
