@@ -187,6 +187,15 @@ class TestSizesInThetas:
         args = (torch.rand(5, 1, 7, 9), self.MATRIX, torch.rand(5, 1, 8, 7, 9))
         self.check(torch.export.export(Thetas(), args, dynamic_shapes=shapes).module())
 
+    def test_exported_on_a_device_without_numbers(self):
+        class OnMeta(torch.nn.Module):
+            def forward(self, images, matrix):
+                return transforms.from_cv2(matrix, images.shape[2:])
+
+        args = (torch.rand(5, 1, 7, 9, device="meta"), self.MATRIX.to("meta"))
+        program = torch.export.export(OnMeta(), args, dynamic_shapes=({2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, {}))
+        assert program.module()(torch.rand(5, 1, 12, 8, device="meta"), args[1]).shape == (3, 3)
+
     def test_compiled(self):
         self.check(torch.compile(Thetas(), backend="eager", fullgraph=True, dynamic=True))
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stn_triton import validation
+from stn_triton import constants, validation
 
 Sizes = Sequence[int]  # (H, W) or (D, H, W)
 
@@ -32,8 +32,7 @@ def tensor(name: str, value: Any, like: Tensor | None = None) -> Tensor:
             if like is not None and type(value) in (int, float):  # filled on the device: a copy would wait
                 value = torch.full((), value, dtype=dtype, device=device)
             else:
-                # Not torch.as_tensor, which fixes sizes that an exported program leaves open.
-                value = torch.tensor(value, dtype=dtype, device=device)
+                value = constants.tensor_of(value, device, dtype)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(
                 f"{name} must be a tensor, a number or a sequence of numbers, {validation.got(value)}"
