@@ -58,14 +58,32 @@ def numbers_of(argument: str) -> Callable[[Sequence[float], torch.device, torch.
 
     @once_per_device(argument)
     def on_device(numbers: Sequence[float], device: torch.device, dtype: torch.dtype) -> Tensor:
-        return torch.tensor(numbers, dtype=dtype, device=device)
+        return tensor_of(numbers, device, dtype)
 
     def tensor(numbers: Sequence[float], device: torch.device, dtype: torch.dtype) -> Tensor:
         if device.type == "cpu":  # nothing waits, and to look it up takes as long
-            return torch.tensor(numbers, dtype=dtype, device=device)
+            return tensor_of(numbers, device, dtype)
         return on_device(numbers, device, dtype)
 
     return tensor
+
+
+def tensor_of(numbers: float | Sequence, device: torch.device | None, dtype: torch.dtype | None) -> Tensor:
+    """``torch.tensor``, but numbers made of sizes that an exported program leaves open stay open in it.
+
+    They are filled in on the device; PyTorch would fix them, or copy them from the host at each call.
+    """
+    if not _is_open(numbers):
+        return torch.tensor(numbers, dtype=dtype, device=device)
+    if isinstance(numbers, (list, tuple)):
+        return torch.stack([tensor_of(number, device, dtype) for number in numbers])
+    return torch.full((), numbers, dtype=dtype, device=device)
+
+
+def _is_open(numbers: object) -> bool:
+    if isinstance(numbers, (list, tuple)):
+        return any(map(_is_open, numbers))
+    return isinstance(numbers, (torch.SymInt, torch.SymFloat))
 
 
 def _in_a_new_thread(make: Callable[[], Tensor]) -> Tensor:

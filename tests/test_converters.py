@@ -424,6 +424,263 @@ def test_boxes_are_what_roi_align_samples():
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
+def homography(source, target):
+    """The matrices (..., 3, 3) that map four points (x, y), (..., 4, 2), to four others."""
+    source, target = torch.broadcast_tensors(source, target)
+    x, y = source.unbind(-1)
+    zero, one = torch.zeros_like(x), torch.ones_like(x)
+    rows = []
+    for u, first in zip(target.unbind(-1), (True, False), strict=True):
+        own, rest = [x, y, one], [zero, zero, zero]
+        rows.append(torch.stack([*(own + rest if first else rest + own), -u * x, -u * y], -1))
+    entries = torch.linalg.solve(torch.cat(rows, -2), target.mT.flatten(-2).unsqueeze(-1)).squeeze(-1)
+    return torch.cat((entries, torch.ones_like(entries[..., :1])), -1).unflatten(-1, (3, 3))
+
+
+def corners_of(size):
+    height, width = (extent - 1.0 for extent in size)
+    return torch.tensor([[0, 0], [width, 0], [width, height], [0, height]], dtype=DOUBLE)
+
+
+def seen_pixels(theta, size_out):
+    """Of homographies (N, 3, 3), how many output pixels show the input with Z > 0, and with Z < 0."""
+    y, x = torch.meshgrid(*[(2 * torch.arange(n, dtype=DOUBLE) + 1) / n - 1 for n in size_out], indexing="ij")
+    points = torch.stack((x, y, torch.ones_like(x)), -1).flatten(0, 1) @ theta.mT
+    inside = (points[..., :2].abs() < points[..., 2:].abs()).all(-1)
+    return [(inside & (sign * points[..., 2] > 0)).sum(-1) for sign in (1, -1)]
+
+
+def last_is_one(matrix):
+    return matrix / matrix[..., 2:, 2:]
+
+
+def same_side(theirs, theta, size_in, size_out, tolerance):
+    """The picture of a library, compared where it lies before the horizon, and how much of it that is."""
+    ours = operator(picture(size_in), theta, size_out, False)
+    pixels = transforms.to_pixels(theta, size_in, size_out)
+    y, x = torch.meshgrid(*[torch.arange(n, dtype=DOUBLE) for n in size_out], indexing="ij")
+    where = inside(pixels, size_in, size_out) & ((pixels[2, 0] * x + pixels[2, 1] * y + pixels[2, 2]) > 0)
+    torch.testing.assert_close(ours[where], theirs[where], rtol=0, atol=tolerance)
+    return where.double().mean()
+
+
+# A road from above; and pictures on planes so steep that pixel (0, 0) lies beyond their horizon.
+ROAD = torch.tensor([[64, 70], [96, 70], [150, 119], [10, 119]], dtype=DOUBLE)
+STEEP = torch.tensor([[140, 60], [180, 60], [300, 200], [20, 200]], dtype=DOUBLE)
+BEYOND = {  # a matrix from input to output pixels that ends in 1, and both sizes
+    "a road from above": (homography(ROAD, corners_of((80, 100))), (120, 160), (80, 100)),
+    "a picture on the road": (last_is_one(homography(corners_of((100, 100)), STEEP)), (100, 100), (240, 320)),
+    "its inverse": (homography(STEEP, corners_of((100, 100))), (240, 320), (100, 100)),
+}
+ROUTES = {
+    "cv2": lambda m, *sizes: transforms.from_cv2(m, *sizes),
+    "cv2, inverse_map": lambda m, *sizes: transforms.from_cv2(
+        last_is_one(torch.linalg.inv(m)), *sizes, inverse_map=True
+    ),
+    "cv2, there and back": lambda m, *sizes: transforms.from_cv2(
+        last_is_one(transforms.to_cv2(transforms.from_cv2(m, *sizes), *sizes)), *sizes
+    ),
+    "kornia": lambda m, *sizes: transforms.from_kornia(m, *sizes),
+    "torchvision": lambda m, *sizes: transforms.from_torchvision(
+        transforms.to_torchvision(transforms.from_cv2(m, *sizes), *sizes), *sizes
+    ),
+    "align_corners": lambda m, *sizes: transforms.from_pixels(
+        transforms.to_pixels(transforms.from_cv2(m, *sizes, align_corners=True), *sizes, align_corners=True),
+        *sizes,
+    ),
+}
+
+
+class TestHorizon:
+    @pytest.mark.parametrize("route", ROUTES)
+    @pytest.mark.parametrize("name", BEYOND)
+    def test_what_lies_beyond_the_horizon_of_the_first_pixel_is_seen(self, name, route):
+        matrix, *sizes = BEYOND[name]
+        theta = ROUTES[route](matrix, *sizes)
+        before, behind = seen_pixels(theta, sizes[1])
+        assert before > 0.2 * math.prod(sizes[1])
+        assert behind == 0
+        shown = operator(torch.ones(sizes[0], dtype=DOUBLE), theta, sizes[1], False)
+        assert shown.sum() > 0.9 * before
+
+    @pytest.mark.parametrize("warp", [warp_cv2_forward, warp_kornia])
+    @pytest.mark.parametrize("name", BEYOND)
+    def test_as_the_library_shows_it(self, name, warp):
+        matrix, *sizes = BEYOND[name]
+        convert = transforms.from_kornia if warp is warp_kornia else transforms.from_cv2
+        theirs = warp(picture(sizes[0]), matrix, sizes[1])
+        # Steps of a pixel in the output are up to ten in the input, so cv2's rounding shows more.
+        assert same_side(theirs, convert(matrix, *sizes), *sizes, max(1e-3, OPENCV)) > 0.2
+
+    def test_random_quadrilaterals_show_the_larger_side(self):
+        """With the horizon inside of the output in one of ten; counted pixel by pixel."""
+        sizes, n = ((24, 32), (30, 26)), 1500
+        extent = torch.tensor([sizes[1][1], sizes[1][0]], dtype=DOUBLE)
+        target = corners_of(sizes[1]) + 1.2 * extent * (2 * picture((n, 4, 2)) - 1)
+        matrix = homography(corners_of(sizes[0]), target)
+        for given, inverse_map in ((matrix, False), (last_is_one(torch.linalg.inv(matrix)), True)):
+            for align_corners in (False, True):
+                theta = transforms.from_cv2(
+                    given, *sizes, inverse_map=inverse_map, align_corners=align_corners
+                )
+                pixels = transforms.to_pixels(theta, *sizes, align_corners=align_corners)
+                before, behind = seen_pixels(transforms.from_pixels(pixels, *sizes), sizes[1])
+                slack = 0.02 * math.prod(sizes[1])  # pixels that the border of a side cuts
+                assert ((before >= behind - slack) | (before + behind < slack)).all()
+                assert ((before > slack) & (behind > slack)).sum() > n / 50
+                kept = transforms.from_pixels(pixels_of(given, inverse_map), *sizes)
+                before, behind = seen_pixels(kept, sizes[1])
+                assert (behind > before).sum() > n / 50, "no sign had to be turned"
+
+    def test_random_quadrilaterals_of_cv2(self):
+        sizes = ((24, 32), (30, 26))
+        extent = torch.tensor([sizes[1][1], sizes[1][0]], dtype=DOUBLE)
+        target = corners_of(sizes[1]) + 0.8 * extent * (2 * picture((40, 4, 2)) - 1)
+        matrices = homography(corners_of(sizes[0]), target)
+        compared = 0
+        for matrix in matrices:
+            theirs = warp_cv2(picture(sizes[0]), matrix, sizes[1], inverse_map=False)
+            compared += (
+                same_side(theirs, transforms.from_cv2(matrix, *sizes), *sizes, max(1e-3, 2 * OPENCV)) > 0
+            )
+        assert compared > 30
+
+    def test_drawn_perspectives_of_torchvision(self):
+        functional = torchvision()
+        v2 = pytest.importorskip("torchvision.transforms.v2")
+        torch.manual_seed(0)
+        size, turned = (40, 56), 0
+        image = picture(size)
+        for _ in range(60):
+            coefficients = v2.RandomPerspective(1.0, p=1.0).make_params([image[None]])["coefficients"]
+            theirs = functional.perspective(image[None], None, None, coefficients=coefficients)[0]
+            theta = transforms.from_torchvision(torch.tensor(coefficients, dtype=DOUBLE), size)
+            same_side(theirs, theta, size, size, 1e-9)
+            turned += theta[2] @ torch.tensor([-1.0, -1.0, 1.0], dtype=DOUBLE) < 0
+            before, behind = seen_pixels(theta, size)
+            assert before + 20 >= behind
+        assert turned > 5
+
+    def test_the_sign_stays_where_nothing_is_seen_and_in_from_pixels(self):
+        far = torch.eye(3, dtype=DOUBLE)
+        far[0, 2] = 1000.0
+        for matrix in (far, -far):
+            theta = transforms.from_cv2(matrix, (5, 7), inverse_map=True)
+            assert torch.equal(theta, transforms.from_pixels(matrix, (5, 7)))
+        nowhere = torch.full((3, 3), math.nan)
+        assert transforms.from_cv2(nowhere, (5, 7), inverse_map=True).isnan().all()
+        negative = -torch.eye(3, dtype=DOUBLE)
+        assert torch.equal(transforms.from_pixels(negative, (5, 7)), negative)
+        assert torch.equal(transforms.from_cv2(negative, (5, 7), inverse_map=True), -negative)
+
+
+def pixels_of(matrix, inverse_map):
+    return matrix if inverse_map else transforms.invert(matrix)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(
+    ("mode", "padding_mode", "only"),
+    [
+        ("grid-constant", "zeros", None),
+        ("nearest", "border", None),
+        ("reflect", "reflection", False),
+        ("mirror", "reflection", True),
+        ("grid-wrap", "wrap", None),
+        ("constant", None, None),
+        ("wrap", None, None),
+    ],
+)
+def test_modes_of_scipy(mode, padding_mode, only, align_corners):
+    ndimage = pytest.importorskip("scipy.ndimage", reason="scipy is not installed")
+    sizes = ((9, 7), (30, 25))
+    matrix = torch.tensor([[0.9, 0.2, -6.3], [-0.15, 1.1, -5.2]], dtype=DOUBLE)
+    theirs = ndimage.affine_transform(
+        picture(sizes[0]).numpy(), matrix.numpy(), output_shape=sizes[1], order=1, mode=mode
+    )
+    theta = transforms.from_scipy(matrix, *sizes, align_corners=align_corners)
+    for padding in ("zeros", "border", "reflection", "wrap"):
+        ours = affine_grid_sample(
+            picture(sizes[0])[None, None],
+            theta[None],
+            sizes[1],
+            padding_mode=padding,
+            align_corners=align_corners,
+        )
+        is_equal = (ours[0, 0] - torch.from_numpy(theirs)).abs().max() < 1e-9
+        assert is_equal == (padding == padding_mode and only in (None, align_corners)), padding
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(
+    ("mode", "padding_mode", "only"),
+    [
+        ("BORDER_CONSTANT", "zeros", None),
+        ("BORDER_REPLICATE", "border", None),
+        ("BORDER_REFLECT", "reflection", False),
+        ("BORDER_REFLECT_101", "reflection", True),
+        ("BORDER_WRAP", "wrap", None),
+    ],
+)
+def test_border_modes_of_cv2(mode, padding_mode, only, align_corners):
+    pytest.importorskip("cv2", reason="opencv-python-headless is not installed")
+    sizes = ((9, 7), (30, 25))
+    matrix = torch.tensor([[0.9, 0.2, -6.3], [-0.15, 1.1, -5.2]], dtype=DOUBLE)
+    theirs = cv2.warpAffine(
+        picture(sizes[0]).float().numpy(),
+        matrix.numpy(),
+        sizes[1][::-1],
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=getattr(cv2, mode),
+    )
+    theta = transforms.from_cv2(matrix, *sizes, inverse_map=True, align_corners=align_corners)
+    options = {"padding_mode": padding_mode, "align_corners": align_corners}
+    ours = affine_grid_sample(picture(sizes[0])[None, None], theta[None], sizes[1], **options)[0, 0]
+    is_equal = (ours - torch.from_numpy(theirs)).abs().max() < 2 * OPENCV
+    assert is_equal == (only in (None, align_corners))
+
+
+@pytest.mark.parametrize("name", CONVENTIONS)
+def test_16_bit_matrices_are_computed_in_fp32(name):
+    """A picture of 203 pixels was 0.003 pixels off by half a pixel's sum in bf16."""
+    convention = CONVENTIONS[name]
+    sizes = ((203, 203),) * 2 if convention.shape != (3, 4) else ((20, 203, 203),) * 2
+    pixels = pixels_near_identity(convention).bfloat16()
+    for convert in (convention.convert, convention.back):
+        given = pixels.flatten()[:8] if convert is transforms.from_torchvision else pixels
+        result = convert(given, *sizes, **convention.options)
+        assert result.dtype == torch.float32
+        assert torch.equal(result, convert(given.float(), *sizes, **convention.options))
+
+
+def test_torchvision_weighs_the_picture_twice_beside_a_fill_value():
+    functional = torchvision()
+    image = torch.full((1, 1, 16, 16), 255.0, dtype=DOUBLE)
+    half_a_pixel = [1.0, 0.0, 0.5, 0.0, 1.0, 0.0, 0.0, 0.0]
+    theta = transforms.from_torchvision(torch.tensor(half_a_pixel, dtype=DOUBLE), (16, 16))[None]
+    ours = perspective_grid_sample(image, theta, padding_mode="fill", fill_value=0.0)
+    bilinear = functional.InterpolationMode.BILINEAR
+    for fill, share in ((None, 0.5), ([0.0], 0.25)):
+        arguments = {"coefficients": half_a_pixel, "interpolation": bilinear, "fill": fill}
+        theirs = functional.perspective(image, None, None, **arguments)
+        torch.testing.assert_close(theirs[..., :-1], ours[..., :-1])
+        torch.testing.assert_close(theirs[..., -1], share * image[..., -1])
+    torch.testing.assert_close(ours[..., -1], 0.5 * image[..., -1])
+
+
+def test_boxes_without_area_sample_a_point_and_roi_align_nothing():
+    torchvision()
+    from torchvision.ops import roi_align
+
+    features = 1 + picture((1, 2, 9, 9))
+    box = torch.tensor([[3.2, 2.1, 3.2, 2.1]], dtype=DOUBLE)
+    rois = torch.cat((torch.zeros(1, 1, dtype=DOUBLE), box), 1)
+    assert not roi_align(features, rois, (2, 2), aligned=True).any()
+    ours = affine_grid_sample(features, transforms.boxes(box, (9, 9)), (2, 2))
+    torch.testing.assert_close(ours, roi_align(features, rois, (2, 2), sampling_ratio=1, aligned=True))
+    assert ours.min() >= 1
+
+
 @pytest.mark.parametrize("angle", [0.0, 30.0, -75.0])
 def test_boxes_turn_as_those_of_cv2(angle):
     """Its corners are in the order bottom left, top left, top right, bottom right."""

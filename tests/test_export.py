@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim
 from variants import maps
 
-from stn_triton import affine_grid_sample, perspective_grid_sample
+from stn_triton import SpatialTransformer, affine_grid_sample, perspective_grid_sample, transforms
 
 DYNAMIC = Dim.DYNAMIC  # exporting fails where a size so marked is fixed
 
@@ -142,6 +142,71 @@ class TestExport:
         program = torch.export.export(warp, args, dynamic_shapes=dynamic_shapes(args, "fill"))
         args = arguments("fill", *SHAPES[1])
         torch.testing.assert_close(gradients(program.module(), args), gradients(warp, args))
+
+
+class Thetas(torch.nn.Module):
+    """Builders and converters given open sizes, or numbers made of them."""
+
+    def forward(self, images, matrix, volumes):
+        T, m = transforms, matrix[:2]
+        h, w = images.shape[2:]
+        depth, sizes, corners = volumes.shape[2:], ((h, w), (2 * h, w + 1)), {"align_corners": True}
+        return [
+            T.from_cv2(matrix, *sizes),
+            T.from_scipy(m[:, :2], *sizes, offset=(h / 2, 1.0)),
+            T.from_kornia(torch.cat((torch.eye(3), matrix[:, 2:]), 1), depth, **corners),
+            T.from_torchvision_affine((h, w), angle=9.0, center=(w / 2, h / 2), translate=(w / 10, 0)),
+            T.to_torchvision(matrix, *sizes, **corners),
+            T.boxes((0.0, 0, w / 2, h), (h, w), angle=m[0, 0], **corners),
+            T.boxes((0, 0, 0, *reversed(depth)), depth),
+            T.translation((2 / w, 2 / h)),
+            T.rotation_3d(m[0], aspect=(w, h, depth[0] - 1)),
+            T.affine(angle=m[0, 0], translation=(2 / w, 0), scale=w / 20 * m[0, :1], aspect=w / h),
+        ]
+
+
+class TestSizesInThetas:
+    """Sizes that an exported or compiled program leaves open stay open in builders and converters."""
+
+    MATRIX = torch.tensor([[1.1, 0.1, 2.0], [0.05, 0.9, -1.0], [0.001, 0.002, 1.0]])
+
+    def check(self, program):
+        for n, _, _, height, width, depth in SHAPES[:2]:
+            images, volumes = torch.rand(n, 1, height, width), torch.rand(n, 1, depth, height, width)
+            expected = Thetas()(images, self.MATRIX, volumes)
+            torch.testing.assert_close(program(images, self.MATRIX, volumes), expected)
+
+    @pytest.mark.parametrize("kind", ["named", "DYNAMIC", "AUTO"])
+    def test_exported(self, kind):
+        if kind == "named":
+            depth, height, width = (Dim(name, min=4, max=99) for name in ("depth", "height", "width"))
+        else:
+            depth = height = width = getattr(Dim, kind)
+        batch = Dim.AUTO
+        shapes = ({0: batch, 2: height, 3: width}, {}, {0: batch, 2: depth, 3: height, 4: width})
+        args = (torch.rand(5, 1, 7, 9), self.MATRIX, torch.rand(5, 1, 8, 7, 9))
+        self.check(torch.export.export(Thetas(), args, dynamic_shapes=shapes).module())
+
+    def test_exported_on_a_device_without_numbers(self):
+        class OnMeta(torch.nn.Module):
+            def forward(self, images, matrix):
+                return transforms.from_cv2(matrix, images.shape[2:])
+
+        args = (torch.rand(5, 1, 7, 9, device="meta"), self.MATRIX.to("meta"))
+        program = torch.export.export(OnMeta(), args, dynamic_shapes=({2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, {}))
+        assert program.module()(torch.rand(5, 1, 12, 8, device="meta"), args[1]).shape == (3, 3)
+
+    def test_compiled(self):
+        self.check(torch.compile(Thetas(), backend="eager", fullgraph=True, dynamic=True))
+
+    def test_a_layer_of_volumes_with_a_named_depth(self):
+        layer = SpatialTransformer(1, dim=3, size=(5, 6, 4))
+        torch.nn.init.normal_(layer.head.weight, std=0.01)
+        shapes = ({2: Dim("depth", min=8, max=64)},)
+        program = torch.export.export(layer, (torch.rand(2, 1, 12, 9, 10),), dynamic_shapes=shapes).module()
+        for depth in (8, 9, 31):
+            volumes = torch.rand(2, 1, depth, 9, 10)
+            torch.testing.assert_close(program(volumes), layer(volumes))
 
 
 IN_ANOTHER_PROCESS = """

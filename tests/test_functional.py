@@ -253,6 +253,16 @@ def test_strides_of_the_incoming_gradient_change_no_bit(layout):
         assert torch.equal(mine, dense), name
 
 
+def test_an_axis_of_one_pixel_warns_in_the_pair_alone():
+    image, theta = torch.rand(1, 1, 5, 4), torch.tensor([[[1.0, 0.1, 0.2], [0.1, 0.9, 0.1]]])
+    with pytest.warns(UserWarning, match="unit-size grids"):
+        grid = F.affine_grid(theta, (1, 1, 1, 3), align_corners=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        output = affine_grid_sample(image, theta, (1, 3), align_corners=True)
+    torch.testing.assert_close(output, F.grid_sample(image, grid, align_corners=True))
+
+
 @pytest.mark.parametrize(
     ("size", "expected"),
     [

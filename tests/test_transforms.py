@@ -79,6 +79,10 @@ BUILDERS = {
     "invert, volumes": (transforms.invert, [(3, 4)]),
     "invert, homographies": (transforms.invert, [(3, 3)]),
     "from_pixels": (lambda m: transforms.from_pixels(m, (5, 7), (4, 9)), [(3, 3)]),
+    "from_cv2, a picture beyond the horizon of pixel (0, 0)": (
+        lambda m: transforms.from_cv2(-m, (5, 7), (4, 9), inverse_map=True, align_corners=True),
+        [(3, 3)],
+    ),
     "to_pixels": (lambda m: transforms.to_pixels(m, (5, 7, 3), (4, 9, 8), align_corners=True), [(3, 4)]),
 }
 
@@ -126,16 +130,17 @@ class TestEvery:
         close(compiled(*arguments), function(*arguments))
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-    def test_dtype_is_kept_under_autocast_too(self, name, dtype):
+    def test_16_bits_are_computed_in_fp32_under_autocast_too(self, name, dtype):
         function, shapes = BUILDERS[name]
         arguments = [argument.to(dtype) for argument in inputs(shapes, (2,))]
         plain = function(*arguments)
-        assert plain.dtype == dtype
+        assert plain.dtype == torch.float32
         # PyTorch's autocast on a CPU cannot concatenate the 16-bit dtype that it is not set to.
         with torch.autocast("cpu", torch.float16 if dtype == torch.float16 else torch.bfloat16):
             automatic = function(*arguments)
-        assert automatic.dtype == dtype
+        assert automatic.dtype == torch.float32
         assert torch.equal(automatic, plain)
+        # Some functions of the table compute before they call the library's.
         exact = function(*[argument.double() for argument in arguments])
         close(plain.double(), exact, 64 * torch.finfo(dtype).eps * max(1, exact.abs().max().item()))
 
@@ -360,6 +365,12 @@ def test_arrays_keep_their_dtype_and_numbers_follow_tensors():
     assert transforms.rotation(np.float16(1)).dtype == transforms.rotation(np.int64(1)).dtype == torch.float32
     theta = transforms.affine(angle=np.array(1), scale=torch.ones(1, dtype=DOUBLE), aspect=np.float32(2))
     assert theta.dtype == torch.float64
+    assert transforms.translation(np.zeros(2, np.float16)).dtype == torch.float32
+    half = torch.ones(5, 1, dtype=torch.bfloat16)
+    assert torch.equal(
+        transforms.affine(angle=0.1, scale=half), transforms.affine(angle=0.1, scale=half.float())
+    )
+    assert transforms.compose(half.new_ones(2, 3), torch.ones(2, 3)).dtype == torch.float32
     assert transforms.rotation(1).dtype == torch.get_default_dtype()
     theta = transforms.affine(angle=1, scale=torch.ones(5, 1, dtype=DOUBLE), translation=[0.1, 0])
     assert theta.dtype == torch.float64
@@ -504,6 +515,19 @@ def test_nested_tensors_are_named(layout):
             call()
     with pytest.raises(TypeError, match=r"aspect must be one tensor.*got a nested tensor"):
         transforms.rotation_3d(VECTOR, aspect=nested)
+
+
+def test_16_bits_lose_nothing_on_the_way_to_theta():
+    numbers = randn(6, dtype=torch.bfloat16)
+    corners = torch.tensor([3.0, 5.0, 201.0, 154.0], dtype=torch.bfloat16)
+    for function, argument in (
+        (transforms.rotation, numbers),
+        (transforms.rotation_3d, numbers[:3]),
+        (lambda m: transforms.invert(m.unflatten(0, (2, 3))), numbers),
+        (lambda box: transforms.boxes(box, (203, 207), angle=0.1), corners),
+        (lambda shift: transforms.affine(angle=0.3, translation=shift), numbers[:2]),
+    ):
+        close(function(argument).double(), function(argument.double()), 1e-5)
 
 
 IMAGE, VOLUME = (5, 7), (5, 7, 9)

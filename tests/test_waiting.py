@@ -94,6 +94,7 @@ def of_transforms():
         transforms.rotation(angle, aspect=1.5), transforms.translation(shift), transforms.scale(factor)
     )
     transforms.invert(theta)
+    transforms.from_cv2(meta(2, 3, 3), (6, 7), (8, 9))  # looks for the sign of each
     outside_penalty(theta)
 
 

@@ -179,13 +179,15 @@ def _check_input(x: Tensor, dim: int, layers: Sequence[nn.Module]) -> None:
 def _halve(x: Tensor) -> Tensor:
     """Max pooling by 2 along each axis that is longer than 1.
 
-    Volumes plane by plane, for ``max_pool3d`` has no deterministic backward on a GPU.
+    Volumes axis by axis: ``max_pool3d`` has no deterministic backward on a GPU, and joining axes so that
+    ``max_pool2d`` takes them bounds a size that an exported program leaves open.
     """
     window = [min(2, extent) for extent in x.shape[2:]]
     if x.ndim == 4:
         return F.max_pool2d(x, window)
-    planes = F.max_pool2d(x.flatten(1, 2), window[1:]).unflatten(1, x.shape[1:3])
-    return F.max_pool2d(planes.flatten(3), (window[0], 1)).unflatten(3, planes.shape[3:])
+    for axis, length in enumerate(window, 2):
+        x = x.unfold(axis, length, length).amax(-1)
+    return x
 
 
 def _average(x: Tensor, dim: int, cells: int) -> Tensor:

@@ -26,11 +26,11 @@ def compose(first: Tensor, *others: Tensor) -> Tensor:
 
     Args:
         first: (..., 2, 3), (..., 3, 4), or (..., 3, 3) for homographies; floating.
-        others: thetas of the same dimension, dtype and device. Leading dimensions broadcast; affine
-            matrices of images may stand beside homographies.
+        others: thetas of the same dimension, dtype (16 bits count as fp32) and device. Leading dimensions
+            broadcast; affine matrices of images may stand beside homographies.
 
     Returns:
-        (..., 2, 3) or (..., 3, 4), or (..., 3, 3) if one of them is a homography.
+        (..., 2, 3) or (..., 3, 4), or (..., 3, 3) if one of them is a homography; fp32 for 16 bits.
 
     Raises:
         TypeError: an argument is no floating tensor, or dtypes differ.
@@ -74,8 +74,8 @@ def invert(theta: Tensor) -> Tensor:
             is kept, so that what lies before the horizon stays before it.
 
     Returns:
-        The same shape. The inverse of a singular matrix is infinite or NaN, which samples the outside: nobody
-        looks at the values, because that would stall a GPU.
+        The same shape; fp32 for 16 bits. The inverse of a singular matrix is infinite or NaN, which samples
+        the outside: nobody looks at the values, because that would stall a GPU.
 
     Raises:
         TypeError: ``theta`` is no floating tensor.

@@ -13,6 +13,7 @@ from stn_triton import validation
 from stn_triton.transforms import inputs
 from stn_triton.transforms.algebra import invert, with_shift
 from stn_triton.transforms.builders import Numbers
+from stn_triton.transforms.horizon import seen_from_pixels
 from stn_triton.transforms.inputs import Sizes
 from stn_triton.transforms.pixels import (
     SHAPES,
@@ -37,9 +38,16 @@ def from_cv2(
     """Theta of a matrix of ``cv2.warpAffine`` or ``cv2.warpPerspective``.
 
     Theirs map input to output pixels, or output to input with the flag ``WARP_INVERSE_MAP`` (opencv#11784).
-    Version 4, and 5 for doubles, rounds positions to 1/32 of a pixel; this package does not. A homography's
-    sign counts here, not there: what has a negative third coordinate lies behind the horizon. Matrices of
-    OpenCV end in 1, which is the right sign.
+    Version 4, and 5 for doubles, rounds positions to 1/32 of a pixel; this package does not. Its
+    ``borderMode`` is here the padding: ``BORDER_CONSTANT`` zeros or fill, ``BORDER_REPLICATE`` border,
+    ``BORDER_REFLECT`` reflection with ``align_corners=False``, ``BORDER_REFLECT_101`` reflection with True,
+    ``BORDER_WRAP`` wrap.
+
+    A homography's sign means nothing to OpenCV, and a last entry of 1 is not the right sign where pixel
+    (0, 0) lies beyond the horizon. So theta has the sign under which more of the output shows the input; if
+    neither shows it, the sign that the matrix has. Where both sides of the horizon are in view, OpenCV shows
+    the input a second time beyond it; here that side is behind the camera and samples nothing. A sign that
+    you know to be right is kept by ``from_pixels``, which takes the matrices of ``inverse_map=True``.
 
     Args:
         matrix: (..., 2, 3) or (..., 3, 3), a tensor or an array.
@@ -63,7 +71,7 @@ def from_cv2(
     matrix = inputs.matrices("matrix", matrix, SHAPES[2])
     if not validation.flag("inverse_map", inverse_map):
         matrix = invert(matrix)
-    return from_pixels(matrix, size_in, size_out, align_corners=align_corners)
+    return seen_from_pixels(matrix, size_in, size_out, align_corners=align_corners)
 
 
 def to_cv2(
@@ -94,7 +102,11 @@ def from_scipy(
 ) -> Tensor:
     """Theta of the ``matrix`` and ``offset`` of ``scipy.ndimage.affine_transform``.
 
-    Theirs map output to input pixels, in the order of indices: (row, column) or (slice, row, column).
+    Theirs map output to input pixels, in the order of indices: (row, column) or (slice, row, column). Its
+    ``mode`` is here the padding: ``"grid-constant"`` zeros or fill, ``"nearest"`` border, ``"reflect"``
+    reflection with ``align_corners=False``, ``"mirror"`` reflection with True, ``"grid-wrap"`` wrap. Its
+    default ``"constant"`` is none of them, for it does not interpolate between the image and the outside; nor
+    is ``"wrap"``.
 
     Args:
         matrix: (..., D, D), (..., D, D + 1), or (..., D + 1, D + 1), whose last row is not looked at.

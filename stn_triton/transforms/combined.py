@@ -37,8 +37,8 @@ def affine(
         dim: 2 for images, 3 for volumes.
 
     Returns:
-        (..., 2, 3) or (..., 3, 4), leading dimensions broadcast. Tensors must agree in dtype and
-        device; numbers follow them.
+        (..., 2, 3) or (..., 3, 4), leading dimensions broadcast. Tensors must agree in dtype (16 bits
+        count as fp32) and device; numbers follow them.
 
     Raises:
         TypeError: a part is not floating, or dtypes differ.
@@ -94,7 +94,9 @@ def boxes(
     """Theta that crops boxes, given in pixels by their edges: (0, 0, W, H) is the whole image.
 
     The pixels of the output tile the box, whatever the size of the output; the sample points are those of
-    RoIAlign(aligned=True, sampling_ratio=1). A box of whole pixels cropped at its own size is copied.
+    RoIAlign(aligned=True, sampling_ratio=1). A box of whole pixels cropped at its own size is copied. A box
+    without area (x1 = x2 or y1 = y2) samples that point or line again and again, where RoIAlign with its
+    default ``sampling_ratio`` gives zeros.
 
     Args:
         boxes: (..., 4) as (x1, y1, x2, y2), or (..., 6) as (x1, y1, z1, x2, y2, z2); floating, in pixels from

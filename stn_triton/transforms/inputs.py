@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stn_triton import validation
+from stn_triton import constants, validation
 from stn_triton.plain import is_sequence, plain
 
 Sizes = Sequence[int]  # (H, W) or (D, H, W)
@@ -18,30 +18,34 @@ _DEPTH = 8  # dimensions of nested sequences that may hold arrays
 
 
 def tensor(name: str, value: Any, like: Tensor | None = None) -> Tensor:
-    """A floating tensor as it is; numbers, sequences of numbers and arrays as one, as ``like`` if given."""
+    """A floating tensor; numbers, sequences of numbers and arrays as one, as ``like`` if given.
+
+    16-bit tensors and arrays come as fp32: what is computed of them in 16 bits is off by parts of a pixel.
+    """
+    if like is not None:
+        dtype, device = torch.promote_types(like.dtype, torch.float32), like.device
+    else:  # arrays keep their dtype
+        dtype, device = None if is_array(value) else torch.get_default_dtype(), None
     if isinstance(value, Tensor):
         if value.ndim == 0 and value.dtype in _INTS:  # a number
-            value = value.to(torch.get_default_dtype() if like is None else like.dtype)
+            value = value.to(dtype)
     else:
-        if _holds_tensors(value):  # torch.as_tensor would cut their gradients off without a word
+        if _holds_tensors(value):  # torch.tensor would cut their gradients off without a word
             raise TypeError(
                 f"{name} must be one tensor or hold only numbers, got a sequence of tensors: stack it"
             )
-        if like is not None:
-            dtype, device = like.dtype, like.device
-        else:
-            dtype, device = None if is_array(value) else torch.get_default_dtype(), None
         given = _readable(name, value)
         try:
             if like is not None and type(given) in (int, float):  # filled on the device: a copy would wait
                 value = torch.full((), given, dtype=dtype, device=device)
             else:
-                value = torch.as_tensor(given, dtype=dtype, device=device)
+                value = constants.tensor_of(given, device, dtype)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(
                 f"{name} must be a tensor, a number or a sequence of numbers, {validation.got(value)}"
             ) from error
-    return validation.floating(name, value)
+    value = validation.floating(name, value)
+    return value.float() if value.dtype.itemsize == 2 else value
 
 
 def vectors(

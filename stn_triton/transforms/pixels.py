@@ -26,17 +26,22 @@ def from_pixels(
 ) -> Tensor:
     """Theta of a matrix from output to input pixels, where 0 is the centre of the first pixel.
 
+    A homography's sign counts, as in the operator: what its third coordinate makes negative lies behind the
+    horizon and samples nothing. For a matrix that was divided by its last entry, or whose sign says nothing,
+    use ``from_cv2(matrix, size_in, size_out, inverse_map=True)``, which chooses the sign.
+
     Args:
         matrix: (..., 2, 3), (..., 3, 4), or (..., 3, 3) for homographies; floating; a tensor or an array. It
             maps (x, y[, z], 1) in the output to (x, y[, z]) in the input, both in pixels.
         size_in: (H, W) or (D, H, W) of the input, which the operator will be called with.
         size_out: the same of the output. Default: the input's.
-        align_corners: what the operator will be called with. The result of the operator is the same with
-            both. (An axis of one pixel has no width under True: whatever theta says there, that pixel is
-            read.)
+        align_corners: what the operator will be called with. Positions in pixels are the same with both, and
+            so is what is sampled, except with ``padding_mode="reflection"``: False reflects about the edges
+            of the outer pixels, True about their centres. (An axis of one pixel has no width under True:
+            whatever theta says there, that pixel is read.)
 
     Returns:
-        theta, the shape of ``matrix``.
+        theta, the shape of ``matrix``; fp32 for 16 bits.
 
     Raises:
         TypeError: ``matrix`` is not floating, or a size holds no ints.

@@ -14,6 +14,7 @@ from stn_triton import validation
 from stn_triton.transforms import inputs
 from stn_triton.transforms.algebra import homogeneous, invert, with_shift
 from stn_triton.transforms.builders import Numbers
+from stn_triton.transforms.horizon import seen_from_pixels
 from stn_triton.transforms.inputs import Sizes
 from stn_triton.transforms.pixels import (
     SHAPES,
@@ -37,8 +38,8 @@ def from_kornia(
 
     Theirs map input to output pixels (kornia#747, #1651). With ``align_corners=False`` ``warp_affine3d``, and
     before kornia 0.9 the others, normalise as if it were True, which shifts and scales a little; to get that,
-    convert with ``align_corners=True`` and call the operator with False. A homography's sign counts here, as
-    in ``from_cv2``.
+    convert with ``align_corners=True`` and call the operator with False. A homography's sign means nothing
+    there; theta has the one that ``from_cv2`` describes.
 
     Args:
         matrix: (..., 2, 3), (..., 3, 3), or (..., 3, 4) for volumes.
@@ -58,7 +59,7 @@ def from_kornia(
     """
     dim = len(both_sizes(size_in, size_out)[0])
     matrix = invert(inputs.matrices("matrix", matrix, SHAPES[dim]))
-    return from_pixels(matrix, size_in, size_out, align_corners=align_corners)
+    return seen_from_pixels(matrix, size_in, size_out, align_corners=align_corners)
 
 
 def to_kornia(
@@ -78,7 +79,12 @@ def from_torchvision(
     """Theta of the ``coefficients`` of ``torchvision.transforms.v2.functional.perspective``.
 
     They are those of Pillow's ``Image.transform``: rows of a matrix from output to input pixels without its
-    last entry, which is 1. Positions are 0 at the corner of the first pixel.
+    last entry, which is 1. Positions are 0 at the corner of the first pixel. A homography's sign means
+    nothing there, and 1 is not the right one where that corner of the output lies beyond the horizon; theta
+    has the one that ``from_cv2`` describes.
+
+    On tensors with a fill value, torchvision weighs the picture twice in the pixels of its edge: where a
+    share m of a pixel is the picture v, it shows m^2 v + (1 - m) fill, and here it is m v + (1 - m) fill.
 
     Args:
         coefficients: (..., 8).
@@ -100,7 +106,7 @@ def from_torchvision(
     coefficients = inputs.vectors("coefficients", coefficients, (8,), "(..., 8)")
     last = torch.ones_like(coefficients[..., :1])
     matrix = torch.cat((coefficients, last), dim=-1).unflatten(-1, (3, 3))
-    return from_pixels(from_corner(matrix), size_in, size_out, align_corners=align_corners)
+    return seen_from_pixels(from_corner(matrix), size_in, size_out, align_corners=align_corners)
 
 
 def to_torchvision(
@@ -109,7 +115,8 @@ def to_torchvision(
     """The ``coefficients`` of theta for ``perspective``; arguments as in ``from_torchvision``.
 
     Returns:
-        (..., 8), of an affine theta too. The scale and the sign of a homography are lost in them.
+        (..., 8), of an affine theta too. The scale and the sign of a homography are lost in them. If its
+        horizon goes through the corner of the output there are no coefficients: they are infinite.
     """
     both_sizes(size_in, size_out, (2,))
     matrix = to_corner(to_pixels(theta, size_in, size_out, align_corners=align_corners))
