@@ -204,7 +204,7 @@ SAME = [
 ]
 
 
-@pytest.mark.parametrize(("make", "given", "plain"), SAME, ids=repr)
+@pytest.mark.parametrize(("make", "given", "plain"), SAME)
 def test_options_of_numpy_and_tensors(make, given, plain):
     torch.manual_seed(0)
     module = make(**given)
