@@ -12,7 +12,24 @@ import math
 import torch
 from torch import Tensor
 
+from stn_triton.contract import memory_format
 from stn_triton.options import Options
+
+# From how many channels and elements of one output on this is faster than PyTorch's sampler.
+_CHANNELS = 32
+_ELEMENTS = 2**17
+
+
+def suits(images: Tensor, dtype: torch.dtype, pixels: int, options: Options) -> bool:
+    """Whether the channels of a pixel lie together and an output, of so many pixels, is large enough."""
+    return (
+        images.shape[1] >= _CHANNELS
+        and pixels * images.shape[1] >= _ELEMENTS
+        and dtype == torch.float32
+        and options.mode == "bilinear"
+        and not options.padding.repeats
+        and memory_format(images, images.shape[2:]) != torch.contiguous_format
+    )
 
 
 def sampled(images: Tensor, positions: Tensor, options: Options) -> Tensor:

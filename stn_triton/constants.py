@@ -43,7 +43,7 @@ def once_per_device(argument: str) -> Callable[[Make], Make]:
 
         @functools.wraps(make)
         def constant(numbers: Sequence[float], device: torch.device, *rest: object) -> Tensor:
-            if _is_traced():
+            if is_traced():
                 return make(numbers, device, *rest)
             return _kept(made(array("d", numbers).tobytes(), device, *rest))
 
@@ -103,7 +103,8 @@ def _in_a_new_thread(make: Callable[[], Tensor]) -> Tensor:
     return made.result()
 
 
-def _is_traced() -> bool:
+def is_traced() -> bool:
+    """Whether a compiler or tracer looks on: tensors may have no numbers."""
     if torch.compiler.is_compiling():
         return True
     modes = torch._C._TorchDispatchModeKey

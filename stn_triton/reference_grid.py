@@ -8,16 +8,17 @@ no batched matrix product.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stn_triton import splines
 from stn_triton.options import Options
+from stn_triton.reference_parts import ALL, Part
 
 # Beyond this PyTorch's CPU sampler may meet coordinates that it converts to integers undefined.
 _SAFE_THETA = 1e4
@@ -36,30 +37,15 @@ _SPATIAL = {2: (1, 2), 3: (1, 2, 3)}
 _ROWS_LAST = {2: (0, 2, 3, 1), 3: (0, 2, 3, 4, 1)}
 
 
-ALL = slice(None)
-
-
-class Part(NamedTuple):
-    """Matrices that can be sampled at once: as many for each image, as many samples for each pixel."""
-
-    images: slice
-    matrices: slice | Tensor
-    """A range, or (images * count,) indices; those of an image after each other. ALL together with images."""
-    count: int
-    """Matrices per image."""
-    samples: tuple[int, ...]
-    """Per output pixel and axis, x first."""
-
-
 class Base(NamedTuple):
-    """Normalised output positions, of one sample of each pixel."""
+    """Normalised positions of samples in the output: ``size`` is how many there are on each axis, x last."""
 
     axes: tuple[Tensor, ...]
     """Those on each axis, x first."""
     whole: Tensor | None
-    """(D + 1, *size): ones, then those of every pixel, x last. None of a large output."""
+    """(D + 1, *size): ones, then those of every sample, x last. None of many."""
     last: Tensor | None
-    """The same as (*size, 1, D + 1), x first. None of an output that is not small."""
+    """The same as (*size, 1, D + 1), x first. None of more than a few."""
 
     def is_tiny(self, matrices: int) -> bool:
         """Whether so many matrices give so few pixels that ``whole`` is the faster way, to the same bits."""
@@ -67,8 +53,9 @@ class Base(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """Where one sample of each output pixel lies, for all matrices of a part."""
+    """Where the samples of a part lie: of its pixels or, with antialiasing, of a finer output."""
 
+    part: Part
     base: Base
     positions: Tensor
     """(matrices, *size, D), normalised, all finite."""
@@ -89,40 +76,39 @@ def taken(tensor: Tensor, which: slice | Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
-def grids_of(
-    theta: Tensor, part: Part, size: Sequence[int], options: Options, dtype: torch.dtype
-) -> Iterator[Grid]:
-    """The grid of each sample of a pixel: one, unless antialiasing asks for more."""
-    theta = taken(theta, part.matrices, dtype)
-    is_kept = max(size) <= _LONGEST_KEPT and math.prod(part.samples) <= _MOST_KEPT // 4
+def grid_of(theta: Tensor, part: Part, size: Sequence[int], options: Options, dtype: torch.dtype) -> Grid:
+    """The grid of a part. ``size`` is that of the whole output."""
+    is_kept = part.window is None and max(size) * max(part.samples) <= _LONGEST_KEPT
+    window = tuple([(0, n) for n in size])
+    if part.window is not None:
+        window = tuple([(side.start, side.stop) for side in part.window])
     make = _kept_base if is_kept else _base
-    size = tuple(size)
-    for offsets in itertools.product(*map(range, part.samples)):
-        base = make(size, offsets, part.samples, options.align_corners, dtype, theta.device)
-        yield _grid(theta, base, options)
+    base = make(tuple(size), window, part.samples, options.align_corners, dtype, theta.device)
+    return _grid(taken(theta, part.matrices, dtype), part, base, options)
 
 
 def _base(
     size: tuple[int, ...],
-    offsets: tuple[int, ...],
+    window: tuple[tuple[int, int], ...],
     counts: tuple[int, ...],
     align_corners: bool,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Base:
-    """The positions of the sample that has a number, its offset, of a count in each pixel, on each axis."""
+    """The positions of the samples of a window of the output: its first pixels, and those behind it."""
     axes = []
     with torch.inference_mode(False):  # they may be kept, and serve calls outside of inference mode
-        for n, offset, count in zip(reversed(size), offsets, counts, strict=True):
-            fine = n * count
-            doubled = torch.arange(1 - fine + 2 * offset, fine, 2 * count, dtype=dtype, device=device)
-            axes.append(doubled / max(fine - align_corners, 1))
+        for n, (first, end), count in zip(reversed(size), reversed(window), counts, strict=True):
+            ends = [1 - n * count + 2 * pixel * count for pixel in (first, end)]
+            doubled = torch.arange(*ends, 2, dtype=dtype, device=device)
+            axes.append(doubled / max(n * count - align_corners, 1))
+        fine = [len(numbers) for numbers in reversed(axes)]
         whole = last = None
-        if math.prod(size) <= _MOST_WHOLE:
+        if math.prod(fine) <= _MOST_WHOLE:
             ones = axes[0].new_ones(())
             along = [_along(numbers, axis) for axis, numbers in enumerate(axes)]
-            whole = torch.stack([numbers.expand(size) for numbers in (ones, *reversed(along))])
-            if math.prod(size) <= _MOST_MOMENTS:
+            whole = torch.stack([numbers.expand(fine) for numbers in (ones, *reversed(along))])
+            if math.prod(fine) <= _MOST_MOMENTS:
                 last = whole.flip(0).movedim(0, -1).unsqueeze(-2).contiguous()
     return Base(tuple(axes), whole, last)
 
@@ -162,7 +148,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
         return a @ b
 
 
-def _grid(theta: Tensor, base: Base, options: Options) -> Grid:
+def _grid(theta: Tensor, part: Part, base: Base, options: Options) -> Grid:
     """Positions, made safe for PyTorch's CPU sampler."""
     dim = len(base.axes)
     bases = splines.basis(base.axes, options.points) if options.points else None
@@ -175,11 +161,11 @@ def _grid(theta: Tensor, base: Base, options: Options) -> Grid:
         grid = grid[..., :dim] / divisor
         unseen = unseen.movedim(-1, 1)
     elif bases is None and _is_safe(theta):
-        return Grid(base, grid, None, None, None)
+        return Grid(part, base, grid, None, None, None)
     padding = options.padding
     if padding.sampler is None:
         lost = ~(grid.abs() < _FARTHEST)
-        return Grid(base, grid.masked_fill(lost, 0), divisor, unseen, bases, lost)
+        return Grid(part, base, grid.masked_fill(lost, 0), divisor, unseen, bases, lost)
     if padding.repeats:
         # PyTorch folds whatever is finite; the rest is taken for the first edge.
         grid = torch.where(grid.isfinite(), grid, -1)
@@ -189,7 +175,7 @@ def _grid(theta: Tensor, base: Base, options: Options) -> Grid:
             lost_anywhere = lost.any(-1)[:, None]
             unseen = lost_anywhere if unseen is None else unseen | lost_anywhere
         grid = grid.masked_fill(lost, -_SAFE_THETA).clamp_(-_SAFE_THETA, _SAFE_THETA)
-    return Grid(base, grid, divisor, unseen, bases)
+    return Grid(part, base, grid, divisor, unseen, bases)
 
 
 def _is_safe(theta: Tensor) -> bool:
@@ -198,11 +184,76 @@ def _is_safe(theta: Tensor) -> bool:
     return least.item() > -_SAFE_THETA and most.item() < _SAFE_THETA
 
 
-def stacked(tensor: Tensor | None, count: int, axis: int) -> Tensor | None:
-    """From (matrices, ...) to (images, ...): what an image's matrices have stands in a row along an axis."""
-    if count == 1 or tensor is None:
-        return tensor
-    return tensor.unflatten(0, (-1, count)).movedim(1, axis).flatten(axis, axis + 1)
+def joined(tensors: Sequence[Tensor], grids: Sequence[Grid], axis: int) -> Tensor:
+    """From (matrices, ...) of each grid to (images, ...): all of an image stands in a row along an axis."""
+    rows = []
+    for tensor, grid in zip(tensors, grids, strict=True):
+        count = grid.part.count
+        if count > 1:
+            tensor = tensor.unflatten(0, (-1, count)).movedim(1, axis).flatten(axis, axis + 1)
+        rows.append(tensor)
+    if len(rows) == 1:
+        return rows[0]
+    dim = len(grids[0].base.axes)
+    flat = torch.cat([row.flatten(axis, axis + dim - 1) for row in rows], axis)
+    return flat.unflatten(axis, (-1, *_ONES[dim][1:]))
+
+
+def parted(tensor: Tensor, grids: Sequence[Grid], axis: int) -> list[Tensor]:
+    """From (images, ...), as ``joined`` makes it, to (matrices, ...) of each grid."""
+    if len(grids) == 1 and grids[0].part.count == 1:
+        return [tensor]
+    flat = tensor.flatten(axis, axis + len(grids[0].base.axes) - 1)
+    shapes = [(grid.part.count, *grid.positions.shape[1:-1]) for grid in grids]
+    pieces = flat.split([math.prod(shape) for shape in shapes], axis)
+    return [
+        piece.unflatten(axis, shape).movedim(axis, 1).flatten(0, 1)
+        for piece, shape in zip(pieces, shapes, strict=True)
+    ]
+
+
+def joined_lost(grids: Sequence[Grid]) -> Tensor | None:
+    """``lost`` of all grids; None if none has one."""
+    if all(grid.lost is None for grid in grids):
+        return None
+    each = [torch.zeros_like(g.positions, dtype=torch.bool) if g.lost is None else g.lost for g in grids]
+    return joined(each, grids, 1)
+
+
+def joined_unseen(grids: Sequence[Grid]) -> Tensor | None:
+    """``unseen`` of all grids; None if none has one."""
+    if all(grid.unseen is None for grid in grids):
+        return None
+    none = [torch.zeros_like(grid.positions[..., 0], dtype=torch.bool)[:, None] for grid in grids]
+    each = [seen if grid.unseen is None else grid.unseen for seen, grid in zip(none, grids, strict=True)]
+    return joined(each, grids, 2)
+
+
+def pooled(fine: Tensor, part: Part) -> Tensor:
+    """(matrices, C, ...) of samples averaged for each output pixel."""
+    if math.prod(part.samples) == 1:
+        return fine
+    pool = F.avg_pool2d if fine.ndim == 4 else F.avg_pool3d
+    return pool(fine, part.samples[::-1])
+
+
+def spread(grads: Sequence[Tensor], grids: Sequence[Grid]) -> Tensor:
+    """Gradients of output pixels (matrices, C, ...) as those of the samples of all grids, joined."""
+    parts = [grid.part for grid in grids]
+    if len(parts) == 1 and math.prod(parts[0].samples) == 1:
+        return joined(grads, grids, 2)
+    fine = [grid.positions.shape[1:-1] for grid in grids]
+    lengths = [part.count * size.numel() for part, size in zip(parts, fine, strict=True)]
+    flat = grads[0].new_empty(len(grads[0]) // parts[0].count, grads[0].shape[1], sum(lengths))
+    for grad, part, piece in zip(grads, parts, flat.split(lengths, 2), strict=True):
+        grad = (grad / math.prod(part.samples)).unflatten(0, (-1, part.count)).movedim(1, 2)
+        shape = list(grad.shape)
+        for axis, count in enumerate(part.samples):  # x first, and so from behind
+            grad = grad.unsqueeze(grad.ndim - 2 * axis)
+            shape.insert(len(shape) - 2 * axis, count)
+        piece.view(shape).copy_(grad)
+    rest = fine[0][1:] if len(fine) == 1 else _ONES[len(fine[0])][1:]
+    return flat.unflatten(2, (-1, *rest))
 
 
 def row_derivatives(grad_grid: Tensor, grid: Grid) -> Tensor:

@@ -10,6 +10,7 @@ along axis k, the output moves by the sum over taps of
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -17,14 +18,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stn_triton import contract, reference, reference_grid, reference_taps
+from stn_triton import contract, reference, reference_grid, reference_parts, reference_taps
 from stn_triton.options import DEFAULT, Options, Tangents
 
 
 class _Step(NamedTuple):
-    """One sample of the output pixels of some matrices, stacked image by image."""
+    """A part of the output, stacked image by image."""
 
-    part: reference_grid.Part
+    images: slice
     grid: reference_grid.Grid
     content: Tensor
     """(images, C, pixels): the images, less the fill values."""
@@ -69,8 +70,9 @@ def forward(
         total = 0
         for moving in _moving_taps(step, input.shape[2:], options):
             total = total + moving.change[:, None] * moving.tap.pick(step.content)
-        total = total.unflatten(2, (step.part.count, *size)).transpose(1, 2).flatten(0, 1)
-        output[step.part.matrices] += total / math.prod(step.part.samples)
+        part = step.grid.part
+        total = total.unflatten(2, (part.count, *step.velocity.shape[1:-1])).transpose(1, 2).flatten(0, 1)
+        output[part.place] += reference_grid.pooled(total, part)
     output = output.to(input.dtype)
     return output.contiguous(memory_format=contract.memory_format(input, size))
 
@@ -100,15 +102,15 @@ def backward(
         given = {"options": options, "output_mask": (False, True, False)}
         grad_theta += reference.backward(grad_output, moved, theta, moved_fill, image_index, **given)[1]
     for step in _steps(input, theta, fill, image_index, tangents.theta, size, options):
-        matrices = step.part.matrices
-        gradient = reference_grid.taken(grad_output, matrices, dtype) / math.prod(step.part.samples)
-        gradient = reference_grid.stacked(gradient, step.part.count, 2).flatten(2)
+        part = step.grid.part
+        gradient = reference_grid.taken(grad_output, part.place, dtype)
+        gradient = reference_grid.spread([gradient], [step.grid]).flatten(2)
         grad_position = grad_velocity = 0
         for moving in _moving_taps(step, input.shape[2:], options):
             share = gradient * moving.change[:, None]
             if output_mask[0]:
                 index = moving.tap.index_like(share)
-                grad_input[step.part.images].scatter_add_(2, index, share)
+                grad_input[step.images].scatter_add_(2, index, share)
             if output_mask[2]:
                 grad_fill -= share.sum((0, 2))
             if output_mask[1]:
@@ -120,7 +122,7 @@ def backward(
             grad_velocity = grad_velocity.view(shape) * step.scale
             grad_position = grad_position.view(shape) * step.scale
             grad_rows = _row_derivatives(grad_position, grad_velocity, step)
-            grad_theta[matrices] += reference_grid.grad_theta_of(grad_rows, step.grid)
+            grad_theta[part.matrices] += reference_grid.grad_theta_of(grad_rows, step.grid)
     form = contract.memory_format(input, input.shape[2:])
     return (
         grad_input.view(input.shape).to(input.dtype, memory_format=form) if output_mask[0] else None,
@@ -155,18 +157,19 @@ def _steps(
         return
     dtype = contract.coordinate_dtype(input.dtype)
     scale = reference_taps.scale_of(input.shape[2:], options).to(dtype)
-    for part in reference.parts_of(input, theta, image_index, size, options):
-        content = reference_grid.taken(input, part.images, dtype).flatten(2)
+    for share in reference_parts.shares_of(input, theta, image_index, size, options):
+        content = reference_grid.taken(input, share.images, dtype).flatten(2)
         if fill is not None:
             content = content - fill.to(dtype)[:, None]
-        tangent = reference_grid.taken(theta_tangent, part.matrices, dtype)
-        for grid in reference_grid.grids_of(theta, part, size, options, dtype):
+        for part in itertools.chain(*share.batches):
+            tangent = reference_grid.taken(theta_tangent, part.matrices, dtype)
+            grid = reference_grid.grid_of(theta, part, size, options, dtype)
             velocity = reference_grid.rows_at(tangent, grid.base, grid.bases)
             growth = None
             if grid.divisor is not None:
                 growth = velocity[..., -1:] / grid.divisor
                 velocity = velocity[..., :-1] / grid.divisor - growth * grid.positions
-            yield _Step(part, grid, content, velocity, growth, scale)
+            yield _Step(share.images, grid, content, velocity, growth, scale)
 
 
 def _row_derivatives(grad_position: Tensor, grad_velocity: Tensor, step: _Step) -> Tensor:

@@ -20,10 +20,12 @@ from torch import Tensor
 
 from stn_triton import constants
 
-# What a unit offset may give as a weight: points on a line, or nearly on top of each other, give more, and
-# coordinates would lose their last digits. A regular grid of 32 x 32 points gives 107; two points a hundredth
-# apart give 313.
-_LARGEST_WEIGHT = 1e3
+# How far off a unit offset may send its point after the solution in fp64. Two points ten times as close have
+# weights a hundred times as large, of opposite signs: in [-1, 1] this is reached some 3e-6 apart, and 0.001
+# apart the error is 1e-10. Evaluation has errors of its own, of about 1e-8 over the distance in fp32.
+_LARGEST_ERROR = 2.0**-19
+# Points no farther from a line than this, relative to coordinates, may be on it but for their rounding.
+_FLATTEST = 2.0**-30
 _numbers = constants.numbers_of("points")
 
 
@@ -65,8 +67,14 @@ def centres(points: Sequence[float], device: torch.device, dtype: torch.dtype) -
     return _numbers(points, device, dtype).view(-1, 2)
 
 
+def check(name: str, points: Sequence[float]) -> None:
+    """Raise ValueError if the points, those of an argument, have no spline; traced ones are left alone."""
+    if not constants.is_traced():
+        _solution(points, torch.device("cpu"), name)
+
+
 @constants.once_per_device("points")
-def _solution(points: Sequence[float], device: torch.device) -> Tensor:
+def _solution(points: Sequence[float], device: torch.device, name: str = "points") -> Tensor:
     """(3 + P, P): the affine part and the weights that a unit offset of each point gives."""
     at = torch.tensor(points, dtype=torch.float64).view(-1, 2)
     count = len(at)
@@ -78,12 +86,36 @@ def _solution(points: Sequence[float], device: torch.device) -> Tensor:
     system[count:, :count] = affine.T
     unit = torch.eye(count + 3, count, dtype=torch.float64)
     solution, info = torch.linalg.solve_ex(system, unit)
-    if info or not solution.abs().max() < _LARGEST_WEIGHT:
-        raise ValueError(
-            "points must be at least three that are apart, a hundredth or more in normalised coordinates, "
-            f"and not on one line, got {at.tolist()}"
-        )
+    error = torch.finfo(torch.float64).eps * solution.abs().max() * system.abs().max()
+    if info or not error < _LARGEST_ERROR or _flatness(at) < _FLATTEST:
+        raise ValueError(f"{name} {_what_is_wrong(at)}")
     return solution.roll(3, 0).to(device)
+
+
+def _what_is_wrong(at: Tensor) -> str:
+    """Why points (P, 2) have no spline: they lie on a line, or else the two nearest are too close."""
+    unit = at.abs().max().clamp(min=torch.finfo(at.dtype).tiny)
+    x, y = (at / unit).unbind(1)
+    distances = torch.hypot(x[:, None] - x, y[:, None] - y).fill_diagonal_(torch.inf)
+    nearest, pair = distances.flatten().min(0)
+    if _flatness(at) < nearest:
+        first = ", ".join([str(tuple(point)) for point in at[:3].tolist()])
+        return f"must be at least three that are not on one line, got {len(at)}, the first at {first}"
+    i, j = sorted(divmod(pair.item(), len(at)))
+    a, b = (tuple(point) for point in at[[i, j]].tolist())
+    distance = (nearest * unit).item()
+    return (
+        f"must be apart, got number {i} at {a} and number {j} at {b}: {distance:.3g} apart, too close for "
+        "fp64 (1e-4 is enough in [-1, 1])"
+    )
+
+
+def _flatness(at: Tensor) -> Tensor:
+    """How far points (P, 2) lie from the line that fits them best, relative to the largest coordinate."""
+    at = at / at.abs().max().clamp(min=torch.finfo(at.dtype).tiny)
+    centred = at - at.mean(0)
+    _, _, directions = torch.linalg.svd(centred, full_matrices=False)
+    return (centred @ directions[-1]).abs().max()
 
 
 def _times(rows: Tensor, matrix: Tensor) -> Tensor:

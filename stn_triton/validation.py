@@ -26,8 +26,13 @@ _LARGEST = sys.float_info.max
 
 def described(value: object) -> str:
     """A value and its type, for an error message."""
+    return f"{shown(value)} of type {type(value).__name__}"
+
+
+def shown(value: object) -> str:
+    """A value for an error message, without what goes beyond 60 characters."""
     text = repr(value)
-    return f"{text if len(text) <= 60 else text[:57] + '...'} of type {type(value).__name__}"
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def got(value: object) -> str:
@@ -65,7 +70,7 @@ def choice(name: str, value: Any, choices: Sequence[str], hint: str = "") -> str
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a str, {got(value)}")
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}{hint}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}{hint}, got {shown(value)}")
     return value
 
 
@@ -111,7 +116,7 @@ def dimension(value: Any) -> int:
     """``dim``: 2 or 3."""
     given = plain("dim", value)
     if not is_int(given) or given not in (2, 3):
-        raise ValueError(f"dim must be 2 (images) or 3 (volumes), got {value!r}")
+        raise ValueError(f"dim must be 2 (images) or 3 (volumes), got {shown(value)}")
     return given
 
 
@@ -150,12 +155,12 @@ def sizes(
     value = given
     if len(value) not in dims:
         hint = (hints or {}).get(len(value), "")
-        raise ValueError(f"{name} must be {expected}, got {tuple(value)}{hint}")
+        raise ValueError(f"{name} must be {expected}, got {shown(tuple(value))}{hint}")
     for extent in value:
         if not is_int(extent):
-            raise TypeError(f"{name} must be {expected}, got {tuple(value)} with {described(extent)}")
+            raise TypeError(f"{name} must be {expected}, got {shown(tuple(value))} with {described(extent)}")
         if extent < 1:
-            raise ValueError(f"{name} must be positive on each axis, got {tuple(value)}")
+            raise ValueError(f"{name} must be positive on each axis, got {shown(tuple(value))}")
     return list(value)
 
 
@@ -193,7 +198,7 @@ def control_points(name: str, value: Any, offsets: int | None = None) -> list[fl
         raise TypeError(f"{expected}, {got(value)}")
     if len(value) == 2 and all(is_int(n) for n in value):
         if min(value) < 2:
-            raise ValueError(f"{name} must have at least 2 rows and 2 columns, got {tuple(value)}")
+            raise ValueError(f"{name} must have at least 2 rows and 2 columns, got {shown(tuple(value))}")
         flat = splines.regular_points(*value)
     else:
         for point in value:

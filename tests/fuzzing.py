@@ -15,7 +15,7 @@ from memory import Layout
 from torch import Tensor
 from variants import Case
 
-from stn_triton import contract, reference, splines
+from stn_triton import contract, reference_parts, splines
 from stn_triton.check import oracle
 from stn_triton.options import MODES, PADDING_MODES, THETA_DTYPES, Options
 
@@ -161,7 +161,7 @@ def examples(draw, kind, dtypes, is_public=False):
 def _tamed(theta, size_in, size, options):
     """Halved until it does not take too many samples."""
     while len(theta):
-        samples = reference.samples_per_pixel(theta.float(), size_in, size, options.align_corners)
+        samples = reference_parts.samples_per_pixel(theta.float(), size_in, size, options.align_corners)
         if samples.prod(1).max() <= MOST_SAMPLES:
             break
         theta = theta * 0.5

@@ -14,7 +14,12 @@ import torch.nn.functional as F
 from torch.testing._internal.common_methods_invocations import op_db
 from variants import CELLS, EXISTING, PRODUCT, Variant, case, maps
 
-from stn_triton import affine_grid_sample, perspective_grid_sample, reference, thin_plate_spline_grid_sample
+from stn_triton import (
+    affine_grid_sample,
+    perspective_grid_sample,
+    reference_parts,
+    thin_plate_spline_grid_sample,
+)
 from stn_triton.options import LABEL_DTYPES, PADDING_MODES, PAIR_PADDINGS
 
 FORWARD = torch.ops.stn_triton.affine_grid_sample.default
@@ -300,12 +305,12 @@ class TestAntialias:
         for degrees in range(0, 360, 7):
             a = math.radians(degrees)
             turn = torch.tensor([[[math.cos(a), -math.sin(a), 0], [math.sin(a), math.cos(a), 0]]])
-            assert reference.samples_per_pixel(turn, (99, 99), (99, 99), False).tolist() == [[1, 1]]
+            assert reference_parts.samples_per_pixel(turn, (99, 99), (99, 99), False).tolist() == [[1, 1]]
 
     def test_each_image_has_its_own_number(self):
         scales = ((2.5, 1), (1, 40), (1e15, 1), (1e30, 1), (math.inf, 1), (math.nan, 1))
         theta = torch.tensor([[[x, 0, 0], [0, y, 0]] for x, y in scales])
-        counts = reference.samples_per_pixel(theta, (8, 8), (8, 8), False)
+        counts = reference_parts.samples_per_pixel(theta, (8, 8), (8, 8), False)
         # The square of 1e30 is not finite in fp32. Where theta is not, one sample is as good as many.
         assert counts.tolist() == [[3, 1], [1, 40], [64, 1], [64, 1], [1, 1], [1, 1]]
 

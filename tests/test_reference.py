@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from stn_triton import affine_grid_sample, bags, reference, reference_grid
-from stn_triton.options import Options
+from stn_triton import affine_grid_sample, bags, reference, reference_grid, reference_parts, reference_tangent
+from stn_triton.options import Options, Tangents
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -67,7 +68,7 @@ def counted_bags(monkeypatch):
         return sampled(*arguments)
 
     monkeypatch.setattr(bags, "sampled", counted)
-    monkeypatch.setattr(reference, "_ELEMENTS_OF_BAGS", 1)
+    monkeypatch.setattr(bags, "_ELEMENTS", 1)
     return used
 
 
@@ -129,7 +130,7 @@ def test_a_few_images_at_a_time_give_the_same(monkeypatch, kind):
         padding_mode, fill = "fill", randn(4, seed=3)
     expected = results(images, theta, (6, 8), padding_mode, fill_value=fill)
 
-    monkeypatch.setattr(reference, "_ELEMENTS_AT_ONCE", 64)
+    monkeypatch.setattr(reference_parts, "_ELEMENTS_AT_ONCE", 64)
     parts, taken = [], reference.taken
     monkeypatch.setattr(reference, "taken", lambda t, which, d: parts.append(which) or taken(t, which, d))
     threads = torch.get_num_threads()
@@ -145,10 +146,107 @@ def test_a_few_images_at_a_time_give_the_same(monkeypatch, kind):
     torch.testing.assert_close(actual[3:], expected[3:])  # of the fill values: a sum over all images
 
 
+class Written(TorchDispatchMode):
+    """Counts the elements of all results, and the most that one of them has; a view writes none."""
+
+    def __init__(self):
+        super().__init__()
+        self.total = self.largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        results = func(*args, **(kwargs or {}))
+        for result in results if isinstance(results, (tuple, list)) else (results,):
+            if isinstance(result, torch.Tensor) and not func.is_view:
+                self.total += result.numel()
+                self.largest = max(self.largest, result.numel())
+        return results
+
+
+def crops(count, size_in, largest, seed=0):
+    """Matrices (count, D, D + 1) of boxes inside an image, with sides of 2 to ``largest`` pixels."""
+    extents = torch.tensor(size_in[::-1])
+    sides, firsts = torch.rand(2, count, len(size_in), generator=torch.Generator().manual_seed(seed))
+    sides = 2 + sides * (largest - 2)
+    theta = torch.diag_embed(sides / extents)
+    centres = (extents - sides) * (2 * firsts - 1) / extents
+    return torch.cat((theta, centres[..., None]), 2)
+
+
+# The images, how many crops, their largest side, the output, and the padding.
+SHRUNK = {
+    "by index": ((2, 4, 100, 150), 30, 50, (5, 5), "zeros"),
+    "several of an image": ((2, 4, 100, 150), 30, 50, (5, 5), "border"),
+    "wrapped": ((2, 4, 100, 150), 30, 50, (5, 5), "wrap"),
+    "filled": ((2, 4, 100, 150), 30, 50, (5, 5), "fill"),
+    "volumes": ((1, 4, 30, 30, 40), 20, 25, (4, 4, 4), "zeros"),
+    "a whole image": ((1, 4, 200, 300), 1, 200, (4, 4), "zeros"),
+}
+
+
+@pytest.mark.parametrize("kind", SHRUNK)
+def test_what_antialiasing_costs_is_in_proportion_to_the_samples(kind):
+    """Not to the images times the groups of equal crops; forward, backward, and both of the tangent."""
+    shape, count, largest, size, padding_mode = SHRUNK[kind]
+    images, theta = randn(*shape), crops(count, shape[2:], largest)
+    fill = randn(shape[1], seed=3) if padding_mode == "fill" else None
+    index = torch.arange(count) % len(images) if kind == "by index" else None
+    options = Options(padding_mode=padding_mode, antialias=True)
+    grad = randn(count, shape[1], *size, seed=2)
+    counts = reference_parts.samples_per_pixel(theta, shape[2:], size, False)
+    samples = counts.prod(1).sum().item() * grad[0].numel()
+    assert samples > 4 * grad.numel()
+    mask = (True, True, fill is not None)
+    moved = Tangents(None, randn(*theta.shape, seed=4), None)
+    given = images, theta, fill, index
+
+    def check(most, call):
+        with Written() as written:
+            call()
+        assert written.total < most * (samples + images.numel()), (written.total, samples, images.numel())
+
+    # At least 1.5 times what was counted, and for gradients a third of what groups one by one cost.
+    check(40, lambda: reference.forward(*given, size=size, options=options))
+    check(60, lambda: reference.backward(grad, *given, options=options, output_mask=mask))
+    check(200, lambda: reference_tangent.forward(*given, moved, size=size, options=options))
+    check(300, lambda: reference_tangent.backward(grad, *given, moved, options=options, output_mask=mask))
+
+
+@pytest.mark.parametrize("kind", ["equal", "several of an image", "by index", "volumes", "wrapped", "filled"])
+def test_many_samples_are_taken_in_pieces(monkeypatch, kind):
+    """Pieces of matrices and of the output give what all at once gives, and none has many elements."""
+    shape, size = ((2, 2, 7, 9), (3, 2)) if kind != "volumes" else ((2, 2, 5, 6, 7), (2, 1, 3))
+    images, theta = randn(*shape).double(), crops(8, shape[2:], 6).double()
+    theta[3] = torch.eye(*theta.shape[1:])  # all of the image: more samples than others
+    if kind == "equal":
+        theta[:, :, :-1] = theta[3, :, :-1]
+    index = torch.arange(8) % 2 if kind == "by index" else None
+    padding_mode = {"wrapped": "wrap", "filled": "fill"}.get(kind, "zeros")
+    fill = randn(2, seed=3).double() if kind == "filled" else None
+    options, grad = Options("bilinear", padding_mode, antialias=True), randn(8, 2, *size, seed=2).double()
+    moved, mask = Tangents(None, randn(*theta.shape, seed=4).double(), None), (True, True, fill is not None)
+    given = images, theta, fill, index
+
+    def results():
+        with Written() as written:
+            found = [
+                reference.forward(*given, size=size, options=options),
+                *reference.backward(grad, *given, options=options, output_mask=mask),
+            ]
+        found.append(reference_tangent.forward(*given, moved, size=size, options=options))
+        found += reference_tangent.backward(grad, *given, moved, options=options, output_mask=mask)
+        return found, written.largest
+
+    expected, most = results()
+    monkeypatch.setattr(reference_parts, "_ELEMENTS_AT_ONCE", 1)
+    actual, few = results()
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    assert few < most / 2
+
+
 def test_many_tiny_images_are_not_sampled_two_by_two(monkeypatch):
-    monkeypatch.setattr(reference, "_ELEMENTS_AT_ONCE", 2**17)
+    monkeypatch.setattr(reference_parts, "_ELEMENTS_AT_ONCE", 2**17)
     images = torch.empty(2**16, 2, 2, 2).contiguous(memory_format=torch.channels_last)
-    count = reference._images_at_once(images, (2, 2), len(images), Options(), is_backward=True)
+    count = reference_parts.images_at_once(images, (2, 2), len(images), Options(), is_backward=True)
     assert 1000 < count < len(images)
 
 
@@ -163,15 +261,19 @@ def test_tiny_outputs_by_whole_bases_are_as_those_by_axes(monkeypatch, size):
     assert torch.equal(actual[0], expected[0])
 
 
+@pytest.mark.parametrize("antialias", [False, True])
 @pytest.mark.parametrize("size", [(5, 8), (33, 40), (3, 2, 4)], ids=str)
-def test_bits_of_an_image_do_not_depend_on_its_batch(size):
+def test_bits_of_an_image_do_not_depend_on_its_batch(monkeypatch, size, antialias):
     """Batches on either side of the limits below which outputs are computed by fewer operations."""
     images, theta = randn(9, 2, *[6] * len(size)), maps(9, len(size), spread=0.1)
+    if antialias:  # as many samples of each image, more than are taken at once
+        theta = 4 * theta[:1].expand_as(theta).clone()
+        monkeypatch.setattr(reference_parts, "_ELEMENTS_AT_ONCE", 500)
     grad = randn(9, 2, *size, seed=5)
 
     def step(part):
         leaves = [t[part].requires_grad_() for t in (images, theta)]
-        output = affine_grid_sample(*leaves, size)
+        output = affine_grid_sample(*leaves, size, antialias=antialias)
         return output.detach(), *torch.autograd.grad(output, leaves, grad[part])
 
     together = step(slice(None))

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stn_triton import transforms, validation
+from stn_triton import splines, transforms, validation
 
 TRANSFORMS = ("affine", "attention", "translation", "rotation", "similarity", "projective", "tps")
 BOUNDED = ("affine", "attention", "translation", "similarity")
@@ -194,7 +194,10 @@ def parametrize(
             f"scale must be below {1 - furthest:.3g} if bounded, for the initial crop lies within the input "
             f"and not on its edge, where no gradient is, got {scale}"
         )
-    points = validation.control_points("control_points", control_points) if transform == "tps" else ()
+    points = ()
+    if transform == "tps":
+        points = validation.control_points("control_points", control_points)
+        splines.check("control_points", points)
     parametrization = Parametrization(transform, dim, tuple(points), bounded, scale)
     return parametrization, [number for centre in centres for number in parametrization.start(centre)]
 
