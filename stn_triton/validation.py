@@ -239,7 +239,7 @@ def maps(name: str, value: Any, rows: int, columns: int, input: Tensor, image_in
 
 
 def fill_values(fill_value: Any, padding_mode: str, input: Tensor) -> Tensor | None:
-    """``fill_value`` as a tensor (C,); None unless the padding is ``"fill"``."""
+    """``fill_value`` as a tensor (C,) or (); None unless the padding is ``"fill"``."""
     if padding_mode != "fill":
         if fill_value is not None:
             raise ValueError(
@@ -256,7 +256,7 @@ def fill_values(fill_value: Any, padding_mode: str, input: Tensor) -> Tensor | N
                 f"got shape {tuple(fill_value.shape)}"
             )
         _on_device("fill_value", fill_value, input)
-        return fill_value.expand(channels)
+        return fill_value
     dtype = contract.coordinate_dtype(input.dtype)
     if isinstance(fill_value, (list, tuple)) and all(map(is_number, fill_value)):
         if len(fill_value) != channels:
@@ -271,7 +271,7 @@ def fill_values(fill_value: Any, padding_mode: str, input: Tensor) -> Tensor | N
             f"'fill', {got(fill_value)}"
         )
     value = torch.full((), fill_value, dtype=dtype, device=input.device)
-    return sharding.replicated(value.expand(channels), input)
+    return sharding.replicated(value, input)
 
 
 def _on_device(name: str, value: Tensor, input: Tensor) -> None:

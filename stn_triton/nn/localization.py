@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stn_triton import validation
+from stn_triton import tracing, validation
 
 _CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -69,6 +69,7 @@ class ConvolutionalLocalization(nn.Module):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
 
+    @tracing.without_annotations
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, [D,] H, W) to (N, F)."""
         _check_input(x, self.dim, self.linear.weight.dtype)
@@ -112,6 +113,7 @@ class FullyConnectedLocalization(nn.Module):
             [nn.Linear(before, after) for before, after in itertools.pairwise(widths)]
         )
 
+    @tracing.without_annotations
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, [D,] H, W) to (N, F)."""
         _check_input(x, self.dim, self.layers[0].weight.dtype)
@@ -121,6 +123,7 @@ class FullyConnectedLocalization(nn.Module):
         return x
 
 
+@tracing.check
 def _check_input(x: Tensor, dim: int, dtype: torch.dtype) -> None:
     if x.ndim != dim + 2:
         shape = "(N, C, H, W)" if dim == 2 else "(N, C, D, H, W)"
@@ -140,30 +143,33 @@ def _check_input(x: Tensor, dim: int, dtype: torch.dtype) -> None:
         )
 
 
+@tracing.overridable
 def _halve(x: Tensor) -> Tensor:
     """Max pooling by 2 along each axis that is longer than 1.
 
     Volumes plane by plane, for ``max_pool3d`` has no deterministic backward on a GPU.
     """
-    window = [min(2, extent) for extent in x.shape[2:]]
+    window = [tracing.at_most(2, extent) for extent in tracing.exportable_shape_of(x)[2:]]
     if x.ndim == 4:
         return F.max_pool2d(x, window)
     planes = F.max_pool2d(x.flatten(1, 2), window[1:]).unflatten(1, x.shape[1:3])
     return F.max_pool2d(planes.flatten(3), (window[0], 1)).unflatten(3, planes.shape[3:])
 
 
+@tracing.overridable
 def _average(x: Tensor, dim: int, cells: int) -> Tensor:
     """The mean over each of ``cells`` equal parts of every axis, pixels at their borders counted by share.
 
     Where ``cells`` divides the size it is ``F.adaptive_avg_pool2d``, which otherwise lets cells overlap, and
     which has no deterministic backward on a GPU.
     """
-    for axis in range(-dim, 0):
+    last = dim + 1  # not -1, which the older ONNX exporter's movedim gets wrong
+    for axis in range(2, dim + 2):
         extent = x.shape[axis]
         edges = torch.arange(cells + 1, dtype=torch.float32, device=x.device) * (extent / cells)
         # One pixel more, of no weight: Inductor of torch 2.13 multiplies wrongly over a symbolic axis of 1.
         pixels = torch.arange(extent + 1, dtype=torch.float32, device=x.device)[:, None]
         share = torch.minimum(edges[1:], pixels + 1) - torch.maximum(edges[:-1], pixels)
         weights = (share.clamp(min=0) * (cells / extent)).to(x.dtype)
-        x = (F.pad(x.movedim(axis, -1), (0, 1)) @ weights).movedim(-1, axis)
+        x = (F.pad(x.movedim(axis, last), (0, 1)) @ weights).movedim(last, axis)
     return x

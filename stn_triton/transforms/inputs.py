@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stn_triton import validation
+from stn_triton import tracing, validation
 
 Sizes = Sequence[int]  # (H, W) or (D, H, W)
 
@@ -37,6 +37,7 @@ def tensor(name: str, value: Any, like: Tensor | None = None) -> Tensor:
     return validation.floating(name, value)
 
 
+@tracing.reads_sizes
 def vectors(
     name: str, value: Any, lengths: tuple[int, ...], meaning: str, like: Tensor | None = None
 ) -> Tensor:
@@ -47,6 +48,7 @@ def vectors(
     return value
 
 
+@tracing.reads_sizes
 def matrices(name: str, value: Any, shapes: Sequence[tuple[int, int]]) -> Tensor:
     """A tensor (..., rows, columns) with (rows, columns) one of ``shapes``."""
     value = tensor(name, value)
