@@ -58,7 +58,7 @@ def sampled(images: Tensor, positions: Tensor, options: Options) -> Tensor:
     output.index_fill_(0, unseen, 0)  # weights of zero would let through NaN
     # As a tensor of its own: a view could not be an operator's result.
     strides = torch.empty((n, *size, channels), device="meta").movedim(-1, 1).stride()
-    return output.new_empty(0).set_(output.untyped_storage(), 0, (n, channels, *size), strides)
+    return output.new_empty((0,)).set_(output.untyped_storage(), 0, (n, channels, *size), strides)
 
 
 def _axis_taps(

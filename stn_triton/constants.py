@@ -15,6 +15,8 @@ from threading import Thread
 import torch
 from torch import Tensor
 
+from stn_triton import tracing
+
 MOST = 64
 """Constants of a kind that are kept, those used last. The largest, of 1000 control points, has 8 MB."""
 _captured: dict[int, Tensor] = {}
@@ -62,7 +64,7 @@ def numbers_of(argument: str) -> Callable[[Sequence[float], torch.device, torch.
 
     def tensor(numbers: Sequence[float], device: torch.device, dtype: torch.dtype) -> Tensor:
         if device.type == "cpu":  # nothing waits, and to look it up takes as long
-            return tensor_of(numbers, device, dtype)
+            return tracing.untraced(tensor_of, numbers, device, dtype)
         return on_device(numbers, device, dtype)
 
     return tensor

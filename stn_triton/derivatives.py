@@ -27,7 +27,7 @@ from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 from torch.autograd.function import Function, _SingleLevelFunction
 
-from stn_triton import batching, ops
+from stn_triton import batching, decomposition, ops, tracing
 from stn_triton.options import LABEL_DTYPES, Options
 from stn_triton.reference_tangent import linear_tangents
 from stn_triton.signatures import Signature, flat
@@ -85,6 +85,10 @@ def _call(op: torch._ops.OpOverload, arguments: Sequence[object]) -> object:
     if torch.compiler.is_compiling():
         _refuse_forward_mode(arguments)
         return op(*flat(arguments))
+    if tracing.is_recording():
+        if op is ops.affine_grid_sample and tracing.is_exporting():
+            return decomposition.sample(*arguments)
+        return tracing.recorded_call(op, flat(arguments))
     if torch._C._are_functorch_transforms_active():
         transform = torch._C._functorch.peek_interpreter_stack().key()
         if transform == torch._C._functorch.TransformType.Functionalize:  # it has no rule for Functions
@@ -109,7 +113,9 @@ def _eager_call(op: torch._ops.OpOverload, arguments: Sequence[object]) -> objec
 
 
 def _dispatch(op: torch._ops.OpOverload, *arguments: object) -> object:
-    return op(*flat(arguments))
+    # As in PyTorch's own derivatives, tensor subclasses have no say: their results are plain tensors.
+    with torch._C.DisableTorchFunctionSubclass():
+        return op(*flat(arguments))
 
 
 def _below_autograd(call: Callable[..., object], arguments: Sequence[object]) -> object:

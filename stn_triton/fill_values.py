@@ -1,4 +1,4 @@
-"""How ``fill_value`` is read: a number, or one per channel, in whatever form, as a tensor (C,)."""
+"""How ``fill_value`` is read: a number, or one per channel, in whatever form, as a tensor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _numbers = constants.numbers_of("fill_value")
 
 
 def fill_values(fill_value: Any, padding_mode: str, input: Tensor) -> Tensor | None:
-    """``fill_value`` as a tensor (C,); None unless the padding is ``"fill"``.
+    """``fill_value`` as a tensor (C,) or (); None unless the padding is ``"fill"``.
 
     Errors are those of ``validation.py``.
     """
@@ -31,7 +31,7 @@ def fill_values(fill_value: Any, padding_mode: str, input: Tensor) -> Tensor | N
         # An integer without dimensions is a number, whose values are looked at; labels have their dtype.
         is_number = fill_value.ndim == 0 and not fill_value.is_floating_point()
         if not is_number or fill_value.dtype == input.dtype:
-            return _of_tensor(fill_value, input, is_label).expand(channels)
+            return _of_tensor(fill_value, input, is_label)
     given = plain("fill_value", fill_value, depth=1)
     dtype = contract.coordinate_dtype(input.dtype)
     if is_label:
@@ -53,7 +53,7 @@ def fill_values(fill_value: Any, padding_mode: str, input: Tensor) -> Tensor | N
             f"'fill', {validation.got(fill_value)}"
         )
     value = torch.full((), given, dtype=dtype, device=input.device)
-    return sharding.replicated(value.expand(channels), input)
+    return sharding.replicated(value, input)
 
 
 def _of_tensor(fill_value: Tensor, input: Tensor, is_label: bool) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from stn_triton import derivatives, limits
+from stn_triton import derivatives, limits, tracing
 from stn_triton.fill_values import fill_values
 from stn_triton.options import LABEL_DTYPES, MODES, PADDING_MODES, Options
 from stn_triton.validation import (
@@ -21,6 +21,7 @@ from stn_triton.validation import (
 )
 
 
+@tracing.overridable
 def affine_grid_sample(
     input: Tensor,
     theta: Tensor,
@@ -111,12 +112,11 @@ def affine_grid_sample(
                 [[10, 11],
                  [14, 15]]], dtype=torch.int32)
     """
-    dim = images(input).ndim - 2
-    maps("theta", theta, dim, dim + 1, input, image_index)
     options = Options(mode, padding_mode, corners(align_corners), flag("antialias", antialias))
-    return _sample(input, theta, fill_value, image_index, size, options)
+    return _sample("affine", input, theta, size, None, fill_value, image_index, options)
 
 
+@tracing.overridable
 def perspective_grid_sample(
     input: Tensor,
     theta: Tensor,
@@ -167,12 +167,11 @@ def perspective_grid_sample(
                 [ 8,  9, 10, 11],
                 [ 9,  9, 10, 10]], dtype=torch.int32)
     """
-    images(input, volumes=False)
-    maps("theta", theta, 3, 3, input, image_index)
     options = Options(mode, padding_mode, corners(align_corners))
-    return _sample(input, theta, fill_value, image_index, size, options)
+    return _sample("projective", input, theta, size, None, fill_value, image_index, options)
 
 
+@tracing.overridable
 def thin_plate_spline_grid_sample(
     input: Tensor,
     offsets: Tensor,
@@ -232,29 +231,70 @@ def thin_plate_spline_grid_sample(
                   [ 8.3000,  9.7000, 10.7000, 11.0000],
                   [12.1000, 13.3000, 14.3000, 15.0000]]]])
     """
-    images(input, volumes=False)
-    floating("offsets", offsets)
-    if offsets.ndim not in (3, 4) or offsets.shape[-1] != 2:
-        raise ValueError(f"offsets must have shape (N, P, 2) or (N, K, P, 2), got {tuple(offsets.shape)}")
-    flat = control_points("points", points, offsets.shape[-2])
-    maps("offsets", offsets, len(flat) // 2, 2, input, image_index)
-    options = Options(mode, padding_mode, corners(align_corners), points=tuple(flat))
-    return _sample(input, offsets, fill_value, image_index, size, options)
+    options = Options(mode, padding_mode, corners(align_corners))
+    return _sample("spline", input, offsets, size, points, fill_value, image_index, options)
 
 
 def _sample(
+    kind: str,
     input: Tensor,
     theta: Tensor,
+    size: int | Sequence[int] | None,
+    points: Sequence[int] | Sequence[Sequence[float]] | None,
     fill_value: float | Sequence[float] | Tensor | None,
     image_index: Tensor | None,
-    size: int | Sequence[int] | None,
     options: Options,
 ) -> Tensor:
-    """Check what all functions share, bring theta to one map after the other, and call the operator."""
+    """Check all arguments, bring theta to one map after the other, and call the operator."""
+    is_recording = tracing.is_recording()
+    if is_recording:
+        arguments = (kind, input, theta, size, points, fill_value, image_index, options)
+        extents, fill, options = tracing.untraced(_checked, *arguments)
+        extents = tracing.recorded_size(size, extents, input)
+    else:
+        extents, fill, options = _checked(kind, input, theta, size, points, fill_value, image_index, options)
+    if fill is not None:
+        fill = fill.expand(input.shape[1])
+    n = input.shape[0]
+    if theta.ndim == 4:
+        k = theta.shape[1]
+        theta = theta.expand(n, *theta.shape[1:]).flatten(0, 1)
+        return derivatives.sample(input, theta, fill, image_index, extents, options).unflatten(0, (n, k))
+    if is_recording:
+        theta = tracing.matrices_for_all(theta, input, image_index)
+    else:
+        m = n if image_index is None else image_index.shape[0]
+        if theta.shape[0] == 1 and m != 1:
+            theta = theta.expand(m, *theta.shape[1:])
+    return derivatives.sample(input, theta, fill, image_index, extents, options)
+
+
+def _checked(
+    kind: str,
+    input: Tensor,
+    theta: Tensor,
+    size: int | Sequence[int] | None,
+    points: Sequence[int] | Sequence[Sequence[float]] | None,
+    fill_value: float | Sequence[float] | Tensor | None,
+    image_index: Tensor | None,
+    options: Options,
+) -> tuple[list[int], Tensor | None, Options]:
+    """The size with one entry per axis, fill values (C,) or (), and the options with a spline's points."""
+    dim = images(input, volumes=kind == "affine").ndim - 2
+    if kind == "affine":
+        maps("theta", theta, dim, dim + 1, input, image_index)
+    elif kind == "projective":
+        maps("theta", theta, 3, 3, input, image_index)
+    else:
+        floating("offsets", theta)
+        if theta.ndim not in (3, 4) or theta.shape[-1] != 2:
+            raise ValueError(f"offsets must have shape (N, P, 2) or (N, K, P, 2), got {tuple(theta.shape)}")
+        flat = control_points("points", points, theta.shape[-2])
+        maps("offsets", theta, len(flat) // 2, 2, input, image_index)
+        options = options._replace(points=tuple(flat))
     if size is None:
         size = list(input.shape[2:])
     else:
-        dim = input.ndim - 2
         size = output_size(size, dim, {dim + 2: "; give the spatial size alone, without (N, C)"})
         # Here, for the dispatcher takes no larger ints.
         limits.check_size(size, input.dtype, options.antialias)
@@ -269,15 +309,6 @@ def _sample(
             "input to a floating dtype to interpolate"
         )
     choice("padding_mode", options.padding_mode, PADDING_MODES)
-    if options.mode == "bicubic" and input.ndim == 5:
+    if options.mode == "bicubic" and dim == 3:
         raise ValueError("mode must be 'bilinear' or 'nearest' for volumes (5-D input), got 'bicubic'")
-    fill = fill_values(fill_value, options.padding_mode, input)
-    n = input.shape[0]
-    if theta.ndim == 4:
-        k = theta.shape[1]
-        theta = theta.expand(n, *theta.shape[1:]).flatten(0, 1)
-        return derivatives.sample(input, theta, fill, image_index, size, options).unflatten(0, (n, k))
-    m = n if image_index is None else image_index.shape[0]
-    if theta.shape[0] == 1 and m != 1:
-        theta = theta.expand(m, *theta.shape[1:])
-    return derivatives.sample(input, theta, fill, image_index, size, options)
+    return size, fill_values(fill_value, options.padding_mode, input), options

@@ -52,7 +52,7 @@ class Step:
             grad_input.zero_()
         if self._spec.adds == scatter.WHOLE.value:  # two for each element; a search launches more than once
             tensors["whole_ptr"] = None  # before the next is there
-            tensors["whole_ptr"] = grad_input.new_zeros(2 * grad_input.numel(), dtype=torch.int64)
+            tensors["whole_ptr"] = grad_input.new_zeros((2 * grad_input.numel(),), dtype=torch.int64)
         return launch(tensors)
 
     def _chosen(self, tensors: Tensors) -> plans.Launch:

@@ -12,12 +12,10 @@ from onnxscript import evaluator, ir
 from onnxscript import opset20 as op
 
 from stn_triton import ops
-from stn_triton.options import PADDINGS, is_projective
+from stn_triton.decomposition import FAR, ROUNDING, check_exportable
+from stn_triton.options import is_projective
 
 _MODES = {"bilinear": "linear", "nearest": "nearest", "bicubic": "cubic"}
-# Runtimes convert coordinates to integers, and what is too large for those goes wrong. All that is further
-# away than this, in normalised coordinates, lies outside, or at the border, wherever it is.
-_FAR = 1e4
 # What a float would not hold. Runtimes sample floats and doubles alone.
 _WIDE = (ir.DataType.DOUBLE, ir.DataType.INT32, ir.DataType.INT64)
 
@@ -67,14 +65,7 @@ def _translate(input, theta, fill, image_index, size, options):
     opset_version = evaluator.default().opset.version
     if opset_version < 20:
         raise ValueError(f"opset_version must be at least 20 for stn_triton, got {opset_version}")
-    if options.antialias:
-        raise NotImplementedError("antialias must be False for ONNX export, got True")
-    padding = options.padding
-    if padding.sampler is None:
-        names = [name for name, padding in PADDINGS.items() if padding.sampler is not None]
-        raise NotImplementedError(
-            f"padding_mode must be one of {names} for ONNX export, got {options.padding_mode!r}"
-        )
+    padding = check_exportable(options)
     if options.points:
         raise NotImplementedError("thin_plate_spline_grid_sample cannot be exported to ONNX")
     dtype = ir.DataType.DOUBLE if input.dtype in _WIDE else ir.DataType.FLOAT
@@ -86,7 +77,7 @@ def _translate(input, theta, fill, image_index, size, options):
         images = op.Gather(images, image_index, axis=0)
     grid, is_seen = _grid(theta, size, options.align_corners, dtype)
     if not padding.repeats:
-        grid = op.Clip(grid, *(op.CastLike(bound, grid) for bound in (-_FAR, _FAR)))
+        grid = op.Clip(grid, *(op.CastLike(bound, grid) for bound in (-FAR, FAR)))
     if not is_one_each:
         # The grids of an image on top of each other, so that it is not copied.
         grid = op.Reshape(grid, [n, -1, *size[1:], len(size)])
@@ -142,7 +133,7 @@ def _filled(coverage, fill, dtype, dim):
     """What the fill values (C,) add where images cover part of a sample's taps, or none."""
     rest = op.Sub(op.CastLike(1.0, coverage), coverage)
     eps = torch.finfo(torch.float64 if dtype == ir.DataType.DOUBLE else torch.float32).eps
-    is_rounding = op.LessOrEqual(op.Abs(rest), op.CastLike(16 * eps, rest))
+    is_rounding = op.LessOrEqual(op.Abs(rest), op.CastLike(ROUNDING * eps, rest))
     fills = op.Unsqueeze(fill, list(range(1, dim + 1)))
     return op.Where(is_rounding, op.CastLike(0.0, rest), op.Mul(rest, fills))
 

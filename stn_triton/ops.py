@@ -93,13 +93,15 @@ def _of_matrices(
 def filled(grads: Sequence[Tensor | None], input: Tensor, theta: Tensor) -> tuple[Tensor, ...]:
     """An operator returns tensors: an empty one stands for a gradient that was not asked for."""
     likes = (input, theta, theta)
-    return tuple(like.new_empty(0) if grad is None else grad for grad, like in zip(grads, likes, strict=True))
+    return tuple(
+        like.new_empty((0,)) if grad is None else grad for grad, like in zip(grads, likes, strict=True)
+    )
 
 
 def _fake_forward(input, theta, *rest):
     size, options = rest[-2:]
     limits.check_known(input, theta.shape[0], size, options.antialias)
-    output = input.new_empty(theta.shape[0], input.shape[1], *size)
+    output = input.new_empty((theta.shape[0], input.shape[1], *size))
     return output.contiguous(memory_format=contract.memory_format(input, size))
 
 
@@ -131,8 +133,19 @@ direct = {
 """The implementations by device and operator, for calls that need nothing of the dispatcher."""
 _FAKES = {op: _fake_backward if s.is_gradient else _fake_forward for op, s in SIGNATURES.items()}
 
+
+def _of_plain(operator: Callable[..., object]) -> Callable[..., object]:
+    """With tensors that have no subclass, for the methods of one may be other than PyTorch's."""
+
+    def plain(value):
+        is_other = isinstance(value, Tensor) and type(value) is not Tensor
+        return value.as_subclass(Tensor) if is_other else value
+
+    return lambda *values: operator(*map(plain, values))
+
+
 for _device, _all in direct.items():
     for _op, _function in operators(_all).items():
-        library.impl(_op, _function, _device.upper())
+        library.impl(_op, _of_plain(_function), _device.upper())
 for _op, _fake in operators(_FAKES).items():
     torch.library.register_fake(_op, _fake, lib=library)

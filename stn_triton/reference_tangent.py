@@ -93,7 +93,7 @@ def backward(
     size = grad_output.shape[2:]
     grad_input = None
     if output_mask[0]:  # as large as the images
-        grad_input = input.new_zeros(*input.shape[:2], math.prod(input.shape[2:]), dtype=dtype)
+        grad_input = input.new_zeros((*input.shape[:2], math.prod(input.shape[2:])), dtype=dtype)
     grad_theta = theta.new_zeros(theta.shape, dtype=dtype)
     grad_fill = None if fill is None else fill.new_zeros(fill.shape, dtype=dtype)
     linear = linear_tangents(input, fill, tangents)

@@ -78,7 +78,7 @@ def _solution(points: Sequence[float], device: torch.device, name: str = "points
     """(3 + P, P): the affine part and the weights that a unit offset of each point gives."""
     at = torch.tensor(points, dtype=torch.float64).view(-1, 2)
     count = len(at)
-    affine = torch.cat((at, at.new_ones(count, 1)), 1)
+    affine = torch.cat((at, at.new_ones((count, 1))), 1)
     square = (at[:, None] - at).square().sum(2)
     system = torch.zeros(count + 3, count + 3, dtype=torch.float64)
     system[:count, :count] = square * square.clamp(min=torch.finfo(torch.float64).tiny).log2()

@@ -13,9 +13,17 @@ import torch
 import variants
 from test_tuning import BUCKET
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from stn_triton import affine_grid_sample, autotune, options, perspective_grid_sample
+from stn_triton import (
+    SpatialTransformer,
+    affine_grid_sample,
+    autotune,
+    options,
+    perspective_grid_sample,
+    thin_plate_spline_grid_sample,
+)
 
 THREADS = 8
 PATIENCE = 300 if torch.cuda.is_available() else 30  # seconds; on a GPU threads compile and search
@@ -187,6 +195,54 @@ class Tagged(torch.Tensor):
     """A subclass that only adds attributes."""
 
 
+class Strict(torch.Tensor):
+    """A subclass whose methods take what is documented and nothing else, as MONAI's ``MetaTensor``."""
+
+    def new_empty(self, size, *, dtype=None, device=None, requires_grad=False):
+        assert isinstance(size, tuple)
+        return super().new_empty(size, dtype=dtype, device=device, requires_grad=requires_grad)
+
+    def new_zeros(self, size, *, dtype=None, device=None, requires_grad=False):
+        assert isinstance(size, tuple)
+        return super().new_zeros(size, dtype=dtype, device=device, requires_grad=requires_grad)
+
+    def expand(self, *sizes):
+        assert all(isinstance(extent, int) for extent in sizes)
+        return super().expand(*sizes)
+
+    def view(self, *shape):
+        assert all(isinstance(extent, int) for extent in shape)
+        return super().view(*shape)
+
+    def sum(self, dim=None, keepdim=False, *, dtype=None):
+        assert dim is None or isinstance(dim, int)
+        return super().sum(dim, keepdim, dtype=dtype)
+
+
+def of_strict(kind):
+    """A call whose arguments are all of them ``Strict``, its tensors, and those without the subclass."""
+    plain = [t.detach() for t in data()]
+    function, options = affine_grid_sample, {}
+    if kind == "many":
+        plain[1] = plain[1].unflatten(0, (1, 4))
+    elif kind == "fill":
+        plain.append(torch.rand(3))
+    elif kind == "projective":
+        function = perspective_grid_sample
+        plain[1] = torch.cat((plain[1], torch.tensor([[[0.1, 0.2, 1.0]]]).expand(4, 1, 3)), 1)
+    elif kind == "spline":
+        function, plain[1] = thin_plate_spline_grid_sample, 0.1 * torch.randn(4, 9, 2)
+    elif kind == "volumes":
+        plain = [torch.rand(2, 1, 3, 4, 5), torch.eye(3, 4).repeat(2, 1, 1)]
+        options = {"antialias": True, "padding_mode": "wrap"}
+
+    def call(input, theta, fill=None):
+        more = {} if fill is None else {"padding_mode": "fill", "fill_value": fill}
+        return function(input, theta, **options, **more)
+
+    return call, plain
+
+
 class Wrapped(torch.Tensor):
     """Another tensor behind one without memory; notes the operators that reach it."""
 
@@ -219,6 +275,65 @@ class TestSubclasses:
         assert_equal([t.as_subclass(torch.Tensor) for t in actual], step(*plain))
         assert type(actual[0]) is Tagged
         assert type(affine_grid_sample(plain[0], leaves[1])) is Tagged  # theta alone
+
+    @pytest.mark.parametrize("kind", ["plain", "many", "fill", "projective", "spline", "volumes"])
+    @pytest.mark.parametrize("needs", ["all", "the map", "the image"])
+    def test_methods_of_a_subclass_are_called_as_documented(self, kind, needs):
+        """In the forward, the backward and the gradients of a penalty on gradients."""
+        call, plain = of_strict(kind)
+        chosen = {"all": slice(None), "the map": slice(1, 2), "the image": slice(1)}[needs]
+        results = []
+        for subclass in (torch.Tensor, Strict):
+            tensors = [t.clone().as_subclass(subclass) for t in plain]
+            leaves = [t.requires_grad_() for t in tensors[chosen]]
+            output = call(*tensors)
+            assert type(output) is subclass
+            first = torch.autograd.grad(output.square().sum(), leaves, create_graph=True)
+            penalty = torch.stack([g.as_subclass(torch.Tensor).square().sum() for g in first]).sum()
+            second = torch.autograd.grad(penalty, leaves)
+            results.append([t.detach().as_subclass(torch.Tensor) for t in (output, *first, *second)])
+        assert_equal(*results)
+
+    def test_a_layer_learns_from_the_tensors_of_monai(self):
+        images = data()[0].detach()
+        batch = pytest.importorskip("monai.data").MetaTensor(images)
+        batch.is_batch = True
+        results = []
+        for x in (images, batch):
+            torch.manual_seed(0)
+            layer = SpatialTransformer(3, size=8)
+            optimizer = torch.optim.SGD(layer.parameters(), lr=1e-3)
+            for _ in range(2):
+                output = layer(x)
+                (slope,) = torch.autograd.grad(output.square().sum(), layer.head.bias, create_graph=True)
+                (output.mean() + slope.square().sum() * 1e-6).backward()
+                optimizer.step()
+            assert type(output) is type(x)
+            results.append([output.detach().as_subclass(torch.Tensor), *layer.state_dict().values()])
+        assert_equal(*results)
+
+    @pytest.mark.parametrize("kind", ["Image", "Video"])
+    def test_the_tensors_of_torchvision(self, kind):
+        """What comes out is a tensor, as of PyTorch's own functions, unless the user asks for more."""
+        tv_tensors = pytest.importorskip("torchvision.tv_tensors")
+        plain = data()
+        images = getattr(tv_tensors, kind)(plain[0].detach()).requires_grad_()
+        assert_equal(step(images, plain[1]), step(*plain))
+        assert type(affine_grid_sample(images, plain[1])) is torch.Tensor
+        with tv_tensors.set_return_type("TVTensor"):
+            assert type(affine_grid_sample(images, plain[1])) is type(images)
+
+    def test_a_mode_sees_the_functions(self):
+        class Log(TorchFunctionMode):
+            def __torch_function__(self, function, types, args=(), kwargs=None):
+                called.append(function)
+                return function(*args, **(kwargs or {}))
+
+        called, plain = [], [t.detach() for t in data()]
+        with Log():
+            output = affine_grid_sample(*plain, fill_value=0.5, padding_mode="fill")
+        assert called == [affine_grid_sample]
+        assert_equal([output], [affine_grid_sample(*plain, fill_value=0.5, padding_mode="fill")])
 
     @pytest.mark.parametrize("number", [None, 0.5], ids=["zeros", "fill"])
     def test_a_torch_dispatch_subclass_gets_both_operators(self, number):

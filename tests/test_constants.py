@@ -49,6 +49,9 @@ class FromNumbers(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func.__name__ in ("tensor", "as_tensor", "new_tensor"):
             self.names.append(func.__name__)
+        if (getattr(func, "__module__", None) or "").startswith("stn_triton"):
+            with self:  # a mode gets these as a whole
+                return func.__wrapped__(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 

@@ -1,16 +1,26 @@
-"""Compilers and exporters: no recompiles, torch.export, AOTInductor packages; ONNX is in test_onnx."""
+"""Compilers, exporters and tracers: no recompiles, programs saved and loaded; ONNX is in test_onnx."""
 
+import io
+import pickle
 import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from torch import fx
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim
 from variants import maps
 
-from stn_triton import SpatialTransformer, affine_grid_sample, perspective_grid_sample, transforms
+from stn_triton import (
+    SpatialTransformer,
+    affine_grid_sample,
+    perspective_grid_sample,
+    thin_plate_spline_grid_sample,
+    transforms,
+)
+from stn_triton.nn import FullyConnectedLocalization, SpatialTransformerSeries
 
 DYNAMIC = Dim.DYNAMIC  # exporting fails where a size so marked is fixed
 
@@ -207,6 +217,196 @@ class TestSizesInThetas:
         for depth in (8, 9, 31):
             volumes = torch.rand(2, 1, depth, 9, 10)
             torch.testing.assert_close(program(volumes), layer(volumes))
+
+
+def traced(function, args):
+    """The trace, saved and loaded; as always, PyTorch has made it twice and compared both."""
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.trace(function, tuple(a for a in args if a is not None)), file)
+    file.seek(0)
+    return torch.jit.load(file)
+
+
+def layer(*args, **options):
+    """A spatial transformer that has learnt something."""
+    module = SpatialTransformer(*args, **options)
+    torch.nn.init.normal_(module.head.weight, std=0.05)
+    return module
+
+
+def series():
+    transforms = ("rotation", "attention", "projective")
+    stages = [layer(2, transform=transform, align_corners=True) for transform in transforms]
+    return SpatialTransformerSeries(*stages, return_theta=True)
+
+
+LAYERS = {
+    "affine": lambda: layer(2, transformers=2),
+    "similarity": lambda: layer(2, transform="similarity", padding_mode="fill", fill_value=[0.1, 0.2]),
+    "bounded": lambda: layer(2, bounded=True, size=5, localization=FullyConnectedLocalization(2)),
+    "tps": lambda: layer(2, transform="tps", return_theta=True, gradient_scale=0.5),
+    "volumes": lambda: layer(2, transform="rotation", dim=3, antialias=True),
+    "series": series,
+}
+IMAGES = {
+    2: [(3, 2, 8, 9), (2, 2, 11, 6), (1, 2, 1, 7)],
+    3: [(3, 2, 8, 9, 7), (2, 2, 5, 6, 8)],
+}
+
+
+def inputs_of(module):
+    dim = module.stages[0].dim if isinstance(module, SpatialTransformerSeries) else module.dim
+    return [torch.rand(shape, generator=torch.Generator().manual_seed(0)) for shape in IMAGES[dim]]
+
+
+CALLS = {
+    "size left out": affine_grid_sample,
+    "an int": lambda images, theta: affine_grid_sample(images, theta, 5),
+    "a size of the images": lambda images, theta: affine_grid_sample(images, theta, images.shape[3]),
+    "numbers to fill with": lambda images, theta: affine_grid_sample(
+        images, theta, (images.shape[2] // 2, 4), padding_mode="fill", fill_value=0.5
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+class TestTrace:
+    """``torch.jit.trace``, on which TensorBoard and counters of operations stand."""
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_other_batches_and_sizes(self, kind):
+        def warp(images, theta, other=None):
+            fill, index = (other, None) if "padding_mode" in options(kind) else (None, other)
+            return module(images, theta, fill, index)
+
+        module = Warp(**options(kind))  # of which a trace cannot leave out an argument
+        args = arguments(kind, *SHAPES[0])
+        function = module if None not in args else warp
+        program = traced(function, args)
+        for shape in SHAPES:
+            given = [a for a in arguments(kind, *shape) if a is not None]
+            assert torch.equal(program(*given), function(*given))
+
+    @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+    @pytest.mark.parametrize("images", [1, 5])
+    def test_sizes_of_every_kind(self, call, images):
+        """A trace of one image serves several, and the other way round."""
+        first = arguments("plain", images, *SHAPES[0][1:])[:2]
+        program = traced(call, first)
+        for others in (first, arguments("plain", *SHAPES[1])[:2], arguments("one matrix", *SHAPES[2])[:2]):
+            assert torch.equal(program(*others), call(*others))
+        if images == 1:
+            crops = first[0], arguments("plain", *SHAPES[1])[1]
+            assert torch.equal(program(*crops), call(*crops))
+
+    def test_a_spline(self):
+        def call(images, offsets):
+            return thin_plate_spline_grid_sample(images, offsets, points=(2, 3), padding_mode="border")
+
+        cases = [(arguments("plain", *s)[0], 0.1 * torch.randn(s[0], 6, 2)) for s in SHAPES]
+        program = traced(call, cases[0])
+        for case in cases:
+            assert torch.equal(program(*case), call(*case))
+
+    @pytest.mark.parametrize("matrices", [3, 8])
+    @pytest.mark.parametrize("images", [1, 5])
+    def test_matrices_that_do_not_fit_raise(self, images, matrices):
+        program = traced(affine_grid_sample, arguments("plain", images, *SHAPES[0][1:])[:2])
+        with pytest.raises(RuntimeError, match=r"expanded size of the tensor \(4\) must match"):
+            program(torch.rand(4, 3, 5, 6), torch.zeros(matrices, 2, 3))
+
+    @pytest.mark.parametrize("grad", [True, False], ids=["gradients", "no_grad"])
+    def test_leaves(self, grad):
+        args = [t.requires_grad_() for t in arguments("plain", *SHAPES[0])[:2]]
+        with torch.set_grad_enabled(grad):
+            program = traced(affine_grid_sample, args)
+        others = arguments("plain", *SHAPES[1])[:2]
+        for create_graph in (False, True):
+            results = []
+            for function in (program, affine_grid_sample):
+                leaves = [t.clone().requires_grad_() for t in others]
+                total = function(*leaves).square().sum()
+                grads = torch.autograd.grad(total, leaves, create_graph=create_graph)
+                if create_graph:
+                    grads = torch.autograd.grad(grads[1].square().sum(), leaves)
+                results.append(grads)
+            torch.testing.assert_close(*results)
+
+    def test_bytes(self):
+        images, theta, *_ = arguments("plain", *SHAPES[0])
+        images = images.mul(255).byte()
+        assert torch.equal(
+            traced(affine_grid_sample, (images, theta))(images, theta), affine_grid_sample(images, theta)
+        )
+
+    def test_errors_are_those_of_a_call(self):
+        with pytest.raises(ValueError, match=r"theta must have shape \(N, 2, 3\)"):
+            torch.jit.trace(affine_grid_sample, (torch.rand(1, 1, 4, 4), torch.zeros(1, 3, 3)))
+        with pytest.raises(TypeError, match="size must be None, an int, or two ints"):
+            torch.jit.trace(
+                lambda images, theta: affine_grid_sample(images, theta, (images.shape[2] / 2, 4)),
+                (torch.rand(1, 1, 4, 4), torch.zeros(1, 2, 3)),
+            )
+
+    @pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+    def test_layers(self, make):
+        module = make()
+        inputs = inputs_of(module)
+        program = traced(module, inputs[:1])
+        for images in inputs:
+            torch.testing.assert_close(program(images), module(images), rtol=1e-5, atol=1e-5)
+
+    def test_what_counters_and_tensorboard_read(self):
+        images = torch.rand(IMAGES[2][0])
+        graph, _ = torch.jit._get_trace_graph(layer(2), (images,))
+        torch._C._jit_pass_inline(graph)
+        assert [n.kind() for n in graph.nodes()].count("stn_triton::affine_grid_sample") == 1
+
+    def test_a_loaded_trace_needs_the_library(self, tmp_path):
+        args = arguments("many", *SHAPES[0])[:2]
+        torch.jit.save(torch.jit.trace(affine_grid_sample, args), str(tmp_path / "warp.pt"))
+        expected = affine_grid_sample(*args)
+        printed = load_in_another_process(tmp_path / "warp.pt", "torch.jit.load", args, expected)
+        assert "Unknown builtin op: stn_triton::affine_grid_sample" in printed
+
+
+class TestSymbolicTrace:
+    """``torch.fx``, on which FX quantisation and torchvision's feature extractors stand."""
+
+    def check(self, function, *cases):
+        program = fx.symbolic_trace(function)
+        for module in (program, fx.symbolic_trace(program), pickle.loads(pickle.dumps(program))):
+            for case in cases:
+                torch.testing.assert_close(module(*case), function(*case), rtol=0, atol=0)
+        return program
+
+    @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+    def test_functions(self, call):
+        program = self.check(lambda i, t: call(i, t) + 1, *(arguments("plain", *s)[:2] for s in SHAPES))
+        targets = [node.target for node in program.graph.nodes]
+        assert targets.count(affine_grid_sample) == 1
+        assert "affine_grid_sample(" in program.code
+
+    def test_the_other_functions(self):
+        images = torch.rand(IMAGES[2][0])
+        self.check(lambda i, t: perspective_grid_sample(i, theta=t), (images, torch.eye(3).expand(3, 3, 3)))
+        self.check(
+            lambda i, t: thin_plate_spline_grid_sample(i, t, points=(2, 2)), (images, torch.rand(3, 4, 2))
+        )
+
+    @pytest.mark.parametrize("name", ["bounded", "tps", "series"])
+    def test_layers(self, name):
+        """Alone, and in a model, where its localisation network's layers are there to be replaced."""
+        module = LAYERS[name]()
+        cases = [(images,) for images in inputs_of(module)]
+        self.check(module, *cases)
+        program = self.check(torch.nn.Sequential(torch.nn.Identity(), module), *cases)
+        kinds = {type(program.get_submodule(n.target)) for n in program.graph.nodes if n.op == "call_module"}
+        assert torch.nn.Linear in kinds
+
+    def test_features_may_be_given(self):
+        module = layer(3, size=4)
+        self.check(module, (torch.rand(2, 1, 5, 6), torch.rand(2, 3, 4, 4)), (torch.rand(2, 3, 5, 6),))
 
 
 IN_ANOTHER_PROCESS = """

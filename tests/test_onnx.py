@@ -1,16 +1,27 @@
 """ONNX export: what it computes in onnxruntime, against the library itself."""
 
 import doctest
+import io
 import itertools
 
 import onnxruntime
 import pytest
 import torch
-from test_export import KINDS, SHAPES, Warp, affine, arguments, dynamic_shapes, options
+from test_export import (
+    KINDS,
+    LAYERS,
+    SHAPES,
+    Warp,
+    affine,
+    arguments,
+    dynamic_shapes,
+    inputs_of,
+    options,
+)
 from variants import Variant, case
 
 import stn_triton.onnx
-from stn_triton import affine_grid_sample
+from stn_triton import affine_grid_sample, thin_plate_spline_grid_sample
 from stn_triton.options import MODES, PADDINGS
 
 EXPORTED = [name for name, padding in PADDINGS.items() if padding.sampler is not None]
@@ -27,11 +38,11 @@ def to_onnx(model, args, **options):
     )
 
 
-def session(program):
+def session(model):
     """The model in onnxruntime, as a function of tensors."""
-    running = onnxruntime.InferenceSession(
-        program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    if not isinstance(model, bytes):
+        model = model.model_proto.SerializeToString()
+    running = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
 
     def run(*args):
         arrays = [t.numpy() for t in args if t is not None]
@@ -40,6 +51,22 @@ def session(program):
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     return run
+
+
+def by_trace(model, args, dynamic_shapes=None, **options):
+    """The model of the older exporter, in onnxruntime."""
+    given = [a for a in args if a is not None]
+    names = [f"input{i}" for i in range(len(given))]
+    axes = {}
+    if dynamic_shapes is not None:
+        shapes = [s for s, a in zip(dynamic_shapes, args, strict=True) if a is not None]
+        axes = {n: {a: f"{n}_{a}" for a in s} for n, s in zip(names, shapes, strict=True) if s}
+    file = io.BytesIO()
+    last = max(i for i, a in enumerate(args) if a is not None)
+    torch.onnx.export(
+        model.eval(), args[: last + 1], file, dynamo=False, input_names=names, dynamic_axes=axes, **options
+    )
+    return session(file.getvalue())
 
 
 def check_onnx(model, args, others=(), **options):
@@ -228,3 +255,79 @@ class TestOnnx:
         result = doctest.testmod(stn_triton.onnx)
         assert result.attempted > 0
         assert result.failed == 0
+
+
+class Spline(torch.nn.Module):
+    def forward(self, images, offsets):
+        return thin_plate_spline_grid_sample(images, offsets, padding_mode="border")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Constant folding:UserWarning")
+class TestOlderExporter:
+    """``dynamo=False``: the operator as its own graph, which nothing must be registered for."""
+
+    @pytest.mark.parametrize(("dim", "kind"), [(2, "plain"), (2, "many"), (3, "index")])
+    def test_every_mode_padding_and_corner_convention(self, dim, kind):
+        variant = Variant(dim, "bilinear", "fill", kind, False)
+        args = case(variant).to("cpu", torch.float32)
+        theta = args.theta.unflatten(0, (2, 2)) if kind == "many" else args.theta
+        model, args = Product(variant, args.size), (args.input, theta, args.fill, args.image_index)
+        torch.testing.assert_close(by_trace(model, args)(*args), model(*args))
+
+    @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "antialias"])
+    def test_dynamic_shapes(self, kind):
+        args, *others = (arguments(kind, *shape) for shape in SHAPES)
+        others.append(arguments(kind, 5, 4, 6, 2, 9, 2))  # the size is 1 where it was 2
+        warp = Warp(**{**options(kind), "align_corners": True})
+        run = by_trace(warp, args, dynamic_shapes(args, kind))
+        for each in (args, *others):
+            torch.testing.assert_close(run(*each), warp(*each))
+
+    def test_a_batch_exported_with_one_image(self):
+        args, others = (arguments("plain", n, *SHAPES[0][1:])[:2] for n in (1, 5))
+        run = by_trace(Warp((6, 7)), args, [{0: "n"}] * 2)
+        torch.testing.assert_close(run(*others), Warp((6, 7))(*others))
+
+    def test_dtypes(self):
+        images, theta, *_ = arguments("plain", *SHAPES[0])
+        outputs = by_trace(Inputs(), (images, theta))(images, theta)
+        pairs = itertools.product(Inputs.DTYPES, Inputs.DTYPES)
+        for (dtype, _), actual, expected in zip(pairs, outputs, Inputs()(images, theta), strict=True):
+            assert actual.dtype == expected.dtype
+            torch.testing.assert_close(actual.to(dtype), expected.to(dtype))
+
+    def test_bytes(self):
+        images, theta, fill, _ = arguments("fill", *SHAPES[0])
+        args = images.round().mul(255).byte(), theta, 99 * fill
+        model = Product(Variant(2, "bilinear", "fill", "plain", False), (6, 7))
+        torch.testing.assert_close(by_trace(model, args)(*args), model(*args), rtol=0, atol=0)
+
+    def test_an_older_opset(self):
+        args = arguments("fill", *SHAPES[0])[:3]
+        warp = Warp(**options("fill"))
+        torch.testing.assert_close(by_trace(warp, args, opset_version=16)(*args), warp(*args))
+
+    def test_a_spline(self):
+        cases = [(arguments("plain", *shape)[0], 0.2 * torch.randn(shape[0], 9, 2)) for shape in SHAPES]
+        run = by_trace(Spline(), cases[0], [{0: "n", 2: "h", 3: "w"}, {0: "n"}])
+        for each in cases:
+            torch.testing.assert_close(run(*each), Spline()(*each))
+
+    @pytest.mark.parametrize("name", ["affine", "similarity", "tps"])
+    def test_layers(self, name):
+        module = LAYERS[name]()
+        images, other, *_ = inputs_of(module)
+        run = by_trace(module, (images,), [{0: "n", 2: "h", 3: "w"}])
+        for each in (images, other):
+            torch.testing.assert_close(run(each), module(each), rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize(
+        ("warp", "message"),
+        [
+            (Warp(antialias=True), "antialias must be False for ONNX export, got True"),
+            (Warp(padding_mode="wrap"), r"padding_mode must be one of \['zeros', .* export, got 'wrap'"),
+        ],
+    )
+    def test_errors_name_the_argument(self, warp, message):
+        with pytest.raises(NotImplementedError, match=message):
+            by_trace(warp, arguments("plain", *SHAPES[0])[:2])

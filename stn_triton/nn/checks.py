@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stn_triton import validation
+from stn_triton import tracing, validation
 
 
 def output_width(module: nn.Module) -> int | None:
@@ -30,6 +30,7 @@ def not_the_identity(localization: nn.Module, identity: Tensor) -> None:
         )
 
 
+@tracing.check
 def image(x: Tensor, dim: int) -> None:
     """(N, C, ...) of the right dimension."""
     if validation.tensor("x", x).ndim != dim + 2:
@@ -39,6 +40,7 @@ def image(x: Tensor, dim: int) -> None:
         raise ValueError(f"x must have shape {shape} for dim={dim}, got {tuple(x.shape)}{hint}")
 
 
+@tracing.check
 def looked_at(name: str, seen: Tensor, x: Tensor, in_channels: int) -> None:
     """What the localisation network is given."""
     if validation.tensor(name, seen).ndim < 2 or seen.shape[0] != x.shape[0] or seen.shape[1] != in_channels:
@@ -48,6 +50,7 @@ def looked_at(name: str, seen: Tensor, x: Tensor, in_channels: int) -> None:
         )
 
 
+@tracing.check
 def located(found: Tensor, x: Tensor, width: int | None, remedy: str) -> None:
     """What a localisation network returns; ``width`` is None where a replaced head does not say its own."""
     if not isinstance(found, Tensor):

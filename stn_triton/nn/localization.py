@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stn_triton import validation
+from stn_triton import tracing, validation
 
 _CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 _LAYERS = (nn.Linear, *_CONVOLUTIONS.values())
@@ -79,6 +79,7 @@ class ConvolutionalLocalization(nn.Module):
         """Start anew: weights as in He et al. 2015, biases at zero."""
         reset_parameters(*self.convolutions, self.linear)
 
+    @tracing.without_annotations
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, [D,] H, W) to (N, F)."""
         _check_input(x, self.dim, [*self.convolutions, self.linear])
@@ -127,6 +128,7 @@ class FullyConnectedLocalization(nn.Module):
         """Start anew: weights and biases as those of any ``nn.Linear``."""
         reset_parameters(*self.layers)
 
+    @tracing.without_annotations
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, [D,] H, W) to (N, F)."""
         _check_input(x, self.dim, self.layers)
@@ -150,6 +152,7 @@ def _start(layer: nn.Module) -> None:
     nn.init.zeros_(layer.bias)
 
 
+@tracing.check
 def _check_input(x: Tensor, dim: int, layers: Sequence[nn.Module]) -> None:
     validation.tensor("x", x)
     if x.ndim != dim + 2:
@@ -176,13 +179,14 @@ def _check_input(x: Tensor, dim: int, layers: Sequence[nn.Module]) -> None:
         )
 
 
+@tracing.overridable
 def _halve(x: Tensor) -> Tensor:
     """Max pooling by 2 along each axis that is longer than 1.
 
     Volumes axis by axis: ``max_pool3d`` has no deterministic backward on a GPU, and joining axes so that
     ``max_pool2d`` takes them bounds a size that an exported program leaves open.
     """
-    window = [min(2, extent) for extent in x.shape[2:]]
+    window = [tracing.at_most(2, extent) for extent in tracing.exportable_shape_of(x)[2:]]
     if x.ndim == 4:
         return F.max_pool2d(x, window)
     for axis, length in enumerate(window, 2):
@@ -190,18 +194,20 @@ def _halve(x: Tensor) -> Tensor:
     return x
 
 
+@tracing.overridable
 def _average(x: Tensor, dim: int, cells: int) -> Tensor:
     """The mean over each of ``cells`` equal parts of every axis, pixels at their borders counted by share.
 
     Where ``cells`` divides the size it is ``F.adaptive_avg_pool2d``, which otherwise lets cells overlap, and
     which has no deterministic backward on a GPU.
     """
-    for axis in range(-dim, 0):
+    last = dim + 1  # not -1, which the older ONNX exporter's movedim gets wrong
+    for axis in range(2, dim + 2):
         extent = x.shape[axis]
         edges = torch.arange(cells + 1, dtype=torch.float32, device=x.device) * (extent / cells)
         # One pixel more, of no weight: Inductor of torch 2.13 multiplies wrongly over a symbolic axis of 1.
         pixels = torch.arange(extent + 1, dtype=torch.float32, device=x.device)[:, None]
         share = torch.minimum(edges[1:], pixels + 1) - torch.maximum(edges[:-1], pixels)
         weights = (share.clamp(min=0) * (cells / extent)).to(x.dtype)
-        x = (F.pad(x.movedim(axis, -1), (0, 1)) @ weights).movedim(-1, axis)
+        x = (F.pad(x.movedim(axis, last), (0, 1)) @ weights).movedim(last, axis)
     return x

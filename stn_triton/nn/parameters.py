@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stn_triton import splines, transforms, validation
+from stn_triton import splines, tracing, transforms, validation
 
 TRANSFORMS = ("affine", "attention", "translation", "rotation", "similarity", "projective", "tps")
 BOUNDED = ("affine", "attention", "translation", "similarity")
@@ -121,7 +121,7 @@ class Parametrization:
         """One scale, angles and shift, those of them that the transform has, as a linear part and a shift."""
         dim, scale = self.dim, self.scale
         if self.transform not in _FIXED_SCALE:
-            scale, numbers = numbers[..., 0, None, None].asinh().exp(), numbers[..., 1:]
+            scale, numbers = _scale(numbers[..., 0, None, None]), numbers[..., 1:]
         if self.transform in ("rotation", "similarity"):
             if dim == 2:
                 angles, numbers = numbers[..., 0], numbers[..., 1:]
@@ -155,6 +155,14 @@ class Parametrization:
             low, high = (low, raw) if raw / math.hypot(1, reach) > self.scale else (raw, high)
         left = 1 - reach / math.hypot(1, reach)
         return raw, [math.atanh(s / left) for s in shift]
+
+
+def _scale(number: Tensor) -> Tensor:
+    """The scale p + sqrt(1 + p^2), without cancellation or overflow."""
+    if tracing.is_exporting():  # to ONNX, by an exporter that does not know asinh
+        root = (1 + number.square()).sqrt()
+        return torch.where(number < 0, 1 / (root - number), root + number)
+    return number.asinh().exp()
 
 
 def parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from stn_triton import transforms, validation
+from stn_triton import tracing, transforms, validation
 from stn_triton.nn.transformer import SpatialTransformer
 
 # Modules that do not pass on what they are called with.
@@ -74,6 +74,7 @@ class SpatialTransformerSeries(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.return_theta = validation.flag("return_theta", return_theta)
 
+    @tracing.without_annotations
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """``x`` warped once, by the product of what all stages found."""
         warped, theta = x, None

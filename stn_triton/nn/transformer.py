@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stn_triton import limits, validation
+from stn_triton import limits, tracing, validation
 from stn_triton.functional import (
     affine_grid_sample,
     perspective_grid_sample,
@@ -20,7 +20,7 @@ from stn_triton.nn import checks, parameters
 from stn_triton.nn.gradients import scale_gradient
 from stn_triton.nn.localization import ConvolutionalLocalization, reset_parameters
 from stn_triton.nn.precision import without_autocast
-from stn_triton.options import PADDING_MODES
+from stn_triton.options import PADDING_MODES, is_projective
 
 _MODES = ("bilinear", "bicubic")
 
@@ -199,7 +199,7 @@ class SpatialTransformer(nn.Module):
     def locate(self, x: Tensor, features: Tensor | None = None) -> Tensor:
         """Theta for ``x``, without the warp: what ``forward`` returns with ``return_theta``."""
         checks.image(x, self.dim)
-        seen, name = (x, "x") if features is None else (features, "features")
+        seen, name = (x, "x") if features is None else (_seen(x, features), "features")
         checks.looked_at(name, seen, x, self.in_channels)
         numbers = self.localization(seen)
         total = self.transformers * self.parametrization.count
@@ -209,27 +209,20 @@ class SpatialTransformer(nn.Module):
             width = getattr(self.head, "in_features", None)
             checks.located(numbers, x, width, "make the layer with localization_features={}")
             numbers = self.head(numbers)
-        with without_autocast(x.device):
-            numbers = numbers.to(torch.promote_types(numbers.dtype, torch.float32))
-            if self.transformers > 1:
-                numbers = numbers.unflatten(-1, (self.transformers, -1))
-            inset = 1 if self.sampling["align_corners"] else 0
-            sides = [max(extent - inset, 1) for extent in reversed(x.shape[2:])]
-            return scale_gradient(self.parametrization.theta(numbers, sides), self.gradient_scale)
+        align_corners = self.sampling["align_corners"]
+        theta = _theta(numbers, x, self.parametrization, self.transformers, align_corners)
+        return scale_gradient(theta, self.gradient_scale)
 
     def warp(self, x: Tensor, theta: Tensor) -> Tensor:
         """``x`` warped by theta, with the size and the options of the layer."""
-        options: dict[str, Any] = {"size": self.size, **self.sampling}
-        if self.parametrization.transform == "tps":
-            return thin_plate_spline_grid_sample(x, theta, points=self.control_points, **options)
-        if theta.shape[-2] == theta.shape[-1]:
-            return perspective_grid_sample(x, theta, **options)
-        return affine_grid_sample(x, theta, antialias=self.antialias, **options)
+        points = self.control_points if self.parametrization.transform == "tps" else None
+        return _warp(x, theta, points, self.antialias, {"size": self.size, **self.sampling})
 
     def reset_parameters(self) -> None:
         """Start anew: the last layer at the initial crop, the localisation network as it says itself."""
         reset_parameters(*[module for module in (self.localization, self.head) if module is not None])
 
+    @tracing.without_annotations
     def forward(
         self, x: Tensor, features: Tensor | None = None, locate_only: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
@@ -243,6 +236,54 @@ class SpatialTransformer(nn.Module):
             return theta
         output = self.warp(x, theta)
         return (output, theta) if self.return_theta else output
+
+
+@tracing.overridable
+def _seen(x: Tensor, features: Tensor | None) -> Tensor:
+    """What the localisation network sees: ``torch.fx`` does not know of arguments whether they are None."""
+    return x if features is None else features
+
+
+@tracing.overridable
+def _theta(
+    numbers: Tensor,
+    x: Tensor,
+    parametrization: parameters.Parametrization,
+    transformers: int,
+    align_corners: bool,
+) -> Tensor:
+    """The numbers of a localisation network, (N, K * count), as theta for ``x``."""
+    with without_autocast(x.device):
+        numbers = numbers.to(torch.promote_types(numbers.dtype, torch.float32))
+        if transformers > 1:
+            numbers = numbers.unflatten(-1, (transformers, -1))
+        sides = [tracing.at_least(1, extent - int(align_corners)) for extent in reversed(x.shape[2:])]
+        return parametrization.theta(numbers, sides)
+
+
+@tracing.overridable
+def _warp(
+    x: Tensor,
+    theta: Tensor,
+    points: Sequence[int] | Sequence[Sequence[float]] | None,
+    antialias: bool,
+    options: dict[str, Any],
+) -> Tensor:
+    """``x`` warped by theta, of which the shape tells the kind, or by the offsets of control points."""
+    if points is not None:
+        return thin_plate_spline_grid_sample(x, theta, points=points, **options)
+    if is_projective(tracing.shape_of(theta)):
+        return perspective_grid_sample(x, theta, **options)
+    return affine_grid_sample(x, theta, antialias=antialias, **options)
+
+
+@tracing.overridable
+def _linear(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``F.linear`` in fp32 at least, under autocast too."""
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    dtype = torch.promote_types(dtype, weight.dtype)
+    with without_autocast(features.device):
+        return F.linear(features.to(dtype), weight.to(dtype), bias.to(dtype))
 
 
 class _Head(nn.Module):
@@ -263,10 +304,7 @@ class _Head(nn.Module):
             self.bias.copy_(torch.tensor(self.start))
 
     def forward(self, features: Tensor) -> Tensor:
-        dtype = torch.promote_types(features.dtype, torch.float32)
-        dtype = torch.promote_types(dtype, self.weight.dtype)
-        with without_autocast(features.device):
-            return F.linear(features.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+        return _linear(features, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"

@@ -9,12 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from stn_triton import tracing
 from stn_triton.transforms import inputs
 
 AFFINE = ((2, 3), (3, 4))
 PROJECTIVE = (3, 3)
 
 
+@tracing.overridable
 def compose(first: Tensor, *others: Tensor) -> Tensor:
     """One theta for several warps in a row, so that an image is sampled once.
 
@@ -49,18 +51,23 @@ def compose(first: Tensor, *others: Tensor) -> Tensor:
     for index, theta in enumerate(others):
         name = f"others[{index}]"
         theta = inputs.matrices(name, theta, (*AFFINE, PROJECTIVE))
-        if theta.dtype != result.dtype:
-            raise TypeError(f"{name} must have the dtype of first, {result.dtype}, got {theta.dtype}")
-        dim = 3 if result.shape[-1] == 4 else 2
-        if dim != (3 if theta.shape[-1] == 4 else 2):
-            expected = "(..., 3, 4)" if dim == 3 else "(..., 2, 3) or (..., 3, 3)"
-            raise ValueError(
-                f"{name} must have shape {expected} after theta of shape {tuple(result.shape)}, "
-                f"got {tuple(theta.shape)}"
-            )
+        _check_next(name, theta, result)
         affine = is_affine(result) and is_affine(theta)
         result = product(result if affine else homogeneous(result), homogeneous(theta))
     return result
+
+
+@tracing.reads_sizes
+def _check_next(name: str, theta: Tensor, result: Tensor) -> None:
+    if theta.dtype != result.dtype:
+        raise TypeError(f"{name} must have the dtype of first, {result.dtype}, got {theta.dtype}")
+    dim = 3 if result.shape[-1] == 4 else 2
+    if dim != (3 if theta.shape[-1] == 4 else 2):
+        expected = "(..., 3, 4)" if dim == 3 else "(..., 2, 3) or (..., 3, 3)"
+        raise ValueError(
+            f"{name} must have shape {expected} after theta of shape {tuple(result.shape)}, "
+            f"got {tuple(theta.shape)}"
+        )
 
 
 def invert(theta: Tensor) -> Tensor:
@@ -95,6 +102,7 @@ def invert(theta: Tensor) -> Tensor:
     return torch.cat((linear, -product(linear, theta[..., -1:])), dim=-1)
 
 
+@tracing.reads_sizes
 def is_affine(theta: Tensor) -> bool:
     """Whether theta has no last row."""
     return theta.shape[-2] != theta.shape[-1]

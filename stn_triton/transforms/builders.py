@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stn_triton import validation
+from stn_triton import tracing, validation
 from stn_triton.plain import SYMBOLIC, plain
 from stn_triton.transforms import inputs
 from stn_triton.transforms.algebra import with_shift
@@ -126,7 +126,7 @@ def rotation(angle: Numbers, *, aspect: float | Tensor = 1.0) -> Tensor:
     """
     angle = inputs.tensor("angle", angle)
     cos, sin = angle.cos(), angle.sin()
-    linear = torch.stack((cos, -sin, sin, cos), dim=-1).unflatten(-1, (2, 2))
+    linear = torch.stack((cos, -sin, sin, cos), dim=-1).reshape(*angle.shape, 2, 2)
     return about_the_centre(on_sides(linear, aspect))
 
 
@@ -212,12 +212,12 @@ def shear(factors: Numbers, *, aspect: float | Tensor | Sequence[float | Tensor]
 
 def about_the_centre(linear: Tensor) -> Tensor:
     """Theta of a linear map (..., D, D): no shift."""
-    return with_shift(linear, torch.zeros_like(linear[..., 0]))
+    return torch.cat((linear, torch.zeros_like(linear[..., :1])), dim=-1)
 
 
 def on_sides(linear: Tensor, aspect: float | Tensor | Sequence[float | Tensor]) -> Tensor:
     """A linear map of pixels in normalised coordinates, where axis i is ``aspect[i]`` long."""
-    dim = linear.shape[-1]
+    dim = tracing.shape_of(linear)[-1]
     if isinstance(aspect, Tensor):
         validation.tensor("aspect", aspect)
     if dim == 2:
@@ -229,11 +229,13 @@ def on_sides(linear: Tensor, aspect: float | Tensor | Sequence[float | Tensor]) 
     numbers = [side for side in sides if isinstance(side, (int, float))]
     if len(numbers) == dim and min(numbers) == max(numbers):
         return linear
+    # Of sizes that a trace has recorded, too, there is one for all maps.
+    are_single = not any(isinstance(side, Tensor) and side.ndim > 0 for side in sides)
     sides = [side.unsqueeze(-1) if isinstance(side, Tensor) else side for side in sides]
     columns = [column * side for column, side in zip(linear.unbind(-1), sides, strict=True)]
-    linear = torch.stack(torch.broadcast_tensors(*columns), dim=-1)
+    linear = torch.stack(columns if are_single else torch.broadcast_tensors(*columns), dim=-1)
     rows = [row / side for row, side in zip(linear.unbind(-2), sides, strict=True)]
-    return torch.stack(torch.broadcast_tensors(*rows), dim=-2)
+    return torch.stack(rows if are_single else torch.broadcast_tensors(*rows), dim=-2)
 
 
 def _side(aspect: Any, like: Tensor) -> float | Tensor:

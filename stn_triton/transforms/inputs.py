@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stn_triton import constants, validation
+from stn_triton import constants, tracing, validation
 from stn_triton.plain import is_sequence, plain
 
 Sizes = Sequence[int]  # (H, W) or (D, H, W)
@@ -48,6 +48,7 @@ def tensor(name: str, value: Any, like: Tensor | None = None) -> Tensor:
     return value.float() if value.dtype.itemsize == 2 else value
 
 
+@tracing.reads_sizes
 def vectors(
     name: str, value: Any, lengths: tuple[int, ...], meaning: str, like: Tensor | None = None
 ) -> Tensor:
@@ -58,6 +59,7 @@ def vectors(
     return value
 
 
+@tracing.reads_sizes
 def matrices(name: str, value: Any, shapes: Sequence[tuple[int, int]]) -> Tensor:
     """A tensor (..., rows, columns) with (rows, columns) one of ``shapes``."""
     value = tensor(name, value)

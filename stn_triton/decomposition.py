@@ -1,0 +1,108 @@
+"""The operator in PyTorch's own, for the older ONNX exporter: ``torch.onnx.export(dynamo=False)``.
+
+A grid and ``F.grid_sample``, that is, ``GridSample``; from opset 16 on, for volumes from 20. Sizes may be
+tensors, those that a trace has recorded. ``stn_triton.onnx`` is for the newer exporter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stn_triton import splines, tracing
+from stn_triton.contract import coordinate_dtype
+from stn_triton.options import PADDINGS, Options, Padding
+
+FAR = 1e4
+"""Runtimes convert coordinates to integers, and what is too large for those goes wrong. All that is further
+away than this, in normalised coordinates, lies outside, or at the border, wherever it is."""
+ROUNDING = 16
+"""What weights of taps that lie outside may add up to, in units of the dtype's precision, and be none."""
+
+
+WIDE = (torch.float64, torch.int32, torch.int64)
+"""Of images that are sampled in fp64: fp32 has not all of their values, and runtimes sample no integers."""
+
+
+def check_exportable(options: Options) -> Padding:
+    """The padding, unless ONNX has no way to say what the options ask for."""
+    if options.antialias:
+        raise NotImplementedError("antialias must be False for ONNX export, got True")
+    padding = options.padding
+    if padding.sampler is None:
+        names = [name for name, padding in PADDINGS.items() if padding.sampler is not None]
+        raise NotImplementedError(
+            f"padding_mode must be one of {names} for ONNX export, got {options.padding_mode!r}"
+        )
+    return padding
+
+
+def sample(
+    input: Tensor,
+    theta: Tensor,
+    fill: Tensor | None,
+    image_index: Tensor | None,
+    size: Sequence[int | Tensor],
+    options: Options,
+) -> Tensor:
+    """``ops.affine_grid_sample``, whose arguments these are."""
+    padding = check_exportable(options)
+    dtype = torch.float64 if input.dtype in WIDE else coordinate_dtype(input.dtype)
+    images = input.to(dtype)
+    if image_index is not None:
+        images = images[image_index]
+    grid, is_seen = _grid(theta, size, dtype, options)
+    if not padding.repeats:
+        grid = grid.clamp(-FAR, FAR)
+    is_one_each = tracing.shape_of(images)[0] == tracing.shape_of(theta)[0]
+    if not is_one_each:
+        # The grids of an image on top of each other, so that it is not copied.
+        grid = grid.reshape(images.shape[0], -1, *grid.shape[2:])
+
+    def sampled(images: Tensor) -> Tensor:
+        output = F.grid_sample(images, grid, options.mode, padding.sampler, options.align_corners)
+        if not is_one_each:
+            output = output.unflatten(2, (-1, size[0])).transpose(1, 2).flatten(0, 1)
+        return output if is_seen is None else output.where(is_seen, 0.0)
+
+    output = sampled(images)
+    if fill is not None:
+        rest = 1 - sampled(torch.ones_like(images[:, :1]))
+        fills = fill.to(dtype).view(-1, *[1] * len(size))
+        is_none = rest.abs() <= ROUNDING * torch.finfo(dtype).eps
+        output = output + (rest * fills).masked_fill(is_none, 0)
+    if input.dtype == torch.uint8:
+        output = output.round().clamp(0, 255)
+    return output.to(input.dtype)
+
+
+def _grid(
+    theta: Tensor, size: Sequence[int | Tensor], dtype: torch.dtype, options: Options
+) -> tuple[Tensor, Tensor | None]:
+    """Normalised positions (M, *size, D), and where a projective map samples, (M, 1, *size) or None."""
+    dim = len(size)
+    axes = [_axis(n, options.align_corners, theta.device, dtype) for n in reversed(size)]
+    if options.points:
+        theta = splines.coefficients(theta, options.points, dtype)
+    columns = [column[(..., *[None] * dim)] for column in theta.to(dtype).unbind(2)]
+    grid = columns[dim]
+    for axis, at in enumerate(axes):
+        grid = grid + columns[axis] * at.view(-1, *[1] * axis)
+    if options.points:
+        basis = splines.basis(axes, options.points).unbind(-1)
+        grid = grid + sum(column * term for column, term in zip(columns[dim + 1 :], basis, strict=True))
+    if options.points or tracing.shape_of(theta)[1] == dim:
+        return grid.movedim(1, -1), None
+    divisor = grid[:, dim:]
+    is_seen = divisor > 0
+    positions = grid[:, :dim] / divisor.masked_fill(~is_seen, 1)
+    return positions.movedim(1, -1), is_seen
+
+
+def _axis(n: int | Tensor, align_corners: bool, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Normalised positions of the pixels of an axis, exact before the division."""
+    doubled = 2 * torch.arange(n, device=device) - (n - 1)
+    return doubled.to(dtype) / tracing.at_least(1, n - int(align_corners))
