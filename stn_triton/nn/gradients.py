@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from stn_triton import validation
+from stn_triton import tracing, validation
 
 
+@tracing.overridable
 def scale_gradient(theta: Tensor, factor: float) -> Tensor:
     """Theta as it is, its gradient times a factor.
 

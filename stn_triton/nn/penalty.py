@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stn_triton import splines, validation
+from stn_triton import splines, tracing, validation
 from stn_triton.nn.precision import without_autocast
 
 # Nearer to its horizon, or behind it, a homography is judged as if it were this far before it.
 _DEPTH = 0.1
 
 
+@tracing.overridable
 def outside_penalty(
     theta: Tensor,
     *,
