@@ -1,5 +1,7 @@
 """Which calls go around PyTorch's dispatcher, and that all others are seen by whoever watches it."""
 
+import threading
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -117,3 +119,35 @@ def test_a_tensor_that_outlived_its_transform_goes_through_it(device, dispatched
     (expected,) = torch.autograd.grad(stn_triton.affine_grid_sample(image, theta).sum(), theta)
     assert torch.equal(grad, expected)
     assert dispatched
+
+
+class _Unprintable(torch.Tensor):
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        raise RuntimeError("no data")
+
+
+@pytest.mark.xfail(
+    torch.__version__ >= (2, 12),
+    reason="`torch._tensor_str._str` has its guard in a local variable, which the traceback keeps",
+    strict=(2, 13) <= torch.__version__ < (2, 15),  # where it was seen
+)
+def test_an_exception_dropped_late_leaves_autograd_on():
+    """Of PyTorch alone; what it loses it loses in one thread, so this one has its own."""
+    recorded = []
+
+    def run():
+        leaf = torch.ones(1, requires_grad=True)
+        with torch.inference_mode():
+            try:
+                repr(torch.Tensor._make_wrapper_subclass(_Unprintable, (2,)))
+            except RuntimeError as error:
+                kept = error
+        recorded.append((leaf * 2).requires_grad)
+        del kept
+        recorded.append((leaf * 2).requires_grad)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert recorded == [True, True]
