@@ -30,7 +30,10 @@ def plain(name: str, value: Any, depth: int = 0) -> Any:
     Raises:
         TypeError: a tensor among them has a gradient, which would be lost.
     """
-    if type(value) in _PYTHON or isinstance(value, SYMBOLIC):
+    kind = type(value)
+    if kind in _PYTHON or (kind in (tuple, list) and all(type(item) in _PYTHON for item in value)):
+        return value  # nearly always, and at once: this is part of each call
+    if isinstance(value, SYMBOLIC):
         return value
     if isinstance(value, Tensor) and (value.is_nested or value.layout != torch.strided or value.is_meta):
         return value
@@ -53,6 +56,8 @@ def plain(name: str, value: Any, depth: int = 0) -> Any:
 
 def is_sequence(value: object) -> bool:
     """Whether it is a sequence of things, and no text."""
+    if isinstance(value, (tuple, list)):
+        return True
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray))
 
 
