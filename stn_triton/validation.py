@@ -169,8 +169,8 @@ def output_size(value: Any, dim: int, hints: Mapping[int, str] | None = None) ->
     names = "two ints (H_out, W_out)" if dim == 2 else "three ints (D_out, H_out, W_out)"
     given = plain("size", value, depth=1)
     if is_int(given):
-        given = (given,) * dim
-    return sizes("size", given, (dim,), f"None, an int, or {names}", hints)
+        value = (given,) * dim
+    return sizes("size", value, (dim,), f"None, an int, or {names}", hints)
 
 
 def control_points(name: str, value: Any, offsets: int | None = None) -> list[float]:
