@@ -63,15 +63,17 @@ def numbers_of(argument: str) -> Callable[[Sequence[float], torch.device, torch.
         return tensor_of(numbers, device, dtype)
 
     def tensor(numbers: Sequence[float], device: torch.device, dtype: torch.dtype) -> Tensor:
+        if _is_open(numbers):
+            return tensor_of(numbers, device, dtype)
         if device.type == "cpu":  # nothing waits, and to look it up takes as long
-            return tracing.untraced(tensor_of, numbers, device, dtype)
+            return tracing.untraced(torch.tensor, numbers, dtype=dtype, device=device)
         return on_device(numbers, device, dtype)
 
     return tensor
 
 
 def tensor_of(numbers: float | Sequence, device: torch.device | None, dtype: torch.dtype | None) -> Tensor:
-    """``torch.tensor``, but numbers made of sizes that an exported program leaves open stay open in it.
+    """``torch.tensor``, but numbers made of sizes that a program leaves open stay open in it.
 
     They are filled in on the device; PyTorch would fix them, or copy them from the host at each call.
     """
@@ -79,13 +81,15 @@ def tensor_of(numbers: float | Sequence, device: torch.device | None, dtype: tor
         return torch.tensor(numbers, dtype=dtype, device=device)
     if isinstance(numbers, (list, tuple)):
         return torch.stack([tensor_of(number, device, dtype) for number in numbers])
+    if isinstance(numbers, Tensor):  # a size that a trace has recorded
+        return numbers.to(device=device, dtype=dtype)
     return torch.full((), numbers, dtype=dtype, device=device)
 
 
 def _is_open(numbers: object) -> bool:
     if isinstance(numbers, (list, tuple)):
         return any(map(_is_open, numbers))
-    return isinstance(numbers, (torch.SymInt, torch.SymFloat))
+    return isinstance(numbers, (torch.SymInt, torch.SymFloat, Tensor))
 
 
 def _in_a_new_thread(make: Callable[[], Tensor]) -> Tensor:

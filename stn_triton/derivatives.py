@@ -28,7 +28,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import Function, _SingleLevelFunction
 
 from stn_triton import batching, decomposition, ops, tracing
-from stn_triton.options import LABEL_DTYPES, Options
+from stn_triton.options import Options
 from stn_triton.reference_tangent import linear_tangents
 from stn_triton.signatures import Signature, flat
 
@@ -40,15 +40,17 @@ _EAGER: dict[torch._ops.OpOverload, type[_SingleLevelFunction]] = {}
 def sample(*arguments: object) -> Tensor:
     """S: ``ops.affine_grid_sample`` with derivatives, which a uint8 input must not be asked for.
 
-    Labels have none, as ``"nearest"`` has none by theta: one theta may warp images and their labels.
+    But ``"nearest"`` has none by theta: one theta may warp images and their masks, of uint8 or labels.
 
     The four take the ``arguments`` of their operator's signature.
     """
-    if arguments[0].dtype == torch.uint8:
-        _check_no_derivatives(theta=arguments[1], fill_value=arguments[2])
-    elif arguments[0].dtype in LABEL_DTYPES:
-        input, theta, *rest = arguments
-        arguments = (input, theta.detach(), *rest)
+    if not arguments[0].is_floating_point():
+        input, theta, fill, *rest = arguments
+        options = rest[-1]
+        if options.mode == "nearest" and not options.antialias:
+            theta = theta.detach()
+        _check_no_derivatives(theta=theta, fill_value=fill)
+        arguments = (input, theta, fill, *rest)
     return _call(ops.affine_grid_sample, arguments)
 
 

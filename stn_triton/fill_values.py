@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stn_triton import constants, contract, sharding, validation
-from stn_triton.options import LABEL_DTYPES
+from stn_triton.options import INT_DTYPES, LABEL_DTYPES
 from stn_triton.plain import is_sequence, plain
 
 _numbers = constants.numbers_of("fill_value")
@@ -28,10 +28,7 @@ def fill_values(fill_value: Any, padding_mode: str, input: Tensor) -> Tensor | N
         return None
     channels, is_label = input.shape[1], input.dtype in LABEL_DTYPES
     if isinstance(fill_value, Tensor):
-        # An integer without dimensions is a number, whose values are looked at; labels have their dtype.
-        is_number = fill_value.ndim == 0 and not fill_value.is_floating_point()
-        if not is_number or fill_value.dtype == input.dtype:
-            return _of_tensor(fill_value, input, is_label)
+        return _of_tensor(fill_value, input, is_label)
     given = plain("fill_value", fill_value, depth=1)
     dtype = contract.coordinate_dtype(input.dtype)
     if is_label:
@@ -58,6 +55,8 @@ def fill_values(fill_value: Any, padding_mode: str, input: Tensor) -> Tensor | N
 
 def _of_tensor(fill_value: Tensor, input: Tensor, is_label: bool) -> Tensor:
     if not is_label:
+        if fill_value.dtype in INT_DTYPES:  # as lists and arrays of ints
+            fill_value = fill_value.to(contract.coordinate_dtype(input.dtype))
         validation.floating("fill_value", fill_value)
     elif validation.tensor("fill_value", fill_value).dtype != input.dtype:
         raise TypeError(f"fill_value must have the dtype of input, {input.dtype}, got {fill_value.dtype}")

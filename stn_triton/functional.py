@@ -250,7 +250,7 @@ def _sample(
     if is_recording:
         arguments = (kind, input, theta, size, points, fill_value, image_index, options)
         extents, fill, options = tracing.untraced(_checked, *arguments)
-        extents = tracing.recorded_size(size, extents, input)
+        extents = list(input.shape[2:]) if size is None else tracing.recorded_size(size, extents)
     else:
         extents, fill, options = _checked(kind, input, theta, size, points, fill_value, image_index, options)
     if fill is not None:

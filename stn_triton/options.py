@@ -39,6 +39,7 @@ THETA_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LABEL_DTYPES = (torch.bool, torch.int8, torch.int16, torch.int32, torch.int64)
 """Of label maps: their values are names, between which nothing lies, so ``"nearest"`` alone is for them."""
 INPUT_DTYPES = (*THETA_DTYPES, torch.uint8, *LABEL_DTYPES)
+INT_DTYPES = (torch.uint8, *LABEL_DTYPES[1:])
 
 
 class Options(NamedTuple):

@@ -95,6 +95,11 @@ def exportable_shape_of(tensor: Tensor) -> torch.Size:
     return shape_of(tensor) if is_exporting() else tensor.shape
 
 
+def zeros_like(tensor: Tensor) -> Tensor:
+    """``torch.zeros_like``, of which the older ONNX exporter fixes the shape where it believes to know it."""
+    return tensor.isnan().to(tensor.dtype) * 0 if is_exporting() else torch.zeros_like(tensor)
+
+
 def at_least(least: int, n: int | Tensor) -> int | Tensor:
     """The larger of a number and one that may be recorded."""
     return n.clamp(min=least) if isinstance(n, Tensor) else max(n, least)
@@ -105,10 +110,8 @@ def at_most(most: int, n: int | Tensor) -> int | Tensor:
     return n.clamp(max=most) if isinstance(n, Tensor) else min(n, most)
 
 
-def recorded_size(size: object, checked: list[int], input: Tensor) -> list[int | Tensor]:
-    """The ``size`` of a call with one entry per axis, recorded where it can be; else the ``checked`` one."""
-    if size is None:
-        return list(input.shape[2:])
+def recorded_size(size: object, checked: list[int]) -> list[int | Tensor]:
+    """A size with one entry per axis, recorded where it can be; else the ``checked`` one."""
     if isinstance(size, Tensor):
         return [size] * len(checked) if size.ndim == 0 else list(size.unbind())
     if isinstance(size, Sequence):

@@ -183,15 +183,15 @@ def _check_input(x: Tensor, dim: int, layers: Sequence[nn.Module]) -> None:
 def _halve(x: Tensor) -> Tensor:
     """Max pooling by 2 along each axis that is longer than 1.
 
-    Volumes axis by axis: ``max_pool3d`` has no deterministic backward on a GPU, and joining axes so that
-    ``max_pool2d`` takes them bounds a size that an exported program leaves open.
+    Volumes plane by plane, then along the depth: ``max_pool3d`` has no deterministic backward on a GPU, and
+    joining the depth to another axis bounds it in an exported program. Of equal values along the depth each
+    gets an equal share of the gradient.
     """
     window = [tracing.at_most(2, extent) for extent in tracing.exportable_shape_of(x)[2:]]
     if x.ndim == 4:
         return F.max_pool2d(x, window)
-    for axis, length in enumerate(window, 2):
-        x = x.unfold(axis, length, length).amax(-1)
-    return x
+    planes = F.max_pool2d(x.flatten(0, 1), window[1:]).unflatten(0, x.shape[:2])
+    return planes.unfold(2, window[0], window[0]).amax(-1)
 
 
 @tracing.overridable

@@ -70,6 +70,7 @@ def _check_next(name: str, theta: Tensor, result: Tensor) -> None:
         )
 
 
+@tracing.overridable
 def invert(theta: Tensor) -> Tensor:
     """The map back: composed with theta in either order it is the identity.
 
@@ -112,14 +113,14 @@ def homogeneous(theta: Tensor) -> Tensor:
     """Theta (..., D, D + 1) with its last row, (0, ..., 0, 1); square matrices as they are."""
     if not is_affine(theta):
         return theta
-    last = torch.zeros_like(theta[..., :1, :])
+    last = tracing.zeros_like(theta[..., :1, :])
     return torch.cat((theta, torch.cat((last[..., :-1], last[..., -1:] + 1), dim=-1)), dim=-2)
 
 
 def with_shift(linear: Tensor, shift: Tensor) -> Tensor:
     """The matrix (..., rows, D + 1) of its linear part and its last column (..., rows), broadcast."""
-    batch = torch.broadcast_shapes(linear.shape[:-2], shift.shape[:-1])
-    linear, shift = linear.expand(*batch, *linear.shape[-2:]), shift.expand(*batch, shift.shape[-1])
+    _, shift = torch.broadcast_tensors(linear[..., 0], shift)
+    linear, _ = torch.broadcast_tensors(linear, shift.unsqueeze(-1))
     return torch.cat((linear, shift.unsqueeze(-1)), dim=-1)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from stn_triton import validation
+from stn_triton import tracing, validation
 from stn_triton.transforms import inputs
 from stn_triton.transforms.algebra import invert, with_shift
 from stn_triton.transforms.builders import Numbers
@@ -27,6 +27,7 @@ from stn_triton.transforms.pixels import (
 )
 
 
+@tracing.overridable
 def from_cv2(
     matrix: Numbers,
     size_in: Sizes,
@@ -74,6 +75,7 @@ def from_cv2(
     return seen_from_pixels(matrix, size_in, size_out, align_corners=align_corners)
 
 
+@tracing.overridable
 def to_cv2(
     theta: Tensor,
     size_in: Sizes,
@@ -92,6 +94,7 @@ def to_cv2(
     return matrix if validation.flag("inverse_map", inverse_map) else invert(matrix)
 
 
+@tracing.overridable
 def from_scipy(
     matrix: Numbers,
     size_in: Sizes,
@@ -137,6 +140,7 @@ def from_scipy(
     return from_pixels(reverse_axes(matrix[..., :dim, :]), size_in, size_out, align_corners=align_corners)
 
 
+@tracing.overridable
 def to_scipy(
     theta: Tensor, size_in: Sizes, size_out: Sizes | None = None, *, align_corners: bool = False
 ) -> Tensor:
@@ -150,6 +154,7 @@ def to_scipy(
     )
 
 
+@tracing.overridable
 def from_dali(
     matrix: Numbers,
     size_in: Sizes,
@@ -187,6 +192,7 @@ def from_dali(
     return from_pixels(from_corner(matrix), size_in, size_out, align_corners=align_corners)
 
 
+@tracing.overridable
 def to_dali(
     theta: Tensor,
     size_in: Sizes,

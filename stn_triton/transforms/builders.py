@@ -16,6 +16,7 @@ from stn_triton.transforms.algebra import with_shift
 Numbers = Tensor | float | Sequence  # sequences may be nested; arrays are taken too
 
 
+@tracing.overridable
 def identity(
     dim: int = 2, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> Tensor:
@@ -42,6 +43,7 @@ def identity(
     return torch.eye(dim, dim + 1, dtype=dtype, device=device)
 
 
+@tracing.overridable
 def translation(shift: Numbers) -> Tensor:
     """Look elsewhere: an output position p samples the input at p + shift, so the picture moves by -shift.
 
@@ -70,6 +72,7 @@ def translation(shift: Numbers) -> Tensor:
     return with_shift(linear, shift)
 
 
+@tracing.overridable
 def scale(factors: Numbers, *, dim: int = 2) -> Tensor:
     """Look at more or less: factors below 1 crop, and so enlarge the picture; factors above 1 shrink it.
 
@@ -95,9 +98,10 @@ def scale(factors: Numbers, *, dim: int = 2) -> Tensor:
     factors = inputs.vectors("factors", factors, (1, 2, 3), "(..., 1), (..., 2) or (..., 3)")
     if factors.shape[-1] == 1:
         factors = factors.expand(*factors.shape[:-1], dim)
-    return about_the_centre(torch.diag_embed(factors))
+    return about_the_centre(diagonal(factors))
 
 
+@tracing.overridable
 def rotation(angle: Numbers, *, aspect: float | Tensor = 1.0) -> Tensor:
     """Turn the picture counter-clockwise, as seen with y pointing down, about its centre.
 
@@ -130,6 +134,7 @@ def rotation(angle: Numbers, *, aspect: float | Tensor = 1.0) -> Tensor:
     return about_the_centre(on_sides(linear, aspect))
 
 
+@tracing.overridable
 def rotation_3d(vector: Numbers, *, aspect: Sequence[float | Tensor] = (1.0, 1.0, 1.0)) -> Tensor:
     """Turn the sampling positions about the direction of ``vector`` by its length: the exponential map.
 
@@ -177,6 +182,7 @@ def rotation_3d(vector: Numbers, *, aspect: Sequence[float | Tensor] = (1.0, 1.0
     return about_the_centre(on_sides(linear, aspect))
 
 
+@tracing.overridable
 def shear(factors: Numbers, *, aspect: float | Tensor | Sequence[float | Tensor] | None = None) -> Tensor:
     """Slant the sampling positions: each coordinate takes a share of the others.
 
@@ -199,7 +205,7 @@ def shear(factors: Numbers, *, aspect: float | Tensor | Sequence[float | Tensor]
                 [0.0000, 1.0000, 0.0000]])
     """
     factors = inputs.vectors("factors", factors, (2, 6), "(..., 2) or (..., 6)")
-    one = torch.ones_like(factors[..., 0])
+    one = tracing.zeros_like(factors[..., 0]) + 1
     if factors.shape[-1] == 2:
         xy, yx = factors.unbind(-1)
         entries, dim = (one, xy, yx, one), 2
@@ -210,9 +216,15 @@ def shear(factors: Numbers, *, aspect: float | Tensor | Sequence[float | Tensor]
     return about_the_centre(linear if aspect is None else on_sides(linear, aspect))
 
 
+def diagonal(entries: Tensor) -> Tensor:
+    """``torch.diag_embed``, which the older ONNX exporter does not know."""
+    at = torch.arange(tracing.shape_of(entries)[-1], device=entries.device)
+    return torch.where(at == at[:, None], entries.unsqueeze(-1), 0)
+
+
 def about_the_centre(linear: Tensor) -> Tensor:
     """Theta of a linear map (..., D, D): no shift."""
-    return torch.cat((linear, torch.zeros_like(linear[..., :1])), dim=-1)
+    return torch.cat((linear, tracing.zeros_like(linear[..., :1])), dim=-1)
 
 
 def on_sides(linear: Tensor, aspect: float | Tensor | Sequence[float | Tensor]) -> Tensor:

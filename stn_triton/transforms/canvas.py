@@ -6,6 +6,7 @@ import math
 
 from torch import Tensor
 
+from stn_triton import tracing
 from stn_triton.transforms import inputs
 from stn_triton.transforms.builders import Numbers, rotation
 from stn_triton.transforms.inputs import Sizes
@@ -14,6 +15,7 @@ from stn_triton.transforms.pixels import normalise
 _TOLERANCE = 1e-4  # pixels: what a rounded angle may put outside, without another row or column for it
 
 
+@tracing.overridable
 def expanded_rotation(
     angle: Numbers, size_in: Sizes, *, align_corners: bool = False
 ) -> tuple[Tensor, tuple[int, int]]:

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stn_triton import validation
+from stn_triton import tracing, validation
 from stn_triton.transforms import builders, inputs
 from stn_triton.transforms.algebra import compose, with_shift
 from stn_triton.transforms.builders import Numbers
 from stn_triton.transforms.inputs import Sizes
 
 
+@tracing.overridable
 def affine(
     *,
     angle: Numbers | None = None,
@@ -88,6 +89,7 @@ def affine(
     return compose(*[build[name](value) for name, value in parts.items()])
 
 
+@tracing.overridable
 def boxes(
     boxes: Numbers, size_in: Sizes, *, angle: Numbers | None = None, align_corners: bool = False
 ) -> Tensor:
@@ -129,13 +131,14 @@ def boxes(
     boxes = inputs.vectors("boxes", boxes, (2 * dim,), f"{names} for size_in {tuple(size_in)}")
     low, high = boxes[..., :dim].unbind(-1), boxes[..., dim:].unbind(-1)
     inset = 1 if validation.corners(align_corners) else 0
-    units = [max(extent - inset, 1) for extent in extents]
+    extents = inputs.as_like(extents, boxes)
+    units = [tracing.at_least(1, extent - inset) for extent in extents]
     axes = list(zip(low, high, extents, units, strict=True))
     shift = torch.stack([(a + b - extent) / unit for a, b, extent, unit in axes], dim=-1)
     spans = [b - a - inset for a, b, _, _ in axes]
     if angle is None:
         factors = torch.stack([span / unit for span, unit in zip(spans, units, strict=True)], dim=-1)
-        linear = torch.diag_embed(factors)
+        linear = builders.diagonal(factors)
     elif dim == 3:
         raise ValueError(f"angle must be None for volumes, size_in {tuple(size_in)}, {validation.got(angle)}")
     else:

@@ -23,6 +23,8 @@ from stn_triton.transforms.algebra import is_affine
 from stn_triton.transforms.inputs import Sizes
 from stn_triton.transforms.pixels import from_pixels, of_sizes
 
+_BOUNDS = 8  # of what is seen, and of the output
+_TOLERANCE = 1e-9  # of directions and places of lines
 _OUTPUT = [1.0, 0.0, 1.0, -1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0, -1.0, 1.0]  # x, -x, y, -y >= -1
 
 
@@ -48,10 +50,11 @@ def sign(theta: Tensor) -> Tensor:
         >>> sign(torch.diag(torch.tensor([-1.0, -1.0, -1.0])))
         tensor([[-1.]])
     """
-    theta = theta.detach() / theta.detach().abs().amax((-2, -1), keepdim=True)  # its scale says nothing
-    x, y, z = theta.unbind(-2)
+    matrix = theta.detach().double()
+    matrix = matrix / matrix.abs().amax((-2, -1), keepdim=True)  # its scale says nothing
+    x, y, z = matrix.unbind(-2)
     seen = torch.stack((z - x, z + x, z - y, z + y), dim=-2)
-    output = of_sizes(_OUTPUT, theta).view(4, 3).expand_as(seen)
+    output = of_sizes(_OUTPUT, matrix).view(4, 3).expand_as(seen)
     before, behind = (_area(torch.cat((bounds, output), dim=-2)) for bounds in (seen, -seen))
     return torch.where(behind > before, -1.0, 1.0).to(theta.dtype)[..., None, None]
 
@@ -64,12 +67,19 @@ def _area(bounds: Tensor) -> Tensor:
         return own.unsqueeze(-1) * other.unsqueeze(-2)
 
     square = n_x * n_x + n_y * n_y
-    at_foot = c.unsqueeze(-2) - (pairs(n_x, n_x) + pairs(n_y, n_y)) * (c / square).unsqueeze(-1)
+    norm = square.sqrt()
+    along = pairs(n_x, n_x) + pairs(n_y, n_y)
+    at_foot = c.unsqueeze(-2) - along * (c / square).unsqueeze(-1)
     slope = pairs(n_x, n_y) - pairs(n_y, n_x)
-    itself = torch.eye(bounds.shape[-2], dtype=torch.bool, device=bounds.device)
+    # Lines that are parallel but for rounding: where they meet says nothing.
+    is_parallel = slope.abs() <= _TOLERANCE * pairs(norm, norm)
+    margin = _TOLERANCE * (c.abs().unsqueeze(-2) + pairs(c.abs() / norm, norm))
+    at = torch.arange(_BOUNDS, device=bounds.device)  # runtimes of ONNX have no torch.eye of bools
+    is_missed = (is_parallel & (at_foot < -margin) & (at != at[:, None])).any(-1)
+    # Of bounds on the same line the first one counts.
+    is_repeated = (is_parallel & (at_foot.abs() <= margin) & (along > 0) & (at < at[:, None])).any(-1)
     end = -at_foot / slope
-    low = torch.where((slope > 0) & ~itself, end, -math.inf).amax(-1)
-    high = torch.where((slope < 0) & ~itself, end, math.inf).amin(-1)
-    is_missed = ((slope == 0) & (at_foot < 0) & ~itself).any(-1)  # beyond a parallel one
-    length = torch.where(is_missed | (square == 0), 0, (high - low).clamp(min=0))
+    low = torch.where((slope > 0) & ~is_parallel, end, -math.inf).amax(-1)
+    high = torch.where((slope < 0) & ~is_parallel, end, math.inf).amin(-1)
+    length = torch.where(is_missed | is_repeated | (square == 0), 0, (high - low).clamp(min=0))
     return (length * c).sum(-1, dtype=c.dtype) / 2

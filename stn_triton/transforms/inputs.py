@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from stn_triton import constants, tracing, validation
+from stn_triton.options import INT_DTYPES
 from stn_triton.plain import is_sequence, plain
 
 Sizes = Sequence[int]  # (H, W) or (D, H, W)
-_INTS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _DEPTH = 8  # dimensions of nested sequences that may hold arrays
 
 
@@ -27,7 +27,7 @@ def tensor(name: str, value: Any, like: Tensor | None = None) -> Tensor:
     else:  # arrays keep their dtype
         dtype, device = None if is_array(value) else torch.get_default_dtype(), None
     if isinstance(value, Tensor):
-        if value.ndim == 0 and value.dtype in _INTS:  # a number
+        if value.dtype in INT_DTYPES:  # as lists and arrays of ints
             value = value.to(dtype)
     else:
         if _holds_tensors(value):  # torch.tensor would cut their gradients off without a word
@@ -73,7 +73,15 @@ def matrices(name: str, value: Any, shapes: Sequence[tuple[int, int]]) -> Tensor
 def sizes(name: str, value: Any, dims: tuple[int, ...] = (2, 3)) -> list[int]:
     """A spatial size, checked, in the order of coordinates: (W, H) or (W, H, D)."""
     words = " or ".join([("(H, W)", "(D, H, W)")[dim - 2] for dim in dims])
-    return list(reversed(validation.sizes(name, value, dims, f"a sequence of ints {words}")))
+    found = tracing.untraced(validation.sizes, name, value, dims, f"a sequence of ints {words}")
+    if tracing.is_recording():  # in fp64, or what is computed of them would be in fp32
+        found = [n.double() if isinstance(n, Tensor) else n for n in tracing.recorded_size(value, found)]
+    return found[::-1]
+
+
+def as_like(numbers: Sequence[float | Tensor], like: Tensor) -> list[float | Tensor]:
+    """Numbers; those that a trace has recorded in the dtype of a tensor."""
+    return [n.to(like) if isinstance(n, Tensor) else n for n in numbers]
 
 
 def is_array(value: Any) -> bool:

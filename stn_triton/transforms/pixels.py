@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stn_triton import constants, validation
+from stn_triton import constants, tracing, validation
 from stn_triton.transforms import inputs
 from stn_triton.transforms.algebra import is_affine, with_shift
 from stn_triton.transforms.builders import Numbers
@@ -21,6 +21,7 @@ SHAPES = {2: ((2, 3), (3, 3)), 3: ((3, 4),)}
 _numbers = constants.numbers_of("size_in and size_out")
 
 
+@tracing.overridable
 def from_pixels(
     matrix: Numbers, size_in: Sizes, size_out: Sizes | None = None, *, align_corners: bool = False
 ) -> Tensor:
@@ -64,6 +65,7 @@ def from_pixels(
     return normalise(matrix, extents_in, extents_out, align_corners)
 
 
+@tracing.overridable
 def to_pixels(
     theta: Tensor, size_in: Sizes, size_out: Sizes | None = None, *, align_corners: bool = False
 ) -> Tensor:
@@ -152,6 +154,14 @@ def move_origins(matrix: Tensor, origin_in: list[float], origin_out: list[float]
 
     Written for M - I, so that the origins cancel exactly where M is the identity or a shift.
     """
+    if not is_affine(matrix):  # of any scale: that where the linear part is about 1
+        scale = matrix[..., :2, :2].detach().abs().amax((-2, -1), keepdim=True)
+        scale = torch.where(scale > 0, scale, 1)
+        return scale * _moved_origins(matrix / scale, origin_in, origin_out)
+    return _moved_origins(matrix, origin_in, origin_out)
+
+
+def _moved_origins(matrix: Tensor, origin_in: list[float], origin_out: list[float]) -> Tensor:
     rows, columns = matrix.shape[-2:]
     dim = columns - 1
     below = [0.0] * (rows - dim)  # the last row of a homography stays
@@ -170,7 +180,10 @@ def move_origins(matrix: Tensor, origin_in: list[float], origin_out: list[float]
 def _ratios(matrix: Tensor, extents_in: list[int], extents_out: list[int], align_corners: bool) -> Tensor:
     """By what each entry of a matrix of pixels grows in normalised coordinates, the shape of one matrix."""
     inset = 1 if validation.corners(align_corners) else 0
-    units_in, units_out = ([max(e - inset, 1) / 2 for e in extents] for extents in (extents_in, extents_out))
+    units_in, units_out = (
+        [tracing.at_least(1, extent - inset) / 2 for extent in extents]
+        for extents in (extents_in, extents_out)
+    )
     rows = matrix.shape[-2]
     # The last row and column are not in pixels.
     units_in, units_out = [*units_in, 1.0], [*units_out, 1.0]

@@ -7,10 +7,12 @@ and by the operator. ``size_in``, ``size_out``, ``align_corners`` and the errors
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from stn_triton import validation
+from stn_triton import tracing, validation
 from stn_triton.transforms import inputs
 from stn_triton.transforms.algebra import homogeneous, invert, with_shift
 from stn_triton.transforms.builders import Numbers
@@ -31,6 +33,7 @@ from stn_triton.transforms.pixels import (
 )
 
 
+@tracing.overridable
 def from_kornia(
     matrix: Numbers, size_in: Sizes, size_out: Sizes | None = None, *, align_corners: bool = False
 ) -> Tensor:
@@ -62,6 +65,7 @@ def from_kornia(
     return seen_from_pixels(matrix, size_in, size_out, align_corners=align_corners)
 
 
+@tracing.overridable
 def to_kornia(
     theta: Tensor, size_in: Sizes, size_out: Sizes | None = None, *, align_corners: bool = False
 ) -> Tensor:
@@ -73,6 +77,7 @@ def to_kornia(
     return invert(to_pixels(theta, size_in, size_out, align_corners=align_corners))
 
 
+@tracing.overridable
 def from_torchvision(
     coefficients: Numbers, size_in: Sizes, size_out: Sizes | None = None, *, align_corners: bool = False
 ) -> Tensor:
@@ -104,11 +109,12 @@ def from_torchvision(
     """
     both_sizes(size_in, size_out, (2,))
     coefficients = inputs.vectors("coefficients", coefficients, (8,), "(..., 8)")
-    last = torch.ones_like(coefficients[..., :1])
+    last = tracing.zeros_like(coefficients[..., :1]) + 1
     matrix = torch.cat((coefficients, last), dim=-1).unflatten(-1, (3, 3))
     return seen_from_pixels(from_corner(matrix), size_in, size_out, align_corners=align_corners)
 
 
+@tracing.overridable
 def to_torchvision(
     theta: Tensor, size_in: Sizes, size_out: Sizes | None = None, *, align_corners: bool = False
 ) -> Tensor:
@@ -124,6 +130,7 @@ def to_torchvision(
     return matrix[..., :8] / matrix[..., 8:]
 
 
+@tracing.overridable
 def from_torchvision_affine(
     size_in: Sizes,
     *,
@@ -172,7 +179,7 @@ def from_torchvision_affine(
     translate, shear = (
         inputs.vectors(name, given[name], (2,), "(..., 2)", like) for name in ("translate", "shear")
     )
-    turn, (slant_x, slant_y) = angle.deg2rad(), shear.deg2rad().unbind(-1)
+    turn, (slant_x, slant_y) = angle * (math.pi / 180), (shear * (math.pi / 180)).unbind(-1)
     # Rotation, shear along y, shear along x, from input to output about the centre.
     a, c = (turn - slant_y).cos() / slant_y.cos(), (turn - slant_y).sin() / slant_y.cos()
     b, d = -(a * slant_x.tan() + turn.sin()), turn.cos() - c * slant_x.tan()
@@ -186,6 +193,7 @@ def from_torchvision_affine(
     return normalise(invert(with_shift(linear, shift)), extents, extents, align_corners)
 
 
+@tracing.overridable
 def from_monai(
     matrix: Numbers,
     size_in: Sizes,
@@ -227,6 +235,7 @@ def from_monai(
     return from_pixels(matrix, size_in, size_out, align_corners=align_corners)
 
 
+@tracing.overridable
 def to_monai(
     theta: Tensor,
     size_in: Sizes,
