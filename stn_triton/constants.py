@@ -63,10 +63,9 @@ def numbers_of(argument: str) -> Callable[[Sequence[float], torch.device, torch.
         return tensor_of(numbers, device, dtype)
 
     def tensor(numbers: Sequence[float], device: torch.device, dtype: torch.dtype) -> Tensor:
-        if _is_open(numbers):
+        # On a CPU nothing waits, and to look it up takes as long.
+        if device.type == "cpu" or _is_open(numbers):
             return tensor_of(numbers, device, dtype)
-        if device.type == "cpu":  # nothing waits, and to look it up takes as long
-            return tracing.untraced(torch.tensor, numbers, dtype=dtype, device=device)
         return on_device(numbers, device, dtype)
 
     return tensor
@@ -78,7 +77,7 @@ def tensor_of(numbers: float | Sequence, device: torch.device | None, dtype: tor
     They are filled in on the device; PyTorch would fix them, or copy them from the host at each call.
     """
     if not _is_open(numbers):
-        return torch.tensor(numbers, dtype=dtype, device=device)
+        return tracing.untraced(torch.tensor, numbers, dtype=dtype, device=device)
     if isinstance(numbers, (list, tuple)):
         return torch.stack([tensor_of(number, device, dtype) for number in numbers])
     if isinstance(numbers, Tensor):  # a size that a trace has recorded

@@ -233,6 +233,8 @@ def pooled(fine: Tensor, part: Part) -> Tensor:
     """(matrices, C, ...) of samples averaged for each output pixel."""
     if math.prod(part.samples) == 1:
         return fine
+    if fine.numel() == 0:  # which PyTorch does not pool
+        return fine[(..., *[slice(None, None, n) for n in part.samples[::-1]])]
     pool = F.avg_pool2d if fine.ndim == 4 else F.avg_pool3d
     return pool(fine, part.samples[::-1])
 

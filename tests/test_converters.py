@@ -5,8 +5,10 @@ the one brings its own PyTorch and the other half a gigabyte: `python -m pip ins
 nvidia-dali-cuda130`.
 """
 
+import itertools
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import NamedTuple
 
 import pytest
@@ -15,6 +17,7 @@ import torch.nn.functional as F
 
 from stn_triton import affine_grid_sample, launch, perspective_grid_sample, transforms
 from stn_triton.options import Options
+from stn_triton.transforms import horizon
 
 DOUBLE = torch.float64
 try:
@@ -450,6 +453,25 @@ def seen_pixels(theta, size_out):
     return [(inside & (sign * points[..., 2] > 0)).sum(-1) for sign in (1, -1)]
 
 
+def exact_area(matrix, sign):
+    """The part of the output, [-1, 1] x [-1, 1], that sees the input under a sign: clipped edge by edge."""
+    x, y, z = [[sign * Fraction(number) for number in row] for row in matrix]
+    corners = [(Fraction(u), Fraction(v)) for u, v in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
+    for row, side in itertools.product((x, y), (-1, 1)):
+        bound = [a + side * b for a, b in zip(z, row, strict=True)]
+        kept = []
+        for a, b in zip(corners, corners[1:] + corners[:1], strict=True):
+            at_a, at_b = (bound[0] * p[0] + bound[1] * p[1] + bound[2] for p in (a, b))
+            if at_a >= 0:
+                kept.append(a)
+            if at_a * at_b < 0:
+                t = at_a / (at_a - at_b)
+                kept.append(tuple(p + t * (q - p) for p, q in zip(a, b, strict=True)))
+        corners = kept
+    edges = zip(corners, corners[1:] + corners[:1], strict=True)
+    return sum(p[0] * q[1] - p[1] * q[0] for p, q in edges) / 2
+
+
 def last_is_one(matrix):
     return matrix / matrix[..., 2:, 2:]
 
@@ -560,6 +582,28 @@ class TestHorizon:
             before, behind = seen_pixels(theta, size)
             assert before + 20 >= behind
         assert turned > 5
+
+    def test_edges_of_the_input_on_edges_of_the_output(self):
+        """Where lines coincide or are parallel but for rounding; areas in whole fractions."""
+        numbers = torch.arange(-5, 6, dtype=DOUBLE) / 2
+        picks = torch.randint(11, (400, 3, 3), generator=torch.Generator().manual_seed(0))
+        found = torch.tensor([[[1.5, -2, -2.5], [-2, -1, 1], [1, -2, -2]]], dtype=DOUBLE)
+        matrices = torch.cat((found, numbers[picks]))
+        matrices = matrices[torch.linalg.det(matrices).abs() > 1e-9]
+        differences = [exact_area(m.tolist(), 1) - exact_area(m.tolist(), -1) for m in matrices]
+        assert sum(d == 0 for d in differences) < len(differences) / 2
+        for dtype in (DOUBLE, torch.float32):
+            signs = horizon.sign(matrices.to(dtype)).flatten().tolist()
+            wrong = [m for m, d, s in zip(matrices, differences, signs, strict=True) if d * s < 0]
+            assert not wrong
+
+    def test_fp32_homographies_of_any_scale(self):
+        sizes = ((400, 500), (400, 500))
+        matrix = torch.tensor([[1.1, 0.1, 3], [0.05, 0.9, 2], [0.001, 0.002, 1]], dtype=DOUBLE)
+        expected = last_is_one(transforms.from_cv2(matrix, *sizes))
+        for scale in (1e-6, 1e-3, 1.0, 1e4):
+            theta = last_is_one(transforms.from_cv2((scale * matrix).float(), *sizes).double())
+            torch.testing.assert_close(theta, expected, rtol=0, atol=2e-6)
 
     def test_the_sign_stays_where_nothing_is_seen_and_in_from_pixels(self):
         far = torch.eye(3, dtype=DOUBLE)
@@ -742,8 +786,8 @@ ERRORS = {
         ValueError,
         r"coefficients must have shape \(\.\.\., 8\), got \(9,\)",
     ),
-    "integers": (
-        lambda: transforms.from_monai(torch.ones(2, 3, dtype=torch.int64), (5, 6)),
+    "bools": (
+        lambda: transforms.from_monai(torch.ones(2, 3, dtype=torch.bool), (5, 6)),
         TypeError,
         "matrix must have a floating dtype",
     ),

@@ -209,6 +209,26 @@ class TestSizesInThetas:
     def test_compiled(self):
         self.check(torch.compile(Thetas(), backend="eager", fullgraph=True, dynamic=True))
 
+    @pytest.mark.filterwarnings("ignore:.torch.jit")
+    def test_traced(self):
+        args = (torch.rand(5, 1, 7, 9), self.MATRIX, torch.rand(5, 1, 8, 7, 9))
+        self.check(torch.jit.trace(Thetas(), args, strict=False))
+
+    def test_symbolically_traced(self):
+        class Boxed(torch.nn.Module):
+            def forward(self, images, matrix, volumes):
+                size = images.shape[2:]
+                theta = transforms.from_cv2(transforms.invert(matrix), size, size_out=(size[0], 9))
+                angle = transforms.rotation(matrix[0, 1], aspect=size[1] / size[0])
+                return transforms.compose(
+                    theta, angle, transforms.boxes(matrix[:1, :1].expand(1, 4), size)[0]
+                )
+
+        program = torch.fx.symbolic_trace(Boxed())
+        for height, width in ((7, 9), (12, 8)):
+            args = (torch.rand(1, 1, height, width), self.MATRIX, None)
+            assert torch.equal(program(*args), Boxed()(*args))
+
     def test_a_layer_of_volumes_with_a_named_depth(self):
         layer = SpatialTransformer(1, dim=3, size=(5, 6, 4))
         torch.nn.init.normal_(layer.head.weight, std=0.01)

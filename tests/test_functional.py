@@ -420,10 +420,10 @@ BAD = {
         ValueError,
         ["(3,)", "(2,)"],
     ),
-    "integer fill values": (
-        {"fill_value": torch.zeros(3).long(), "padding_mode": "fill"},
+    "fill values of bools": (
+        {"fill_value": torch.zeros(3).bool(), "padding_mode": "fill"},
         TypeError,
-        ["floating", "torch.int64"],
+        ["floating", "torch.bool"],
     ),
     "index of another dtype": (
         {"image_index": torch.zeros(2, dtype=torch.int32)},

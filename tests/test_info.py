@@ -181,7 +181,7 @@ def test_what_is_missing_is_said(monkeypatch):
 
 @pytest.mark.parametrize(
     ("capability", "kernels", "dtypes"),
-    [((9, 0), "yes", "uint8"), ((7, 5), "unlikely: Triton supports capability 8.0", "not on this GPU)")],
+    [((9, 0), "yes", "int64"), ((7, 5), "unlikely: Triton supports capability 8.0", "not on this GPU)")],
 )
 def test_of_a_gpu_its_capability_decides(monkeypatch, capability, kernels, dtypes):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

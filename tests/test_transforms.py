@@ -534,10 +534,10 @@ IMAGE, VOLUME = (5, 7), (5, 7, 9)
 ONE = torch.ones(())
 ERRORS = {  # what is called, the error and its words
     "dim": (lambda: transforms.identity(4), ValueError, r"dim must be 2 \(images\) or 3 \(volumes\), got 4"),
-    "an integer tensor": (
-        lambda: transforms.translation(torch.ones(2, dtype=torch.int64)),
+    "a tensor of bools": (
+        lambda: transforms.translation(torch.ones(2, dtype=torch.bool)),
         TypeError,
-        "shift must have a floating dtype.*got torch.int64",
+        "shift must have a floating dtype.*got torch.bool",
     ),
     "a text": (
         lambda: transforms.rotation("90"),

@@ -35,7 +35,7 @@ def compose(first: Tensor, *others: Tensor) -> Tensor:
         (..., 2, 3) or (..., 3, 4), or (..., 3, 3) if one of them is a homography; fp32 for 16 bits.
 
     Raises:
-        TypeError: an argument is no floating tensor, or dtypes differ.
+        TypeError: an argument holds no real numbers, or dtypes differ.
         ValueError: a shape that is not theta's, or an affine theta of the other dimension.
 
     Example:
@@ -86,7 +86,7 @@ def invert(theta: Tensor) -> Tensor:
         the outside: nobody looks at the values, because that would stall a GPU.
 
     Raises:
-        TypeError: ``theta`` is no floating tensor.
+        TypeError: ``theta`` holds no real numbers.
         ValueError: ``theta`` has another shape.
 
     Example:
@@ -131,7 +131,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 def inverse(matrix: Tensor) -> Tensor:
     """The inverse of (..., 2, 2) or (..., 3, 3), by cofactors."""
-    if matrix.shape[-1] == 2:
+    if tracing.shape_of(matrix)[-1] == 2:
         (a, b), (c, d) = (row.unbind(-1) for row in matrix.unbind(-2))
         cofactors = torch.stack((d, -b, -c, a), dim=-1).unflatten(-1, (2, 2))
         return cofactors / (a * d - b * c)[..., None, None]

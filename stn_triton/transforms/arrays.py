@@ -130,7 +130,7 @@ def from_scipy(
     """
     dim = len(both_sizes(size_in, size_out)[0])
     matrix = inputs.matrices("matrix", matrix, ((dim, dim), (dim, dim + 1), (dim + 1, dim + 1)))
-    if matrix.shape[-1] == dim:
+    if tracing.shape_of(matrix)[-1] == dim:
         offset = inputs.tensor("offset", (0.0,) * dim if offset is None else offset, matrix)
         offset = inputs.vectors("offset", offset, (dim,), f"(..., {dim})")
         matrix = with_shift(matrix, offset)

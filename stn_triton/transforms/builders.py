@@ -56,7 +56,7 @@ def translation(shift: Numbers) -> Tensor:
         (..., 2, 3) or (..., 3, 4).
 
     Raises:
-        TypeError: ``shift`` is not floating.
+        TypeError: ``shift`` holds no real numbers.
         ValueError: ``shift`` has another shape.
 
     Example:
@@ -67,7 +67,7 @@ def translation(shift: Numbers) -> Tensor:
         tensor([[[[2., 3., 4., 0.]]]])
     """
     shift = inputs.vectors("shift", shift, (2, 3), "(..., 2) or (..., 3)")
-    dim = shift.shape[-1]
+    dim = tracing.shape_of(shift)[-1]
     linear = torch.eye(dim, dtype=shift.dtype, device=shift.device)
     return with_shift(linear, shift)
 
@@ -85,7 +85,7 @@ def scale(factors: Numbers, *, dim: int = 2) -> Tensor:
         (..., 2, 3) or (..., 3, 4).
 
     Raises:
-        TypeError: ``factors`` is not floating.
+        TypeError: ``factors`` holds no real numbers.
         ValueError: ``factors`` has another shape, or ``dim`` is neither 2 nor 3.
 
     Example:
@@ -96,7 +96,7 @@ def scale(factors: Numbers, *, dim: int = 2) -> Tensor:
     """
     dim = validation.dimension(dim)
     factors = inputs.vectors("factors", factors, (1, 2, 3), "(..., 1), (..., 2) or (..., 3)")
-    if factors.shape[-1] == 1:
+    if tracing.shape_of(factors)[-1] == 1:
         factors = factors.expand(*factors.shape[:-1], dim)
     return about_the_centre(diagonal(factors))
 
@@ -117,7 +117,7 @@ def rotation(angle: Numbers, *, aspect: float | Tensor = 1.0) -> Tensor:
         (..., 2, 3).
 
     Raises:
-        TypeError: ``angle`` is not floating.
+        TypeError: ``angle`` holds no real numbers.
         ValueError: ``aspect`` is not positive.
 
     Example:
@@ -152,7 +152,7 @@ def rotation_3d(vector: Numbers, *, aspect: Sequence[float | Tensor] = (1.0, 1.0
         (..., 3, 4).
 
     Raises:
-        TypeError: ``vector`` is not floating.
+        TypeError: ``vector`` holds no real numbers.
         ValueError: ``vector`` has another shape, or ``aspect`` is not three positive numbers.
 
     Example:
@@ -195,7 +195,7 @@ def shear(factors: Numbers, *, aspect: float | Tensor | Sequence[float | Tensor]
         (..., 2, 3) or (..., 3, 4).
 
     Raises:
-        TypeError: ``factors`` is not floating.
+        TypeError: ``factors`` holds no real numbers.
         ValueError: ``factors`` has another shape, or ``aspect`` is not positive.
 
     Example:
@@ -206,7 +206,7 @@ def shear(factors: Numbers, *, aspect: float | Tensor | Sequence[float | Tensor]
     """
     factors = inputs.vectors("factors", factors, (2, 6), "(..., 2) or (..., 6)")
     one = tracing.zeros_like(factors[..., 0]) + 1
-    if factors.shape[-1] == 2:
+    if tracing.shape_of(factors)[-1] == 2:
         xy, yx = factors.unbind(-1)
         entries, dim = (one, xy, yx, one), 2
     else:

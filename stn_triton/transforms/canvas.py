@@ -36,7 +36,7 @@ def expanded_rotation(
         its graph for and ``torch.export`` refuses; both take a number.
 
     Raises:
-        TypeError: ``angle`` is not floating, or ``size_in`` holds no ints.
+        TypeError: ``angle`` holds no real numbers, or ``size_in`` holds no ints.
         ValueError: ``angle`` is not finite, or ``size_in`` is not that of images.
 
     Example:

@@ -42,7 +42,7 @@ def affine(
         count as fp32) and device; numbers follow them.
 
     Raises:
-        TypeError: a part is not floating, or dtypes differ.
+        TypeError: a part holds no real numbers, or dtypes differ.
         ValueError: a part has the wrong shape for ``dim``, ``aspect`` is not positive, or no part is given.
 
     Example:
@@ -114,7 +114,7 @@ def boxes(
         (..., 2, 3) or (..., 3, 4).
 
     Raises:
-        TypeError: ``boxes`` or ``angle`` is not floating, or ``size_in`` holds no ints.
+        TypeError: ``boxes`` or ``angle`` holds no real numbers, or ``size_in`` holds no ints.
         ValueError: a shape or size of the other dimension, or an ``angle`` for volumes.
 
     Example:

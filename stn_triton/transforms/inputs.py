@@ -30,11 +30,13 @@ def tensor(name: str, value: Any, like: Tensor | None = None) -> Tensor:
         if value.dtype in INT_DTYPES:  # as lists and arrays of ints
             value = value.to(dtype)
     else:
-        if _holds_tensors(value):  # torch.tensor would cut their gradients off without a word
+        given = value
+        if not _holds_tensors(value):
+            given = _readable(name, value)
+        elif not tracing.is_recording():  # where sizes are tensors
             raise TypeError(
                 f"{name} must be one tensor or hold only numbers, got a sequence of tensors: stack it"
             )
-        given = _readable(name, value)
         try:
             if like is not None and type(given) in (int, float):  # filled on the device: a copy would wait
                 value = torch.full((), given, dtype=dtype, device=device)
@@ -48,25 +50,25 @@ def tensor(name: str, value: Any, like: Tensor | None = None) -> Tensor:
     return value.float() if value.dtype.itemsize == 2 else value
 
 
-@tracing.reads_sizes
 def vectors(
     name: str, value: Any, lengths: tuple[int, ...], meaning: str, like: Tensor | None = None
 ) -> Tensor:
     """A tensor (..., n) with n one of ``lengths``."""
     value = tensor(name, value, like)
-    if value.ndim == 0 or value.shape[-1] not in lengths:
-        raise ValueError(f"{name} must have shape {meaning}, got {tuple(value.shape)}")
+    shape = tracing.shape_of(value)
+    if value.ndim == 0 or shape[-1] not in lengths:
+        raise ValueError(f"{name} must have shape {meaning}, got {tuple(shape)}")
     return value
 
 
-@tracing.reads_sizes
 def matrices(name: str, value: Any, shapes: Sequence[tuple[int, int]]) -> Tensor:
     """A tensor (..., rows, columns) with (rows, columns) one of ``shapes``."""
     value = tensor(name, value)
+    shape = tracing.shape_of(value)
     # Sizes one by one: a compiler's symbolic sizes are not what they equal in a tuple.
-    if value.ndim < 2 or not any(value.shape[-2] == r and value.shape[-1] == c for r, c in shapes):
+    if value.ndim < 2 or not any(shape[-2] == r and shape[-1] == c for r, c in shapes):
         expected = " or ".join([f"(..., {rows}, {columns})" for rows, columns in shapes])
-        raise ValueError(f"{name} must have shape {expected}, got {tuple(value.shape)}")
+        raise ValueError(f"{name} must have shape {expected}, got {tuple(shape)}")
     return value
 
 

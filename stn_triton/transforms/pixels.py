@@ -45,7 +45,7 @@ def from_pixels(
         theta, the shape of ``matrix``; fp32 for 16 bits.
 
     Raises:
-        TypeError: ``matrix`` is not floating, or a size holds no ints.
+        TypeError: ``matrix`` holds no real numbers, or a size holds no ints.
         ValueError: ``matrix`` or ``size_out`` has not the dimension of ``size_in``.
 
     Example:
@@ -81,7 +81,7 @@ def to_pixels(
         The shape of ``theta``.
 
     Raises:
-        TypeError: ``theta`` is not floating, or a size holds no ints.
+        TypeError: ``theta`` holds no real numbers, or a size holds no ints.
         ValueError: ``theta`` or ``size_out`` has not the dimension of ``size_in``.
 
     Example:
@@ -98,13 +98,13 @@ def to_pixels(
 
 def from_corner(matrix: Tensor) -> Tensor:
     """A matrix of pixels counted from the corner of the first pixel, counted from its centre."""
-    half = [0.5] * (matrix.shape[-1] - 1)
+    half = [0.5] * (tracing.shape_of(matrix)[-1] - 1)
     return move_origins(matrix, [-h for h in half], [-h for h in half])
 
 
 def to_corner(matrix: Tensor) -> Tensor:
     """The inverse of ``from_corner``."""
-    half = [0.5] * (matrix.shape[-1] - 1)
+    half = [0.5] * (tracing.shape_of(matrix)[-1] - 1)
     return move_origins(matrix, half, half)
 
 
@@ -162,7 +162,7 @@ def move_origins(matrix: Tensor, origin_in: list[float], origin_out: list[float]
 
 
 def _moved_origins(matrix: Tensor, origin_in: list[float], origin_out: list[float]) -> Tensor:
-    rows, columns = matrix.shape[-2:]
+    rows, columns = tracing.shape_of(matrix)[-2:]
     dim = columns - 1
     below = [0.0] * (rows - dim)  # the last row of a homography stays
     after = of_sizes(origin_out, matrix)
@@ -184,7 +184,7 @@ def _ratios(matrix: Tensor, extents_in: list[int], extents_out: list[int], align
         [tracing.at_least(1, extent - inset) / 2 for extent in extents]
         for extents in (extents_in, extents_out)
     )
-    rows = matrix.shape[-2]
+    rows = tracing.shape_of(matrix)[-2]
     # The last row and column are not in pixels.
     units_in, units_out = [*units_in, 1.0], [*units_out, 1.0]
     ratios = [out / unit for unit in units_in[:rows] for out in units_out]
