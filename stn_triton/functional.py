@@ -8,7 +8,7 @@ from torch import Tensor
 
 from stn_triton import derivatives, limits, tracing
 from stn_triton.fill_values import fill_values
-from stn_triton.options import LABEL_DTYPES, MODES, PADDING_MODES, Options
+from stn_triton.options import MODES, PADDING_MODES, Options
 from stn_triton.validation import (
     choice,
     control_points,
@@ -18,6 +18,7 @@ from stn_triton.validation import (
     images,
     maps,
     output_size,
+    sampled_dtype,
 )
 
 
@@ -299,15 +300,7 @@ def _checked(
         # Here, for the dispatcher takes no larger ints.
         limits.check_size(size, input.dtype, options.antialias)
     choice("mode", options.mode, MODES)
-    if input.dtype in LABEL_DTYPES and (options.mode != "nearest" or options.antialias):
-        is_nearest = options.mode == "nearest"
-        wanted, given = (
-            ("antialias must be False", True) if is_nearest else ("mode must be 'nearest'", options.mode)
-        )
-        raise ValueError(
-            f"{wanted} for an input of dtype {input.dtype}, whose values are labels, got {given!r}; convert "
-            "input to a floating dtype to interpolate"
-        )
+    sampled_dtype(input.dtype, options)
     choice("padding_mode", options.padding_mode, PADDING_MODES)
     if options.mode == "bicubic" and dim == 3:
         raise ValueError("mode must be 'bilinear' or 'nearest' for volumes (5-D input), got 'bicubic'")

@@ -67,7 +67,10 @@ def _translate(input, theta, fill, image_index, size, options):
         raise ValueError(f"opset_version must be at least 20 for stn_triton, got {opset_version}")
     padding = check_exportable(options)
     if options.points:
-        raise NotImplementedError("thin_plate_spline_grid_sample cannot be exported to ONNX")
+        raise NotImplementedError(
+            "thin_plate_spline_grid_sample cannot be exported to ONNX by this exporter, but by "
+            "torch.onnx.export(..., dynamo=False)"
+        )
     dtype = ir.DataType.DOUBLE if input.dtype in _WIDE else ir.DataType.FLOAT
     images = _cast(input, dtype)
     n, channels, *size_in = (_extent(input, axis) for axis in range(len(input.shape)))

@@ -18,10 +18,15 @@ import torch
 from torch import Tensor
 
 from stn_triton import splines
-from stn_triton.options import INPUT_DTYPES, THETA_DTYPES
+from stn_triton.options import INPUT_DTYPES, LABEL_DTYPES, THETA_DTYPES, Options
 from stn_triton.plain import is_sequence, plain
 
 _LARGEST = sys.float_info.max
+# By argument, rows expected, and rows and columns given.
+_HINTS = {
+    ("theta", 2, 3, 3): ": for homographies call perspective_grid_sample",
+    ("theta", 3, 2, 3): ": for affine matrices of images call affine_grid_sample",
+}
 
 
 def described(value: object) -> str:
@@ -31,7 +36,7 @@ def described(value: object) -> str:
 
 def shown(value: object) -> str:
     """A value for an error message, without what goes beyond 60 characters."""
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -231,15 +236,31 @@ def images(input: Any, volumes: bool = True) -> Tensor:
     return input
 
 
+def sampled_dtype(dtype: torch.dtype, options: Options) -> None:
+    """Labels are sampled by ``"nearest"`` alone."""
+    if dtype not in LABEL_DTYPES or (options.mode == "nearest" and not options.antialias):
+        return
+    wanted, given = "mode must be 'nearest'", repr(options.mode)
+    if options.mode == "nearest":
+        wanted, given = "antialias must be False", "True"
+    raise ValueError(
+        f"{wanted} for an input of dtype {dtype}, whose values are labels, got {given}; convert input to a "
+        "floating dtype to interpolate"
+    )
+
+
 def maps(name: str, value: Any, rows: int, columns: int, input: Tensor, image_index: Tensor | None) -> Tensor:
     """What maps the output to ``input``: matrices or offsets (N, rows, columns), (N, K, ...) or (M, ...)."""
     floating(name, value)
     n = input.shape[0]
     # Sizes one by one: a compiler's symbolic sizes are not what they equal in a tuple.
     if value.ndim not in (3, 4) or value.shape[-2] != rows or value.shape[-1] != columns:
+        hint = _HINTS.get((name, rows, *value.shape[-2:]), "")
+        if value.ndim == 2 and not hint:
+            hint = f": one for all images is {name}[None]"
         raise ValueError(
             f"{name} must have shape (N, {rows}, {columns}) or (N, K, {rows}, {columns}) for input of shape "
-            f"{tuple(input.shape)}, got {tuple(value.shape)}"
+            f"{tuple(input.shape)}, got {tuple(value.shape)}{hint}"
         )
     if image_index is not None:
         if tensor("image_index", image_index).dtype != torch.int64:

@@ -385,6 +385,13 @@ class TestLabels:
         each = torch.func.vmap(lambda x, t: affine_grid_sample(x[None], t[None], mode="nearest")[0])
         assert torch.equal(each(labels, theta), expected)
 
+    def test_so_it_may_for_masks_of_bytes(self):
+        masks, theta = self.some(torch.uint8), maps(2, 2, 1.0).float().requires_grad_()
+        options = {"mode": "nearest", "padding_mode": "fill", "fill_value": 255}
+        result = affine_grid_sample(masks, theta, **options)
+        assert not result.requires_grad
+        assert torch.equal(result, affine_grid_sample(masks.long(), theta, **options).byte())
+
     def test_layouts_volumes_and_the_other_maps(self):
         labels = self.some(torch.bool).contiguous(memory_format=torch.channels_last)
         theta = torch.eye(2, 3).expand(2, 2, 3)

@@ -420,6 +420,16 @@ BAD = {
         ValueError,
         ["(3,)", "(2,)"],
     ),
+    "theta of a homography": (
+        {"theta": torch.zeros(2, 3, 3)},
+        ValueError,
+        ["(N, 2, 3)", "(2, 3, 3): for homographies call perspective_grid_sample"],
+    ),
+    "theta of one map": (
+        {"theta": THETA[0]},
+        ValueError,
+        ["(N, 2, 3)", "(2, 3): one for all images is theta[None]"],
+    ),
     "fill values of bools": (
         {"fill_value": torch.zeros(3).bool(), "padding_mode": "fill"},
         TypeError,

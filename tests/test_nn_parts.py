@@ -204,6 +204,21 @@ SAME = [
 ]
 
 
+def test_a_wrapper_of_a_stage_must_pass_keywords_on():
+    class Wrapper(torch.nn.Module):
+        def __init__(self, stage):
+            super().__init__()
+            self.stage = stage
+
+        def forward(self, x):
+            return self.stage(x)
+
+    with pytest.raises(
+        TypeError, match=r"stages\[1\] must have a forward that passes keywords.*Wrapper.forward\(x\)"
+    ):
+        SpatialTransformerSeries(SpatialTransformer(1), Wrapper(SpatialTransformer(1)))
+
+
 @pytest.mark.parametrize(("make", "given", "plain"), SAME)
 def test_options_of_numpy_and_tensors(make, given, plain):
     torch.manual_seed(0)

@@ -21,7 +21,12 @@ from test_export import (
 from variants import Variant, case
 
 import stn_triton.onnx
-from stn_triton import affine_grid_sample, thin_plate_spline_grid_sample
+from stn_triton import (
+    affine_grid_sample,
+    perspective_grid_sample,
+    thin_plate_spline_grid_sample,
+    transforms,
+)
 from stn_triton.options import MODES, PADDINGS
 
 EXPORTED = [name for name, padding in PADDINGS.items() if padding.sampler is not None]
@@ -313,7 +318,29 @@ class TestOlderExporter:
         for each in cases:
             torch.testing.assert_close(run(*each), Spline()(*each))
 
-    @pytest.mark.parametrize("name", ["affine", "similarity", "tps"])
+    def test_thetas_of_the_sizes_of_images(self):
+        """Homographies and affine maps from matrices of pixels, boxes and builders, sizes and batches open."""
+
+        class Thetas(torch.nn.Module):
+            def forward(self, images, matrices):
+                size, numbers = images.shape[2:], matrices[:, :2, 2]
+                affine = transforms.compose(
+                    transforms.boxes(torch.cat((numbers, numbers + 3), -1), size),
+                    transforms.shear(0.1 * numbers, aspect=size[1] / size[0]),
+                    transforms.from_torchvision_affine(size, angle=9 * numbers[:, 0]),
+                )
+                found = transforms.from_cv2(matrices, size)
+                return perspective_grid_sample(
+                    images, transforms.compose(found, affine), padding_mode="border"
+                )
+
+        matrix = torch.tensor([[1.1, 0.1, 2.0], [0.05, 0.9, 1.0], [0.001, 0.002, 1.0]])
+        cases = [(torch.rand(n, 2, h, w), matrix.expand(n, 3, 3)) for n, h, w in ((2, 9, 7), (3, 6, 8))]
+        run = by_trace(Thetas(), cases[0], [{0: "n", 2: "h", 3: "w"}, {0: "n"}])
+        for each in cases:
+            torch.testing.assert_close(run(*each), Thetas()(*each), rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("name", ["affine", "similarity", "tps", "series"])
     def test_layers(self, name):
         module = LAYERS[name]()
         images, other, *_ = inputs_of(module)

@@ -70,8 +70,8 @@ class ConvolutionalLocalization(nn.Module):
         )
         self.linear = nn.Linear(widths[-1] * self.cells**self.dim, self.out_features)
         for layer in (*self.convolutions, self.linear):
-            # Its own, for what initialises all modules calls that too, after the one of this class. A class
-            # of its own would be unknown to what replaces linear layers, such as quantisation.
+            # FSDP and others call reset_parameters of every module, of children after their parents, so each
+            # layer starts itself. They stay plain layers, because quantisation replaces those alone.
             layer.reset_parameters = functools.partial(_start, layer)
         self.reset_parameters()
 

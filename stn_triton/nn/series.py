@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 from torch import Tensor, nn
 
 from stn_triton import tracing, transforms, validation
@@ -23,9 +25,9 @@ class SpatialTransformerSeries(nn.Module):
         stages: layers for inputs of the same channels and dimension, each with one transformer, of any
             transform but ``"tps"``, whose maps have no product. One layer given several times,
             ``SpatialTransformerSeries(*[layer] * 4)``, is a recurrent one, as in the paper: it has the
-            parameters of one. A stage may be wrapped by a module that calls it with what it was called with
-            itself, such as ``checkpoint_wrapper`` or ``torch.compile``. Hooks of a stage see its own theta as
-            what it returns.
+            parameters of one. A stage may be wrapped by a module that passes all its arguments on, keywords
+            included, such as ``checkpoint_wrapper`` or ``torch.compile``. Hooks of a stage see its own theta
+            as what it returns.
         return_theta: whether ``forward`` returns (output, theta).
 
     Shape:
@@ -56,6 +58,11 @@ class SpatialTransformerSeries(nn.Module):
             layer = spatial_transformer(stage)
             if layer is None:
                 raise TypeError(f"{name} must be a SpatialTransformer, {validation.got(stage)}")
+            if not _takes_keywords(stage):
+                raise TypeError(
+                    f"{name} must have a forward that passes keywords on to SpatialTransformer.forward, got "
+                    f"{type(stage).__name__}.forward{inspect.signature(stage.forward)}"
+                )
             layers.append(layer)
             transform = layer.parametrization.transform
             if transform == "tps":
@@ -83,6 +90,12 @@ class SpatialTransformerSeries(nn.Module):
             theta = step if theta is None else transforms.compose(theta, step)
             warped = spatial_transformer(stage).warp(x, theta)
         return (warped, theta) if self.return_theta else warped
+
+
+def _takes_keywords(stage: nn.Module) -> bool:
+    """Whether it can be called with ``locate_only``."""
+    given = inspect.signature(stage.forward).parameters
+    return "locate_only" in given or any(p.kind == p.VAR_KEYWORD for p in given.values())
 
 
 def spatial_transformer(stage: object) -> SpatialTransformer | None:

@@ -87,7 +87,8 @@ def to_cv2(
     """The matrix of theta for ``cv2.warpAffine`` or ``cv2.warpPerspective``; arguments as in ``from_cv2``.
 
     Returns:
-        (..., 2, 3), or (..., 3, 3) for a homography; ``.numpy()`` of one of them is what OpenCV takes.
+        (..., 2, 3), or (..., 3, 3) for a homography; ``.numpy()`` of one of them is what OpenCV takes. The
+        scale and the sign of a homography mean nothing there: divide it by its last entry to compare.
     """
     both_sizes(size_in, size_out, (2,))
     matrix = to_pixels(theta, size_in, size_out, align_corners=align_corners)

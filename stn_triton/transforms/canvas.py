@@ -22,8 +22,8 @@ def expanded_rotation(
     """Turn the picture counter-clockwise, as ``rotation``, onto a canvas so large that nothing is cut off.
 
     What ``expand=True`` is in torchvision and Pillow, and ``reshape=True`` in ``scipy.ndimage.rotate``.
-    Quarter turns need a canvas of the same pixels, and only move them. Any other canvas is as large as
-    Pillow's: it grows by as much on both sides. Pixels keep their size and need no aspect.
+    Quarter turns, to 1e-4 pixels, need a canvas of the same pixels, and only move them. Any other canvas is
+    as large as Pillow's: it grows by as much on both sides. Pixels keep their size and need no aspect.
 
     Args:
         angle: (...), floating, radians. All angles share one canvas, the largest.
@@ -33,11 +33,13 @@ def expanded_rotation(
     Returns:
         theta (..., 2, 3), and size (H_out, W_out): call the operator with both. The size depends on the
         values of the angles: those of a tensor are read, which waits for a GPU, and which a compiler breaks
-        its graph for and ``torch.export`` refuses; both take a number.
+        its graph for and ``torch.export`` refuses; both take a number. A trace would fix the size, so there
+        a tensor, and a ``size_in`` that is recorded, raise.
 
     Raises:
         TypeError: ``angle`` holds no real numbers, or ``size_in`` holds no ints.
         ValueError: ``angle`` is not finite, or ``size_in`` is not that of images.
+        RuntimeError: ``torch.jit.trace`` records what the size depends on.
 
     Example:
         >>> import math, torch, stn_triton
@@ -49,6 +51,11 @@ def expanded_rotation(
                   [0., 3.]]]])
     """
     extents = inputs.sizes("size_in", size_in, (2,))
+    if tracing.is_recording() and any(isinstance(value, Tensor) for value in (angle, *extents)):
+        raise RuntimeError(
+            "expanded_rotation must not depend on tensors while torch.jit.trace records, for the trace would "
+            "fix its size: give angle and size_in as numbers"
+        )
     turn = inputs.tensor("angle", angle)
     numbers = [angle] if type(angle) in (int, float) else turn.detach().flatten().tolist()
     if not all(map(math.isfinite, numbers)):
