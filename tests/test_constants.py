@@ -85,7 +85,7 @@ def centres(device):
 
 
 def pixels(device):
-    matrix = torch.empty(2, 3, 3, device=device)
+    matrix = torch.empty(2, 2, 3, device=device)  # of a homography the scale would be looked for before
     transforms.to_pixels(transforms.from_pixels(matrix, (5, 7), (4, 3)), (5, 7))
     numbers, pairs = matrix[:, 0, 0], matrix[:, 0, :2]
     given = {"angle": numbers, "scale": numbers, "translate": pairs, "shear": pairs, "center": pairs}

@@ -319,7 +319,7 @@ class TestOlderExporter:
             torch.testing.assert_close(run(*each), Spline()(*each))
 
     def test_thetas_of_the_sizes_of_images(self):
-        """Homographies and affine maps from matrices of pixels, boxes and builders, sizes and batches open."""
+        """Homographies and affine maps of matrices of pixels, boxes, builders; sizes and batches open."""
 
         class Thetas(torch.nn.Module):
             def forward(self, images, matrices):
