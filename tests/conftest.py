@@ -113,7 +113,7 @@ if not HAS_GPU:
         _make_room_on_the_stack()
 
 
-ORDINARY, LONG = 650, 100_000
+ORDINARY, LONG = 520, 100_000
 FUZZ_TESTS = 13  # of kernels, that share the examples; those of plain PyTorch have as many each
 
 

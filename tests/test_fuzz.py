@@ -1,6 +1,6 @@
 """Arguments at random: interpreted kernels (compiled on a GPU) and plain PyTorch against the oracle.
 
-`python -m pytest tests/test_fuzz.py` runs 650 examples of kernels and nearly as many of plain PyTorch,
+`python -m pytest tests/test_fuzz.py` runs 520 examples of kernels and nearly as many of plain PyTorch,
 always the same ones: a failure is the fault of what was changed. `--examples 10000` or `--long` (100,000) run
 others each time, to look for what nobody has thought of; what fails is kept in `.hypothesis` and tried first
 the next time. An example that has failed becomes a test with a name at the end.
