@@ -10,6 +10,9 @@ from torch import Tensor
 
 from stn_triton.options import LABEL_DTYPES
 
+ROUNDING = 16
+"""What weights of taps that lie outside may add up to, in units of the dtype's precision, and be none."""
+
 
 def coordinate_dtype(input_dtype: torch.dtype) -> torch.dtype:
     """The dtype of coordinates, weights and sums: fp64 for fp64 images, fp32 for all others."""

@@ -13,16 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stn_triton import splines, tracing
-from stn_triton.contract import coordinate_dtype
+from stn_triton.contract import ROUNDING, coordinate_dtype
 from stn_triton.options import PADDINGS, Options, Padding
 
 FAR = 1e4
 """Runtimes convert coordinates to integers, and what is too large for those goes wrong. All that is further
 away than this, in normalised coordinates, lies outside, or at the border, wherever it is."""
-ROUNDING = 16
-"""What weights of taps that lie outside may add up to, in units of the dtype's precision, and be none."""
-
-
 WIDE = (torch.float64, torch.int32, torch.int64)
 """Of images that are sampled in fp64: fp32 has not all of their values, and runtimes sample no integers."""
 

@@ -12,7 +12,8 @@ from onnxscript import evaluator, ir
 from onnxscript import opset20 as op
 
 from stn_triton import ops
-from stn_triton.decomposition import FAR, ROUNDING, check_exportable
+from stn_triton.contract import ROUNDING
+from stn_triton.decomposition import FAR, check_exportable
 from stn_triton.options import is_projective
 
 _MODES = {"bilinear": "linear", "nearest": "nearest", "bicubic": "cubic"}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stn_triton import bags, reference_parts, reference_taps
-from stn_triton.contract import coordinate_dtype, memory_format, sum_dtype
+from stn_triton.contract import ROUNDING, coordinate_dtype, memory_format, sum_dtype
 from stn_triton.options import DEFAULT, PAIR_PADDINGS, Options
 from stn_triton.reference_grid import (
     Grid,
@@ -211,4 +211,4 @@ def _uncovered(images: Tensor, grids: Sequence[Grid], options: Options) -> list[
     rests = [1 - seen for seen in _sampled(ones, grids, 0, options)]
     if not images.is_floating_point():
         return rests
-    return [torch.where(rest.abs() > 16 * torch.finfo(rest.dtype).eps, rest, 0) for rest in rests]
+    return [torch.where(rest.abs() > ROUNDING * torch.finfo(rest.dtype).eps, rest, 0) for rest in rests]

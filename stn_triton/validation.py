@@ -154,10 +154,15 @@ def sizes(
     hints: Mapping[int, str] | None = None,
 ) -> list[int]:
     """A sequence of positive ints, one per axis; ``hints`` by their number if it is not one of ``dims``."""
-    given = plain(name, value, depth=1)
-    if not is_sequence(given):
-        raise TypeError(f"{name} must be {expected}, {got(value)}")
-    value = given
+    return _sizes(name, value, plain(name, value, depth=1), dims, expected, hints)
+
+
+def _sizes(
+    name: str, given: Any, value: Any, dims: Sequence[int], expected: str, hints: Mapping[int, str] | None
+) -> list[int]:
+    """The same, of a ``value`` that was read from what was given: a tensor's numbers may lie on a GPU."""
+    if not is_sequence(value):
+        raise TypeError(f"{name} must be {expected}, {got(given)}")
     if len(value) not in dims:
         hint = (hints or {}).get(len(value), "")
         raise ValueError(f"{name} must be {expected}, got {shown(tuple(value))}{hint}")
@@ -172,10 +177,10 @@ def sizes(
 def output_size(value: Any, dim: int, hints: Mapping[int, str] | None = None) -> list[int]:
     """``size`` of the output, an int for all axes or one per axis, with one per axis."""
     names = "two ints (H_out, W_out)" if dim == 2 else "three ints (D_out, H_out, W_out)"
-    given = plain("size", value, depth=1)
-    if is_int(given):
-        value = (given,) * dim
-    return sizes("size", value, (dim,), f"None, an int, or {names}", hints)
+    read = plain("size", value, depth=1)
+    if is_int(read):
+        read = (read,) * dim
+    return _sizes("size", value, read, (dim,), f"None, an int, or {names}", hints)
 
 
 def control_points(name: str, value: Any, offsets: int | None = None) -> list[float]:

@@ -134,6 +134,16 @@ class Inputs(torch.nn.Module):
         return tuple(o.float() if o.dtype == torch.bfloat16 else o for o in outputs)
 
 
+def check_dtypes(export):
+    """A model of ``Inputs``, exported as something to call, gives what it gives itself."""
+    images, theta, *_ = arguments("plain", *SHAPES[0])
+    outputs = export(Inputs(), (images, theta))(images, theta)
+    pairs = itertools.product(Inputs.DTYPES, Inputs.DTYPES)
+    for (dtype, _), actual, expected in zip(pairs, outputs, Inputs()(images, theta), strict=True):
+        assert actual.dtype == expected.dtype
+        torch.testing.assert_close(actual.to(dtype), expected.to(dtype))
+
+
 def operators(program):
     return [node.op_type for node in program.model.graph]
 
@@ -166,12 +176,7 @@ class TestOnnx:
         check_onnx(Warp((1, 5), align_corners=True), arguments("plain", *SHAPES[0])[:2])
 
     def test_dtypes(self):
-        images, theta, *_ = arguments("plain", *SHAPES[0])
-        outputs = session(to_onnx(Inputs(), (images, theta)))(images, theta)
-        pairs = itertools.product(Inputs.DTYPES, Inputs.DTYPES)
-        for (dtype, _), actual, expected in zip(pairs, outputs, Inputs()(images, theta), strict=True):
-            assert actual.dtype == expected.dtype
-            torch.testing.assert_close(actual.to(dtype), expected.to(dtype))
+        check_dtypes(lambda model, args: session(to_onnx(model, args)))
 
     def test_bytes(self):
         images, theta, fill, _ = arguments("fill", *SHAPES[0])
@@ -294,12 +299,7 @@ class TestOlderExporter:
         torch.testing.assert_close(run(*others), Warp((6, 7))(*others))
 
     def test_dtypes(self):
-        images, theta, *_ = arguments("plain", *SHAPES[0])
-        outputs = by_trace(Inputs(), (images, theta))(images, theta)
-        pairs = itertools.product(Inputs.DTYPES, Inputs.DTYPES)
-        for (dtype, _), actual, expected in zip(pairs, outputs, Inputs()(images, theta), strict=True):
-            assert actual.dtype == expected.dtype
-            torch.testing.assert_close(actual.to(dtype), expected.to(dtype))
+        check_dtypes(by_trace)
 
     def test_bytes(self):
         images, theta, fill, _ = arguments("fill", *SHAPES[0])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from stn_triton import tracing, validation
+from stn_triton.plain import plain
 
 
 def output_width(module: nn.Module) -> int | None:
@@ -13,7 +14,7 @@ def output_width(module: nn.Module) -> int | None:
     if isinstance(module, nn.Sequential):
         with_parameters = [child for child in module if next(child.parameters(), None) is not None]
         return output_width(with_parameters[-1]) if with_parameters else None
-    width = validation.plain("out_features", getattr(module, "out_features", None))
+    width = plain("out_features", getattr(module, "out_features", None))
     return width if validation.is_int(width) else None
 
 

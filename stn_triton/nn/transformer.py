@@ -21,6 +21,7 @@ from stn_triton.nn.gradients import scale_gradient
 from stn_triton.nn.localization import ConvolutionalLocalization, reset_parameters
 from stn_triton.nn.precision import without_autocast
 from stn_triton.options import PADDING_MODES, is_projective
+from stn_triton.plain import plain
 
 _MODES = ("bilinear", "bicubic")
 
@@ -132,7 +133,7 @@ class SpatialTransformer(nn.Module):
             hints[other] += f": with dim={other} the layer takes it"
             extents = validation.output_size(size, dim, hints)
             limits.check_size(extents, torch.float64, self.antialias)
-            given = validation.plain("size", size)
+            given = plain("size", size)
             self.size = given if validation.is_int(given) else tuple(extents)
         self.transformers = validation.count("transformers", transformers)
         self.gradient_scale = validation.number("gradient_scale", gradient_scale)
@@ -144,13 +145,13 @@ class SpatialTransformer(nn.Module):
             "mode": validation.choice("mode", mode, _MODES, ", which tell theta where to go"),
             "padding_mode": validation.choice("padding_mode", padding_mode, PADDING_MODES),
             "align_corners": validation.corners(align_corners),
-            "fill_value": validation.plain("fill_value", fill_value, depth=1),
+            "fill_value": plain("fill_value", fill_value, depth=1),
         }
         if mode == "bicubic" and dim == 3:
             raise ValueError("mode must be 'bilinear' for volumes (dim=3), got 'bicubic'")
         if self.antialias and transform in parameters.IMAGES_ONLY:
             raise ValueError(f"antialias must be False for transform={transform!r}, got {antialias!r}")
-        self.control_points = validation.plain("control_points", control_points, depth=2)
+        self.control_points = plain("control_points", control_points, depth=2)
         if isinstance(fill_value, Tensor) and fill_value.ndim > 0:
             raise TypeError(
                 "fill_value must be None, a number or a sequence of them, for a tensor does not move with "
