@@ -22,6 +22,6 @@ __all__ = [
     "thin_plate_spline_grid_sample",
     "transforms",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 sharding.register_when_imported()

@@ -1,9 +1,6 @@
 """Many processes: the rules by which a DTensor is sharded, and what processes do with them."""
 
 import json
-import os
-import pathlib
-import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -14,7 +11,6 @@ import variants
 from processes import CHANNELS, CHECKS, PROCESSES, REPLICATED, work
 from torch.distributed.tensor import DTensor, Partial, Shard
 
-import stn_triton
 from stn_triton import ops, sharding
 
 pytestmark = pytest.mark.xdist_group("distributed")
@@ -135,17 +131,3 @@ def failures(request, tmp_path_factory):
 def test_two_processes(failures, name):
     for rank, failed in enumerate(failures):
         assert failed[name] is None, f"process {rank}: {failed[name]}"
-
-
-def test_the_example_of_the_readme_runs(tmp_path):
-    text = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
-    (example,) = (e for e in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "init_device_mesh" in e)
-    check = "assert crops.shape == (8, 3, 32, 32) and crops.to_local().shape == (4, 3, 32, 32)\n"
-    imports = "import torch\nfrom stn_triton import affine_grid_sample\n"
-    file = tmp_path / "example.py"
-    file.write_text(imports + example + check + "torch.distributed.destroy_process_group()\n")
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(file)]
-    root = pathlib.Path(stn_triton.__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(run, capture_output=True, text=True, env=environment, timeout=120)
-    assert done.returncode == 0, done.stderr

@@ -5,8 +5,6 @@ On CPU tensors, against PyTorch's pair where it has the feature.
 
 import itertools
 import math
-import pathlib
-import re
 
 import pytest
 import torch
@@ -484,19 +482,3 @@ def test_compiled_projective_and_volumes_for_any_size(n):
         )
         compiled = torch.compile(call, backend="aot_eager", fullgraph=True, dynamic=True)
         torch.testing.assert_close(compiled(args, variant), call(args, variant))
-
-
-def test_the_examples_of_the_readme_run(tmp_path, monkeypatch):
-    """But for the one of two processes, see test_distributed.py."""
-    monkeypatch.chdir(tmp_path)
-    text = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
-    examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    names = {}
-    for example in examples:
-        if "init_device_mesh" in example:
-            continue
-        exec(example.replace(', device="cuda"', "").replace('.to("cuda")', ""), names)
-    assert names["crops"].shape == (4, 3, 256, 7, 7)
-    assert names["rois"].shape == (3, 256, 7, 7)
-    assert names["small"].dtype == torch.uint8
-    assert (tmp_path / "warp.onnx").exists()

@@ -193,7 +193,7 @@ def test_the_pair_is_not_run_where_it_leaves_its_memory():
 
 def test_the_readme_s_tables_are_those_of_the_committed_run():
     table = error_tables.read(COMMITTED)
-    assert error_tables.markdown(table) in (ROOT / "README.md").read_text()
+    assert error_tables.markdown(table) in (ROOT / "docs" / "numerics.md").read_text()
     assert set(table["size"]) == set(inputs.SIZES)
     assert not (table["verdict"] == errors.WORSE).any()
     assert not table["commit"].str.contains("dirty").any()
