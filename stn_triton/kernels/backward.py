@@ -6,8 +6,8 @@ output pixels o that sample p. `search.py` finds candidates, and the exact coord
     grad_input[p] = sum over o of w(o, p) * grad_output[o]
     d/dc_k        = sum over channels of input[p] * grad_output[o], times the derivative of w(o, p)
 
-Row k of grad_theta sums d/dc_k times (u, v, 1), see `sums.py`. If an image has many matrices, those that may
-reach the tile are processed one after the other. A test of many at a time finds them.
+Row k of grad_theta sums d/dc_k times (u, v, 1), see `sums.py`. If an image has many matrices, many at a time
+are tested for reaching the tile, and those that may are processed one after the other.
 
 A program with several blocks of channels (LISTED) searches once: `walk` first lists the output pixels that
 sample each pixel of the tile, and each block goes through the list. If more than SLOTS output pixels sample
@@ -79,7 +79,7 @@ def own_pixels(tile, i: tl.constexpr, K: tl.constexpr):
 
 @triton.jit
 def load_image(input, n, c_start, channels, tile, fill, K: tl.constexpr):
-    """Load the tile, one block for each pixel of a square; under FILL less the fill values.
+    """Load the tile, one block for each pixel of a square; for FILL padding, minus the fill values.
 
     A square may reach beyond the image. Output pixels sample there too, so the values there are 0. Without
     NEEDS_THETA nothing is loaded.

@@ -28,7 +28,7 @@ UNSPECIALIZED = (
 def tile_origin(C, sizes, K: tl.constexpr):
     """Image, first channel, and first pixel (x, y, z) of this program; tiles vary fastest.
 
-    The numbers are unsigned, because a division of signed ones takes twice the instructions.
+    The arithmetic is unsigned, because a division of signed numbers takes twice the instructions.
     """
     BLOCK_C: tl.constexpr = K.BLOCK_C * K.STEPS_C
     tiles_w = (tl.cast(sizes[0], tl.uint32) + (K.BLOCK_W - 1)) // K.BLOCK_W
@@ -184,7 +184,7 @@ def load_fill(fill, c_start, channels, g: tl.constexpr, K: tl.constexpr):
 
 @triton.jit
 def subtract_fill(block, fill, c_start, channels, K: tl.constexpr):
-    """Block - fill values, which derivatives need: a tap that moves outside is replaced by the fill value."""
+    """Block - fill values. Derivatives need it because a tap that moves outside becomes the fill value."""
     result = ()
     for g in tl.static_range(K.GROUPS):
         result = result + (block[g] - load_fill(fill, c_start, channels, g, K),)

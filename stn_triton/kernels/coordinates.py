@@ -13,7 +13,7 @@ before the floor, its whole part to the integer cell. The FMAs are explicit, so 
 round alike.
 
 A projective matrix has a third row, t20 * 2/So_x * u + t21 * 2/So_y * v + t22, which divides the other two.
-Where it is not positive, the point lies behind the horizon: it samples nothing.
+Where this row is not positive, the point lies behind the horizon and samples nothing.
 
 A matrix is a tuple of its entries, row by row: (x: u, v, 1; y: u, v, 1), for volumes (x: u, v, w, 1; ...).
 """
@@ -102,7 +102,7 @@ def samples_per_pixel(a, K: tl.constexpr):
         else:
             length = tl.math.sqrt(square)
         count = tl.ceil(length * SHRINK_TOLERANCE)
-        count = tl.where((count > 1) & finite, count, 1)  # a square that overflows has MAX_SAMPLES
+        count = tl.where((count > 1) & finite, count, 1)  # a square that overflows gives MAX_SAMPLES
         counts = counts + (tl.minimum(count, MAX_SAMPLES).to(tl.int32),)
     return counts
 

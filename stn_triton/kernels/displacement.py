@@ -28,7 +28,7 @@ THIN_PLATE = tl.constexpr(DISPLACEMENTS["thin_plate"])
 def displacement(theta, m, pixels, scales, points, sizes_out, K: tl.constexpr):
     """Shifts of source positions along x and y by the weights of matrix m, in pixels.
 
-    A map without a displacement has an empty tuple.
+    Returns an empty tuple for a map without a displacement.
     """
     bends = ()
     if K.DISPLACEMENT == THIN_PLATE:

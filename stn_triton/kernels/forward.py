@@ -74,7 +74,7 @@ def forward_kernel(
     fill_tangent_stride,
     K: tl.constexpr,
 ):
-    """Write output[m, :, pixel]: the weighted taps around A (u, v, 1), or with TANGENT, their change."""
+    """Write output[m, :, pixel]: the weighted sum of taps around A (u, v, 1); with TANGENT, its tangent."""
     sizes_in = (W_in, H_in, D_in)
     sizes_out = (W_out, H_out, D_out)
     input = Image(input_ptr, input_stride_n, input_stride_c, input_strides)

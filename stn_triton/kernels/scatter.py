@@ -75,7 +75,7 @@ LARGEST = tl.constexpr(2)
 WHOLE = tl.constexpr(3)
 """Codes of ADDS: the numbers that are added to grad_input, see above."""
 GUARD = tl.constexpr(24)
-"""Bits for the additions of an output pixel, under 2**24: 64 samples per axis, 16 taps or 8 in a volume."""
+"""An output pixel adds fewer than 2**GUARD times: 64 samples per axis, 16 taps or 8 in a volume."""
 SETTLED = tl.constexpr(1024)
 """Elements per program of `settle_kernel`."""
 
@@ -133,7 +133,7 @@ def scales_of(limits_ptr, n, head, low, K: tl.constexpr):
 
 @triton.jit
 def add_shares(adding, start, stride_c, offset, gradient, weight, mask, channels, K: tl.constexpr):
-    """Add the gradient times a tap's weight; `start` is a pointer for FLOATS, else a count of elements."""
+    """Add the gradient times a tap's weight. `start` is a pointer for FLOATS, else an offset in elements."""
     for g in tl.static_range(K.GROUPS):
         share = gradient[g] * weight[:, None]
         target = group_pointers(start, stride_c, offset, g, K)
@@ -206,7 +206,7 @@ def scatter_kernel(
     """
     sizes_in = (W_in, H_in, D_in)
     sizes_out = (W_out, H_out, D_out)
-    # Whole numbers are added to two tensors, so `add_shares` takes numbers of elements instead of pointers.
+    # Whole numbers are added to two tensors, so `add_shares` takes offsets instead of pointers.
     grad_input = Image(
         grad_input_ptr if K.ADDS == FLOATS else 0,
         grad_input_stride_n,

@@ -48,7 +48,7 @@ def output_lasts(sizes, less, K: tl.constexpr):
 
 @triton.jit
 def reaches_of(a, lasts, sizes_in, K: tl.constexpr):
-    """Reach of the output from its middle on each input axis; and half the support, widened."""
+    """How far the output reaches from its middle on each input axis; and half the support, widened."""
     spans, reaches = (), ()
     for k in tl.static_range(2):
         span = tl.abs(a[3 * k]) * lasts[0] + tl.abs(a[3 * k + 1]) * lasts[1]
@@ -172,7 +172,7 @@ def row_range(a, targets, los, his, closed, reaches, spans, sizes_in, lasts, K: 
 
 @triton.jit
 def without_open_end(first, count, map, tile, closed, axis: tl.constexpr, K: tl.constexpr):
-    """Drop the index at the open end of a range, which only rounding has added; the first index, the count.
+    """Drop an index that only rounding has added at the open end of a range; return first index and count.
 
     Two and four taps are sampled from [p - R, p + R): an index exactly at the upper end is no candidate. This
     is tested where the matrix has a zero beside its diagonal: there the position depends on no other index.

@@ -41,7 +41,7 @@ class Constants(NamedTuple):
     SUM: tl.dtype
     """Dtype of a block: DTYPE, or an integer type for label maps, which are copied."""
     MANY: bool
-    """Whether an image has several matrices, for a gather."""
+    """Whether an image has several matrices; set only for a gather."""
     NEEDS_THETA: bool
     """Whether a backward also sums the gradient of the matrix."""
     ADDS: int
@@ -73,11 +73,11 @@ Constants.__name__ = "dtype"
 
 
 def constants(**values: Any) -> Constants:
-    """Add the constants that follow from the given ones."""
+    """Make all constants: the given ones, and those that follow from them."""
     values["ROWS"] = values["DIM"] + values["PROJECTIVE"]
     values["GROUPS"] = values["BLOCK_C"] // values["RUN_C"]
     values["PIXELS"] = values["BLOCK_H"] * values["BLOCK_W"] // values["SIDE"] ** 2
-    if not triton.knobs.runtime.interpret:  # Triton 3.6 and 3.7 do not wrap the members themselves
+    if not triton.knobs.runtime.interpret:  # Triton 3.6 and 3.7 do not wrap the members of a struct
         values = {name: tl.constexpr(value) for name, value in values.items()}
     return Constants(**values)
 
@@ -199,7 +199,7 @@ class Tile(NamedTuple):
     mask: object
     """Which of these pixels lie in the image."""
     numbers: tuple
-    """These pixels on each axis, counted from pixel (size - 1)//2 as in `taps.py`, in floating point."""
+    """The pixels on each axis, counted from pixel (size - 1)//2 as in `taps.py`, in floating point."""
     halves: tuple
     """The fractional parts of (size - 1)/2."""
     lows: tuple

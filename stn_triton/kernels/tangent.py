@@ -18,7 +18,7 @@ from stn_triton.kernels.taps import near, padded
 
 @triton.jit
 def finite(number):
-    """The number, or 0 if it is not finite: velocities overflow close to the horizon, where taps count 0."""
+    """The number, or 0 if it is not finite: velocities overflow near the horizon, where taps are masked."""
     return tl.where(tl.abs(number) < float("inf"), number, 0)
 
 

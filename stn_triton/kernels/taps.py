@@ -116,7 +116,7 @@ def padded(position, low, high, K: tl.constexpr):
         position, direction = reflected(position, low, high, K)
     if K.PADDING == BORDER or K.PADDING == REFLECTION:
         if K.TAPS == 4:
-            # Slopes of four taps that are all the edge pixel would cancel only up to rounding.
+            # Where all four taps are the edge pixel, their slopes would cancel only up to rounding.
             if K.PADDING == BORDER:
                 direction = tl.where((position >= low - 1) & (position < high + 1), direction, 0)
             position = bounded(position, low - 4, high + 4)

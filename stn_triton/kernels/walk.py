@@ -33,7 +33,7 @@ SLOTS = tl.constexpr(9)
 
 @triton.jit
 def slots_of(starts_ptr, n, per_image, K: tl.constexpr):
-    """The first slot of image n, and the slot after its last: matrices have slots, sorted by image."""
+    """First slot of image n, and the slot after its last one, in the list of matrices sorted by image."""
     if K.HAS_INDEX:
         first = tl.load(starts_ptr + n)
         end = tl.load(starts_ptr + n + 1)
@@ -163,8 +163,8 @@ def walk(
 ):
     """Go through the output pixels that sample the tile under one matrix.
 
-    Adds their shares to `accumulator` (grad_input) and `sums` (grad_theta). With COLLECT it puts the output
-    pixels into `slots` instead, and counts them in `found`.
+    Add their shares to `accumulator` (grad_input) and `sums` (grad_theta). With COLLECT, put the output
+    pixels into `slots` instead, and count them in `found`.
     """
     a, sizes = map.a, map.sizes
     lasts = output_lasts(sizes, 1, K)
