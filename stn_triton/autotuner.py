@@ -1,4 +1,4 @@
-"""The search for the fastest of a few configurations: all are compiled side by side, then each is timed."""
+"""The search for the fastest of a few configurations: all are compiled in parallel, then each is timed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Config = dict[str, int]
 Launch = Callable[[Config], object]
 """Runs a kernel with a configuration, on the arguments of the call at hand."""
 SECONDS = 30.0
-"""What a search has not compiled by then is left out."""
+"""Time limit of a search for compilations, in seconds. Configurations that take longer are left out."""
 _SECONDS_UNSAID = 2.0
 _NOISE = 0.02
 _LATE = "not compiled in time"
@@ -25,9 +25,9 @@ _log = logging.getLogger("stn_triton")
 
 
 def nearest(configs: Sequence[Config], most: int) -> list[Config]:
-    """The first configuration, and those that differ least from it, the nearest first: ``most`` in all.
+    """The first configuration, and those that differ least from it, the nearest first: ``most`` in total.
 
-    Each factor of two in a value counts one. The first is a default: what is better tends to be near it.
+    Each factor of two in a value counts one. The first is a default, and better ones tend to be near it.
     """
     first, *others = configs
 
@@ -38,10 +38,10 @@ def nearest(configs: Sequence[Config], most: int) -> list[Config]:
 
 
 def fastest_of(configs: Sequence[Config], run: Launch, what: str) -> Config:
-    """The fastest of some configurations, or the first if no other is clearly faster, or none runs.
+    """Find the fastest configuration, or return the first if no other is clearly faster, or if none runs.
 
-    What is not compiled after 30 seconds is left out. Logs a warning that names ``what`` is searched
-    for if that takes over two seconds.
+    Configurations that are not compiled after 30 seconds are left out. A search of over two seconds logs a
+    warning with the name ``what``.
     """
     from triton.testing import do_bench
 
@@ -54,7 +54,7 @@ def fastest_of(configs: Sequence[Config], run: Launch, what: str) -> Config:
         for config, error in zip(configs, compile_ahead(configs, run, SECONDS), strict=True):
             if error is not None:
                 continue
-            # One that does not run is no loss; an error of the call itself returns with the winner.
+            # A configuration that fails is left out. An error of the call itself is raised by the winner too.
             with contextlib.suppress(Exception):
                 launch = functools.partial(run, config)
                 timed.append((config, do_bench(launch, warmup=5, rep=20, quantiles=(0.2, 0.5, 0.8))))
@@ -64,10 +64,10 @@ def fastest_of(configs: Sequence[Config], run: Launch, what: str) -> Config:
 
 
 def fastest(default: Config, timed: Sequence[tuple[Config, Sequence[float]]]) -> Config:
-    """The configuration of the least median among those timed, each with its 20, 50 and 80 % quantiles.
+    """The configuration with the least median of those timed, each with its 20, 50 and 80 % quantiles.
 
-    The default wins ties within noise: another must be faster by over 2 % in the median, and in most of its
-    samples than in most of the default's.
+    The default wins ties within noise: another one must be faster by over 2 % in the median, and its 80 %
+    quantile must be below the default's 20 % quantile.
     """
     quantiles = next((times for config, times in timed if config == default), None)
     if quantiles is not None:
@@ -80,11 +80,11 @@ def fastest(default: Config, timed: Sequence[tuple[Config, Sequence[float]]]) ->
 def compile_ahead(configs: Sequence[Config], run: Launch, seconds: float) -> list[Exception | None]:
     """Compile a launch in some configurations, on all cores if this Triton can.
 
-    Returns when all are compiled, or after so many seconds if at least one is. A compilation cannot be
-    stopped: one that has begun goes on, and the end of the process waits for it.
+    Returns when all are compiled, or after ``seconds`` if at least one is. A compilation that has begun
+    cannot be stopped: it goes on, and the process ends only after it.
 
     Returns:
-        For each configuration None, or why it cannot be launched, TimeoutError if it is not compiled yet.
+        None or an exception for each configuration; TimeoutError if it is not compiled yet.
     """
     import triton
 
@@ -95,7 +95,7 @@ def compile_ahead(configs: Sequence[Config], run: Launch, seconds: float) -> lis
         return _compile_by_launching(configs, run, seconds)
 
     class Aside(mode):
-        """Where Triton would compile and launch a kernel, compile it on the side."""
+        """Compile kernels in other threads, where Triton would compile and launch them."""
 
         def submit(self, key: Any, compile_fn: Any, finalize_fn: Any, *_: Any) -> None:
             raise _SubmittedError(self.executor.submit(compile_fn), finalize_fn)
@@ -107,7 +107,7 @@ def compile_ahead(configs: Sequence[Config], run: Launch, seconds: float) -> lis
         futures = [job.future for job in begun if isinstance(job, _SubmittedError)]
         done = wait(futures, seconds).done or wait(futures, return_when=FIRST_COMPLETED).done
         return [job.finish(done) if isinstance(job, _SubmittedError) else job for job in begun]
-    except RuntimeError:  # a mode of the caller's is active
+    except RuntimeError:  # the caller has an active mode of its own
         return _compile_by_launching(configs, run, seconds)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -123,7 +123,7 @@ def _compile_by_launching(configs: Sequence[Config], run: Launch, seconds: float
 
 
 class _SubmittedError(Exception):
-    """Raised through a launch in place of waiting for its kernel."""
+    """Raised to leave a launch instead of waiting for its kernel."""
 
     def __init__(self, future: Future, finalize: Callable[[Any], None]) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class _SubmittedError(Exception):
         self._finalize = finalize
 
     def finish(self, done: set[Future]) -> Exception | None:
-        """Hand a kernel that has been compiled to Triton's cache of this process."""
+        """Put the kernel into Triton's cache of this process, if it is compiled."""
         if self.future not in done:
             return TimeoutError(_LATE)
         return _outcome(lambda: self._finalize(self.future.result()))
@@ -141,5 +141,5 @@ def _outcome(function: Callable[[], object]) -> Exception | None:
     try:
         function()
     except Exception as error:
-        return error.with_traceback(None)  # whose frames have the tensors of the call
+        return error.with_traceback(None)  # frames would keep tensors alive
     return None

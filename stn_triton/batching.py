@@ -1,6 +1,6 @@
-"""How the operators are vmapped: calls of a map become one call with more matrices.
+"""Rules of ``torch.vmap`` for the operators: the calls of a vmap become one call with more matrices.
 
-Images that all calls share are not copied in the forward: every matrix names its image.
+Images that all calls share are not copied in the forward: an index names the image of each matrix.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def rule(call: Callable[..., object], signature: Signature) -> Callable[..., tup
         wanted = rest[-1] if signature.is_gradient else ()
         separate = [dims["fill"], dims.get("fill_tangent")]
         if signature.is_gradient:
-            # The gradients of shared fill values, and of images by index, are separate for each call.
+            # Gradients of shared fill values, and of images with an index, are separate for each call.
             separate += [dims["image_index"], 0 if wanted[2] else None]
         if any(dim is not None for dim in separate):
             return _one_by_one(call, size, in_dims[: len(names)], arguments, wanted)
@@ -51,14 +51,14 @@ def rule(call: Callable[..., object], signature: Signature) -> Callable[..., tup
 
 
 def _batched(tensor: Tensor, dim: int | None, size: int) -> Tensor:
-    """The vmapped dimension in front, or ``size`` copies where there is none."""
+    """Move the vmapped dimension to the front, or repeat the tensor ``size`` times if it has none."""
     return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
 def _image_index(
     tensors: dict[str, Tensor | None], dim: int | None, size: int, is_shared: bool
 ) -> Tensor | None:
-    """The image of every matrix of all calls; None where each image has equally many in order."""
+    """The image of each matrix of all calls; None if all images have equally many matrices, in order."""
     input, theta, image_index = (tensors[name] for name in ("input", "theta", "image_index"))
     if image_index is None and not is_shared:
         return None
@@ -69,14 +69,14 @@ def _image_index(
     image_index = _batched(image_index, dim, size)
     if is_shared:
         return image_index.flatten()
-    # An index out of range must not become one of another image.
+    # An index out of range must not become the index of another call's image.
     first = torch.arange(size, device=theta.device)[:, None] * images
     is_valid = (image_index >= 0) & (image_index < images)
     return torch.where(is_valid, image_index + first, -1).flatten()
 
 
 def _one_by_one(call, size, dims, arguments, wanted):
-    """A loop over the calls, for what has no batched form."""
+    """Run the calls in a loop, where one call cannot replace them."""
     tensors, rest = arguments[: len(dims)], arguments[len(dims) :]
     results = []
     for i in range(size):

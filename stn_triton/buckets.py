@@ -1,4 +1,4 @@
-"""Which launches share block sizes: a bucket is a kernel, a layout, a dtype, channels and pixels."""
+"""Buckets of launches that share block sizes: by kernel, layout, dtype, channels and pixels."""
 
 from __future__ import annotations
 
@@ -11,28 +11,26 @@ import torch
 from stn_triton.options import Options
 
 LANES_C = 16
-"""Channels from which on lanes run over channels, where these lie side by side."""
+"""Least number of channels for lanes to run over channels, if these lie side by side in memory."""
 
 
 class Bucket(NamedTuple):
-    """Launches that share a configuration. Raw sizes would mean a tuning for every image size."""
+    """Launches that share a configuration. Without rounding, every image size would need a search."""
 
     kernel: str
-    """forward; backward, a gather, or backward_input without grad_theta; scatter, the same by additions in
-    memory, scatter_input without grad_theta, theta with it alone; largest, then exact or exact_input, a
-    scatter in whole numbers; or fill."""
+    """A name in ``kernel_specs.SPECS``: forward, backward (a gather), scatter and so on."""
     variant: str
-    """What is compiled differently: 2d-bilinear-zeros and so on, see ``variant_of``."""
+    """The options that change compiled code, such as 2d-bilinear-zeros, see ``variant_of``."""
     layout: str
-    """nchw; channels_last; channels_last_16 if the channel count is a multiple of 16: 128-bit accesses."""
+    """nchw, channels_last, or channels_last_16 (128-bit accesses) for a multiple of 16 channels."""
     dtype: str
-    """Of the image: float32 and so on."""
+    """Dtype of the image, such as float32."""
     channels: int
-    """Exact up to 4, else rounded up to a power of two, at most 256."""
+    """Number of channels, exact up to 4, else rounded up to a power of two, at most 256."""
     pixels: int
-    """Of one plane that programs tile, rounded up to a power of 8, 64 to 2^21."""
+    """Pixels of one plane that is tiled, rounded up to a power of 8 from 64 to 2^21."""
     planes: int
-    """Images times channels, rounded up to a power of 8, 8 to 2^18: whether small tiles must fill the GPU."""
+    """Images times channels, rounded up to a power of 8 from 8 to 2^18. Few planes need small tiles."""
 
     def name(self) -> str:
         """The bucket as a key of a table."""
@@ -41,12 +39,12 @@ class Bucket(NamedTuple):
 
     @classmethod
     def parse(cls, name: str) -> Bucket | None:
-        """The bucket of a key; None if it is no key."""
+        """The bucket with this name; None if the name is no bucket's."""
         match = re.fullmatch(r"(\w+)/([\w-]+)/(nchw|channels_last(?:_16)?)/(\w+)/c(\d+)/p(\d+)/n(\d+)", name)
         return match and cls(*match.groups()[:4], *map(int, match.groups()[4:]))
 
     def is_gather(self) -> bool:
-        """Whether a program owns pixels of the input and searches those of the output that sample them."""
+        """Whether a program owns input pixels and searches the output pixels that sample them."""
         return self.kernel.startswith("backward")
 
     def is_heavy(self) -> bool:
@@ -55,7 +53,7 @@ class Bucket(NamedTuple):
         return self.is_exact() or bool(heavy & set(self.variant.split("-")))
 
     def is_exact(self) -> bool:
-        """Whether it adds whole numbers: two of 64 bits for each value."""
+        """Whether the kernel adds whole numbers, two of 64 bits for each value."""
         return self.kernel.startswith("exact")
 
     def has_steps(self) -> bool:
@@ -70,13 +68,13 @@ class Bucket(NamedTuple):
 
     def lane(self) -> int:
         """Channels that one lane reads at once."""
-        is_wide = self.layout == "channels_last_16" and not self.is_exact()  # which has no registers for it
+        is_wide = self.layout == "channels_last_16" and not self.is_exact()  # exact: too few registers
         return 16 // getattr(torch, self.dtype).itemsize if is_wide else 1
 
 
 @functools.lru_cache(maxsize=1024)
 def variant_of(dim: int, projective: bool, many: bool, tangent: bool, options: Options) -> str:
-    """The name of what is compiled; align_corners changes a few scalars only."""
+    """Name of the options that change compiled code much; align_corners changes only a few scalars."""
     flags = {
         "projective": projective,
         "spline": bool(options.points),
@@ -92,7 +90,7 @@ def variant_of(dim: int, projective: bool, many: bool, tangent: bool, options: O
 def bucket_of(
     kernel: str, variant: str, channels_last: bool, dtype: torch.dtype, n: int, c: int, pixels: int
 ) -> Bucket:
-    """The bucket of a launch over n images of c channels and so many pixels."""
+    """The bucket of a launch over n images of c channels, with this number of pixels per channel."""
     layout = ("channels_last_16" if c % 16 == 0 else "channels_last") if channels_last else "nchw"
     name = str(dtype).removeprefix("torch.")
     sizes = c if c <= 4 else _up(c, 1, 1, 256), _up(pixels, 3, 64, 2**21), _up(n * c, 3, 8, 2**18)

@@ -1,6 +1,6 @@
-"""Numbers that a call brings along, as tensors on its device: copied there once.
+"""Numbers among the arguments of a call, as tensors on its device: copied there once.
 
-A copy from the host waits for the GPU, and a CUDA graph cannot have one.
+A copy from the host waits for the GPU, and is not allowed in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from torch import Tensor
 from stn_triton import tracing
 
 MOST = 64
-"""Constants of a kind that are kept, those used last. The largest, of 1000 control points, has 8 MB."""
+"""Number of recently used constants kept of each kind. The largest, of 1000 control points, has 8 MB."""
 _captured: dict[int, Tensor] = {}
 
 Make = Callable[..., Tensor]
-"""Makes a tensor: of numbers, on a device, and of whatever else it takes."""
+"""Makes a tensor from numbers, on a device; may take further arguments."""
 
 
 def once_per_device(argument: str) -> Callable[[Make], Make]:
-    """Let a function of (numbers, device, ...) make each of its tensors once; nobody may write into them.
+    """Let a function of (numbers, device, ...) make each tensor once. Callers must not write into a tensor.
 
-    The numbers are those of an ``argument``, which errors name. They are compared bit by bit: NaN is NaN, and
-    -0.0 is not 0.0. What a compiler traces makes its tensor itself: it could not use one that is there.
+    Errors name the ``argument`` that the numbers belong to. Numbers are compared bit by bit: NaN equals NaN,
+    -0.0 differs from 0.0. Traced code makes its own tensors, because it cannot use existing ones.
     """
 
     def decorate(make: Make) -> Make:
@@ -56,14 +56,14 @@ def once_per_device(argument: str) -> Callable[[Make], Make]:
 
 
 def numbers_of(argument: str) -> Callable[[Sequence[float], torch.device, torch.dtype], Tensor]:
-    """A function that gives the numbers of an argument as a tensor (n,) of a device and a dtype."""
+    """Make a function that turns the numbers of an argument into a tensor (n,) of a device and a dtype."""
 
     @once_per_device(argument)
     def on_device(numbers: Sequence[float], device: torch.device, dtype: torch.dtype) -> Tensor:
         return tensor_of(numbers, device, dtype)
 
     def tensor(numbers: Sequence[float], device: torch.device, dtype: torch.dtype) -> Tensor:
-        # On a CPU nothing waits, and to look it up takes as long.
+        # A CPU does not wait for a copy, and a look-up would take as long.
         if device.type == "cpu" or _is_open(numbers):
             return tensor_of(numbers, device, dtype)
         return on_device(numbers, device, dtype)
@@ -72,9 +72,9 @@ def numbers_of(argument: str) -> Callable[[Sequence[float], torch.device, torch.
 
 
 def tensor_of(numbers: float | Sequence, device: torch.device | None, dtype: torch.dtype | None) -> Tensor:
-    """``torch.tensor``, but numbers made of sizes that a program leaves open stay open in it.
+    """Make a tensor like ``torch.tensor``, but keep symbolic numbers symbolic in a traced program.
 
-    They are filled in on the device; PyTorch would fix them, or copy them from the host at each call.
+    The program fills them in on the device. PyTorch would fix them, or copy them from the host at each call.
     """
     if not _is_open(numbers):
         return tracing.untraced(torch.tensor, numbers, dtype=dtype, device=device)
@@ -92,9 +92,9 @@ def _is_open(numbers: object) -> bool:
 
 
 def _in_a_new_thread(make: Callable[[], Tensor]) -> Tensor:
-    """What is made out of reach of the caller's inference mode, transforms, modes and memory pools.
+    """Make a tensor out of reach of the caller's inference mode, transforms, modes and memory pools.
 
-    So it can be used anywhere; on any stream too, for a copy that returns is complete.
+    The tensor can be used anywhere. Any stream may read it, because the copy is complete on return.
     """
     made: Future[Tensor] = Future()
 
@@ -109,7 +109,7 @@ def _in_a_new_thread(make: Callable[[], Tensor]) -> Tensor:
 
 
 def is_traced() -> bool:
-    """Whether a compiler or tracer looks on: tensors may have no numbers."""
+    """Whether a compiler or tracer is active, so that tensors may have no values."""
     if torch.compiler.is_compiling():
         return True
     modes = torch._C._TorchDispatchModeKey
@@ -118,7 +118,7 @@ def is_traced() -> bool:
 
 
 def _kept(constant: Tensor) -> Tensor:
-    """A constant that stays until the GPU has read it; for good, if a CUDA graph being captured will."""
+    """Keep a constant until the GPU has read it; forever, if a CUDA graph that is being captured reads it."""
     if constant.is_cuda:
         if torch.cuda.is_current_stream_capturing():
             _captured[constant.data_ptr()] = constant

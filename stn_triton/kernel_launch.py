@@ -18,7 +18,7 @@ from stn_triton.options import DISPLACEMENTS, Options, is_projective
 
 _TRITON_DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64, torch.int64: tl.int64}
 _MAX_PROGRAMS = 2**31 - 1
-# Of `settle_kernel`, whose blocks are fixed.
+# Compile options of `settle_kernel`, whose block size is fixed.
 SETTLE_OPTIONS = {"enable_fp_fusion": True, "num_warps": 4}
 _ADD_TO_GRAD_INPUT = (scatter.FLOATS.value, scatter.WHOLE.value)
 _SAMPLE_BITS = (MAX_SAMPLES.value - 1).bit_length()
@@ -27,21 +27,21 @@ Tensors = dict[str, Tensor | None]
 
 
 class Step:
-    """A launch over the tiles of a tensor, whose block sizes are chosen when it first runs."""
+    """A launch over the tiles of a tensor. Its block sizes are chosen when it first runs."""
 
     def __init__(
         self, name: str, options: Options, numbers: Mapping[str, int] | None = None, is_many: bool = False
     ) -> None:
-        """Take its name in ``kernel_specs``, and the numbers that do not follow from its tensors.
+        """Take a name in ``kernel_specs``, and the numbers that do not follow from the tensors.
 
-        ``is_many`` says that an image has several matrices, which a gather looks for.
+        ``is_many`` says that an image has several matrices; a gather is compiled for it.
         """
         self._name, self._spec, self._kernel = name, SPECS[name], SPECS[name].kernel()
         self._options, self._numbers, self._is_many = options, numbers or {}, is_many
         self._launch: plans.Launch | None = None
 
     def __call__(self, tensors: Tensors) -> Tensor | None:
-        """Run it; returns what its programs leave to be summed, if anything."""
+        """Launch the kernel; returns the partial sums of its programs, if there are any."""
         if self._launch is None:
             self._launch = self._chosen(tensors)
         return self._run(self._launch, tensors)
@@ -50,13 +50,13 @@ class Step:
         grad_input = tensors["grad_input_ptr"]
         if self._spec.adds in _ADD_TO_GRAD_INPUT:
             grad_input.zero_()
-        if self._spec.adds == scatter.WHOLE.value:  # two for each element; a search launches more than once
-            tensors["whole_ptr"] = None  # before the next is there
+        if self._spec.adds == scatter.WHOLE.value:  # two numbers for each element
+            tensors["whole_ptr"] = None  # frees those of the last launch: a search launches several times
             tensors["whole_ptr"] = grad_input.new_zeros((2 * grad_input.numel(),), dtype=torch.int64)
         return launch(tensors)
 
     def _chosen(self, tensors: Tensors) -> plans.Launch:
-        """The launch with the block sizes that a table or a search has, or the default."""
+        """The launch with block sizes from a table or a search, or with the default ones."""
         spec = self._spec
         images = [tensor for name in spec.images if (tensor := tensors[f"{name}_ptr"]) is not None]
         tiled = images[0]
@@ -65,7 +65,7 @@ class Step:
         known |= {"MANY": self._is_many, "NEEDS_THETA": spec.needs_theta, "ADDS": spec.adds}
         channels_last = all(t.stride(1) == 1 for t in images)
         shape = (known["DIM"], known["PROJECTIVE"], known["MANY"], known["TANGENT"])
-        # Of the points only whether there are any: the rest would fill the cache.
+        # The variant depends only on whether there are points. All of them as keys would fill the cache.
         variant = buckets.variant_of(*shape, self._options._replace(points=self._options.points[:2]))
         n, c, *pixels = tiled.shape
         depth, height, width = (1, *pixels)[-3:]
@@ -100,19 +100,19 @@ class Step:
 
 
 class Settle:
-    """What a sum of whole numbers needs, see `kernels/scatter.py`: their scale, limits, and the last pass."""
+    """The numbers, the memory and the last pass of a sum of whole numbers, see `kernels/scatter.py`."""
 
     def __init__(self, tensors: Tensors, options: Options) -> None:
         input, theta, grad_output = tensors["input_ptr"], tensors["theta_ptr"], tensors["grad_output_ptr"]
         self._images, self._device, elements = len(input), input.device, input.numel()
         self._dtype = coordinate_dtype(input.dtype)
-        # An index may give all matrices to one image.
+        # An index may assign all matrices to one image.
         maps = len(theta) if tensors["image_index_ptr"] is not None else len(theta) // len(input)
         dim = input.ndim - 2
         head = 61 - (maps * math.prod(grad_output.shape[2:]) - 1).bit_length()
         low = head - dim * (options.taps().bit_length() - 1 + _SAMPLE_BITS * options.antialias)
         self.numbers = {"elements": elements, "head": head, "low": low}
-        """What the kernels take besides sizes and strides."""
+        """Arguments of the kernels besides sizes and strides."""
         each = elements // self._images
         programs = self._images * -(-each // scatter.SETTLED.value)
         _check_programs(programs, "input", input)
@@ -120,23 +120,23 @@ class Settle:
         self._launch = plans.Launch(scatter.settle_kernel, programs, numbers, SETTLE_OPTIONS)
 
     def memory(self) -> Tensors:
-        """Each image's largest total, as the bits of it: 0 before the first pass."""
+        """Memory for the bits of each image's largest total, which are 0 before the first pass."""
         bits = torch.int64 if self._dtype == torch.float64 else torch.int32
         return {"limits_ptr": torch.zeros(self._images, dtype=bits, device=self._device)}
 
     def __call__(self, tensors: Tensors) -> None:
-        """Run it: grad_input gets its values."""
+        """Run the last pass, which writes grad_input."""
         self._launch(tensors)
 
 
 def numbers_of(tensors: Tensors) -> dict[str, int | tuple[int, ...]]:
-    """Sizes and strides that the kernels may ask for, by the names of their parameters."""
+    """Sizes and strides that kernels may take, by the names of their parameters."""
     input, theta, points = tensors["input_ptr"], tensors["theta_ptr"], tensors["points_ptr"]
     output = tensors.get("output_ptr", tensors.get("grad_output_ptr"))
     d_in, h_in, w_in = (1, *input.shape[2:])[-3:]
     d_out, h_out, w_out = (1, *output.shape[2:])[-3:]
     numbers = {
-        **dict.fromkeys(("elements", "head", "low"), 0),  # of sums of whole numbers, see `Settle`
+        **dict.fromkeys(("elements", "head", "low"), 0),  # `Settle` sets them for sums of whole numbers
         "images": input.shape[0],
         "per_image": theta.shape[0] // input.shape[0],
         "point_count": 0 if points is None else len(points),
@@ -163,7 +163,7 @@ def numbers_of(tensors: Tensors) -> dict[str, int | tuple[int, ...]]:
 
 
 def constants_of(tensors: Tensors, images: Sequence[Tensor], options: Options) -> dict[str, object]:
-    """The constants that follow from the arguments of a call, of a kernel that accesses these images."""
+    """Constants of a kernel that follow from the arguments of a call and the images that it accesses."""
     input = tensors["input_ptr"]
     return {
         "DIM": input.ndim - 2,
@@ -182,7 +182,7 @@ def constants_of(tensors: Tensors, images: Sequence[Tensor], options: Options) -
 
 
 def _plane_extent(tensor: Tensor) -> int:
-    """Elements that an offset of a pixel spans, four pixels beyond the plane included."""
+    """Bound of a pixel's offset in elements, also up to four pixels beyond the plane."""
     return sum((n + 4) * stride for n, stride in zip(tensor.shape[2:], tensor.stride()[2:], strict=True))
 
 

@@ -1,4 +1,4 @@
-"""The launches that calls are made of: the kernel of each, the images that it accesses, and what it sums."""
+"""The kinds of launches: the kernel of each, the images that it accesses, and the sums that it leaves."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from stn_triton.kernels import backward, fill_gradient, forward, scatter
 
 
 class Spec(NamedTuple):
-    """A kind of launch. Its name begins the names of its buckets."""
+    """A kind of launch. The names of its buckets begin with its name in `SPECS`."""
 
     module: ModuleType
-    """Which has the kernel."""
+    """The module of the kernel."""
     kernel_name: str
     images: tuple[str, ...]
-    """The images that it accesses; the first is the one in tiles."""
+    """The images that the kernel accesses. Programs own tiles of the first."""
     adds: int = scatter.NOTHING.value
-    """What a scatter adds to grad_input, see ``kernels/scatter.py``."""
+    """Code of the numbers that a scatter adds to grad_input, see ``kernels/scatter.py``."""
     needs_theta: bool = False
-    """Whether its programs leave shares of the gradient of the matrix."""
+    """Whether programs store shares of the gradient of the matrix."""
     needs_fill: bool = False
-    """Whether they leave shares of the gradient of the fill values."""
+    """Whether programs store shares of the gradient of the fill values."""
 
     def kernel(self) -> triton.JITFunction:
-        """The kernel, which tests replace in its module."""
+        """Look up the kernel in its module, where tests replace it."""
         return getattr(self.module, self.kernel_name)
 
     def tiles_input(self) -> bool:
-        """Whether programs own pixels of the input, else of the output."""
+        """Whether programs own pixels of the input, not of the output."""
         return self.images[0] == "grad_input"
 
 
@@ -50,5 +50,5 @@ SPECS = {
     "exact_input": Spec(*_SCATTER, ("grad_output", "grad_input"), _WHOLE),
     "fill": Spec(fill_gradient, "fill_kernel", ("grad_output",), needs_fill=True),
 }
-"""By name: a gather or a scatter of both gradients or of the input's alone; theta's alone; a scatter in whole
-numbers, after the pass that finds the largest; the fill values'."""
+"""The kinds by name. "backward" gathers, "scatter" adds in memory; "_input" means grad_input alone, "theta"
+grad_theta alone. "largest" comes before "exact", a scatter in whole numbers. "fill" is for fill values."""

@@ -33,9 +33,9 @@ def forward(
     size: Sequence[int],
     options: Options = DEFAULT,
 ) -> Tensor:
-    """Sample (N, C, ...) at theta (M, ...): (M, C, *size), in the input's memory format.
+    """Sample (N, C, ...) at theta (M, ...); returns (M, C, *size) in the input's memory format.
 
-    With ``tangents``, the tangent of that. The theta of a spline is its matrix, (M, 2, 3 + P).
+    With ``tangents``, returns the tangent of this output. The theta of a spline is its matrix, (M, 2, 3 + P).
     """
     tensors = _tensors(input, theta, fill, image_index, tangents, options)
     facts = ("forward", tuple(size), options, *plans.facts_of(tensors.values()))
@@ -56,9 +56,9 @@ def backward(
     output_mask: Sequence[bool] = (True, True, False),
     gathers: bool = True,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of ``forward`` for input, theta and fill; None for one that ``output_mask`` leaves out.
+    """Gradients of ``forward`` for input, theta and fill; None for those that ``output_mask`` leaves out.
 
-    Without ``gathers``, grad_input is scattered even where it would be gathered, to measure one by the other.
+    Without ``gathers``, grad_input is scattered even where it would be gathered, to compare the two.
     """
     tensors = _tensors(input, theta, fill, image_index, tangents, options)
     tensors["grad_output_ptr"] = grad_output
@@ -107,7 +107,7 @@ def _device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
 
 
 def _check_devices(tensors: Tensors) -> None:
-    """Of who calls an operator itself: a kernel would read the memory of another device."""
+    """Raise ValueError if devices differ. Nothing else checks this for operators that are called directly."""
     device = tensors["input_ptr"].device
     for name, tensor in tensors.items():
         if tensor is not None and tensor.device != device:
@@ -131,7 +131,7 @@ class _Forward:
         output = torch.empty(self._shape, dtype=input.dtype, device=input.device, memory_format=self._form)
         if output.numel() == 0:
             return output
-        if input.shape[0] == 0:  # an index has no image to name
+        if input.shape[0] == 0:  # an index was given, and no index is valid
             return output.fill_(math.nan if output.is_floating_point() else 0)
         _copy(tensors, self._forms)
         tensors["output_ptr"] = output
@@ -142,8 +142,8 @@ class _Forward:
 class _Backward:
     """The plan of a backward call.
 
-    Two mechanisms: a gather, whose programs own pixels of the input, and a scatter, whose programs own those
-    of the output. `policy.is_gathered` says which.
+    There are two mechanisms: the programs of a gather own pixels of the input, those of a scatter pixels of
+    the output. `policy.is_gathered` chooses one.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class _Backward:
         self._gives_theta = False
         if is_gathered:
             is_many = is_indexed or theta.shape[0] != input.shape[0]
-            # Sums over one matrix fit into the gather only if it has the image for itself.
+            # The gather can sum the gradient of a matrix only if no other matrix warps the image.
             self._gives_theta = needs_theta and not is_many and policy.share_a_kernel(options.mode)
             name = "backward" if self._gives_theta else "backward_input"
             self._gather = Step(name, options, is_many=is_many)
@@ -224,13 +224,13 @@ class _Backward:
 
 
 def _total(partial: Tensor, theta: Tensor) -> Tensor:
-    """The shares of each matrix, added up in a fixed order; where there is one share it is the sum."""
+    """Add up the shares of each matrix in a fixed order; a single share is the sum."""
     total = partial if partial.shape == theta.shape else partial.sum(1)
     return total if total.dtype == theta.dtype else total.to(theta.dtype)
 
 
 def _forms_to_copy_to(tensors: Tensors, names: Sequence[str]) -> dict[str, torch.memory_format]:
-    """The memory formats to copy some of the tensors to; those that are read as they are have none."""
+    """The memory formats to copy some of the tensors to, without the tensors that need no copy."""
     image = tensors["input_ptr"]
     forms = {name: _form_to_copy_to(tensors[name], image) for name in names}
     return {name: form for name, form in forms.items() if form is not None}
@@ -244,10 +244,10 @@ def _copy(tensors: Tensors, forms: dict[str, torch.memory_format]) -> None:
 def _form_to_copy_to(tensor: Tensor | None, image: Tensor) -> torch.memory_format | None:
     """The memory format to copy a tensor to before a kernel reads it beside an image; None for no copy.
 
-    Lanes run over the channels of both if these lie side by side in the image and are many, else over pixels.
-    A tensor whose neighbouring lanes then lie a sector apart, such as the NCHW gradient that ``flatten`` or
-    ``sum`` gives for a channels_last image, is read in 32 sectors per request instead of 4 to 10, and in a
-    gather each element is read four times or more. A copy reads and writes each element once.
+    Lanes run over channels if the image has many that lie side by side in memory, else over pixels. If
+    neighbouring lanes read a tensor a sector apart, each request takes 32 sectors instead of 4 to 10, and a
+    gather reads each element four times or more. An example is the NCHW gradient that ``flatten`` or ``sum``
+    gives for a channels_last image. A copy reads and writes each element once.
     """
     if tensor is None:
         return None
@@ -261,7 +261,7 @@ def _form_to_copy_to(tensor: Tensor | None, image: Tensor) -> torch.memory_forma
 
 
 def _by_image(image_index: Tensor, images: int) -> dict[str, Tensor]:
-    """Where the matrices of each image start in the order of images, and that order; on the device."""
+    """The matrices sorted by image, and where each image starts in this order; both on the device."""
     index, order = torch.sort(image_index, stable=True)
     starts = torch.searchsorted(index, torch.arange(images + 1, device=index.device))
     return {"starts_ptr": starts, "order_ptr": order}

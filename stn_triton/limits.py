@@ -1,7 +1,7 @@
-"""How large tensors may be: what coordinates tell apart and kernels can count.
+"""How large tensors may be: limits of exact coordinates and of the counts in kernels.
 
-Kernels find an image and a channel by 64-bit offsets, and a pixel too where a plane needs it, so the number
-of elements has no limit of its own. They count programs, channels and pixels of an axis in 32 bits.
+Kernels use 64-bit offsets of images and channels, and of pixels too in a large plane, so they do not limit
+the number of elements. They count programs, channels and pixels of an axis in 32 bits.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 LARGEST_EXTENT = 2**24
-"""Pixels along an axis. Centred coordinates of more are not exact in fp32: neighbours would become one
-pixel. Antialiasing counts up to 64 times as many samples."""
+"""Largest number of pixels along an axis. Beyond it, centred coordinates are not exact in fp32: neighbours
+would become one pixel. Antialiasing counts up to 64 times as many samples."""
 LARGEST_EXTENT_FP64 = 2**30
-"""The same for fp64, where a first pixel plus a count of pixels must stay below 2**31."""
+"""Largest number of pixels along an axis in fp64: a first pixel plus a count must stay below 2**31."""
 MOST_CHANNELS = 2**31 - 1
 MOST_ELEMENTS = 2**56
-"""Of an output. More have no address, whatever else a call needs on the way."""
+"""Largest number of output elements. Beyond it no address exists."""
 
 
 def largest_extent(dtype: torch.dtype, antialias: bool) -> int:
-    """Pixels that an axis of the input or the output may have, for an input of this dtype."""
+    """Largest number of pixels on an axis of the input or the output, for an input of this dtype."""
     return LARGEST_EXTENT_FP64 if dtype == torch.float64 and not antialias else LARGEST_EXTENT
 
 
@@ -40,12 +40,12 @@ def check_size(size: Sequence[int], dtype: torch.dtype, antialias: bool) -> None
 def check(input: Tensor, maps: int, size: Sequence[int], antialias: bool) -> None:
     """Raise ValueError if an input (N, C, ...) or an output (maps, C, *size) is too large.
 
-    Each call of an operator asks this, backwards too: who calls one directly has no forward that asked, and
-    an axis that is too long would be counted beyond 32 bits.
+    Every call of an operator is checked, in the backward too: an operator that is called directly has no
+    forward before it. Kernels would count an axis that is too long beyond 32 bits.
     """
     shape = input.shape
     sizes = input.numel(), maps * shape[1] * math.prod(size)
-    if min(sizes) > 0 and max(sizes) <= LARGEST_EXTENT:  # then so is each of their factors
+    if min(sizes) > 0 and max(sizes) <= LARGEST_EXTENT:  # then each of their factors is small too
         return
     largest = largest_extent(input.dtype, antialias)
     if max(shape[2:]) > largest:
@@ -66,7 +66,7 @@ def check(input: Tensor, maps: int, size: Sequence[int], antialias: bool) -> Non
 
 
 def check_known(input: Tensor, maps: int, size: Sequence[int], antialias: bool) -> None:
-    """The same for a compiler: sizes that it does not know pass, and are checked when its program runs."""
+    """Call `check` unless a size is symbolic. Symbolic sizes are checked when the compiled program runs."""
     if not any(isinstance(number, torch.SymInt) for number in (*input.shape, maps, *size)):
         check(input, maps, size, antialias)
 
@@ -81,5 +81,5 @@ def _reason(largest: int, antialias: bool) -> str:
     if antialias:
         return " with antialias"
     return (
-        f" (fp32 coordinates tell no more pixels apart; an fp64 input may have {_power(LARGEST_EXTENT_FP64)})"
+        f" (fp32 coordinates cannot distinguish more; an fp64 input may have {_power(LARGEST_EXTENT_FP64)})"
     )

@@ -1,15 +1,14 @@
-"""Launch plans: what calls of one kind have in common is worked out once.
+"""Launch plans: the preparation that calls of one kind share is done once.
 
 On every launch Triton binds some forty arguments by name, derives from their values what compiled code may
-assume, and looks the compiled kernel up: 25 to 30 us of host time (measured with sixty), more than PyTorch's
-two operators take for a whole call. All of it follows from shapes, strides, dtypes, options, the device, and
-the alignment of addresses. So a plan is kept for each set of such facts. In it a `Launch` keeps the arguments
-that are no pointers and, for each alignment, the compiled kernel. Each launch reads addresses and the current
-stream.
+assume, and looks up the compiled kernel. This takes 25 to 30 us of host time (measured with sixty arguments),
+more than a whole call of PyTorch's two operators. The result depends only on shapes, strides, dtypes,
+options, the device, and the alignment of addresses. So a plan is kept for each set of such facts. In a plan,
+a `Launch` keeps the arguments that are no pointers and, for each alignment, the compiled kernel. Each launch
+reads only addresses and the current stream.
 
-Triton's hooks around launches are always called. Those that it has for a kernel's `run` are called on the
-first launch of a plan and an alignment alone, and settings that choose another compilation take effect in
-plans made after they were set.
+Triton's hooks around launches are always called. Its hooks around a kernel's `run` are called only on the
+first launch of a plan and an alignment. Settings that cause another compilation take effect in new plans.
 """
 
 from __future__ import annotations
@@ -23,22 +22,22 @@ from torch import Tensor
 from stn_triton import tuning
 
 MOST = 1024
-"""Plans that are kept, of a few kilobytes each; those of splines have their points too. When there are as
-many, all are dropped."""
+"""Largest number of plans, of a few kilobytes each; plans of splines hold their points too. When it is
+reached, all are dropped."""
 _plans: dict[Hashable, Any] = {}
 _IS_HIP = torch.version.hip is not None
 
 
 def facts_of(tensors: Iterable[Tensor | None]) -> list[Hashable]:
-    """What a plan depends on in tensors; addresses are looked at by each launch."""
+    """The facts of tensors that a plan depends on. Addresses are left out: each launch reads them."""
     return [None if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in tensors]
 
 
 def planned(facts: tuple[Hashable, ...], device: torch.device, make: Callable[[], Any]) -> Any:
-    """The plan for these facts: the one that is kept, or a new one.
+    """Look up the plan for these facts, or make and keep a new one.
 
-    None is kept whose block sizes are provisional: those of a call inside the capture of a CUDA graph, which
-    cannot search, and those that a caller of `tuning.choosing` tries.
+    A plan with provisional block sizes is not kept. These are plans made in the capture of a CUDA graph,
+    which cannot search, and in a context of `tuning.choosing`, which tries block sizes.
     """
     if tuning.is_choosing():
         return make()
@@ -55,12 +54,12 @@ def planned(facts: tuple[Hashable, ...], device: torch.device, make: Callable[[]
 
 
 def forget() -> None:
-    """Drop all plans, for tests that put other kernels in place."""
+    """Drop all plans, for tests that replace kernels."""
     _plans.clear()
 
 
 class Launch:
-    """A kernel with all that a launch needs but its tensors."""
+    """A kernel with all that a launch needs except its tensors."""
 
     __slots__ = ("_grid", "_kernel", "_names", "_numbers", "_options", "_partial", "_runners")
 
@@ -72,9 +71,9 @@ class Launch:
         options: Mapping[str, object],
         partial: tuple[tuple[int, ...], torch.dtype] | None = None,
     ) -> None:
-        """Take a Triton function, whose pointers come first, and the values of its other parameters.
+        """Take a Triton function, whose first parameters are pointers, and the values of the others.
 
-        ``partial`` is the shape and the dtype of the sums that its programs leave, if any.
+        ``partial`` is the shape and the dtype of the partial sums that programs store, if any.
         """
         self._kernel = kernel
         self._grid = (programs, 1, 1)
@@ -85,7 +84,7 @@ class Launch:
         self._runners: dict[tuple[bool, ...], Callable[..., None]] = {}
 
     def __call__(self, tensors: dict[str, Tensor | None]) -> Tensor | None:
-        """Launch it on tensors by the names of their parameters; returns what programs leave to be summed."""
+        """Launch the kernel on tensors, by names of parameters; returns its partial sums, if it has any."""
         partial = None
         if self._partial is not None:
             shape, dtype = self._partial
@@ -94,7 +93,7 @@ class Launch:
         given = [tensors[name] for name in self._names]
         addresses = [None if tensor is None else tensor.data_ptr() for tensor in given]
         kind = tuple([address is None or address % 16 == 0 for address in addresses])
-        if _IS_HIP:  # there compiled code may assume small tensors
+        if _IS_HIP:  # compiled code for AMD may assume small tensors
             kind += tuple(t is None or t.untyped_storage().nbytes() < 2**31 for t in given)
         run = self._runners.get(kind)
         if run is not None:
@@ -104,7 +103,7 @@ class Launch:
         return partial
 
     def _first(self, kind: tuple[bool, ...], given: list[Tensor | None]) -> None:
-        """By way of Triton's own launcher, which checks the tensors and compiles what is not compiled yet."""
+        """Use Triton's own launcher, which checks the tensors and compiles the kernel if necessary."""
         arguments = dict(zip(self._kernel.arg_names, (*given, *self._numbers), strict=True))
         compiled = self._kernel[self._grid[:1]](**arguments, **self._options)
         if hasattr(compiled, "result"):  # the caller compiles in other threads

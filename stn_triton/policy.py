@@ -1,4 +1,4 @@
-"""What is decided by formula, for each bucket: which backward, its block sizes, and how it is compiled."""
+"""Decisions by formula, for each bucket: the kind of backward, the block sizes, and the compile options."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stn_triton.options import Options
 
 CONFIG_KEYS = ("BLOCK_C", "STEPS_C", "RUN_C", "BLOCK_H", "BLOCK_W", "num_warps")
 _MANY_PROGRAMS = 4096
-_NEIGHBOURS = (  # of a default, by what its values are multiplied with
+_NEIGHBOURS = (  # factors for the values of a default
     {"BLOCK_W": 2, "num_warps": 2},
     {"BLOCK_W": 0.5},
     {"BLOCK_W": 2},
@@ -32,47 +32,44 @@ _NEIGHBOURS = (  # of a default, by what its values are multiplied with
 
 
 def is_gathered(dim: int, projective: bool, tangent: bool, options: Options) -> bool:
-    """Whether grad_input is gathered: each pixel's sum in a fixed order, where a formula inverts the map.
+    """Whether grad_input is gathered, each pixel's sum in a fixed order, instead of scattered.
 
-    That is for affine maps of images, without mirrors. For other maps a search takes longer than additions in
-    memory: on an H200, 160 x 192 x 224 voxels took 464 to 588 us gathered and 167 to 306 us scattered, RGB of
-    64 x 224 x 224 pixels under reflection 350 and 133.
+    A formula must invert the map: affine maps of images, with a padding that does not repeat the image. For
+    other maps a search takes longer than additions in memory. On an H200, 160 x 192 x 224 voxels took 464 to
+    588 us gathered, 167 to 306 scattered; 64 RGB images of 224 x 224 under reflection took 350 and 133.
     """
     has_formula = dim == 2 and not (projective or options.points)
     return has_formula and not tangent and not options.padding.repeats
 
 
 def share_a_kernel(mode: str) -> bool:
-    """Whether one gather for both gradients beats a gather for the input's and a kernel for theta's.
+    """Whether one gather for both gradients is faster than a gather for input and a kernel for theta.
 
-    It reads less, but keeps more: bicubic RGB at the identity takes 1,316 instructions a pixel in one kernel,
-    922 + 215 in two. Bilinear RGB takes 254 and 180 + 74, and 256 channels in bf16 91 and 59 + 22, where two
-    kernels read grad_output twice.
+    One kernel reads less, but needs more registers. Bicubic RGB at the identity takes 1,316 instructions per
+    pixel in one kernel, 922 + 215 in two. Bilinear RGB takes 254, and 180 + 74 in two. 256 channels in bf16
+    take 91, and 59 + 22 in two, but two kernels read grad_output twice.
     """
     return mode != "bicubic"
 
 
 def side(bucket: Bucket) -> int:
-    """How many pixels wide and high the square is that a thread of a gather owns.
+    """Width and height of the square of pixels that a thread of a gather owns.
 
-    A candidate is looked at once for all pixels of a square, but a square has more candidates than a pixel.
+    A candidate is examined once for all pixels of a square, but a square has more candidates than a pixel.
     """
     is_few = bucket.layout == "nchw" and bucket.channels <= 4 and bucket.dtype != "float64"
-    is_few = is_few and bucket.pixels >= 128  # a tile of squares for each lane of a warp
+    is_few = is_few and bucket.pixels >= 128  # a square for each lane of a warp
     is_plain = bucket.is_gather() and not bucket.is_heavy() and "bilinear" in bucket.variant.split("-")
     return 2 if is_few and is_plain else 1
 
 
 def space(bucket: Bucket) -> list[Config]:
-    """At most 16 configurations worth trying for a bucket: the default, then what differs little from it.
-
-    The first six are those that a search inside a call should try.
-    """
+    """At most 16 configurations worth trying for a bucket: the default, then small changes of it."""
     base = default(bucket)
     found = [base]
     if bucket.is_gather() and bucket.has_steps() and bucket.channels >= 32 and bucket.dtype != "float64":
-        # A list of hits, for few channels at a time: it loads each of them from 9 output pixels, and the time
-        # to compile grows with the square of that. It is up to 4.5 s for these, 74 s for 32 channels.
+        # A list of hits, for few channels at a time: it loads each channel from 9 output pixels. The compile
+        # time grows with the square of the loads: up to 4.5 s for these blocks, 74 s for 32 channels.
         block_c, run_c, warps = (16, 16, 4) if bucket.lane() > 1 else (4, 1, 2)
         found.append(blocks(block_c, bucket.channels // block_c, run_c, 8, 8, warps))
     for factors in _NEIGHBOURS:
@@ -87,10 +84,10 @@ def space(bucket: Bucket) -> list[Config]:
 
 
 def fits(bucket: Bucket, config: Config) -> bool:
-    """Whether each thread has something to do and registers for it, and the kernel has such loops.
+    """Whether each thread has work and registers for it, and the kernel supports the configuration.
 
-    A thread has one to four lanes, and at most 32 values: what a kernel unrolls is bounded by that. With 256
-    threads at most, each may have the 255 registers that there are.
+    A thread has one to four lanes and at most 32 values, which limits the code that is unrolled. With at most
+    256 threads, each may have 255 registers, the most that exist.
     """
     block_c, steps_c, run_c, block_h, block_w, num_warps = (config[key] for key in CONFIG_KEYS)
     threads = 32 * num_warps
@@ -111,34 +108,34 @@ def fits(bucket: Bucket, config: Config) -> bool:
 def default(bucket: Bucket) -> Config:
     """The configuration that is used without a search.
 
-    It had the fewest instructions per channel of a pixel among those counted in sm_90 code (Triton 3.6; fp32
-    where nothing else is said) or, where instructions do not bind, more warps for the same bound. Small
-    launches get smaller tiles, so that their programs fill a GPU.
+    It had the fewest instructions per channel of a pixel, counted in sm_90 code (Triton 3.6; fp32 unless
+    stated). Where instructions are not the bottleneck, it has more warps. Small launches get smaller tiles,
+    so that their programs fill a GPU.
     """
     values, channels, is_gather = _values(bucket), bucket.channels, bucket.is_gather()
     if bucket.lane() > 1 and is_gather:
-        # Two lanes read whole 32-byte sectors; with more, more lanes repeat the search for each pixel. With a
-        # list of hits they take a fifth less, but twice as much where a map enlarges.
+        # Two lanes read whole 32-byte sectors; more lanes would repeat the search for a pixel more often.
+        # With a list of hits kernels take a fifth less time, but twice as much where a map enlarges.
         run_c = 2 * bucket.lane()
         config = blocks(min(channels, max(2 * values, run_c)), 1, run_c, 4, 4, 1)
         tiles = ((4, 8), (4, 4)) if channels < 64 else ((4, 4),)
     elif bucket.lane() > 1:
-        # 23 instructions, 17 in bf16; with tiles of 4 x 8 pixels 31. Additions need an address for each tap,
-        # and before sm_90 for each channel.
+        # 23 instructions, 17 in bf16; 31 with tiles of 4 x 8 pixels. Additions in memory need an address for
+        # each tap, before sm_90 also for each channel.
         adds = bucket.kernel not in ("forward", "theta", "largest", "fill")
         is_small = adds or {"bicubic", "spline"} <= set(bucket.variant.split("-"))
         warps = min(4, (16 if is_small else 32) // bucket.lane())
         config = blocks(min(channels, max(2 * values, 16)), 1, 16, 8, 8, warps)
         tiles = ((4, 8),) if is_small else ((8, 8),)
     elif bucket.layout != "nchw" and channels >= 16:
-        # Lanes of single channels, whose masks cost registers.
+        # Each lane reads single channels, and their masks need registers.
         config = blocks(min(channels, 4 * min(values, 8)), 1, 4, 4, 8, 4)
         tiles = ((4, 8),)
     else:
-        # Pixels of a thread share its setup: with 1, 2 and 4 of them RGB takes 111, 78, 60 instructions in
-        # the forward; in the gather four are a square, see `side`. A gather of one warp has no barriers and
-        # fewer candidates: with two, 64 channels took a fifth more; with a list of hits a little less, but
-        # twice as much where a map enlarges.
+        # Pixels of a thread share its setup: with 1, 2 and 4 pixels the forward of RGB takes 111, 78 and 60
+        # instructions. In the gather four are a square, see `side`. A gather of one warp has no barriers and
+        # fewer candidates: with two warps, 64 channels took a fifth more time. With a list of hits they took
+        # a little less, but twice as much where a map enlarges.
         block_c = min(channels, 16, values)
         pixels = min(4 if channels <= 4 else 2, values // block_c)
         config = blocks(block_c, 1, 1, 8, 8, 1 if is_gather else 2)
@@ -153,13 +150,13 @@ def default(bucket: Bucket) -> Config:
 
 
 def _values(bucket: Bucket) -> int:
-    """How many numbers, pixels times channels, a thread has registers for besides what else it keeps."""
+    """Number of values (pixels times channels) that a thread's registers can hold beside other numbers."""
     values = 4 if bucket.is_exact() else 8 if bucket.is_heavy() else 32 if bucket.is_gather() else 16
     if bucket.dtype == "float64":
         values //= 4 if bucket.is_heavy() or bucket.is_gather() else 2
     flags = set(bucket.variant.split("-"))
     if "bicubic" in flags and not bucket.is_gather() and bucket.channels > 4:
-        # 16 loads for each, or additions too: 8 channels take 5 s to compile.
+        # Each value needs 16 loads, in a scatter 16 additions too: 8 channels take 5 s to compile.
         values //= 2 if bucket.kernel in ("forward", "theta") else 4
     if "tangent" in flags and flags & {"bicubic", "3d"}:  # weights and slopes of 16 or 8 taps
         values //= 4 if "antialias" in flags or bucket.kernel.startswith("scatter") else 2
@@ -169,10 +166,10 @@ def _values(bucket: Bucket) -> int:
 
 
 def _with_steps(bucket: Bucket, config: Config) -> Config:
-    """Programs go through all channels, as long as many remain: coordinates are computed once for all.
+    """Let programs process more channels, which share the coordinates, as long as many programs remain.
 
-    But not where the loop keeps more than there is: 16 taps that wrap, each with an address and a slope, take
-    168 registers for 8 channels in bf16, and 255 with 56 words in memory beside them if the channels go on.
+    Loops that need too many registers are left out: 16 taps that wrap, each with an address and a slope, take
+    168 registers for 8 channels in bf16. In a loop over channels they take all 255 and spill 56 words.
     """
     if bucket.kernel == "scatter" and {"bicubic", "wrap"} <= set(bucket.variant.split("-")):
         return config
@@ -185,26 +182,26 @@ def _with_steps(bucket: Bucket, config: Config) -> Config:
 
 
 def _has_many_programs(bucket: Bucket, config: Config) -> bool:
-    """Whether a launch has enough programs for a GPU. A bucket's two sizes are rounded up by up to 8 each."""
+    """Whether a launch has enough programs for a GPU. A bucket's two sizes may be up to 8 times too large."""
     tile = config["BLOCK_C"] * config["STEPS_C"] * config["BLOCK_H"] * config["BLOCK_W"]
     return bucket.planes * bucket.pixels // tile >= _MANY_PROGRAMS
 
 
 def blocks(*values: int) -> Config:
-    """A configuration, of the values of ``CONFIG_KEYS``."""
+    """A configuration with these values of ``CONFIG_KEYS``."""
     return dict(zip(CONFIG_KEYS, values, strict=True))
 
 
 def compile_options(
     bucket: Bucket, config: Config, is_hip: bool = torch.version.hip is not None
 ) -> dict[str, object]:
-    """How to compile a bucket's kernel in a configuration.
+    """Triton's compile options for a bucket's kernel in a configuration.
 
-    Weighted sums may contract (coordinates are fixed by explicit FMAs); Triton's own default is to change.
-    ptxas left to itself sometimes aims at fewer registers than a kernel needs and spills a few: the gather,
-    the scatter, theta's sums of whole vectors, whatever samples more than once per pixel, and fp64. The plain
-    gather fits into 168, which is twelve warps on a multiprocessor, with 128-bit loads into 176; for the
-    others a limit that does not bind keeps ptxas from its own. AMD's warps have 64 lanes.
+    Weighted sums may be fused (coordinates are fixed by explicit FMAs); Triton's default is going to change.
+    Without a limit, ptxas sometimes aims at fewer registers than a kernel needs, and spills a few. This was
+    seen in the gather, the scatter, theta's sums of whole vectors, fp64, and with several samples per pixel.
+    The plain gather fits into 168 registers (twelve warps on a multiprocessor), with 128-bit loads into 176.
+    Others get a limit above their need, so that ptxas does not choose its own. AMD's warps have 64 lanes.
     """
     options: dict[str, object] = {"enable_fp_fusion": True, "num_warps": config["num_warps"]}
     if is_hip:

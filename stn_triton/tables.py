@@ -4,8 +4,8 @@
      "configs": {"forward/2d-bilinear-zeros/nchw/float32/c4/p32768/n512": {"BLOCK_C": 4, ...}, ...}}
 
 ``device`` is the GPU that was tuned, ``kernels`` a digest of the kernels that were timed. A table for older
-kernels is used: its configurations are right, if perhaps not the fastest. What an entry means is for
-its reader to say.
+kernels is still used: its configurations give right results, but are perhaps not the fastest. This module
+does not interpret the entries.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ from typing import Any, NamedTuple
 
 VERSION = 1
 Parse = Callable[[str, object], tuple[Any, dict[str, int]] | None]
-"""An entry by its name and what the file has for it; None if no kernel could run it."""
+"""Converts the name and the JSON value of an entry; returns None if no kernel could run it."""
 _log = logging.getLogger("stn_triton")
 
 
 class TableError(ValueError):
-    """A file is no table: the message says what is wrong with it, in a few words without its path."""
+    """A file is no table. The message says what is wrong in a few words, without the path."""
 
 
 class Table(NamedTuple):
-    """What is in a file, its entries as they stand there."""
+    """The content of a file, with entries that are not parsed yet."""
 
     device: str
     kernels: str
     configs: dict[str, object]
 
     def parsed(self, parse: Parse) -> tuple[dict[Any, dict[str, int]], list[str]]:
-        """The entries that are good, and the names of the others."""
+        """The valid entries, and the names of the others."""
         entries = {name: parse(name, config) for name, config in self.configs.items()}
         good = dict(entry for entry in entries.values() if entry is not None)
         return good, [name for name, entry in entries.items() if entry is None]
 
 
 def slug(device: str) -> str:
-    """A GPU's name as the name of a file. No two GPUs are known that share one."""
+    """The file name for a GPU. No two known GPUs share one."""
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")[:100] or "gpu"
 
 
 @functools.cache
 def kernels() -> str:
-    """A digest of the kernels, and of how they are compiled."""
+    """A digest of the source of the kernels, and of the modules that choose how they are compiled."""
     digest = hashlib.sha256()
     here = Path(__file__).parent
     for path in (*sorted((here / "kernels").glob("*.py")), here / "kernel_launch.py", here / "policy.py"):
@@ -59,10 +59,10 @@ def kernels() -> str:
 
 
 def read(path: Path, device: str | None = None) -> Table | None:
-    """The table at a path, of any device or of the one named; None if there is no file.
+    """Read the table of a device, or of any device, from a file; None if there is no file.
 
     Raises:
-        TableError: what is there is no table, or another GPU's.
+        TableError: the file is no table, or the table of another GPU.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -86,7 +86,7 @@ def read(path: Path, device: str | None = None) -> Table | None:
 
 
 def load(path: Path, parse: Parse, device: str | None = None) -> dict[Any, dict[str, int]]:
-    """The good entries of the table at a path, none if there is no file; logs a warning of what is wrong."""
+    """Read the valid entries of a table, none if there is no file. Logs a warning if anything is invalid."""
     try:
         table = read(path, device)
     except TableError as error:
@@ -102,17 +102,17 @@ def load(path: Path, parse: Parse, device: str | None = None) -> dict[Any, dict[
 
 
 def write(path: Path, table: Table) -> None:
-    """Write a table in place of what is there.
+    """Write a table, and replace an existing file.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(dumps(table), encoding="utf-8")
 
 
 def dumps(table: Table) -> str:
-    """The text of a table, an entry a line."""
+    """The text of a table, with one entry per line."""
     head = {"version": VERSION, "device": table.device, "kernels": table.kernels}
     lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
     entries = [f"  {json.dumps(name)}: {json.dumps(c)}" for name, c in sorted(table.configs.items())]
@@ -121,6 +121,6 @@ def dumps(table: Table) -> str:
 
 
 def _shortened(value: object) -> str:
-    """Something read from a file, in one short line."""
+    """A value read from a file, as one short line."""
     text = f"a {type(value).__name__}" if isinstance(value, list | dict) else repr(value)
     return text if len(text) <= 100 else text[:97] + "..."

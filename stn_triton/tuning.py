@@ -1,12 +1,12 @@
-"""Block sizes: which there are, which to use, and how to ask for a search.
+"""Block sizes: the choice between shipped tables, defaults, and searches.
 
-Configurations are data. A bucket (kernel, layout, dtype, channels, pixels) names one in the table that the
-package ships for a GPU, ``tuned/<gpu>.json``; for any other bucket there is a default, computed from the
-bucket alone. No call tunes unless it is asked to (`autotune`), so results have the same bits in every
-process. ``python -m perf tune`` makes a table.
+Configurations are data. The package may ship a table for a GPU, ``tuned/<gpu>.json``, that maps buckets
+(kernel, layout, dtype, channels, pixels) to configurations. Any other bucket has a default, computed from the
+bucket alone. Without `autotune` no call searches, so results have the same bits in every process.
+``python -m perf tune`` makes a table.
 
-``triton.autotune`` is not used because its key is made of kernel arguments, which have no buckets, its
-results cannot be shipped, and it would tune inside a capture.
+``triton.autotune`` is not used because its keys are exact kernel arguments instead of buckets, its results
+cannot be shipped, and it would search in the capture of a CUDA graph.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from stn_triton.options import INPUT_DTYPES
 _DTYPES = {str(dtype).removeprefix("torch.") for dtype in INPUT_DTYPES}
 SHIPPED = Path(__file__).parent / "tuned"
 MOST_CANDIDATES = 6
-"""Configurations that a search in a call tries; compiling them is what takes long."""
+"""Number of configurations that a search in a call tries. Most of its time is spent on compiling them."""
 _searching = threading.Lock()
 _counting = threading.Lock()
-_asking = 0  # contexts that are open; those of several threads may overlap
+_asking = 0  # number of open contexts; those of several threads may overlap
 _found: dict[tuple[str, Bucket], Config] = {}
 _chooser: Chooser | None = None
 Chooser = Callable[[Bucket, Launch], Config]
@@ -39,7 +39,7 @@ Chooser = Callable[[Bucket, Launch], Config]
 
 @contextlib.contextmanager
 def choosing(chooser: Chooser) -> Iterator[None]:
-    """Leave the choice to a function, on every device and in every thread: PyTorch has one for backwards."""
+    """Leave the choice to a function, on all devices and in all threads (PyTorch has one for backwards)."""
     global _chooser
     before, _chooser = _chooser, chooser
     try:
@@ -49,26 +49,26 @@ def choosing(chooser: Chooser) -> Iterator[None]:
 
 
 def is_choosing() -> bool:
-    """Whether a function chooses: what it returns for a bucket may differ from call to call."""
+    """Whether a function chooses. Its choice for a bucket may differ from call to call."""
     return _chooser is not None
 
 
 def state() -> tuple[int, bool]:
-    """As long as it is the same, a bucket gets the same configuration.
+    """A state that changes whenever a bucket's configuration may change.
 
-    Except from a chooser, and in the capture of a CUDA graph, where what should be searched gets its default.
+    Exceptions are a chooser, and the capture of a CUDA graph, which uses defaults instead of searches.
     """
     return len(_found), _asking > 0
 
 
 class autotune(contextlib.ContextDecorator):  # noqa: N801, as torch.no_grad
-    """Let calls on a GPU search for the fastest block sizes: a context, or a decorator of a function.
+    """Search for the fastest block sizes in calls on a GPU, as a context or as a decorator of a function.
 
-    The first call of each kind (kernel, mode, padding, layout, dtype, channels, pixels, images) that the
-    shipped table does not have compiles at most 6 configurations, on all cores, and times them on its own
-    arguments. What is not compiled after 30 seconds is left out. The choice stays until the process ends;
-    nothing is written. It holds in all threads, since PyTorch has one for backwards. Calls in the capture of
-    a CUDA graph do not search, nor do calls on a CPU, which have no block sizes.
+    Each kind of call (kernel, mode, padding, layout, dtype, channels, pixels, images) is searched once,
+    unless the shipped table has it. Its first call compiles at most 6 configurations on all cores and times
+    them on the arguments of the call. Configurations that are not compiled after 30 seconds are left out. The
+    choice is kept until the process ends; nothing is written to disk. The context applies to all threads,
+    because PyTorch has one for backwards. Calls on a CPU or in the capture of a CUDA graph do not search.
 
     ``STN_TRITON_AUTOTUNE=1``, set before the first call, does the same for a whole process.
 
@@ -78,25 +78,25 @@ class autotune(contextlib.ContextDecorator):  # noqa: N801, as torch.no_grad
     """
 
     def __enter__(self) -> None:
-        """Searches begin."""
+        """Begin to search."""
         global _asking
         with _counting:
             _asking += 1
 
     def __exit__(self, *error: object) -> None:
-        """They end, unless another thread or context still asks for them."""
+        """End the searches, unless another context, of any thread, is still open."""
         global _asking
         with _counting:
             _asking -= 1
 
 
 def asked_by_environment() -> bool:
-    """Whether STN_TRITON_AUTOTUNE asks for searches."""
+    """Whether STN_TRITON_AUTOTUNE turns searches on."""
     return os.environ.get("STN_TRITON_AUTOTUNE") == "1"
 
 
 def configuration(bucket: Bucket, device: torch.device, run: Launch) -> Config:
-    """The configuration for a bucket on a device; ``run`` launches the kernel with one, for a search."""
+    """The configuration for a bucket on a device. A search launches the kernel by ``run(configuration)``."""
     if _chooser is not None:
         return _chooser(bucket, run)
     if device.type != "cuda":
@@ -108,7 +108,7 @@ def configuration(bucket: Bucket, device: torch.device, run: Launch) -> Config:
     is_asked = _asking or asked_by_environment()
     if not is_asked or torch.cuda.is_current_stream_capturing():
         return policy.default(bucket)
-    with _searching:  # one thread searches, the others wait for what it finds
+    with _searching:  # one thread searches, the others wait for its result
         if (name, bucket) not in _found:
             _found[name, bucket] = autotuner.fastest_of(
                 candidates(bucket, MOST_CANDIDATES), run, bucket.name()
@@ -117,7 +117,7 @@ def configuration(bucket: Bucket, device: torch.device, run: Launch) -> Config:
 
 
 def candidates(bucket: Bucket, most: int) -> list[Config]:
-    """What a search tries for a bucket, the default first."""
+    """The configurations that a search tries for a bucket, the default first."""
     return autotuner.nearest(policy.space(bucket), most)
 
 
@@ -138,19 +138,19 @@ def shipped_configurations() -> list[tuple[Bucket, Config]]:
 
 
 def checked(name: str, config: object) -> tuple[Bucket, Config] | None:
-    """An entry of a table; None if it is none, or one that a kernel could not run."""
+    """A valid entry of a table; None if the entry is malformed, or if a kernel could not run it."""
     try:
         bucket = Bucket.parse(name)
-    except ValueError:  # a number of thousands of digits
+    except ValueError:  # Python refuses to parse a number of thousands of digits
         return None
     is_entry = bucket is not None and bucket.name() == name and _is_valid(bucket, config)
     return (bucket, config) if is_entry else None
 
 
 def _is_valid(bucket: Bucket, config: object) -> bool:
-    """Powers of two that the bucket's kernel can use: a wrong run would address wrong memory.
+    """Whether all values are powers of two that the bucket's kernel can use; others may address wrong memory.
 
-    And such as a space has had or may have, though perhaps not today's: a table for older kernels is used.
+    The configuration need not be in today's `policy.space`, because tables for older kernels are used too.
     """
     if (
         bucket.dtype not in _DTYPES
@@ -160,7 +160,7 @@ def _is_valid(bucket: Bucket, config: object) -> bool:
         return False
     if not all(type(value) is int and 0 < value <= 256 for value in config.values()):
         return False
-    # Three channels may be a block of their own: RUN_C, which is as long as a tensor's axis, is 1 then.
+    # Three channels may be one block. Triton needs powers of two only along the axis RUN_C, which is 1 then.
     is_three = bucket.channels == config["BLOCK_C"] == 3
     others = [value for key, value in config.items() if not (is_three and key == "BLOCK_C")]
     if any(value & (value - 1) for value in others):

@@ -1,19 +1,19 @@
 """Backward of images under affine maps: grad_input and, in the same pass, grad_theta, without atomics.
 
-A program owns a tile of *input* pixels and a block of channels, and gathers. Over the output pixels o that
-sample input pixel p (`search.py` finds candidates, the very coordinate of the forward decides),
+A program owns a tile of *input* pixels and a block of channels. For each input pixel p it gathers from the
+output pixels o that sample p. `search.py` finds candidates, and the exact coordinates of the forward decide.
 
-    grad_input[p] = sum of w(o, p) * grad_output[o]
+    grad_input[p] = sum over o of w(o, p) * grad_output[o]
     d/dc_k        = sum over channels of input[p] * grad_output[o], times the derivative of w(o, p)
 
-and row k of grad_theta sums d/dc_k times (u, v, 1), see `sums.py`. If an image has many matrices, those
-that may reach the tile are gathered one after the other; which ones is tested for many at a time.
+Row k of grad_theta sums d/dc_k times (u, v, 1), see `sums.py`. If an image has many matrices, many at a time
+are tested for reaching the tile, and those that may are processed one after the other.
 
 A program with several blocks of channels (LISTED) searches once: `walk` first lists the output pixels that
-sample each pixel of the tile, and each block goes through the list. Where a pixel has more than SLOTS of
-them, the search is done again for each block instead.
+sample each pixel of the tile, and each block goes through the list. If more than SLOTS output pixels sample
+one pixel, the program searches again for each block instead.
 
-Pairs of weight zero are loaded for their derivatives, so if grad_theta is wanted an Inf or NaN in grad_output
+Pairs of weight zero are loaded for their derivatives. So with grad_theta, an Inf or NaN in grad_output
 reaches the grad_input of neighbours at weight zero, as in PyTorch. Without grad_theta it does not.
 """
 
@@ -53,13 +53,13 @@ from stn_triton.kernels.walk import (
     walk,
 )
 
-# Matrices whose reach is tested at once.
+# Number of matrices that are tested at once for reaching the tile.
 CULLED = tl.constexpr(128)
 
 
 @triton.jit
 def tile_of(origin, sizes_in, K: tl.constexpr):
-    """The pixels of the program, and the facts of the image that decide who samples them."""
+    """The pixels of the program, and the facts of the image that the search needs."""
     pixels = tile_pixels(origin, K)
     lows, highs = per_axis_limits(sizes_in, K)
     numbers = ()
@@ -72,14 +72,14 @@ def tile_of(origin, sizes_in, K: tl.constexpr):
 
 @triton.jit
 def own_pixels(tile, i: tl.constexpr, K: tl.constexpr):
-    """Pixel i of each square, row by row, and which of them the image has."""
+    """Pixel i of each square, counted row by row, and which of these pixels lie in the image."""
     pixels = (tile.pixels[0] + i % K.SIDE, tile.pixels[1] + i // K.SIDE)
     return pixels, is_inside(pixels, tile.sizes_in, K)
 
 
 @triton.jit
 def load_image(input, n, c_start, channels, tile, fill, K: tl.constexpr):
-    """The tile's own pixels, a block for each of a square, less the fill values that replace them outside.
+    """Load the tile, one block for each pixel of a square; for FILL padding, minus the fill values.
 
     A square may reach beyond the image. Output pixels sample there too, so the values there are 0. Without
     NEEDS_THETA nothing is loaded.
@@ -102,7 +102,7 @@ def load_image(input, n, c_start, channels, tile, fill, K: tl.constexpr):
 
 @triton.jit
 def store_image(grad_input, n, c_start, channels, tile, accumulator, K: tl.constexpr):
-    """Write the tile's own pixels: a block for each of a square."""
+    """Write the tile, one block for each pixel of a square."""
     start = block_start(grad_input, n, c_start)
     for i in tl.static_range(K.SIDE * K.SIDE):
         pixels, mask = own_pixels(tile, i, K)
@@ -112,7 +112,7 @@ def store_image(grad_input, n, c_start, channels, tile, accumulator, K: tl.const
 
 @triton.jit
 def add_to(vectors, index: tl.constexpr, more, COUNT: tl.constexpr):
-    """The vectors, with something added to one of them."""
+    """Add `more` to the vector at `index`."""
     result = ()
     for i in tl.static_range(COUNT):
         result = result + (vectors[i] + more if i == index else vectors[i],)
@@ -148,7 +148,7 @@ def backward_kernel(
     fill_stride,
     K: tl.constexpr,
 ):
-    """grad_input of a tile, and the tile's share of grad_theta if it is wanted."""
+    """Compute grad_input of a tile and, with NEEDS_THETA, the tile's share of grad_theta."""
     sizes_in = (W_in, H_in)
     sizes_out = (W_out, H_out)
     grad_input = Image(grad_input_ptr, grad_input_stride_n, grad_input_stride_c, grad_input_strides)
@@ -186,7 +186,7 @@ def backward_kernel(
             image = load_image(input, n, c_start, channels, tile, fill, K)
             start = block_start(grad_output, m, c_start)
             for s in tl.static_range(SLOTS - 1, -1, -1):  # in the order in which they were found
-                for _ in range(tl.where(s < longest, 1, 0)):  # an `if`, which would carry no blocks on
+                for _ in range(tl.where(s < longest, 1, 0)):  # an `if` could not pass blocks on
                     offset = pixel_offset((kept[3 * s], kept[3 * s + 1]), grad_output.strides, K)
                     gradient = load_block(start, grad_output.stride_c, offset, s < found, channels, K)
                     accumulator = add_scaled(accumulator, gradient, kept[3 * s + 2], K)
@@ -208,7 +208,7 @@ def backward_kernel(
                 reached = slots < slot_end
                 matrices = matrix_at(order_ptr, tl.where(reached, slots, slot_first), K)
                 maps = fold_theta(theta, matrices, theta_scales(sizes_in, sizes_out, K), K)
-                # Antialiasing samples up to half a pixel beyond the middle of the last one.
+                # Antialiasing samples up to half a pixel beyond the centre of the last pixel.
                 edges = output_lasts(sizes_out, 0 if K.ANTIALIAS else 1, K)
                 reached = tile_is_reached(reached, maps, tile, edges, K)
                 reaching = tl.sum(reached.to(tl.int32))

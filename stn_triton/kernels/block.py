@@ -1,14 +1,14 @@
-"""What a program works on: the pixels of a tile, for a block of channels.
+"""The work of a program: the pixels of a tile, for a block of channels.
 
 A tile is BLOCK_H x BLOCK_W pixels of an image, or of one slice of a volume. Per-axis values are tuples in the
-order x, y, z; only strides keep the tensor's order z, y, x. Without a third axis (DIM = 2) whatever belongs
-to it is not compiled.
+order x, y, z; only strides keep the tensor's order z, y, x. Code for the third axis is compiled only for
+volumes (DIM = 3).
 
-A block is a tuple of groups, each a [pixels, run] tensor. A run is the channels that lie side by side in
-memory, for neighbouring lanes to read together: 1 for NCHW, where neighbouring lanes read neighbouring
-pixels. One thread goes through the groups with the coordinates of its pixel, computed once. Groups are
-separate tensors, not a third dimension, because Triton's versions differ in the dimension that lanes run
-along where no access is contiguous: with two dimensions, one of them the run, every version picks well.
+A block is a tuple of groups, each a [pixels, run] tensor. A run is a number of channels that lie side by side
+in memory and that neighbouring lanes read together. It is 1 for NCHW, where neighbouring lanes read
+neighbouring pixels. A thread computes the coordinates of its pixel once, for all groups. Groups are separate
+tensors instead of a third dimension: where no access is contiguous, versions of Triton assign lanes to
+different dimensions, but with two dimensions, one of them the run, every version chooses well.
 """
 
 import triton
@@ -16,7 +16,7 @@ import triton.language as tl
 
 from stn_triton.kernels.taps import bounded, nearest
 
-# Arguments whose value must not choose another compilation: sizes, and the strides of channels.
+# Arguments that must not cause another compilation by their values: sizes, and the strides of channels.
 UNSPECIALIZED = (
     *("H_in", "W_in", "H_out", "W_out", "images", "point_count", "elements", "head", "low"),
     *("input_stride_c", "output_stride_c", "grad_input_stride_c", "grad_output_stride_c"),
@@ -28,7 +28,7 @@ UNSPECIALIZED = (
 def tile_origin(C, sizes, K: tl.constexpr):
     """Image, first channel, and first pixel (x, y, z) of this program; tiles vary fastest.
 
-    Unsigned, because a division of signed numbers takes twice the instructions.
+    The arithmetic is unsigned, because a division of signed numbers takes twice the instructions.
     """
     BLOCK_C: tl.constexpr = K.BLOCK_C * K.STEPS_C
     tiles_w = (tl.cast(sizes[0], tl.uint32) + (K.BLOCK_W - 1)) // K.BLOCK_W
@@ -52,7 +52,7 @@ def tile_origin(C, sizes, K: tl.constexpr):
 
 @triton.jit
 def steps_of(channels, K: tl.constexpr):
-    """How many blocks of channels a program goes through, of so many channels from its first on."""
+    """Number of blocks that a program processes, if there are `channels` from its first channel on."""
     steps = 1
     if K.STEPS_C > 1:
         steps = tl.minimum(tl.cdiv(channels, K.BLOCK_C), K.STEPS_C)
@@ -61,12 +61,12 @@ def steps_of(channels, K: tl.constexpr):
 
 @triton.jit
 def tile_pixels(origin, K: tl.constexpr):
-    """The pixels of a tile, (x, y, z) as vectors; the first ones of its squares where SIDE is not 1.
+    """The pixels of a tile, as vectors (x, y, z); the first pixels of its squares where SIDE is not 1.
 
-    In an NCHW tensor a warp takes a patch of 4 x 8: in fp32 its rows are whole 32-byte sectors, and it is
-    compact, so that a rotated gather stays within few sectors and cache lines, in 16 bits too. Running down
-    the columns first hides from the compiler that neighbours are contiguous: it would give each thread four
-    pixels in a row, and each warp all coordinates of the tile to compute.
+    In an NCHW tensor a warp takes a patch of 4 x 8 pixels. In fp32 its rows are whole 32-byte sectors. It is
+    compact, so that a rotated gather stays within few sectors and cache lines, in 16 bits too. The order is
+    column by column, to hide from the compiler that neighbours are contiguous. Otherwise it would give each
+    thread four pixels in a row, and each warp would compute all coordinates of the tile.
     """
     HEIGHT: tl.constexpr = K.BLOCK_H // K.SIDE
     WIDTH: tl.constexpr = K.BLOCK_W // K.SIDE
@@ -83,9 +83,9 @@ def tile_pixels(origin, K: tl.constexpr):
 
 @triton.jit
 def only_if(condition, mask):
-    """A vector of conditions and a scalar one: `&` would do, but for the interpreter of Triton 3.9.
+    """`condition & mask`, of a scalar and a vector.
 
-    It takes a comparison of scalars for a number when it meets a vector, and refuses numbers as masks.
+    With `&` the interpreter of Triton 3.9 turns the scalar into a number, and refuses numbers as masks.
     """
     return tl.where(condition, mask, False)
 
@@ -101,13 +101,13 @@ def is_inside(pixel, sizes, K: tl.constexpr):
 
 @triton.jit
 def block_start(image, n, c_start):
-    """The first element of a block's first plane."""
+    """Address of a block: the first element of its first plane."""
     return image.ptr + n.to(tl.int64) * image.stride_n + c_start.to(tl.int64) * image.stride_c
 
 
 @triton.jit
 def pixel_offset(pixel, strides, K: tl.constexpr):
-    """Elements from a plane's first pixel to another; INDEX is wide enough for the plane."""
+    """Elements from the first pixel of a plane to another pixel; INDEX is wide enough for the plane."""
     offset = tl.cast(pixel[1], K.INDEX) * tl.cast(strides[K.DIM - 2], K.INDEX)
     offset += tl.cast(pixel[0], K.INDEX) * tl.cast(strides[K.DIM - 1], K.INDEX)
     if K.DIM == 3:
@@ -117,10 +117,7 @@ def pixel_offset(pixel, strides, K: tl.constexpr):
 
 @triton.jit
 def group_pointers(start, stride_c, offset, g: tl.constexpr, K: tl.constexpr):
-    """Pointers to group g of a block at the offsets of pixels. A run longer than 1 has a stride_c of 1.
-
-    Offset and step are added before they meet the pointer: then both are one multiply-add on a GPU.
-    """
+    """Pointers to group g of a block at the offsets of pixels. A run longer than 1 has a stride_c of 1."""
     if K.RUN_C > 1:
         pointers = start + offset[:, None] + (g * K.RUN_C + tl.arange(0, K.RUN_C))[None, :]
     else:
@@ -130,7 +127,7 @@ def group_pointers(start, stride_c, offset, g: tl.constexpr, K: tl.constexpr):
 
 @triton.jit
 def group_mask(mask, channels, g: tl.constexpr, K: tl.constexpr):
-    """The pixels of `mask`, and of group g the channels that exist: `channels` from the block's first."""
+    """Mask of group g: the pixels of `mask`, and the channels that exist, the first `channels` of a block."""
     mask = mask[:, None]
     if not K.EVEN_C:
         mask = mask & (g * K.RUN_C + tl.arange(0, K.RUN_C)[None, :] < channels)
@@ -139,7 +136,7 @@ def group_mask(mask, channels, g: tl.constexpr, K: tl.constexpr):
 
 @triton.jit
 def zero_groups(COUNT: tl.constexpr, K: tl.constexpr):
-    """So many groups of zeros: K.GROUPS are a block."""
+    """COUNT groups of zeros; a block has K.GROUPS."""
     block = ()
     for _ in tl.static_range(COUNT):
         block = block + (tl.zeros((K.PIXELS, K.RUN_C), K.SUM),)
@@ -148,7 +145,7 @@ def zero_groups(COUNT: tl.constexpr, K: tl.constexpr):
 
 @triton.jit
 def load_block(start, stride_c, offset, mask, channels, K: tl.constexpr):
-    """The channels of a block at the offsets of pixels, 0 where masked."""
+    """Read the channels of a block at the offsets of pixels, 0 where masked."""
     block = ()
     for g in tl.static_range(K.GROUPS):
         pointers = group_pointers(start, stride_c, offset, g, K)
@@ -172,7 +169,7 @@ def store_block(start, stride_c, offset, mask, channels, block, K: tl.constexpr)
 
 @triton.jit
 def rounded(value):
-    """To the nearest of 0 to 255, half to even; 0 if it is NaN."""
+    """Round to the nearest whole number from 0 to 255, half to even; NaN becomes 0."""
     value = bounded(value, 0, 255)
     return nearest(tl.floor(value), value - tl.floor(value), 0)
 
@@ -187,7 +184,7 @@ def load_fill(fill, c_start, channels, g: tl.constexpr, K: tl.constexpr):
 
 @triton.jit
 def subtract_fill(block, fill, c_start, channels, K: tl.constexpr):
-    """A tap that moves outside is replaced by the fill value, so derivatives are of the difference."""
+    """Block - fill values. Derivatives need it because a tap that moves outside becomes the fill value."""
     result = ()
     for g in tl.static_range(K.GROUPS):
         result = result + (block[g] - load_fill(fill, c_start, channels, g, K),)
@@ -196,7 +193,7 @@ def subtract_fill(block, fill, c_start, channels, K: tl.constexpr):
 
 @triton.jit
 def add_scaled(block, other, weight, K: tl.constexpr):
-    """Block + other * weight, with a weight per pixel: 1 for labels."""
+    """Block + other * weight, with one weight per pixel, which is 1 for labels."""
     result = ()
     for g in tl.static_range(K.GROUPS):
         result = result + (block[g] + other[g] * weight.to(K.SUM)[:, None],)

@@ -1,35 +1,35 @@
-"""Where an output pixel samples.
+"""The position in the input that an output pixel samples.
 
-All kernels and both corner conventions use one formula, in centred coordinates. With S the input extent of
-an axis and So the output extent (both less one for align_corners), u = ow - (W_out - 1)/2 and so on, the
-source column, counted from the centre of the input, is
+All kernels and both corner conventions use one formula, in centred coordinates: u = ow - (W_out - 1)/2 etc.
+With S the input extent of an axis and So the output extent (both less one for align_corners), the source
+column, counted from the centre of the input, is
 
     t00 * Sx/So_x * u  +  t01 * Sx/So_y * v  +  t02 * Sx/2.
 
-Its factors are folded once per program (`fold_theta`), two FMAs per pixel remain (`row_constant`,
-`sources`), three in a volume. All terms are half-integers at the identity and at whole-pixel shifts, so there
-the result is exact. The centre (W_in - 1)/2 is added in two steps: its half (0 or 1/2) before the floor, its
-whole part to the integer cell. The FMAs are explicit, so that forward and backward round alike whatever the
-compiler contracts.
+`fold_theta` multiplies theta by these factors once per program. Two fused multiply-adds (FMAs) per pixel
+remain, three in a volume (`row_constant`, `sources`). At the identity and at whole-pixel shifts all terms are
+half-integers, so the result is exact. The centre (W_in - 1)/2 is added in two steps: its half (0 or 1/2)
+before the floor, its whole part to the integer cell. The FMAs are explicit, so that forward and backward
+round alike.
 
-A projective matrix has a third row, t20 * 2/So_x * u + t21 * 2/So_y * v + t22, which divides the other two;
-where it is not positive the point lies behind the horizon and nothing is seen.
+A projective matrix has a third row, t20 * 2/So_x * u + t21 * 2/So_y * v + t22, which divides the other two.
+Where this row is not positive, the point lies behind the horizon and samples nothing.
 
-Rows are tuples of numbers one after the other: (x: u, v, 1; y: u, v, 1), for volumes (x: u, v, w, 1; ...).
+A matrix is a tuple of its entries, row by row: (x: u, v, 1; y: u, v, 1), for volumes (x: u, v, w, 1; ...).
 """
 
 import triton
 import triton.language as tl
 
-# Antialiasing takes at most so many samples per output pixel and axis; a shrink of up to 1/64 more than a
-# whole number does not ask for another.
+# Antialiasing takes at most this many samples per output pixel and axis. A shrink of up to 1/64 above a whole
+# number does not add one.
 MAX_SAMPLES = tl.constexpr(64)
 SHRINK_TOLERANCE = tl.constexpr(1 - 2.0**-6)
 
 
 @triton.jit
 def ratio(extent, size_out, K: tl.constexpr):
-    """Extent / S_out, correctly rounded; 0 where the output has a single position."""
+    """Extent / So, correctly rounded; 0 where the output has a single position."""
     s_out = tl.cast(size_out, extent.dtype)
     if K.ALIGN_CORNERS:
         s_out -= 1
@@ -50,13 +50,13 @@ def divide(a, b):
 
 @triton.jit
 def is_finite(a):
-    """Neither infinite nor NaN."""
+    """Whether a number is finite; NaN is not."""
     return tl.abs(a) < float("inf")
 
 
 @triton.jit
 def theta_scales(sizes_in, sizes_out, K: tl.constexpr):
-    """What each entry of theta is multiplied by to give pixels per centred pixel, row by row."""
+    """Factors that turn the entries of theta into pixels per centred pixel, row by row."""
     shrink: tl.constexpr = 1 if K.ALIGN_CORNERS else 0
     scales = ()
     for k in tl.static_range(K.DIM):
@@ -72,7 +72,7 @@ def theta_scales(sizes_in, sizes_out, K: tl.constexpr):
 
 @triton.jit
 def fold_theta(theta, m, scales, K: tl.constexpr):
-    """The numbers of matrix m, or of a vector of matrices, in pixels, row by row."""
+    """Entries of matrix m, or of a vector of matrices, in pixels, row by row."""
     row = theta.ptr + tl.cast(m, tl.int64) * theta.strides[0]
     stride_column = tl.cast(theta.strides[2], tl.int64)
     a = ()
@@ -85,10 +85,10 @@ def fold_theta(theta, m, scales, K: tl.constexpr):
 
 @triton.jit
 def samples_per_pixel(a, K: tl.constexpr):
-    """For each output axis, into how many samples antialiasing splits a pixel: its footprint, rounded up.
+    """Number of samples that antialiasing takes along each output axis: a pixel's footprint, rounded up.
 
-    The footprint is the length that a step of one output pixel along the axis has in the input. Where the
-    matrix is not finite one sample is as good as many.
+    The footprint is the length that a step of one output pixel along the axis has in the input. A matrix that
+    is not finite has one sample.
     """
     counts = ()
     for j in tl.static_range(K.DIM):
@@ -102,7 +102,7 @@ def samples_per_pixel(a, K: tl.constexpr):
         else:
             length = tl.math.sqrt(square)
         count = tl.ceil(length * SHRINK_TOLERANCE)
-        count = tl.where((count > 1) & finite, count, 1)  # the square may overflow
+        count = tl.where((count > 1) & finite, count, 1)  # a square that overflows gives MAX_SAMPLES
         counts = counts + (tl.minimum(count, MAX_SAMPLES).to(tl.int32),)
     return counts
 
@@ -121,7 +121,7 @@ def centred(index, size, K: tl.constexpr):
 
 @triton.jit
 def row_constant(a, base, k: tl.constexpr, K: tl.constexpr):
-    """What row k gives for an output row: all its terms but the one along u."""
+    """Value of row k of the matrix in an output row, without the term along u."""
     constant = tl.fma(a[k * (K.DIM + 1) + K.DIM - 1], base[K.DIM - 1], a[k * (K.DIM + 1) + K.DIM])
     if K.DIM == 3:
         constant = tl.fma(a[k * (K.DIM + 1) + 1], base[1], constant)
@@ -132,7 +132,7 @@ def row_constant(a, base, k: tl.constexpr, K: tl.constexpr):
 def sources(a, u, constants, halves, K: tl.constexpr):
     """Source positions (x, y, z) in column u of an output row, and a projective map's divisor (else 1).
 
-    A position counts from the pixel (size - 1)//2.
+    Positions count from the pixel (size - 1)//2.
     """
     divisor = 1.0
     if K.PROJECTIVE:
@@ -148,7 +148,7 @@ def sources(a, u, constants, halves, K: tl.constexpr):
 
 @triton.jit
 def is_visible(divisor):
-    """Whether a point lies before the horizon."""
+    """Whether a point lies in front of the horizon."""
     return (divisor > 0) & (divisor < float("inf"))
 
 

@@ -1,18 +1,17 @@
-"""What is added to the positions of a matrix: nothing, or the bends of a thin plate spline.
+"""Displacements of the positions that a matrix gives: none, or the bends of a thin plate spline.
 
-A map with a displacement has, after the affine columns of its matrix, columns of weights. Another kind gets a
-name and a number in `options.py`, and here a branch in `displacement` and in `store_displacement`. What the
-kernels know of its weights, their number and the points, is in `Points` (`structs.py`).
+A map with a displacement has columns of weights after the affine columns of its matrix. Another kind of
+displacement needs a name and a number in `options.py`, and a branch here in `displacement` and in
+`store_displacement`. `Points` (`structs.py`) holds the control points and their number.
 
-A thin plate spline has a weight for each control point p_i, see `stn_triton/splines.py`. In row k they add to
-the source position
+A thin plate spline has a weight for each control point p_i, see `stn_triton/splines.py`. In row k the weights
+add to the source position
 
     sum over i of w_ki phi(|o - p_i|^2),    phi(s) = s log2 s,
 
-with the output position o in normalised coordinates and the sum brought to pixels. Some forty instructions
-per point and pixel, thirty of them for the logarithm, shared by all channels. Weights of zero, which offsets
-of zero have, add exactly zero. FMAs are explicit, as in `coordinates.py`, so that forward and backward round
-alike.
+where the output position o runs from -1 to 1, as theta expects. The sum is converted to pixels. It takes some
+forty instructions per point and pixel, thirty of them for the logarithm, and is shared by all channels.
+Offsets of zero have weights of zero, which add exactly zero. FMAs are explicit, as in `coordinates.py`.
 """
 
 import triton
@@ -27,9 +26,9 @@ THIN_PLATE = tl.constexpr(DISPLACEMENTS["thin_plate"])
 
 @triton.jit
 def displacement(theta, m, pixels, scales, points, sizes_out, K: tl.constexpr):
-    """What the weights of matrix m add to the source positions of output pixels, along x and y, in pixels.
+    """Shifts of source positions along x and y by the weights of matrix m, in pixels.
 
-    Nothing, as an empty tuple, for a map without a displacement.
+    Returns an empty tuple for a map without a displacement.
     """
     bends = ()
     if K.DISPLACEMENT == THIN_PLATE:
@@ -50,7 +49,7 @@ def displacement(theta, m, pixels, scales, points, sizes_out, K: tl.constexpr):
 
 @triton.jit
 def displaced(rows, bends, K: tl.constexpr):
-    """Positions, or what belongs to them, and what a displacement adds."""
+    """Add the bends of a displacement, if there is one, to one number per axis."""
     result = rows
     if K.DISPLACEMENT:
         result = add_rows(rows, bends, K.DIM)
@@ -72,7 +71,7 @@ def store_displacement(row, columns, along, window, points, sizes_out, K: tl.con
 
 @triton.jit
 def phi_at(base, units, points, i):
-    """Phi of the distance from control point i, at centred output coordinates."""
+    """Phi of the squared distance from control point i, at centred output coordinates."""
     point = points.ptr + 2 * i
     x = tl.fma(base[0], units[0], -tl.load(point))
     y = tl.fma(base[1], units[1], -tl.load(point + 1))
@@ -82,6 +81,6 @@ def phi_at(base, units, points, i):
 
 @triton.jit
 def units_of(sizes_out, K: tl.constexpr):
-    """Normalised coordinates per output pixel."""
+    """Length of an output pixel along x and y, where the output runs from -1 to 1."""
     two = tl.full((), 2, K.DTYPE)
     return ratio(two, sizes_out[0], K), ratio(two, sizes_out[1], K)

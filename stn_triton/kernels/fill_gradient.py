@@ -1,7 +1,7 @@
-"""The gradient of the fill values: a sum over all output pixels of what does not see the image.
+"""The gradient of the fill values: a sum over all output pixels, as far as they lie outside the image.
 
-A program owns a tile of output pixels, as in the forward, and stores its share; a second, fixed-order sum
-over the shares finishes.
+A program owns a tile of output pixels, as in the forward, and stores its share. A later pass adds the shares
+up in a fixed order.
 """
 
 import triton
@@ -46,9 +46,9 @@ def fill_kernel(
     theta_tangent_strides,
     K: tl.constexpr,
 ):
-    """The tile's share of the gradient of each channel's fill value: grad_output where nothing is covered.
+    """Store the tile's share of each fill value's gradient: grad_output times the uncovered part of a pixel.
 
-    For TANGENT, grad_output times how fast the uncovered part grows.
+    With TANGENT, grad_output times how fast the uncovered part grows.
     """
     sizes_in = (W_in, H_in, D_in)
     sizes_out = (W_out, H_out, D_out)

@@ -1,7 +1,7 @@
 """Forward: a program writes a tile of output pixels for a block of channels.
 
-A tap is loaded only if it lies inside and its weight is not zero: NaN or Inf beside a sampled pixel stay
-there, and the identity copies its input.
+A tap is loaded only if it lies inside and its weight is not zero. So NaN or Inf beside a sampled pixel does
+not spread, and the identity copies its input.
 """
 
 import triton
@@ -29,7 +29,7 @@ from stn_triton.kernels.taps import FILL
 
 @triton.jit
 def add_taps(block, image, n, c_start, indices, masks, factors, channels, K: tl.constexpr):
-    """Block + the taps of an image times their factors."""
+    """Add the taps of an image, times their factors, to a block."""
     start = block_start(image, n, c_start)
     starts, offsets = tap_addresses(start, image.strides, indices, K)
     for i in tl.static_range(K.TAPS**K.DIM):
@@ -74,7 +74,7 @@ def forward_kernel(
     fill_tangent_stride,
     K: tl.constexpr,
 ):
-    """output[m, :, pixel] = the taps around A (u, v, 1), weighted; or for TANGENT, how fast that changes."""
+    """Write output[m, :, pixel]: the weighted sum of taps around A (u, v, 1); with TANGENT, its tangent."""
     sizes_in = (W_in, H_in, D_in)
     sizes_out = (W_out, H_out, D_out)
     input = Image(input_ptr, input_stride_n, input_stride_c, input_strides)
@@ -89,12 +89,12 @@ def forward_kernel(
     window = window_of(theta, image_index_ptr, points, images, per_image, C, sizes_in, sizes_out, K)
     motion = motion_of(theta_tangent, window, points, sizes_out, K)
     halves = per_axis_halves(sizes_in, K)
-    # What does not depend on channels is computed before the loop: the compiler moves it there.
+    # The compiler moves all that does not depend on channels out of this loop.
     for step in range(steps_of(C - window.c_first, K)):
         c_start = window.c_first + step * K.BLOCK_C
         channels = C - c_start
         accumulator = zero_groups(K.GROUPS, K)
-        # The part of a pixel that lies inside and how fast it changes; whether that is all of it.
+        # The part of a pixel that lies inside, how fast that part changes, and whether it is the whole pixel.
         coverage = tl.zeros((K.PIXELS,), K.DTYPE)
         turnover = tl.zeros((K.PIXELS,), K.DTYPE)
         is_covered = window.mask

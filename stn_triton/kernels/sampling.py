@@ -1,10 +1,10 @@
-"""What output pixels sample: the tile of a program, its map, and the taps of each sample.
+"""The samples of output pixels: the tile of a program, its map, and the taps of each sample.
 
 Shared by all kernels whose programs own output pixels. Coordinates, masks and weights are computed once per
 pixel and used for all channels of a block.
 
-Antialiasing samples as if the output were larger, by a whole number per axis that depends on the matrix
-(`samples_per_pixel`), and averages; a matrix that does not shrink has one sample.
+Antialiasing samples as if the output were larger by a whole factor per axis, and averages the samples of each
+pixel. `samples_per_pixel` computes the factors from the matrix: 1 for a matrix that does not shrink.
 """
 
 import triton
@@ -39,7 +39,7 @@ def window_of(theta, image_index_ptr, points, images, per_image, C, sizes_in, si
 
 @triton.jit
 def image_of(image_index_ptr, m, images, per_image, K: tl.constexpr):
-    """The image that matrix m warps, and whether it exists; without an index each has `per_image`."""
+    """Image that matrix m warps, and whether it exists. Without an index, each has `per_image` matrices."""
     if K.HAS_INDEX:
         n = tl.load(image_index_ptr + m)
         exists = (n >= 0) & (n < images)
@@ -52,7 +52,7 @@ def image_of(image_index_ptr, m, images, per_image, K: tl.constexpr):
 
 @triton.jit
 def map_of(theta, m, sizes_in, sizes_out, K: tl.constexpr):
-    """Matrix m in pixels, for samples of the output."""
+    """The map of matrix m in pixels, from samples of the output to the input."""
     scales = theta_scales(sizes_in, sizes_out, K)
     a = fold_theta(theta, m, scales, K)
     samples = ()
@@ -74,7 +74,7 @@ def map_of(theta, m, sizes_in, sizes_out, K: tl.constexpr):
 
 @triton.jit
 def sample_at(window, number, sizes_in, K: tl.constexpr):
-    """One of the samples of each output pixel."""
+    """Sample `number` of each output pixel."""
     map = window.map
     base = ()
     for k in tl.static_range(K.DIM):
@@ -97,7 +97,7 @@ def sample_at(window, number, sizes_in, K: tl.constexpr):
 
 @triton.jit
 def tap_of(numbers, i: tl.constexpr, K: tl.constexpr):
-    """Of numbers for each axis and tap, those of the i-th tap of all: x varies fastest."""
+    """The numbers of tap i, one for each axis, from those of all axes and taps; x varies fastest."""
     if K.DIM == 3:
         result = (
             numbers[i % K.TAPS],
@@ -111,10 +111,10 @@ def tap_of(numbers, i: tl.constexpr, K: tl.constexpr):
 
 @triton.jit
 def tap_addresses(start, strides, indices, K: tl.constexpr):
-    """Of every tap: where to start from, and the offsets of pixels from there.
+    """Start of every tap, and the offsets of its pixels from there.
 
-    Taps that lie side by side share the offsets of the first: a scalar start costs less than offsets of every
-    tap, and in a contiguous row it is a constant in the load. Under wrap the last pixel is beside the first.
+    Taps that lie side by side share the offsets of the first one: a scalar start costs less than offsets of
+    every tap, and in a contiguous row it is a constant in the load. Under wrap, taps may lie far apart.
     """
     starts = ()
     offsets = ()
@@ -138,7 +138,7 @@ def tap_addresses(start, strides, indices, K: tl.constexpr):
 
 @triton.jit
 def product(numbers, K: tl.constexpr):
-    """The product over axes."""
+    """Product of one number per axis."""
     result = numbers[0] * numbers[1]
     if K.DIM == 3:
         result *= numbers[2]

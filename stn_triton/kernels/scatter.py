@@ -1,33 +1,33 @@
 """Backward over output pixels: grad_input by additions in memory, and the tile's share of grad_theta.
 
 A program owns a tile of output pixels, as in the forward, and computes their positions once for both
-gradients. From the gradient g of an output pixel at the position c, with the value sum of w_i(c) x_i over its
-taps i, follow
+gradients. An output pixel at the position c has the value sum of w_i(c) x_i over its taps i. From its
+gradient g follow
 
     grad_input:  w_i g is added at every tap i,
-    grad_theta:  dc_k = sum over taps and channels of g x_i dw_i/dc_k, of which row k gets dc_k (u, v, 1).
+    grad_theta:  dc_k = sum over taps and channels of g x_i dw_i/dc_k; row k gets dc_k (u, v, 1).
 
-A projective map c_k = h_k/h_w passes dc_k/h_w to row k and -sum of dc_k c_k/h_w to the last row. Sums for
-theta are stored by each program, and added up afterwards in a fixed order.
+A projective map c_k = h_k/h_w passes dc_k/h_w to row k and -sum of dc_k c_k/h_w to the last row. Each program
+stores its sums for theta; a later pass adds them up in a fixed order.
 
-The additions to grad_input are atomic. As floating-point numbers (ADDS == FLOATS) their order, which nobody
-knows, decides the last bits. Under PyTorch's deterministic mode they are whole numbers, whose sum does not
-depend on the order, in three passes:
+The additions to grad_input are atomic. Floating-point numbers (ADDS == FLOATS) are added in an unknown order,
+which affects the last bits. PyTorch's deterministic mode adds whole numbers instead, because their sum does
+not depend on the order. It has three passes:
 
-    LARGEST  finds for each image the largest total t of the magnitudes of what one output pixel adds.
-             With 2**e the power of two above it, no pixel gets more than 2**h t < 2**(h + e), where 2**h is
-             the number of output pixels that sample the image, and two more bits pay for rounding.
-    WHOLE    adds x = 2**(head - e) w_i g, head = 61 - h: its whole part to one 64-bit integer, and
-             2**low times the rest, if there is any, to another. low is head less the bits of the number of
-             additions of one output pixel, for each may leave a rest; so neither can overflow. What is below
-             2**-(head + low) t is cut off: of bilinear images of 2**16 output pixels, fp32 shares have all
-             their bits down to 2**-62 t, fp64 shares to 2**-33 t. What is not finite is added to grad_input
-             itself, as a floating-point number: such sums are infinite or NaN in any order.
-    settle_kernel   puts the two integers together in fp64, rounds, and adds what was not finite.
+    LARGEST  finds for each image the largest total t of the magnitudes that one output pixel adds. Let 2**e
+             be the power of two above t, and 2**h the number of output pixels that sample the image. Then no
+             pixel gets more than 2**h t < 2**(h + e). Two more bits are reserved for rounding.
+    WHOLE    multiplies each share: x = 2**(head - e) w_i g, head = 61 - h. The whole part of x is added to
+             one 64-bit integer, and 2**low times the rest, if any, to another. Each addition may leave a
+             rest, so low is head less the bits of the number of additions per output pixel. So neither
+             integer can overflow. Parts below 2**-(head + low) t are cut off: of bilinear images of 2**16
+             output pixels, fp32 shares keep all bits down to 2**-62 t, fp64 shares down to 2**-33 t. Shares
+             that are not finite are added to grad_input itself: their sum is infinite or NaN in any order.
+    settle_kernel   combines the two integers in fp64, rounds, and adds the sums that are not finite.
 
-A compiler may contract the two passes differently, so a share may be larger than LARGEST found by rounding:
-it is cut to 2**e. The second integer is touched where a share's last bit lies below 2**-head t: of 2**16
-output pixels, by fp32 shares below about 2**-21 t.
+The compiler may round the two passes differently, so a share may be slightly larger than LARGEST found: it is
+cut to 2**e. The second integer is used only where a share's last bit lies below 2**-head t: with 2**16 output
+pixels, by fp32 shares below about 2**-21 t.
 """
 
 import triton
@@ -73,18 +73,18 @@ NOTHING = tl.constexpr(0)
 FLOATS = tl.constexpr(1)
 LARGEST = tl.constexpr(2)
 WHOLE = tl.constexpr(3)
-"""What is added to grad_input, see above."""
+"""Codes of ADDS: the numbers that are added to grad_input, see above."""
 GUARD = tl.constexpr(24)
-"""One output pixel adds less than 2**24 times: up to 64 samples on each axis, 16 taps or 8 in a volume."""
+"""An output pixel adds fewer than 2**GUARD times: 64 samples per axis, 16 taps or 8 in a volume."""
 SETTLED = tl.constexpr(1024)
-"""Elements of a program that settles."""
+"""Elements per program of `settle_kernel`."""
 
 
 @triton.jit
 def exponent_of(limits_ptr, n, DTYPE: tl.constexpr):
-    """An e with 2**e above the largest total of image n, of which 2**-GUARD is there as its bits.
+    """Exponent e with 2**e above the largest total of image n; the least one, except for totals near zero.
 
-    It is the least one but for totals near zero.
+    At limits_ptr are the bits of 2**-GUARD times the total.
     """
     bits = tl.load(limits_ptr + n)
     if tl.float64 == DTYPE:
@@ -96,7 +96,7 @@ def exponent_of(limits_ptr, n, DTYPE: tl.constexpr):
 
 @triton.jit
 def power_of_two(exponent, DTYPE: tl.constexpr):
-    """2**exponent as two factors: it may be no number of the dtype itself."""
+    """2**exponent as two factors, because 2**exponent itself may be out of the range of the dtype."""
     first = exponent // 2
     second = exponent - first
     if tl.float64 == DTYPE:
@@ -110,7 +110,7 @@ def power_of_two(exponent, DTYPE: tl.constexpr):
 
 @triton.jit
 def add_magnitudes(totals, gradient, weight, mask, K: tl.constexpr):
-    """Add the magnitudes of a tap's shares, 2**-GUARD of them, so that their totals are finite."""
+    """Add the magnitudes of a tap's shares, times 2**-GUARD so that the totals are finite."""
     result = ()
     for g in tl.static_range(K.GROUPS):
         share = gradient[g] * weight[:, None]
@@ -121,7 +121,7 @@ def add_magnitudes(totals, gradient, weight, mask, K: tl.constexpr):
 
 @triton.jit
 def scales_of(limits_ptr, n, head, low, K: tl.constexpr):
-    """What shares of image n are multiplied with, and the largest number that they may then be, for WHOLE."""
+    """Factors that turn shares of image n into whole numbers, and the largest result, for WHOLE."""
     scale, low_scale, most = (), (), 0.0
     if K.ADDS == WHOLE:
         scale = power_of_two(head - exponent_of(limits_ptr, n, K.DTYPE), K.DTYPE)
@@ -133,7 +133,7 @@ def scales_of(limits_ptr, n, head, low, K: tl.constexpr):
 
 @triton.jit
 def add_shares(adding, start, stride_c, offset, gradient, weight, mask, channels, K: tl.constexpr):
-    """Add the gradient times a tap's weight; `start` is a pointer for FLOATS, else an element's number."""
+    """Add the gradient times a tap's weight. `start` is a pointer for FLOATS, else an offset in elements."""
     for g in tl.static_range(K.GROUPS):
         share = gradient[g] * weight[:, None]
         target = group_pointers(start, stride_c, offset, g, K)
@@ -200,13 +200,13 @@ def scatter_kernel(
     fill_tangent_stride,
     K: tl.constexpr,
 ):
-    """Add to grad_input as ADDS says, and store the tile's share of the gradient of its matrix, if wanted.
+    """Add to grad_input according to ADDS; with NEEDS_THETA, store the tile's share of its matrix's gradient.
 
-    For TANGENT, of the gradient of the tangent: a tap's weight is how fast its weight changes.
+    With TANGENT, the gradients are those of the tangent: the change of a tap's weight replaces the weight.
     """
     sizes_in = (W_in, H_in, D_in)
     sizes_out = (W_out, H_out, D_out)
-    # Whole numbers are added to two tensors, so their addresses begin at an element's number.
+    # Whole numbers are added to two tensors, so `add_shares` takes offsets instead of pointers.
     grad_input = Image(
         grad_input_ptr if K.ADDS == FLOATS else 0,
         grad_input_stride_n,
@@ -233,7 +233,7 @@ def scatter_kernel(
     largest = tl.zeros((K.PIXELS,), K.DTYPE)
     sums = zero_vectors(K.ROWS * (K.DIM + 1), K)
     along_all = zero_vectors(K.DIM if K.DISPLACEMENT else 0, K)
-    # What does not depend on channels is computed before the loop: the compiler moves it there.
+    # The compiler moves all that does not depend on channels out of this loop.
     for step in range(steps_of(C - window.c_first, K)):
         c_start = window.c_first + step * K.BLOCK_C
         channels = C - c_start
@@ -362,7 +362,7 @@ def scatter_kernel(
 
 @triton.jit(do_not_specialize=("elements", "per_image", "head", "low"))
 def settle_kernel(grad_input_ptr, whole_ptr, limits_ptr, elements, per_image, head, low, DTYPE: tl.constexpr):
-    """Add the sums of whole numbers to grad_input, which has what is not finite."""
+    """Add the sums of whole numbers to grad_input, which holds the sums that are not finite."""
     programs = tl.cdiv(per_image, SETTLED)
     n = tl.program_id(0) // programs
     element = (tl.program_id(0) - n * programs).to(tl.int64) * SETTLED + tl.arange(0, SETTLED)
@@ -372,7 +372,7 @@ def settle_kernel(grad_input_ptr, whole_ptr, limits_ptr, elements, per_image, he
     rest = tl.load(whole_ptr + tl.cast(elements, tl.int64) + element, mask=mask, other=0).to(tl.float64)
     less = power_of_two(-low, tl.float64)
     scale = power_of_two(exponent_of(limits_ptr, n, DTYPE) - head, tl.float64)
-    first = whole.to(tl.float64)  # whose last bits the rest may carry into
+    first = whole.to(tl.float64)  # may round; the error is added below
     total = first + ((whole - first.to(tl.int64)).to(tl.float64) + rest * less[0] * less[1])
     total = total * scale[0] * scale[1]
     infinite = tl.load(grad_input_ptr + element, mask=mask, other=0)

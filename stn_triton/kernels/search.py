@@ -1,16 +1,16 @@
-"""Which output pixels sample an input pixel: its preimage, as a range of rows and, in each row, of columns.
+"""The output pixels that sample an input pixel: a range of rows and, in each row, a range of columns.
 
-Output pixel (u, v) lies at c_k = a_k0 u + a_k1 v + a_k2 on axis k, and samples input pixel p only if c_k lies
-in [p_k - R, p_k + R], with R half the support (1/2, 1, 2 for one, two, four taps). The edge pixels of border
-padding are also sampled by all that lies beyond them, so their interval is open to that side. An interval is
-a strip between two parallel lines of the output plane, |u| <= U, |v| <= V:
+Output pixel (u, v) lies at c_k = a_k0 u + a_k1 v + a_k2 on axis k. It samples input pixel p only if c_k lies
+in [p_k - R, p_k + R], with R half the support (1/2, 1, 2 for one, two, four taps). Under border padding, the
+edge pixels are also sampled from all positions beyond them, so their interval is open to that side. In the
+output plane, |u| <= U, |v| <= V, an interval becomes a strip between two parallel lines:
 
     a strip alone    limits v to (lo - a_k2 -+ |a_k0| U)/a_k1 while u runs over [-U, U], and,
                      within a row, u to (lo - a_k1 v - a_k2)/a_k0;
     both strips      meet in a parallelogram with rows (A^-1 p)_v +- sum of R |A^-1_vk|.
 
-Every interval is widened by the rounding of whatever goes into it: one missed candidate of weight zero would
-still lose its derivative, while needless ones are rejected by the taps.
+Every interval is widened by the rounding errors of its inputs. Even a missed candidate of weight zero would
+lose its derivative, while needless candidates are rejected by the taps.
 """
 
 import triton
@@ -22,33 +22,33 @@ from stn_triton.kernels.taps import BORDER
 
 @triton.jit
 def epsilon_of(DTYPE: tl.constexpr):
-    """Four roundings: added to every range, relative to what it was computed from."""
+    """Four rounding errors, relative to the numbers that a range is computed from."""
     result: tl.constexpr = 2.0**-21 if tl.float32 == DTYPE else 2.0**-50
     return result
 
 
 @triton.jit
 def reciprocal(a):
-    """1/a, finite also where a is zero; NaN if it is NaN."""
+    """1/a, but finite where a is zero; NaN where a is NaN."""
     tiny: tl.constexpr = 1e-30
     return 1 / tl.where(tl.abs(a) <= tiny, tl.where(a < 0, -tiny, tiny), a)
 
 
 @triton.jit
 def lasts_slack(last):
-    """Rounding of a centred output coordinate."""
+    """Bound of the rounding error of a centred output coordinate."""
     return 2 * epsilon_of(last.dtype) * (last + 1)
 
 
 @triton.jit
 def output_lasts(sizes, less, K: tl.constexpr):
-    """Centred coordinates of the last output pixels, (U, V); with `less` 0 of their outer edges."""
+    """Centred coordinates (U, V) of the last output pixels; with `less` 0, those of their outer edges."""
     return 0.5 * tl.cast(sizes[0] - less, K.DTYPE), 0.5 * tl.cast(sizes[1] - less, K.DTYPE)
 
 
 @triton.jit
 def reaches_of(a, lasts, sizes_in, K: tl.constexpr):
-    """How far each row of a leads from its middle within the output, and half the support, widened."""
+    """How far the output reaches from its middle on each input axis; and half the support, widened."""
     spans, reaches = (), ()
     for k in tl.static_range(2):
         span = tl.abs(a[3 * k]) * lasts[0] + tl.abs(a[3 * k + 1]) * lasts[1]
@@ -60,7 +60,7 @@ def reaches_of(a, lasts, sizes_in, K: tl.constexpr):
 
 @triton.jit
 def candidates_per_row(a, reaches, sizes, lasts):
-    """Most candidates that a pixel with closed intervals has in a row."""
+    """Largest number of candidates per row, for a pixel with closed intervals."""
     longest = tl.minimum(reaches[0] * tl.abs(reciprocal(a[0])), reaches[1] * tl.abs(reciprocal(a[3])))
     longest = 2 * (longest + lasts_slack(lasts[0]))
     is_short = longest < sizes[0]
@@ -69,14 +69,14 @@ def candidates_per_row(a, reaches, sizes, lasts):
 
 @triton.jit
 def touches_edge(origin, sizes_in, k: tl.constexpr, K: tl.constexpr):
-    """Whether a tile has first or last pixels of an axis."""
+    """Whether a tile contains first or last pixels of an axis."""
     extent: tl.constexpr = K.BLOCK_W if k == 0 else K.BLOCK_H
     return (origin[k] == 0) | (origin[k] + extent >= sizes_in[k])
 
 
 @triton.jit
 def has_samples(a, origin, sizes_in, K: tl.constexpr):
-    """False where numbers that are not finite leave nothing to find; they sample edges, if anything."""
+    """Whether the matrix may sample the tile: rows that are not finite sample at most edges."""
     result = origin[0] >= 0
     for k in tl.static_range(2):
         finite = is_finite(a[3 * k]) & is_finite(a[3 * k + 1]) & is_finite(a[3 * k + 2])
@@ -88,7 +88,7 @@ def has_samples(a, origin, sizes_in, K: tl.constexpr):
 
 @triton.jit
 def tile_is_reached(reached, a, tile, lasts, K: tl.constexpr):
-    """Which of a vector of maps may sample a pixel of the tile, of those given. NaN may."""
+    """Which of the maps in `reached` may sample a pixel of the tile. Maps with NaN may."""
     spans, reaches = reaches_of(a, lasts, tile.sizes_in, K)
     for k in tl.static_range(2):
         constant = a[3 * k + 2]
@@ -104,7 +104,7 @@ def tile_is_reached(reached, a, tile, lasts, K: tl.constexpr):
 
 @triton.jit
 def axis_interval(number, reach, low, high, K: tl.constexpr):
-    """Positions that may sample SIDE pixels on an axis, from a first: the ends, whether both are closed."""
+    """Ends of the positions that may sample SIDE pixels from `number` on, and whether both are closed."""
     last = number + (K.SIDE - 1)
     lo, hi = number - reach, last + reach
     is_closed = number == number
@@ -118,9 +118,9 @@ def axis_interval(number, reach, low, high, K: tl.constexpr):
 
 @triton.jit
 def strip_end(los, his, a, constants, lasts, axis: tl.constexpr, IS_LAST: tl.constexpr):
-    """Where along an axis the first strip ends, or begins for not IS_LAST, within the whole output.
+    """End of the range along an axis that lies in the output and in both strips; its start for not IS_LAST.
 
-    For rows (axis 1), u runs over its whole extent; `constants` has the other terms. NaN does not narrow.
+    For rows (axis 1), u runs over its whole extent. `constants` has the other terms. NaN limits nothing.
     """
     end = lasts[axis] if IS_LAST else -lasts[axis]
     slack = lasts_slack(lasts[axis])
@@ -143,7 +143,7 @@ def strip_end(los, his, a, constants, lasts, axis: tl.constexpr, IS_LAST: tl.con
 
 @triton.jit
 def meeting(a, targets, reaches, spans, sizes_in, last, K: tl.constexpr):
-    """Middle and half-height of the parallelogram in which both strips meet, and whether they can be told."""
+    """Middle and half-height of the parallelogram in which both strips meet; whether they are reliable."""
     epsilon: tl.constexpr = epsilon_of(K.DTYPE)
     inverse = 1 / (a[0] * a[4] - a[1] * a[3])
     size = tl.abs(inverse)
@@ -158,7 +158,7 @@ def meeting(a, targets, reaches, spans, sizes_in, last, K: tl.constexpr):
 
 @triton.jit
 def row_range(a, targets, los, his, closed, reaches, spans, sizes_in, lasts, K: tl.constexpr):
-    """Ends of the rows that sample each pixel, by the strips and by their meeting."""
+    """First and last row that may sample each pixel, from the strips and from their parallelogram."""
     constants = (a[2], a[5])
     first = strip_end(los, his, a, constants, lasts, 1, False)
     last = strip_end(los, his, a, constants, lasts, 1, True)
@@ -172,10 +172,10 @@ def row_range(a, targets, los, his, closed, reaches, spans, sizes_in, lasts, K: 
 
 @triton.jit
 def without_open_end(first, count, map, tile, closed, axis: tl.constexpr, K: tl.constexpr):
-    """The first index along an axis and how many there are, less one that only rounding has added.
+    """Drop an index that only rounding has added at the open end of a range; return first index and count.
 
-    Two and four taps are sampled from [p - R, p + R): an index that lies at the upper end to the last bit is
-    no candidate. Its position depends on no other index where the matrix has a zero beside its diagonal.
+    Two and four taps are sampled from [p - R, p + R): an index exactly at the upper end is no candidate. This
+    is tested where the matrix has a zero beside its diagonal: there the position depends on no other index.
     """
     a = map.a
     slope = a[4 * axis]
@@ -197,5 +197,5 @@ def first_index(first, last):
 
 @triton.jit
 def range_count(first, end, last):
-    """How many indices there are from the first to a centred coordinate; negative if none."""
+    """Number of indices from the first to a centred coordinate; zero or negative if there are none."""
     return tl.floor(tl.maximum(end, -last - 1) + last).to(tl.int32) - first + 1

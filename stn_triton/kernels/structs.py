@@ -1,11 +1,11 @@
-"""What kernels and their helpers hand on by name, instead of one argument each.
+"""Named groups of values that kernels and their helpers pass on, instead of one argument each.
 
-`Constants`, K in the kernels, holds what a kernel is compiled for. The others are made in kernels.
+`Constants`, called K in the kernels, holds the values that a kernel is compiled for. Kernels make the others.
 
-Triton names a compiled helper by the types of its arguments, also of the members of structs, but not by their
-names. A helper that takes two classes with members of equal types would be compiled for the first, and be
-silently wrong for the second. So each parameter of a helper takes one class; `tests/test_structs.py` checks
-this. Properties and methods do not compile: what follows from other constants is a member too.
+Triton identifies a compiled helper by the types of its arguments and of their members, but not by the names
+of the members. If a helper took two classes with members of equal types, it would be compiled for the first
+one, and be silently wrong for the second. So each parameter takes one class; `tests/test_structs.py` checks
+this. Properties and methods do not compile, so a constant that follows from others is a member too.
 """
 
 from __future__ import annotations
@@ -17,43 +17,43 @@ import triton.language as tl
 
 
 class Constants(NamedTuple):
-    """What is known when a kernel is compiled."""
+    """The values that are known when a kernel is compiled."""
 
     DIM: int
     """2 for images, 3 for volumes."""
     PROJECTIVE: bool
     DISPLACEMENT: int
-    """What is added to the positions of the matrix, see `displacement.py`."""
+    """Code of the displacement that is added to the positions of the matrix, see `displacement.py`."""
     TAPS: int
     """Pixels on each axis that a sample reads: 1 (nearest), 2 (bilinear) or 4 (bicubic)."""
     PADDING: int
-    """What lies outside, see `taps.py`."""
+    """Code of the padding, which gives the values outside the image, see `taps.py`."""
     ALIGN_CORNERS: bool
     ANTIALIAS: bool
     HAS_INDEX: bool
     """Whether an index says which image each matrix warps."""
     TANGENT: bool
-    """Whether the kernel computes the tangent of what it computes else."""
+    """Whether the kernel computes the tangent of its usual result."""
     INDEX: tl.dtype
-    """Of offsets within a plane."""
+    """Dtype of offsets within a plane."""
     DTYPE: tl.dtype
-    """Of coordinates, weights and sums over pixels."""
+    """Dtype of coordinates, weights and sums over pixels."""
     SUM: tl.dtype
-    """Of a block: DTYPE, or whole numbers for label maps, which are copied."""
+    """Dtype of a block: DTYPE, or an integer type for label maps, which are copied."""
     MANY: bool
-    """Of a gather: whether an image has several matrices."""
+    """Whether an image has several matrices; set only for a gather."""
     NEEDS_THETA: bool
     """Whether a backward also sums the gradient of the matrix."""
     ADDS: int
-    """What a scatter adds to grad_input, see `scatter.py`."""
+    """Code of the numbers that a scatter adds to grad_input, see `scatter.py`."""
     EVEN_C: bool
-    """Whether the channels are a multiple of BLOCK_C."""
+    """Whether the number of channels is a multiple of BLOCK_C."""
     SIDE: int
     """Width and height of the square of pixels that a lane of a gather owns."""
     BLOCK_C: int
     """Channels of a block."""
     STEPS_C: int
-    """Blocks of channels that a program goes through one after the other."""
+    """Blocks of channels that a program processes one after the other."""
     RUN_C: int
     """Channels of a group, side by side in memory, see `block.py`."""
     BLOCK_H: int
@@ -61,23 +61,23 @@ class Constants(NamedTuple):
     BLOCK_W: int
     """Columns of a tile."""
     ROWS: int
-    """Rows of the matrix: one for each axis, and a projective map's last."""
+    """Rows of the matrix: one for each axis, and one more for a projective map."""
     GROUPS: int
     """Groups of a block: BLOCK_C / RUN_C."""
     PIXELS: int
-    """Length of the vectors of a program: the pixels of a tile, or its squares."""
+    """Length of the vectors of a program: the number of pixels of a tile, or of its squares."""
 
 
-# Triton gives its hooks the constants of a kernel as JSON, where only a class of this name becomes text.
+# Triton passes the constants of a kernel to its hooks as JSON, and turns only a class of this name into text.
 Constants.__name__ = "dtype"
 
 
 def constants(**values: Any) -> Constants:
-    """All constants, from those that do not follow from others."""
+    """Make all constants: the given ones, and those that follow from them."""
     values["ROWS"] = values["DIM"] + values["PROJECTIVE"]
     values["GROUPS"] = values["BLOCK_C"] // values["RUN_C"]
     values["PIXELS"] = values["BLOCK_H"] * values["BLOCK_W"] // values["SIDE"] ** 2
-    if not triton.knobs.runtime.interpret:  # Triton 3.6 and 3.7 do not wrap what they read from a struct
+    if not triton.knobs.runtime.interpret:  # Triton 3.6 and 3.7 do not wrap the members of a struct
         values = {name: tl.constexpr(value) for name, value in values.items()}
     return Constants(**values)
 
@@ -89,7 +89,7 @@ class Image(NamedTuple):
     stride_n: object
     stride_c: object
     strides: tuple
-    """Of pixels, in the tensor's order: along z, y, x."""
+    """Strides of pixels, in the tensor's order: along z, y, x."""
 
 
 class Matrix(NamedTuple):
@@ -97,7 +97,7 @@ class Matrix(NamedTuple):
 
     ptr: object
     strides: tuple
-    """Of matrices, rows and columns."""
+    """Strides of matrices, rows and columns."""
 
 
 class Vector(NamedTuple):
@@ -118,35 +118,35 @@ class Map(NamedTuple):
     """A matrix in pixels: where each sample of the output lies in the input."""
 
     a: tuple
-    """Its entries, row by row."""
+    """Entries of the matrix, row by row."""
     scales: tuple
-    """What the entries of theta were multiplied by."""
+    """Factors by which the entries of theta were multiplied."""
     samples: tuple
     """Samples of an output pixel along each axis."""
     count: object
-    """Samples of an output pixel in all."""
+    """Samples of an output pixel in total."""
     sizes: tuple
-    """Of the output, in samples."""
+    """Sizes of the output, in samples."""
 
 
 class Window(NamedTuple):
-    """What a program that owns output pixels works on, and the map that says what they sample."""
+    """The output pixels that a program owns, and their map into the input."""
 
     m: object
-    """The matrix."""
+    """Number of the matrix."""
     n: object
-    """The image that it warps."""
+    """Number of the image that the matrix warps."""
     exists: object
-    """Whether there is such an image."""
+    """Whether that image exists."""
     c_first: object
     """The first channel."""
     pixels: tuple
     """The pixels, as vectors x, y, z."""
     mask: object
-    """Which of them the output has."""
+    """Which of these pixels lie in the output."""
     map: Map
     bends: tuple
-    """What a displacement adds to their positions."""
+    """Shifts of the positions by a displacement."""
 
 
 class Motion(NamedTuple):
@@ -155,37 +155,37 @@ class Motion(NamedTuple):
     b: tuple
     """The tangent in pixels, row by row."""
     bends: tuple
-    """How the displacement moves."""
+    """Changes of the displacement along the tangent."""
 
 
 class Sample(NamedTuple):
     """One sample of each output pixel of a tile."""
 
     base: tuple
-    """Its centred output coordinates."""
+    """Centred output coordinates of the sample."""
     positions: tuple
-    """Its source positions, along x, y, z."""
+    """Source positions, along x, y, z."""
     divisor: object
-    """What a projective map divides by."""
+    """Divisor of a projective map."""
     indices: tuple
-    """Of each axis, the pixels that it reads; whole numbers from 0 on in the image."""
+    """Pixels that the sample reads on each axis; 0 is the first pixel of the image."""
     weights: tuple
-    """Of each axis, their weights."""
+    """Weights of these pixels on each axis."""
     slopes: tuple
-    """The derivatives of the weights by the position."""
+    """Derivatives of the weights by the position."""
 
 
 class Adding(NamedTuple):
-    """Where a scatter adds shares, and what it multiplies them with to make whole numbers of them."""
+    """Where a scatter adds its shares, and the factors that turn them into whole numbers."""
 
     grad_input_ptr: object
     whole_ptr: object
     elements: object
-    """Elements of grad_input: whole_ptr has two numbers for each."""
+    """Number of elements of grad_input; at whole_ptr there are two numbers for each."""
     scale: tuple
     low_scale: tuple
     most: object
-    """The largest number that the first of the two may get from a share."""
+    """Largest magnitude that a share may add to the first of the two numbers."""
 
 
 class Tile(NamedTuple):
@@ -195,38 +195,38 @@ class Tile(NamedTuple):
     """The first pixel (x, y)."""
     sizes_in: tuple
     pixels: tuple
-    """The pixels, or the first ones of squares, as vectors x, y."""
+    """The pixels, or the first pixels of squares, as vectors x, y."""
     mask: object
-    """Which of them the image has."""
+    """Which of these pixels lie in the image."""
     numbers: tuple
-    """On each axis, counted from pixel (size - 1)//2 as in `taps.py`, as floating-point numbers."""
+    """The pixels on each axis, counted from pixel (size - 1)//2 as in `taps.py`, in floating point."""
     halves: tuple
     """The fractional parts of (size - 1)/2."""
     lows: tuple
-    """The first pixel of each axis, counted so."""
+    """The first pixel of each axis of the image, counted like `numbers`."""
     highs: tuple
-    """The last pixel of each axis."""
+    """The last pixel of each axis of the image, counted like `numbers`."""
     at_edge: object
-    """Whether the tile has first or last pixels of an axis."""
+    """Whether the tile contains first or last pixels of an axis."""
 
 
 class Visit(NamedTuple):
     """A candidate of a gather: an output pixel that may sample pixels of a square."""
 
     u: object
-    """Its centred column."""
+    """Centred column of the output pixel."""
     hits: tuple
-    """Which pixels it does sample, row by row."""
+    """Which pixels of the square are sampled, row by row."""
     weights: tuple
-    """Of the pixels on each axis; mean nothing where a pixel is not hit, as do `slopes`."""
+    """Weights of the pixels on each axis. Like `slopes`, meaningless where a pixel is not hit."""
     slopes: tuple
 
 
 class Plane(NamedTuple):
-    """Channels of one image, from the first of a block on."""
+    """Channels of one image, beginning with the first channel of a block."""
 
     start: object
-    """The first pixel of the first channel."""
+    """Pointer to the first pixel of the first channel."""
     stride_c: object
     strides: tuple
-    """Of pixels, as those of `Image`."""
+    """Strides of pixels, as in `Image`."""

@@ -1,8 +1,8 @@
-"""Sums over all output pixels: of derivatives by the rows of a matrix, to theta's gradient.
+"""The gradient of theta: sums of the derivatives by the rows of a matrix over all output pixels.
 
-A program stores its share; a second, fixed-order sum over the shares finishes. With dc_k the derivative by
-the position on axis k, row k of theta gets dc_k times (u, v, 1). A projective map c_k = h_k/h_w passes
-dc_k/h_w to row k and -sum of dc_k c_k/h_w to the last row.
+A program stores its share; a later pass adds the shares up in a fixed order. With dc_k the derivative by the
+position on axis k, row k of theta gets dc_k times (u, v, 1). A projective map c_k = h_k/h_w passes dc_k/h_w
+to row k and -sum of dc_k c_k/h_w to the last row.
 """
 
 import triton
@@ -19,7 +19,7 @@ def add_three(a0, a1, a2, b0, b1, b2):
 
 @triton.jit
 def store_sums(row, sums, scales, columns, K: tl.constexpr):
-    """Reduce vectors over the program and store them in its row, as gradients of a matrix with `columns`."""
+    """Sum each vector over the pixels and store it at `row`, as the gradient of a matrix with `columns`."""
     for i in tl.static_range(0, K.ROWS * (K.DIM + 1), 3):
         totals = tl.reduce((sums[i], sums[i + 1], sums[i + 2]), 0, add_three)
         for j in tl.static_range(3):
@@ -29,7 +29,7 @@ def store_sums(row, sums, scales, columns, K: tl.constexpr):
 
 @triton.jit
 def zero_vectors(COUNT: tl.constexpr, K: tl.constexpr):
-    """So many sums, one number per pixel each."""
+    """COUNT vectors of zeros, with one number per pixel."""
     vectors = ()
     for _ in tl.static_range(COUNT):
         vectors = vectors + (tl.zeros((K.PIXELS,), K.DTYPE),)
@@ -38,7 +38,7 @@ def zero_vectors(COUNT: tl.constexpr, K: tl.constexpr):
 
 @triton.jit
 def add_rows(sums, rows, COUNT: tl.constexpr):
-    """Add vectors to sums, one each."""
+    """Add one vector to each sum."""
     result = ()
     for i in tl.static_range(COUNT):
         result = result + (sums[i] + rows[i],)
@@ -47,7 +47,7 @@ def add_rows(sums, rows, COUNT: tl.constexpr):
 
 @triton.jit
 def add_column(sums, rows, base, column: tl.constexpr, K: tl.constexpr):
-    """Of the sums for a whole matrix, add to one column the derivatives by rows times its coordinate."""
+    """Add the derivatives by rows, times the coordinate `base`, to one column of a matrix of sums."""
     result = ()
     for i in tl.static_range(K.ROWS * (K.DIM + 1)):
         if i % (K.DIM + 1) == column:
@@ -68,7 +68,7 @@ def where_hit(hit, vectors, COUNT: tl.constexpr):
 
 @triton.jit
 def row_derivatives(along, sample, halves, K: tl.constexpr):
-    """From derivatives by positions to derivatives by the rows of the matrix."""
+    """Derivatives by the rows of the matrix, from the derivatives by positions."""
     if K.PROJECTIVE:
         inverse = 1 / tl.where(is_visible(sample.divisor), sample.divisor, 1)
         rows = ()

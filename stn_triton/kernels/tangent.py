@@ -1,8 +1,8 @@
-"""How taps change along a tangent of theta: forward mode, and what second derivatives need.
+"""How taps change along a tangent of theta, for forward mode and second derivatives.
 
-A tangent of theta, folded like theta itself (`coordinates.fold_theta`), moves positions with a velocity v. A
-tap with the weight w, a product over axes, then changes by the sum of v_k dw/dx_k (`change_of`), and the
-derivatives dw/dx_k by the sum over j of v_j d2w/dx_j dx_k (`slope_changes_of`).
+A tangent of theta, folded like theta itself (`coordinates.fold_theta`), moves positions with a velocity v.
+The weight w of a tap, a product over axes, changes by the sum of v_k dw/dx_k (`change_of`). Its derivatives
+dw/dx_k change by the sum over j of v_j d2w/dx_j dx_k (`slope_changes_of`).
 
 A projective map c_k = h_k/h_w moves by v_k = (g_k - c_k g_w)/h_w, with g from the rows of the tangent.
 """
@@ -18,13 +18,13 @@ from stn_triton.kernels.taps import near, padded
 
 @triton.jit
 def finite(number):
-    """The number, 0 if it overflowed: just before the horizon velocities do, where taps do not count."""
+    """The number, or 0 if it is not finite: velocities overflow near the horizon, where taps are masked."""
     return tl.where(tl.abs(number) < float("inf"), number, 0)
 
 
 @triton.jit
 def motion_of(theta_tangent, window, points, sizes_out, K: tl.constexpr):
-    """How the map of a window moves along a tangent of its matrix; of nothing unless TANGENT."""
+    """How the map of a window moves along a tangent of its matrix; empty unless TANGENT."""
     b, bends = (), ()
     if K.TANGENT:
         b = fold_theta(theta_tangent, window.m, window.map.scales, K)
@@ -34,7 +34,7 @@ def motion_of(theta_tangent, window, points, sizes_out, K: tl.constexpr):
 
 @triton.jit
 def velocities_at(motion, sample, halves, K: tl.constexpr):
-    """How fast positions move along each axis, and how fast the divisor grows, relative to itself."""
+    """Velocity of positions along each axis, and the growth rate of the divisor divided by the divisor."""
     b, base = motion.b, sample.base
     growth = 0.0
     if K.PROJECTIVE:
@@ -104,7 +104,7 @@ def all_curves(positions, lows, highs, K: tl.constexpr):
             position = near(positions[k], lows[k], highs[k], K)
             position, direction = padded(position, lows[k], highs[k], K)
             fraction = position - tl.floor(position)
-            # Of `cubic_far` and `cubic_near`, at the distances of the four taps; a direction is 1, -1 or 0.
+            # Second derivatives of `cubic_far` and `cubic_near` at the four taps; a direction is 1, -1 or 0.
             moves = direction * direction
             curves = curves + (
                 moves * (-4.5 * (1 + fraction) + 7.5),

@@ -1,13 +1,13 @@
-"""From a position to pixels and weights: interpolation (mode) and what lies outside (padding_mode).
+"""From a position to pixels and weights: interpolation (mode), and padding outside the image (padding_mode).
 
 On each axis a position has TAPS pixels: 1 (nearest), 2 (bilinear) or 4 (bicubic, A = -0.75 as in PyTorch).
 Positions and pixels count from the pixel (size - 1)//2 and are floating-point numbers, exact below 2**24.
 
-A padding is what it does to a position (`padded`) and to the pixel of a tap (`padded_pixel`). PyTorch's order
-is kept: border and reflection change the position before its cell is decided, for one and two taps; for four
-they change each tap. Wrap changes pixels only, so that one tap may be the last pixel and the next the first;
-what is not finite is the first pixel. A position that is NaN is taken for one far to the left: nothing under
-zeros and fill, the first pixel under the others.
+A padding changes the position (`padded`) or the pixel of a tap (`padded_pixel`), in PyTorch's order. With one
+or two taps, border and reflection change the position before its cell is computed; with four they change each
+tap. Wrap changes only pixels, so that one tap may be the last pixel and the next one the first. Under wrap a
+position that is not finite becomes the first pixel. The other paddings treat NaN as a position far to the
+left: outside the image under zeros and fill, the first pixel under border and reflection.
 """
 
 import triton
@@ -50,7 +50,7 @@ def bounded(position, low, high):
 
 @triton.jit
 def near(position, low, high, K: tl.constexpr):
-    """The position, so near that it can be converted to an integer: far outside is outside."""
+    """The position, limited so that it can be converted to an integer; far outside it stays outside."""
     if K.PADDING == ZEROS or K.PADDING == FILL:
         position = bounded(position, low - 4, high + 4)
     return position
@@ -58,14 +58,14 @@ def near(position, low, high, K: tl.constexpr):
 
 @triton.jit
 def mirrors(low, high, ALIGN_CORNERS: tl.constexpr):
-    """Reflection mirrors at the first and last pixel, or at their outer edges: the first mirror, the span."""
+    """First mirror, and distance to the last: both at the outermost pixels, or at their outer edges."""
     edge: tl.constexpr = 0.0 if ALIGN_CORNERS else 0.5
     return low - edge, high - low + 2 * edge
 
 
 @triton.jit
 def fold_of(position, low, high, ALIGN_CORNERS: tl.constexpr):
-    """Between which mirrors a position lies: 0 within the image, -1 left of it, and so on."""
+    """Number of the interval between mirrors that a position lies in: 0 within the image, -1 left of it."""
     start, span = mirrors(low, high, ALIGN_CORNERS)
     span = tl.where(span > 0, span, 1)
     above = position - start
@@ -76,20 +76,20 @@ def fold_of(position, low, high, ALIGN_CORNERS: tl.constexpr):
 
 @triton.jit
 def is_odd(number):
-    """Of a whole floating-point number."""
+    """Whether a whole floating-point number is odd."""
     return number - 2 * tl.floor(0.5 * number) == 1
 
 
 @triton.jit
 def nearest(cell, fraction, first):
-    """The whole number nearest to their sum; half to even, as counted from `first`."""
+    """The whole number nearest to cell + fraction; half to even, counted from `first`."""
     up = (fraction > 0.5) | ((fraction == 0.5) & is_odd(cell - first))
     return tl.where(up, cell + 1, cell)
 
 
 @triton.jit
 def reflected(position, low, high, K: tl.constexpr):
-    """The position mirrored until it lies between the mirrors, and 1 or -1 for its direction there. Exact."""
+    """Mirror a position until it lies between the mirrors, exactly. Also returns its direction, 1 or -1."""
     start, span = mirrors(low, high, K.ALIGN_CORNERS)
     fold = fold_of(position, low, high, K.ALIGN_CORNERS)
     odd = is_odd(fold)
@@ -100,14 +100,14 @@ def reflected(position, low, high, K: tl.constexpr):
 
 @triton.jit
 def wrapped(pixel, low, high):
-    """The pixel of the image that a pixel repeats, whole periods away. Exact; of one too far to count any."""
+    """Move a pixel into the image by whole periods, exactly; a pixel too far away to count becomes any."""
     turns = fold_of(pixel, low, high, False)
     return bounded(tl.fma(-turns, high - low + 1, pixel), low, high)
 
 
 @triton.jit
 def padded(position, low, high, K: tl.constexpr):
-    """The position that is interpolated at, and its derivative by the position given: 1, -1 or 0."""
+    """The position at which to interpolate, and its derivative by the given position: 1, -1 or 0."""
     direction = tl.full(position.shape, 1, position.dtype)
     if K.PADDING == WRAP:
         direction = tl.where(is_finite(position), direction, 0)
@@ -116,7 +116,7 @@ def padded(position, low, high, K: tl.constexpr):
         position, direction = reflected(position, low, high, K)
     if K.PADDING == BORDER or K.PADDING == REFLECTION:
         if K.TAPS == 4:
-            # Else the slopes of taps that are all the edge cancel up to rounding only.
+            # Where all four taps are the edge pixel, their slopes would cancel only up to rounding.
             if K.PADDING == BORDER:
                 direction = tl.where((position >= low - 1) & (position < high + 1), direction, 0)
             position = bounded(position, low - 4, high + 4)
@@ -128,7 +128,7 @@ def padded(position, low, high, K: tl.constexpr):
 
 @triton.jit
 def padded_pixel(pixel, low, high, K: tl.constexpr):
-    """The pixel that is read for a tap, of the cell of a `padded` position."""
+    """The pixel to read for a tap of a `padded` position."""
     if K.PADDING == WRAP:
         pixel = wrapped(pixel, low, high)
     if K.TAPS == 4:
@@ -141,13 +141,13 @@ def padded_pixel(pixel, low, high, K: tl.constexpr):
 
 @triton.jit
 def cubic_near(x):
-    """Weight of a tap at distance x, up to 1."""
+    """Weight of a tap at a distance x of at most 1."""
     return (1.25 * x - 2.25) * x * x + 1
 
 
 @triton.jit
 def cubic_far(x):
-    """Weight of a tap at distance x, from 1 to 2."""
+    """Weight of a tap at a distance x from 1 to 2."""
     return ((-0.75 * x + 3.75) * x - 6) * x + 3
 
 
@@ -165,7 +165,7 @@ def cubic_far_slope(x):
 
 @triton.jit
 def axis_taps(position, low, high, K: tl.constexpr):
-    """Of a position on one axis: its pixels, their weights, and the weights' derivatives by the position."""
+    """Pixels of a position on one axis, their weights, and the derivatives of the weights by the position."""
     position, direction = padded(position, low, high, K)
     cell = tl.floor(position)
     fraction = position - cell
@@ -216,10 +216,10 @@ def all_taps(positions, lows, highs, K: tl.constexpr):
 
 @triton.jit
 def weight_on(pixel, position, low, high, K: tl.constexpr):
-    """On one axis: whether a pixel is a tap of a position, its weight there, and the weight's derivative.
+    """Whether a pixel is a tap of a position on one axis, its weight, and the weight's derivative.
 
-    The last two mean nothing where it is no tap. Several taps of four can be the same pixel where the padding
-    moves them.
+    Weight and derivative are meaningless where the pixel is no tap. Several taps of four can be the same
+    pixel where the padding moves them.
     """
     pixels, weights, slopes = axis_taps(position, low, high, K)
     is_tap = pixels[0] == pixel

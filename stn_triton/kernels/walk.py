@@ -1,7 +1,7 @@
-"""Going through the output pixels that sample a tile of input pixels: the loops of the gather.
+"""The loops of the gather over the output pixels that sample a tile of input pixels.
 
-Rows and columns come from `search.py`, which finds candidates; `visit` decides by the very coordinate of the
-forward.
+`search.py` finds candidates, as ranges of rows and columns. `visit` computes their exact coordinates, as the
+forward does, and so decides which pixels they sample.
 """
 
 import triton
@@ -25,15 +25,15 @@ from stn_triton.kernels.structs import Visit
 from stn_triton.kernels.sums import add_column, add_rows, where_hit, zero_vectors
 from stn_triton.kernels.taps import BORDER, axis_taps, weight_on
 
-# Above this many candidates per row it pays to ask how many the tile really has.
+# Above this many candidates per row it pays to compute how many the tile really has.
 LONG_ROW = tl.constexpr(8)
-# Output pixels that a program keeps per input pixel, to go through them once for each block of channels.
+# Output pixels that a program remembers per input pixel, so that one search serves all blocks of channels.
 SLOTS = tl.constexpr(9)
 
 
 @triton.jit
 def slots_of(starts_ptr, n, per_image, K: tl.constexpr):
-    """Where the matrices of image n begin and end, in the order of images."""
+    """First slot of image n, and the slot after its last one, in the list of matrices sorted by image."""
     if K.HAS_INDEX:
         first = tl.load(starts_ptr + n)
         end = tl.load(starts_ptr + n + 1)
@@ -45,7 +45,7 @@ def slots_of(starts_ptr, n, per_image, K: tl.constexpr):
 
 @triton.jit
 def matrix_at(order_ptr, slot, K: tl.constexpr):
-    """The matrix, or matrices, in a slot."""
+    """Number of the matrix in a slot, or numbers for a vector of slots."""
     if K.HAS_INDEX:
         m = tl.load(order_ptr + slot)
     else:
@@ -55,7 +55,7 @@ def matrix_at(order_ptr, slot, K: tl.constexpr):
 
 @triton.jit
 def weights_on(pixel, position, low, high, K: tl.constexpr):
-    """`weight_on` for SIDE neighbouring pixels, from a first: which are taps, their weights, the slopes."""
+    """`weight_on` for SIDE neighbours, beginning with `pixel`: which are taps, their weights, the slopes."""
     if K.SIDE == 1:
         is_tap, weight, slope = weight_on(pixel, position, low, high, K)
         result = (is_tap,), (weight,), (slope,)
@@ -73,13 +73,13 @@ def weights_on(pixel, position, low, high, K: tl.constexpr):
 
 @triton.jit
 def row_constants(a, v):
-    """What the rows of a matrix give for row v of the output: all their terms but the one along u."""
+    """Source coordinates in row v of the output without the terms along u."""
     return tl.fma(a[1], v, a[2]), tl.fma(a[4], v, a[5])
 
 
 @triton.jit
 def visit(map, ow, constants, tile, row_mask, K: tl.constexpr):
-    """Output pixels in column ow: where they lie, which pixels of a square they sample, and the weights."""
+    """Compute which pixels of each square the output pixels in column ow sample, and with which weights."""
     u = centred(ow, map.sizes[0], K)
     positions, _ = sources(map.a, u, constants, tile.halves, K)
     taps, weights, slopes = (), (), ()
@@ -97,7 +97,7 @@ def visit(map, ow, constants, tile, row_mask, K: tl.constexpr):
 
 @triton.jit
 def push(slots, pixel, weight, hit):
-    """Where hit, put an output pixel into the first slot and move all others one on; the last is lost."""
+    """Where hit, put an output pixel into the first slot and shift the others by one; the last is lost."""
     values = (pixel[0], pixel[1], weight)
     result = ()
     for i in tl.static_range(3 * SLOTS):
@@ -107,7 +107,7 @@ def push(slots, pixel, weight, hit):
 
 @triton.jit
 def empty_slots(K: tl.constexpr):
-    """Column, row and weight of no output pixels."""
+    """Zeros for the columns, rows and weights of output pixels."""
     slots = ()
     for _ in tl.static_range(SLOTS):
         nowhere = tl.zeros((K.PIXELS,), tl.int32)
@@ -117,13 +117,13 @@ def empty_slots(K: tl.constexpr):
 
 @triton.jit
 def row_shares(dots, hit, visited, K: tl.constexpr):
-    """What pairs with the products `dots` of image and gradient add to the derivatives by theta's rows."""
+    """Shares of a visit in the derivatives by theta's rows, from products `dots` of image and gradient."""
     weights, slopes = visited.weights, visited.slopes
     if K.SIDE == 1:
         shares = (dots[0] * (slopes[0] * weights[1]), dots[0] * (slopes[1] * weights[0]))
     else:
         d = ()
-        for i in tl.static_range(4):  # what the output pixel does not sample may be NaN
+        for i in tl.static_range(4):  # at a pixel that is not sampled it may be NaN
             d = d + (tl.where(visited.hits[i], dots[i], 0),)
         along = weights[2] * (d[0] * slopes[0] + d[1] * slopes[1])
         along += weights[3] * (d[2] * slopes[0] + d[3] * slopes[1])
@@ -135,7 +135,7 @@ def row_shares(dots, hit, visited, K: tl.constexpr):
 
 @triton.jit
 def block_of(blocks, i: tl.constexpr, K: tl.constexpr):
-    """Block i of several, one after the other."""
+    """Block i of a tuple that holds several."""
     block = ()
     for g in tl.static_range(K.GROUPS):
         block = block + (blocks[i * K.GROUPS + g],)
@@ -149,7 +149,7 @@ def add_hits(accumulator, gradient, hits, weights, K: tl.constexpr):
     for i in tl.static_range(K.SIDE * K.SIDE):
         block = block_of(accumulator, i, K)
         more = add_scaled(block, gradient, weights[i], K)
-        if K.SIDE > 1:  # a gradient that a neighbour samples may be infinite
+        if K.SIDE > 1:  # 0 times an infinite gradient would be NaN
             for g in tl.static_range(K.GROUPS):
                 result = result + (tl.where(hits[i][:, None], more[g], block[g]),)
         else:
@@ -163,8 +163,8 @@ def walk(
 ):
     """Go through the output pixels that sample the tile under one matrix.
 
-    Adds what they give to `accumulator` (grad_input) and `sums` (grad_theta); or, for COLLECT, puts them into
-    `slots` and counts them in `found`.
+    Add their shares to `accumulator` (grad_input) and `sums` (grad_theta). With COLLECT, put the output
+    pixels into `slots` instead, and count them in `found`.
     """
     a, sizes = map.a, map.sizes
     lasts = output_lasts(sizes, 1, K)
