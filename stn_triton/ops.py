@@ -144,8 +144,20 @@ def _of_plain(operator: Callable[..., object]) -> Callable[..., object]:
     return lambda *values: operator(*map(plain, values))
 
 
+def _with_sharding_rules(fake: Callable[..., object]) -> Callable[..., object]:
+    """A fake that registers the rules for a DTensor before it returns, see ``sharding``."""
+
+    def registering(*values):
+        from stn_triton import sharding  # which imports this module
+
+        sharding.register_on_first_use()
+        return fake(*values)
+
+    return registering
+
+
 for _device, _all in direct.items():
     for _op, _function in operators(_all).items():
         library.impl(_op, _of_plain(_function), _device.upper())
 for _op, _fake in operators(_FAKES).items():
-    torch.library.register_fake(_op, _fake, lib=library)
+    torch.library.register_fake(_op, _with_sharding_rules(_fake), lib=library)

@@ -4,20 +4,17 @@ Images are warped one by one and channel by channel, by a matrix of their own. S
 or the channels, or the matrices where all shards have every image. What a shard has whole has a gradient that
 is a sum over the shards, ``Partial``. Nothing else can be sharded: DTensor then gathers what it must.
 
-``torch.distributed.tensor`` takes about a second to import and most programs never do; the rules are
-registered when it is imported by somebody.
+``torch.distributed.tensor`` takes more than a second to import, and most programs never need it. So the rules
+are registered by the first call with a DTensor: DTensor calls an operator's fake for the shape of the result,
+then looks for a rule, and the fakes in ``ops`` register all rules.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.abc
-import importlib.machinery
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from importlib.machinery import ModuleSpec
-from types import ModuleType
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -28,22 +25,12 @@ from stn_triton import ops
 if TYPE_CHECKING:
     from torch.distributed.tensor import Placement
 
-_DTENSOR = "torch.distributed.tensor"
-
 # Of each way to shard: the axis of every tensor, None for one that all shards have whole. Gradients and
 # tangents are sharded like what they belong to.
 _REPLICATED = {"input": None, "theta": None, "fill": None, "image_index": None, "output": None}
 _CHANNELS = {"input": 1, "theta": None, "fill": 0, "image_index": None, "output": 1}
 _BATCH = {"input": 0, "theta": 0, "fill": None, "output": 0}
 _MATRICES = {"input": None, "theta": 0, "fill": None, "image_index": 0, "output": 0}
-
-
-def register_when_imported() -> None:
-    """Register the rules now if ``torch.distributed.tensor`` is imported, else as soon as it is."""
-    if _DTENSOR in sys.modules:
-        register()
-    else:
-        sys.meta_path.insert(0, _Finder())
 
 
 def register() -> None:
@@ -60,6 +47,15 @@ def register() -> None:
         register_sharding(op)(functools.partial(_shardings, op))
         # DTensor caches by tensors and ints alone: a call would get the shape of one with another size.
         schema_infos[op].static_argnum = 0
+
+
+_register_once = functools.cache(register)
+
+
+def register_on_first_use() -> None:
+    """Register the rules, once, if a DTensor can exist: its module has been imported."""
+    if "torch.distributed.tensor" in sys.modules:
+        _register_once()
 
 
 def replicated(tensor: Tensor, like: Tensor) -> Tensor:
@@ -114,26 +110,3 @@ def _rules(arguments: dict[str, object]) -> Iterator[dict[str, int | None]]:
         yield _BATCH
     if has_index or images == 1:
         yield _MATRICES
-
-
-class _Finder(importlib.abc.MetaPathFinder):
-    """Registers the rules after the import of ``torch.distributed.tensor``, then removes itself."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname != _DTENSOR:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
-        if spec is None:
-            return None
-        loader = spec.loader
-
-        def exec_module(module: ModuleType) -> None:
-            del loader.exec_module  # its class's again
-            loader.exec_module(module)
-            sys.meta_path.remove(self)
-            register()
-
-        loader.exec_module = exec_module
-        return spec
