@@ -1,18 +1,11 @@
-"""The command line: which commands there are, what they take, and what their exit codes mean.
-
-``python -m stn_triton`` imports the package before anything else, so the package imports this first: help
-and wrong arguments are answered without torch, whose import takes seconds. Only the standard library here.
-"""
+"""The command line: which commands there are, what they take, and what their exit codes mean."""
 
 from __future__ import annotations
 
 import importlib
-import os
-import signal
-import sys
 from collections.abc import Sequence
 
-from stn_triton.terminal import EXIT_INTERRUPTED, EXIT_PIPE, Parser, add_command, add_device, add_json, run
+from stn_triton.terminal import EXIT_PIPE, Parser, add_command, add_device, add_json, run
 
 DESCRIPTION = """\
 What an installed stn_triton does on this machine.
@@ -100,27 +93,7 @@ that it does not use, why), and what is supported on this machine.
     add_json(parser)
 
 
-def answer_early() -> None:
-    """If this process is ``python -m stn_triton``, exit here for help or wrong arguments.
-
-    Until `main`, Ctrl-C ends it without a traceback of whatever torch was importing.
-    """
-    # While Python looks for the module, sys.argv[0] is "-m".
-    if sys.argv[:1] != ["-m"] or len(sys.orig_argv) < len(sys.argv):
-        return
-    if sys.orig_argv[-len(sys.argv)].removeprefix("-m") == "stn_triton":
-        build_parser().parse(sys.argv[1:])
-        signal.signal(signal.SIGINT, _leave)
-
-
-def _leave(*_: object) -> None:
-    os.write(2, b"\ninterrupted\n")
-    os._exit(EXIT_INTERRUPTED)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     args = build_parser().parse(argv)
-    if signal.getsignal(signal.SIGINT) is _leave:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     return run(args, lambda _: importlib.import_module(_MODULES[args.command]).main(args), closed=EXIT_PIPE)

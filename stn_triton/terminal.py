@@ -1,8 +1,4 @@
-"""What all command lines share: parsers, exit codes, and what becomes of errors.
-
-Only the standard library here: help and wrong arguments are answered before torch is imported, which takes
-seconds.
-"""
+"""Parsers, exit codes and the handling of errors, shared by all command lines."""
 
 from __future__ import annotations
 
