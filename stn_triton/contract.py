@@ -29,8 +29,8 @@ def sum_dtype(input_dtype: torch.dtype) -> torch.dtype:
 def memory_format(input: Tensor, size: Sequence[int]) -> torch.memory_format:
     """The memory format of a result of ``size``: channels_last if the channels of ``input`` lie adjacent.
 
-    It depends on strides alone, so that slices of a channels_last tensor count as channels_last too. With one
-    channel, or one pixel, a tensor has both formats: the result is contiguous.
+    Only strides count, so that slices of a channels_last tensor are channels_last too. A tensor with one
+    channel, or one pixel, has both formats and counts as contiguous.
     """
     _, channels, *sizes = input.shape
     _, stride_c, *strides = input.stride()

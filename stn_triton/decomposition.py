@@ -1,7 +1,7 @@
-"""The operator in PyTorch's operators, for the older ONNX exporter: ``torch.onnx.export(dynamo=False)``.
+"""The operator composed of PyTorch's, for the older ONNX exporter: ``torch.onnx.export(dynamo=False)``.
 
-It computes a grid and calls ``F.grid_sample``, which becomes ``GridSample``: opset 16 or newer, for volumes
-20. Sizes may be tensors that a trace has recorded. ``stn_triton.onnx`` is for the newer exporter.
+A grid is computed for ``F.grid_sample``, which becomes ``GridSample``: opset 16 or newer, for volumes 20.
+Sizes may be tensors that a trace has recorded. ``stn_triton.onnx`` is for the newer exporter.
 """
 
 from __future__ import annotations

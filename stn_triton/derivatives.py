@@ -176,7 +176,7 @@ def _moved(
     size: Sequence[int],
     options: Options,
 ) -> Tensor | None:
-    """The tangent of S; None if nothing moves."""
+    """The tangent of S; None if all ``tangents`` are None."""
     if tangents[1] is not None:
         return tangent(input, theta, fill, image_index, *tangents, size, options)
     linear = linear_tangents(input, fill, tangents)
@@ -252,7 +252,7 @@ def _formulas_of(
 def _without_setup_context(function: type[Function], signature: Signature) -> type[_SingleLevelFunction]:
     """A cheaper Function with the same formulas, for eager mode; ``torch.func`` refuses it.
 
-    Its last argument is a function that computes the result: the operator, or its implementation.
+    The last argument is a function that computes the result: the operator, or its implementation.
     """
 
     def forward(ctx, *arguments):

@@ -139,8 +139,8 @@ def perspective_grid_sample(
     Args:
         input: images (N, C, H_in, W_in).
         theta: matrices (N, 3, 3); or (1, 3, 3), (N, K, 3, 3), (M, 3, 3) as in ``affine_grid_sample``.
-            Their sign matters: a point is seen where Z > 0. Where Z <= 0 it lies behind the horizon: the
-            output is ``fill_value`` under ``"fill"``, else 0, with zero gradients.
+            The sign of a matrix matters: a point is seen where Z > 0. Where Z <= 0 it lies behind the
+            horizon: the output is ``fill_value`` under ``"fill"``, else 0, with zero gradients.
         size: as in ``affine_grid_sample``.
         mode: as in ``affine_grid_sample``.
         padding_mode: as in ``affine_grid_sample``.

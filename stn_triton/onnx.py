@@ -35,10 +35,10 @@ def translation_table() -> dict[torch._ops.OpOverload, Callable]:
         A new dict with one entry, for ``torch.ops.stn_triton.affine_grid_sample.default``. You may add more.
 
     Raises:
-        torch.onnx.OnnxExporterError: raised by ``torch.onnx.export``, where the model uses
-            ``antialias=True`` (whose number of samples depends on the values of theta),
-            ``padding_mode="wrap"`` (which ``GridSample`` does not have), a thin plate spline, or an
-            ``opset_version`` below 20, which has no ``AffineGrid``. Its message says which.
+        torch.onnx.OnnxExporterError: raised by ``torch.onnx.export``; the message says which of these the
+            model uses: ``antialias=True``, whose number of samples depends on the values of theta;
+            ``padding_mode="wrap"``, which ``GridSample`` does not have; a thin plate spline; or an
+            ``opset_version`` below 20, which has no ``AffineGrid``.
 
     Example:
         >>> import torch, stn_triton, stn_triton.onnx

@@ -19,7 +19,7 @@ from stn_triton.options import Options, Tangents
 from stn_triton.signatures import Signature
 
 library = torch.library.Library("stn_triton", "DEF")
-# Outputs follow the strides of the inputs, so a compiler must hand over the strides it was promised.
+# Outputs follow the strides of the inputs, so compiled code must pass inputs with the strides that it saw.
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 SIGNATURES: dict[torch._ops.OpOverload, Signature] = {}
 for _has_tangents in (False, True):

@@ -1,8 +1,8 @@
 """Positions that output pixels sample, in plain PyTorch, and gradients of theta from those of positions.
 
-The grid is built by broadcasting in the centred form of PyTorch's base grid, ``x = (2 ow - (W_out - 1)) / S``
-with ``S = W_out`` or, for align_corners, ``W_out - 1``: one rounding where ``F.affine_grid`` has several, and
-no batched matrix product.
+The grid is built by broadcasting, without a batched matrix product. Output positions are those of PyTorch's
+base grid in centred form, ``x = (2 ow - (W_out - 1)) / S`` with ``S = W_out`` or, for align_corners,
+``W_out - 1``. They are rounded once, where ``F.affine_grid`` rounds several times.
 """
 
 from __future__ import annotations

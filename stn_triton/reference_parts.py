@@ -35,7 +35,7 @@ ALL = slice(None)
 
 
 class Part(NamedTuple):
-    """Output pixels that one grid can describe: each image has the same number, with the same samples."""
+    """Output pixels with one grid: equally many per image, with equally many samples per pixel."""
 
     matrices: slice | Tensor
     """A range, or indices (images * count,), grouped by image; ALL for the matrices of all images."""
@@ -65,7 +65,7 @@ def samples_per_pixel(
 ) -> Tensor:
     """Number of samples of antialiasing per output pixel and axis: (M, D), x first.
 
-    It is the length of an output step along that axis in input pixels, rounded up.
+    The number is the length of an output step along the axis in input pixels, rounded up.
     """
     extents = [theta.new_tensor([n - align_corners for n in reversed(s)]) for s in (size_in, size)]
     dim = len(size)
@@ -89,7 +89,7 @@ def shares_of(
     options: Options,
     is_backward: bool = False,
 ) -> list[Share]:
-    """Divide the images: together where all have like matrices, else one by one, so that none is copied."""
+    """Divide the images. Those with unequal matrices or samples are taken one by one: none is copied."""
     n, m, dim = input.shape[0], theta.shape[0], len(size)
     if image_index is not None and m > 0:
         least, most = (number.item() for number in image_index.aminmax())

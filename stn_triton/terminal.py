@@ -73,7 +73,7 @@ def run(
 
     Args:
         args: result of ``Parser.parse``.
-        main: does the work. Its UsageErrors are printed like those of the parser.
+        main: function that does the work. A UsageError is printed like an error of the parser.
         extra: the extra of the package that installs the imports of ``main``.
         interrupted: message for Ctrl-C.
         closed: the exit code if the reader of the output closes it.

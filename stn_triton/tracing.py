@@ -3,10 +3,10 @@
 ``torch.fx`` calls with proxies, which have no values, and tensor subclasses have ``__torch_function__``. Both
 get a call as a whole from a function that is ``overridable``.
 
-``torch.jit.trace`` calls with tensors. TensorBoard's graphs, counters of operations and the older ONNX
-exporter use it. While it records, the sizes of tensors are tensors: computations with sizes are recorded, and
-the trace works for other sizes. Code that only checks a size must do so ``untraced``, or PyTorch warns and
-the trace gets a superfluous node.
+``torch.jit.trace`` calls with tensors; TensorBoard's graphs, counters of operations and the older ONNX
+exporter use it. While a call is recorded, the sizes of tensors are tensors: computations with sizes are
+recorded, and the trace works for other sizes. Code that only checks a size must do so ``untraced``, or
+PyTorch warns and the trace gets a superfluous node.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Checks of arguments, for the whole package.
 
-Each function takes an argument's name and value, or the value alone where the name never varies. It returns
-the value, or raises an error that says the name, what was expected and what was given: TypeError for a wrong
-type or dtype, else ValueError. Numbers of NumPy and tensors without dimensions are returned as Python's
+Each function takes an argument's name and value, or the value alone where the name never varies, and returns
+the value. An error has the name, the expected and the given value: TypeError for a wrong type or dtype, else
+ValueError. Numbers of NumPy and tensors without dimensions are returned as Python's
 numbers, see ``plain.py``. Further checks are in ``nn/checks.py`` and ``transforms/inputs.py``.
 """
 
