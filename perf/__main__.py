@@ -42,7 +42,7 @@ RESULTS = Path("perf-results")
 
 
 def build_parser() -> Parser:
-    """The parser; it imports neither torch nor matplotlib, so that ``--help`` answers at once."""
+    """The parser; it imports no command, so that ``--help`` does not wait for matplotlib."""
     parser = Parser(prog="python -m perf", description=DESCRIPTION, epilog=EPILOG)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for add in (_bench, _evidence, _tune, _static, _overhead, _step, _numerics, _plot, _report, _compare):

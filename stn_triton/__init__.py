@@ -1,10 +1,6 @@
 """The spatial transformer operator for PyTorch, fused in Triton kernels, and the layer on it."""
 
-from stn_triton import command_line
-
-command_line.answer_early()  # before torch is imported
-
-from stn_triton import nn, sharding, transforms
+from stn_triton import nn, transforms
 from stn_triton.functional import (
     affine_grid_sample,
     perspective_grid_sample,
@@ -23,5 +19,3 @@ __all__ = [
     "transforms",
 ]
 __version__ = "0.2.0"
-
-sharding.register_when_imported()

@@ -1,8 +1,8 @@
-"""Bilinear samples of channels_last images on a CPU, several times as fast as by PyTorch's sampler.
+"""Bilinear samples of channels_last images on a CPU, several times as fast as PyTorch's sampler.
 
-Each output pixel is a weighted sum of 2^D input pixels, which are rows of a matrix (pixels, C): what
-``torch.embedding_bag`` computes in one pass, straight into channels_last. Positions, weights and what lies
-outside are those of PyTorch's sampler, the order of sums is not.
+Each output pixel is a weighted sum of 2^D input pixels, which are rows of a matrix (pixels, C).
+``torch.embedding_bag`` computes such sums in one pass, with a result in channels_last. Positions, weights and
+padding are those of PyTorch's sampler, the order of sums is not.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor
 from stn_triton.contract import memory_format
 from stn_triton.options import Options
 
-# From how many channels and elements of one output on this is faster than PyTorch's sampler.
+# Least numbers of channels and of elements per output with which this is faster than PyTorch's sampler.
 _CHANNELS = 32
 _ELEMENTS = 2**17
 
 
 def suits(images: Tensor, dtype: torch.dtype, pixels: int, options: Options) -> bool:
-    """Whether the channels of a pixel lie together and an output, of so many pixels, is large enough."""
+    """Whether ``sampled`` supports the options and is faster; an output has so many ``pixels``."""
     return (
         images.shape[1] >= _CHANNELS
         and pixels * images.shape[1] >= _ELEMENTS
@@ -33,7 +33,7 @@ def suits(images: Tensor, dtype: torch.dtype, pixels: int, options: Options) -> 
 
 
 def sampled(images: Tensor, positions: Tensor, options: Options) -> Tensor:
-    """(N, C, *size): channels_last images (N, C, ...) at normalised, finite positions (N, *size, D)."""
+    """Sample channels_last images (N, C, ...) at normalised, finite positions (N, *size, D)."""
     n, channels, *size_in = images.shape
     size = positions.shape[1:-1]
     kind = (
@@ -55,8 +55,8 @@ def sampled(images: Tensor, positions: Tensor, options: Options) -> Tensor:
     rows = images.movedim(1, -1).reshape(-1, channels)
     output = torch.embedding_bag(rows, index.flatten(), starts, False, 0, False, weight.flatten())[0]
     unseen = (~seen.flatten()).nonzero().squeeze(1)
-    output.index_fill_(0, unseen, 0)  # weights of zero would let through NaN
-    # As a tensor of its own: a view could not be an operator's result.
+    output.index_fill_(0, unseen, 0)  # zero times NaN or infinity is NaN
+    # A tensor of its own, because a view cannot be an operator's result.
     strides = torch.empty((n, *size, channels), device="meta").movedim(-1, 1).stride()
     return output.new_empty((0,)).set_(output.untyped_storage(), 0, (n, channels, *size), strides)
 
@@ -64,10 +64,10 @@ def sampled(images: Tensor, positions: Tensor, options: Options) -> Tensor:
 def _axis_taps(
     position: Tensor, extent: int, options: Options
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor]:
-    """On one axis: two pixels, their weights, and whether any of both lies inside.
+    """The two pixels of a position on one axis, their weights, and whether any of both lies inside.
 
-    If only one does, it stands there twice, with half its weight: the other must not be replaced by a pixel
-    with a weight of zero, which makes NaN of infinity.
+    If only one lies inside, it is returned twice, each with half its weight. A second pixel with a weight of
+    zero would give NaN if it were infinite.
     """
     if options.align_corners:
         position = (position + 1) * ((extent - 1) / 2)

@@ -1,38 +1,31 @@
-"""The command line: which commands there are, what they take, and what their exit codes mean.
-
-``python -m stn_triton`` imports the package before anything else, so the package imports this first: help
-and wrong arguments are answered without torch, whose import takes seconds. Only the standard library here.
-"""
+"""The command line: commands, their arguments and their exit codes."""
 
 from __future__ import annotations
 
 import importlib
-import os
-import signal
-import sys
 from collections.abc import Sequence
 
-from stn_triton.terminal import EXIT_INTERRUPTED, EXIT_PIPE, Parser, add_command, add_device, add_json, run
+from stn_triton.terminal import EXIT_PIPE, Parser, add_command, add_device, add_json, run
 
 DESCRIPTION = """\
-What an installed stn_triton does on this machine.
+Check and describe this installation of stn_triton.
 
-  check  whether the operator is right here: a table of PASS and FAIL
-  info   the environment, the table of block sizes in use, what is supported
+  check  test whether the operator is right here: a table of PASS and FAIL
+  info   print the environment, the table of block sizes in use, what is supported
 """
 
 EPILOG = """\
 examples:
   python -m stn_triton check          everything, in under a minute on a CPU
   python -m stn_triton check --quick  in seconds
-  python -m stn_triton info           what to put into a bug report
+  python -m stn_triton info           facts for a bug report
 
 exit codes, of every command:
-  0    done; of check: every row passed
-  1    a row of check failed, or something else did; the output says what
+  0    done; for check: every row passed
+  1    a row of check or something else failed; the output says what
   2    a wrong argument, or no command
   130  interrupted with Ctrl-C
-  141  whoever reads the output closed it
+  141  the reader of the output closed it
 """
 _MODULES = {"check": "stn_triton.check.command", "info": "stn_triton.info"}
 
@@ -50,18 +43,17 @@ def _check(commands) -> None:
     parser = add_command(
         commands,
         "check",
-        "whether the operator is right on this machine",
+        "test whether the operator is right on this machine",
         """\
-Compare the operator with an independent computation in fp64, over dtypes,
-layouts, modes, paddings, sizes and maps, images and volumes, results and
-gradients, and with PyTorch's own pair; check that the identity, adjoints and
-repetitions are what they should be. A line per row: how many comparisons, the
-worst error, what is allowed, PASS or FAIL; of a failure also the arguments that
-reproduce it.
+Compare results and gradients of the operator with an independent computation in
+fp64, over dtypes, layouts, modes, paddings, sizes and maps, images and volumes;
+compare it with PyTorch's own pair; check the identity, adjoints and repetitions.
+Each line has the number of comparisons, the worst error, the largest allowed
+error, and PASS or FAIL; a failure also has the arguments that reproduce it.
 
-On a GPU it is the kernels that run, with the block sizes that calls use and no
-search for others; the first time they are compiled, which takes minutes. On a
-CPU it is the plain PyTorch path, unless --interpret.
+On a GPU the kernels run with the block sizes that calls use, without a search
+for others. Compiling them the first time takes minutes. On a CPU the plain
+PyTorch path runs, unless --interpret is given.
 """,
         """\
   python -m stn_triton check
@@ -80,8 +72,8 @@ CPU it is the plain PyTorch path, unless --interpret.
     parser.add_argument(
         "--interpret",
         action="store_true",
-        help="on a CPU, the kernels in Triton's interpreter, which needs NumPy: very slow, so with --quick "
-        "and --only",
+        help="on a CPU, run the kernels in Triton's interpreter, which needs NumPy: very slow, so add "
+        "--quick and --only",
     )
 
 
@@ -89,10 +81,10 @@ def _info(commands) -> None:
     parser = add_command(
         commands,
         "info",
-        "the environment, the table of block sizes in use, and what is supported here",
+        "print the environment, the table of block sizes in use, and what is supported here",
         """\
-Print the environment, which table of block sizes this GPU uses (and of those
-that it does not use, why), and what is supported on this machine.
+Print the environment, all tables of block sizes (the one that this GPU uses, and
+why it does not use the others), and what is supported on this machine.
 """,
         "  python -m stn_triton info\n  python -m stn_triton info --json\n",
     )
@@ -100,27 +92,7 @@ that it does not use, why), and what is supported on this machine.
     add_json(parser)
 
 
-def answer_early() -> None:
-    """If this process is ``python -m stn_triton``, exit here for help or wrong arguments.
-
-    Until `main`, Ctrl-C ends it without a traceback of whatever torch was importing.
-    """
-    # While Python looks for the module, sys.argv[0] is "-m".
-    if sys.argv[:1] != ["-m"] or len(sys.orig_argv) < len(sys.argv):
-        return
-    if sys.orig_argv[-len(sys.argv)].removeprefix("-m") == "stn_triton":
-        build_parser().parse(sys.argv[1:])
-        signal.signal(signal.SIGINT, _leave)
-
-
-def _leave(*_: object) -> None:
-    os.write(2, b"\ninterrupted\n")
-    os._exit(EXIT_INTERRUPTED)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     args = build_parser().parse(argv)
-    if signal.getsignal(signal.SIGINT) is _leave:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     return run(args, lambda _: importlib.import_module(_MODULES[args.command]).main(args), closed=EXIT_PIPE)

@@ -1,4 +1,4 @@
-"""What every implementation of the operator keeps to: dtypes and memory formats of what it computes."""
+"""Dtypes and memory formats that every implementation of the operator uses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from stn_triton.options import LABEL_DTYPES
 
 ROUNDING = 16
-"""What weights of taps that lie outside may add up to, in units of the dtype's precision, and be none."""
+"""Sums of the weights of taps outside the image count as zero up to this many eps of the dtype."""
 
 
 def coordinate_dtype(input_dtype: torch.dtype) -> torch.dtype:
@@ -20,17 +20,17 @@ def coordinate_dtype(input_dtype: torch.dtype) -> torch.dtype:
 
 
 def sum_dtype(input_dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which values of images are added: of labels, which are copied, their own."""
-    if input_dtype == torch.bool:  # which has no differences
+    """The dtype in which values of images are added. Labels are copied, in their own dtype."""
+    if input_dtype == torch.bool:  # bool tensors cannot be subtracted
         return torch.uint8
     return input_dtype if input_dtype in LABEL_DTYPES else coordinate_dtype(input_dtype)
 
 
 def memory_format(input: Tensor, size: Sequence[int]) -> torch.memory_format:
-    """Of a tensor like ``input`` of a spatial size: channels_last if its channels lie closest together.
+    """The memory format of a result of ``size``: channels_last if the channels of ``input`` lie adjacent.
 
-    Judged by strides alone, so that slices of a channels_last tensor count as channels_last too. What is both
-    (one channel, or one pixel) is contiguous.
+    Only strides count, so that slices of a channels_last tensor are channels_last too. A tensor with one
+    channel, or one pixel, has both formats and counts as contiguous.
     """
     _, channels, *sizes = input.shape
     _, stride_c, *strides = input.stride()

@@ -1,7 +1,7 @@
-"""The operator in PyTorch's own, for the older ONNX exporter: ``torch.onnx.export(dynamo=False)``.
+"""The operator composed of PyTorch's, for the older ONNX exporter: ``torch.onnx.export(dynamo=False)``.
 
-A grid and ``F.grid_sample``, that is, ``GridSample``; from opset 16 on, for volumes from 20. Sizes may be
-tensors, those that a trace has recorded. ``stn_triton.onnx`` is for the newer exporter.
+A grid is computed for ``F.grid_sample``, which becomes ``GridSample``: opset 16 or newer, for volumes 20.
+Sizes may be tensors that a trace has recorded. ``stn_triton.onnx`` is for the newer exporter.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from stn_triton.contract import ROUNDING, coordinate_dtype
 from stn_triton.options import PADDINGS, Options, Padding
 
 FAR = 1e4
-"""Runtimes convert coordinates to integers, and what is too large for those goes wrong. All that is further
-away than this, in normalised coordinates, lies outside, or at the border, wherever it is."""
+"""Normalised coordinates are clamped to this: runtimes convert them to integers, which fails for large ones.
+Beyond this limit every position gives the same: the outside, or the border."""
 WIDE = (torch.float64, torch.int32, torch.int64)
-"""Of images that are sampled in fp64: fp32 has not all of their values, and runtimes sample no integers."""
+"""Dtypes of images that are sampled in fp64: fp32 cannot hold all values, runtimes sample no integers."""
 
 
 def check_exportable(options: Options) -> Padding:
-    """The padding, unless ONNX has no way to say what the options ask for."""
+    """The padding; raises NotImplementedError if ONNX cannot express the options."""
     if options.antialias:
         raise NotImplementedError("antialias must be False for ONNX export, got True")
     padding = options.padding
@@ -44,7 +44,7 @@ def sample(
     size: Sequence[int | Tensor],
     options: Options,
 ) -> Tensor:
-    """``ops.affine_grid_sample``, whose arguments these are."""
+    """Sample as ``ops.affine_grid_sample`` does."""
     padding = check_exportable(options)
     dtype = torch.float64 if input.dtype in WIDE else coordinate_dtype(input.dtype)
     images = input.to(dtype)
@@ -55,7 +55,7 @@ def sample(
         grid = grid.clamp(-FAR, FAR)
     is_one_each = tracing.shape_of(images)[0] == tracing.shape_of(theta)[0]
     if not is_one_each:
-        # The grids of an image on top of each other, so that it is not copied.
+        # The grids of an image are stacked along its rows, so that it is not copied.
         grid = grid.reshape(images.shape[0], -1, *grid.shape[2:])
 
     def sampled(images: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def sample(
 def _grid(
     theta: Tensor, size: Sequence[int | Tensor], dtype: torch.dtype, options: Options
 ) -> tuple[Tensor, Tensor | None]:
-    """Normalised positions (M, *size, D), and where a projective map samples, (M, 1, *size) or None."""
+    """Normalised positions (M, *size, D), and for a projective map where it samples, (M, 1, *size)."""
     dim = len(size)
     axes = [_axis(n, options.align_corners, theta.device, dtype) for n in reversed(size)]
     if options.points:

@@ -1,4 +1,4 @@
-"""How the operators are each other's derivatives, in reverse and forward mode.
+"""Derivatives of the operators in reverse and forward mode: most are operators themselves.
 
 Let y = S(input, theta, fill), which is linear in input and fill. There are four operators:
 
@@ -7,13 +7,13 @@ Let y = S(input, theta, fill), which is linear in input and fill. There are four
     affine_grid_sample_tangent            J: the tangent of y along tangents of input, theta and fill
     affine_grid_sample_tangent_backward   R: the gradients of <g, J> for input, theta and fill
 
-S has the tangent J and the gradients B. B has the gradients J for g and R for the rest; since derivatives can
-be taken in any order, its tangent is B of g's tangent plus R. J has the gradients B for its tangents and R
-for the rest. R has none here: third derivatives raise.
+S has the tangent J and the gradients B. B has the gradients J for g and R for its other arguments; since
+derivatives can be taken in any order, its tangent is R plus B of g's tangent. J has the gradients B for its
+tangents and R for its other arguments. R has no derivatives here: third derivatives raise.
 
-The formulas are ``autograd.Function``s. ``torch.func`` needs them with ``setup_context``; eager mode, and
-whoever calls the operator itself, gets them without, which costs less (``python -m perf overhead``).
-Compiled code calls the operator: PyTorch would be wrong for Functions under ``torch.func`` (pytorch#193279).
+The formulas are ``autograd.Function``s. ``torch.func`` needs Functions with ``setup_context``. Eager mode and
+direct calls of an operator use Functions without it, which cost less (``python -m perf overhead``). Compiled
+code calls the operator: with Functions under ``torch.func`` PyTorch would be wrong (pytorch#193279).
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from stn_triton.options import Options
 from stn_triton.reference_tangent import linear_tangents
 from stn_triton.signatures import Signature, flat
 
-# Of each operator: for ``torch.func``, and for eager mode.
+# By operator: the Functions for ``torch.func``, and those for eager mode.
 _FUNCTIONS: dict[torch._ops.OpOverload, type[Function]] = {}
 _EAGER: dict[torch._ops.OpOverload, type[_SingleLevelFunction]] = {}
 
 
 def sample(*arguments: object) -> Tensor:
-    """S: ``ops.affine_grid_sample`` with derivatives, which a uint8 input must not be asked for.
+    """S: ``ops.affine_grid_sample`` with derivatives; those of a uint8 input raise ValueError.
 
-    But ``"nearest"`` has none by theta: one theta may warp images and their masks, of uint8 or labels.
+    ``"nearest"`` has no derivative for theta, so a theta that requires gradients may warp uint8 or labels.
 
-    The four take the ``arguments`` of their operator's signature.
+    This and the next three functions take the ``arguments`` of their operator's signature.
     """
     if not arguments[0].is_floating_point():
         input, theta, fill, *rest = arguments
@@ -70,7 +70,7 @@ def tangent_backward(*arguments: object) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _check_no_derivatives(**tensors: Tensor | None) -> None:
-    """Of a uint8 result, which is rounded. The rule of ``vmap`` comes back here with what it unwrapped."""
+    """Raise ValueError if a uint8 result needs a derivative. For batched tensors ``vmap``'s rule checks."""
     hint = "for a uint8 input, whose result is rounded; convert input to a floating dtype"
     for name, tensor in tensors.items():
         if tensor is None:
@@ -100,14 +100,14 @@ def _call(op: torch._ops.OpOverload, arguments: Sequence[object]) -> object:
 
 
 def _eager_call(op: torch._ops.OpOverload, arguments: Sequence[object]) -> object:
-    # Where nothing else could want to see the call, without the dispatcher: it takes arguments to C++ and
-    # back, a fifth of the call's host time.
+    # Without the dispatcher where nothing else could intercept the call: the dispatcher takes arguments to
+    # C++ and back, a fifth of the call's host time.
     device = arguments[0].device.type
     if device in ops.direct and _is_plain(arguments, device):
         call = ops.direct[device][op]
     else:
         call = functools.partial(_dispatch, op)
-        arguments = unwrap_dead_wrappers(arguments)  # of transforms that have ended
+        arguments = unwrap_dead_wrappers(arguments)  # wrappers of transforms that have ended
     is_recorded = forward_ad._current_level >= 0
     if torch.is_grad_enabled() and not is_recorded:
         is_recorded = any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
@@ -115,13 +115,13 @@ def _eager_call(op: torch._ops.OpOverload, arguments: Sequence[object]) -> objec
 
 
 def _dispatch(op: torch._ops.OpOverload, *arguments: object) -> object:
-    # As in PyTorch's own derivatives, tensor subclasses have no say: their results are plain tensors.
+    # As in PyTorch's own derivatives, tensor subclasses do not intercept: results are plain tensors.
     with torch._C.DisableTorchFunctionSubclass():
         return op(*flat(arguments))
 
 
 def _below_autograd(call: Callable[..., object], arguments: Sequence[object]) -> object:
-    """A call without autograd, which would only find that there is nothing to record."""
+    """Call without autograd: there is nothing to record."""
     with torch._C._AutoDispatchBelowAutograd():
         return call(*arguments)
 
@@ -150,7 +150,7 @@ _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 
 @functools.cache
 def _plain_keys(device: str) -> frozenset[int]:
-    """The dispatch keys of ordinary tensors: not sparse, not negated, not a transform's, of no subclass."""
+    """The dispatch keys of ordinary tensors: not sparse, negated, of a transform or of a subclass."""
     kinds = []
     for is_inference in (False, True):
         with torch.inference_mode(is_inference):
@@ -159,7 +159,7 @@ def _plain_keys(device: str) -> frozenset[int]:
 
 
 def _refuse_forward_mode(arguments: Sequence[object]) -> None:
-    """Dynamo follows forward mode into an operator and would give it a tangent of zeros."""
+    """Raise NotImplementedError for a tensor with a tangent: Dynamo would make the result's tangent zero."""
     if forward_ad._current_level < 0:
         return
     tensors = [a for a in arguments if isinstance(a, Tensor)]
@@ -176,7 +176,7 @@ def _moved(
     size: Sequence[int],
     options: Options,
 ) -> Tensor | None:
-    """The tangent of S; None if nothing moves."""
+    """The tangent of S; None if all ``tangents`` are None."""
     if tangents[1] is not None:
         return tangent(input, theta, fill, image_index, *tangents, size, options)
     linear = linear_tangents(input, fill, tangents)
@@ -214,9 +214,9 @@ def _wanted(grads: Sequence[Tensor | None], mask: Sequence[bool]) -> tuple[Tenso
 def _formulas_of(
     op: torch._ops.OpOverload, call: Callable[..., object]
 ) -> Callable[[type[Function]], type[Function]]:
-    """Decorates a Function that has the derivatives of an operator: adds all that follows from its signature.
+    """Decorator for a Function with the derivatives of an operator; adds all that follows from its signature.
 
-    Its ``backward`` gives gradients for the first arguments, as many as it likes. ``call`` is the operator
+    ``backward`` of the Function may return gradients for the first arguments only. ``call`` is the operator
     with derivatives.
     """
     signature = ops.SIGNATURES[op]
@@ -225,7 +225,7 @@ def _formulas_of(
     def complete(function: type[Function]) -> type[Function]:
         formula = function.backward
 
-        def forward(*arguments):  # PyTorch asks for its signature at each call: slow for a partial
+        def forward(*arguments):  # no partial: PyTorch inspects the signature at each call
             return _dispatch(op, *arguments)
 
         def setup_context(ctx, inputs, output):
@@ -250,9 +250,9 @@ def _formulas_of(
 
 
 def _without_setup_context(function: type[Function], signature: Signature) -> type[_SingleLevelFunction]:
-    """The same for eager mode. ``torch.func`` refuses it, and it costs less.
+    """A cheaper Function with the same formulas, for eager mode; ``torch.func`` refuses it.
 
-    Its last argument is what computes the result: the operator, or its implementation.
+    The last argument is a function that computes the result: the operator, or its implementation.
     """
 
     def forward(ctx, *arguments):
@@ -349,7 +349,7 @@ class _TangentBackward(Function):
 
 
 def _call_itself(op: torch._ops.OpOverload, *arguments: object) -> object:
-    """For calls of the operator itself: by compiled and exported programs."""
+    """Implement ``Autograd`` for direct calls of an operator, by compiled and exported programs."""
     if torch._C._are_functorch_transforms_active():
         raise RuntimeError(
             f"{op.name()} has no rule for transforms of torch.func, for which an autograd.Function must "
@@ -360,5 +360,5 @@ def _call_itself(op: torch._ops.OpOverload, *arguments: object) -> object:
 
 for _op, _kernel in ops.operators({op: functools.partial(_call_itself, op) for op in ops.OPERATORS}).items():
     torch.library.register_vmap(_op, batching.rule(_op, ops.SIGNATURES[_op]), lib=ops.library)
-    # Not torch.library.register_autograd: what it makes has no forward mode and drops tangents silently.
+    # Not torch.library.register_autograd, which has no forward mode and drops tangents silently.
     ops.library.impl(_op, _kernel, "Autograd")

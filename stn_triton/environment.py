@@ -1,7 +1,7 @@
-"""Facts about the machine: what ``torch.utils.collect_env`` tells, as far as it matters here.
+"""Facts about the machine, a part of those of ``torch.utils.collect_env``.
 
-Nothing here runs another program, but for the GPU's driver: ``collect_env`` lists packages and compilers,
-which takes up to a minute.
+The only program that is run here finds the version of the GPU's driver. ``collect_env`` also lists packages
+and compilers, which takes up to a minute.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import torch
 from stn_triton.terminal import UsageError
 
 UNKNOWN = "unknown"
-# Settings that change what runs, or how.
+# Prefixes of environment variables that change which code runs, or how.
 _VARIABLES = ("STN_TRITON_", "TRITON_", "CUDA_", "HIP_", "PYTORCH_", "TORCH_", "OMP_NUM_", "MKL_NUM_")
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device by name, made current; None stands for a GPU if there is one, else the CPU.
+    """Make the named device current and return it. None means a GPU if there is one, else the CPU.
 
     Raises:
         UsageError: this machine has no such device.
@@ -51,7 +51,7 @@ def available_devices() -> dict[str, str]:
 
 
 def facts(device: torch.device) -> dict[str, str]:
-    """The facts that a result on a device is worth nothing without, by name, in the order to print."""
+    """Facts that every report of a result on a device needs, by name, in the order to print."""
     import stn_triton
 
     system = os_release()
@@ -75,7 +75,7 @@ def facts(device: torch.device) -> dict[str, str]:
 
 
 def interpreter_problem() -> str:
-    """Why Triton's interpreter cannot run here, and what to install; empty if nothing is known against it.
+    """Why Triton's interpreter cannot run here, and what to install; empty if no problem is known.
 
     Triton before 3.7 turns arrays of one element into integers, which NumPy 2.4 no longer does.
     """
@@ -92,7 +92,7 @@ def interpreter_problem() -> str:
 
 
 def _numbers(package: str) -> tuple[int, ...]:
-    """The first two numbers of a version."""
+    """The first two numbers of a package's version."""
     return tuple(int(number) for number in re.findall(r"\d+", version(package))[:2])
 
 
@@ -118,7 +118,7 @@ def _gpu(device: torch.device) -> str:
 
 
 def os_release() -> str:
-    """The system's name, as Debian GNU/Linux 12; empty where nobody knows."""
+    """The system's name, such as Debian GNU/Linux 12; empty if unknown."""
     try:
         return platform.freedesktop_os_release().get("PRETTY_NAME", "")
     except OSError:
@@ -126,7 +126,7 @@ def os_release() -> str:
 
 
 def cpu_model() -> str:
-    """The processor's name, from the system where Python does not know it."""
+    """The processor's name, from ``/proc/cpuinfo`` or else from Python."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -147,7 +147,7 @@ def driver() -> str:
 
 
 def version(package: str) -> str:
-    """Of an installed package; ``none`` if it is not."""
+    """The version of a package; ``none`` if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -155,12 +155,12 @@ def version(package: str) -> str:
 
 
 def columns() -> int:
-    """How wide a line may be: the terminal, 80 where there is none, at most 120."""
+    """Largest width of a line: that of the terminal, 80 without a terminal, at most 120."""
     return min(shutil.get_terminal_size().columns, 120)
 
 
 def wrapped(line: str, indent: int, width: int) -> str:
-    """A line as several of a width, the rest indented; what has no blanks, as a path, stays whole."""
+    """Wrap a line at blanks and indent all lines but the first; a path stays whole."""
     return textwrap.fill(
         line, width, subsequent_indent=indent * " ", break_on_hyphens=False, break_long_words=False
     )

@@ -1,4 +1,4 @@
-"""How ``fill_value`` is read: a number, or one per channel, in whatever form, as a tensor."""
+"""Conversion of ``fill_value``, a number or one per channel in any form, to a tensor."""
 
 from __future__ import annotations
 
@@ -15,10 +15,7 @@ _numbers = constants.numbers_of("fill_value")
 
 
 def fill_values(fill_value: Any, padding_mode: str, input: Tensor) -> Tensor | None:
-    """``fill_value`` as a tensor (C,) or (); None unless the padding is ``"fill"``.
-
-    Errors are those of ``validation.py``.
-    """
+    """Check and convert ``fill_value`` to a tensor (C,) or (); None unless the padding is ``"fill"``."""
     if padding_mode != "fill":
         if fill_value is not None:
             raise ValueError(
@@ -39,7 +36,7 @@ def fill_values(fill_value: Any, padding_mode: str, input: Tensor) -> Tensor | N
                 f"fill_value must be a number or have one value per channel, {channels} values, "
                 f"{validation.got(fill_value)}"
             )
-        if is_label:  # constants are kept as floats, which have not every int
+        if is_label:  # constants are kept as floats, which cannot hold every int64
             values = torch.stack([torch.full((), n, dtype=dtype, device=input.device) for n in given])
         else:
             values = _numbers(given, input.device, dtype)
@@ -55,7 +52,7 @@ def fill_values(fill_value: Any, padding_mode: str, input: Tensor) -> Tensor | N
 
 def _of_tensor(fill_value: Tensor, input: Tensor, is_label: bool) -> Tensor:
     if not is_label:
-        if fill_value.dtype in INT_DTYPES:  # as lists and arrays of ints
+        if fill_value.dtype in INT_DTYPES:  # allowed, as lists and arrays of ints are
             fill_value = fill_value.to(contract.coordinate_dtype(input.dtype))
         validation.floating("fill_value", fill_value)
     elif validation.tensor("fill_value", fill_value).dtype != input.dtype:
@@ -71,7 +68,7 @@ def _of_tensor(fill_value: Tensor, input: Tensor, is_label: bool) -> Tensor:
 
 
 def _labels(given: Any, dtype: torch.dtype) -> int | list[int]:
-    """Ints that the dtype of label maps has."""
+    """Require an int, or a sequence of ints, in the range of the labels' dtype."""
     if is_sequence(given):
         return [_labels(item, dtype) for item in given]
     least, most = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)

@@ -37,59 +37,59 @@ def affine_grid_sample(
 ) -> Tensor:
     """Warp images by affine matrices: ``F.grid_sample(input, F.affine_grid(theta, ...))`` in one pass.
 
-    The grid generator and the sampler of a spatial transformer (Jaderberg et al. 2015, section 3.2 and
-    3.3) as one operator that never stores a grid. Semantics are PyTorch's; on a GPU the identity and
-    whole-pixel shifts are exact. The gradient of ``theta`` has the same bits every time. So has that of
-    images, but not that of volumes, or under ``"reflection"`` or ``"wrap"``, or in second derivatives: these
-    are summed in fp32 by atomic additions, whose order varies; under
-    ``torch.use_deterministic_algorithms(True)`` in whole numbers, to the same bits every time.
+    The grid generator and the sampler of a spatial transformer (Jaderberg et al. 2015, sections 3.2 and 3.3)
+    as one operator, which never stores a grid. Conventions are PyTorch's. On a GPU the identity and shifts
+    by whole pixels are exact. The gradient of ``theta`` has the same bits every time. So has the gradient of
+    ``input``, except for volumes, under ``"reflection"`` or ``"wrap"``, and in second derivatives: there a
+    GPU sums in fp32 by atomic additions, whose order varies. Under
+    ``torch.use_deterministic_algorithms(True)`` a GPU sums whole numbers, with the same bits every time.
 
     Args:
-        input: images (N, C, H_in, W_in) or volumes (N, C, D_in, H_in, W_in), fp16, bf16, fp32 or fp64, any
-            strides; or uint8, without gradients: the result is rounded, half to even, and cut to 0 and 255;
-            or bool, int8, int16, int32 or int64: labels, copied exactly by ``mode="nearest"``, without
-            gradients.
-        theta: matrices (N, 2, 3), for volumes (N, 3, 4), any floating dtype. Each maps an output position
-            (x, y, 1) to an input position (x, y), both in normalised coordinates: -1 and 1 are the edges of
-            the image. (1, 2, 3) serves all images; (N, K, 2, 3) warps each image K times; (M, 2, 3) warps
-            a single image M times, or any images with ``image_index``. No image is copied for that.
+        input: images (N, C, H_in, W_in) or volumes (N, C, D_in, H_in, W_in), with any strides. Floating
+            dtypes: fp16, bf16, fp32, fp64. uint8 has no gradients; its results are rounded, half to even,
+            and clamped to 0 to 255. bool, int8, int16, int32 and int64 are labels: they have no gradients
+            and need ``mode="nearest"``, which copies them exactly.
+        theta: matrices (N, 2, 3), for volumes (N, 3, 4), of any floating dtype. A matrix maps an output
+            position (x, y, 1) to an input position (x, y), both normalised: -1 and 1 are the edges of the
+            image. (1, 2, 3) is one matrix for all images; (N, K, 2, 3) warps each image K times;
+            (M, 2, 3) warps a single image M times, or any images with ``image_index``. No image is copied.
         size: output size in pixels, (H_out, W_out) or (D_out, H_out, W_out), or one int for all axes, as in
-            ``F.interpolate``. Default: the input's.
-        mode: how to interpolate: ``"bilinear"`` (trilinear for volumes), ``"nearest"`` (half to even; no
-            gradient for theta), ``"bicubic"`` (images only; A = -0.75).
-        padding_mode: what lies outside the image: ``"zeros"``; ``"border"``, the nearest pixel;
-            ``"reflection"``, the mirrored image; ``"fill"``, ``fill_value``; ``"wrap"``, the image again and
-            again: the pixel after the last is the first, whatever ``align_corners`` says (``"grid-wrap"`` of
+            ``F.interpolate``. Default: the size of ``input``.
+        mode: interpolation: ``"bilinear"`` (trilinear for volumes), ``"nearest"`` (halfway between two
+            pixels, the even one; no gradient for theta) or ``"bicubic"`` (images only; A = -0.75).
+        padding_mode: values outside the image: ``"zeros"``; ``"border"``, the nearest pixel;
+            ``"reflection"``, the mirrored image; ``"fill"``, ``fill_value``; ``"wrap"``, the image repeated:
+            the pixel after the last is the first, for both values of ``align_corners`` (``"grid-wrap"`` of
             ``scipy.ndimage``).
         align_corners: whether -1 and 1 mean the centres of the corner pixels (True) or their outer edges
-            (False), as in ``F.grid_sample``. None is False.
-        fill_value: for ``padding_mode="fill"``, a number, a sequence of C numbers, or a tensor (C,) or (),
-            floating and on the device of ``input``, with gradients if it requires them. For labels ints, or
-            a tensor of the dtype of ``input``.
-        image_index: int64 (M,): matrix m, or the only one, warps image ``image_index[m]`` to output m. Any
-            order, any multiplicity. On a CPU an index out of range raises; on a GPU, where a look at the
-            values would stall, its output is NaN (0 for integers) and it has no gradients.
-        antialias: where a map shrinks, average several samples per output pixel: along each output axis as
-            many as a step of one output pixel has input pixels, rounded up (at most 64; up to 1/64 too many
-            are let pass). The result is that of sampling at as many times the size and averaging; under
-            align_corners, whose corner samples lie on the corner pixels' centres, averaging draws the picture
-            in by up to half an output pixel at the edges, so prefer False. Costs as much as that larger
-            sampling, in time, not in memory; exactly nothing changes where a map does not shrink.
+            (False), as in ``F.grid_sample``. None means False.
+        fill_value: value outside the image, only for ``padding_mode="fill"``: a number, a sequence of C
+            numbers, or a floating or integer tensor (C,) or () on the device of ``input``, which gets a
+            gradient if it requires one. For labels: ints, or a tensor of the dtype of ``input``.
+        image_index: int64 (M,): output m is image ``image_index[m]``, warped by matrix m or by the only
+            matrix. Indices may have any order and repeat. An index out of range raises on a CPU; on a GPU,
+            where a check would stall, the output is NaN (0 for integers), without gradients.
+        antialias: average several samples per output pixel where a map shrinks. The number of samples along
+            an output axis is the length of an output step in input pixels, rounded up, at most 64. (A length
+            that exceeds a whole number by at most 1/64 of itself is rounded down.) The result is that of
+            sampling at so many times ``size`` and averaging; so is the time, but not the memory. Nothing
+            changes where a map does not shrink. Prefer ``align_corners=False``: with True, averaging pulls
+            the edges of the picture in by up to half an output pixel.
 
     Returns:
-        (N, C, H_out, W_out), (N, K, C, H_out, W_out) or (M, C, H_out, W_out), or the same with D_out, in the
-        dtype and the memory format (contiguous or channels_last) of ``input``. Coordinates are computed in
-        fp32 (fp64 for an fp64 ``input``), under autocast too. Under zeros and fill a coordinate that is not
-        finite samples the outside, with zero gradients; under border and reflection NaN is the first edge,
-        and under wrap what is not finite is the first pixel.
-        Differentiable twice with respect to ``input``, ``theta`` and ``fill_value``, in reverse and in
-        forward mode (not twice in forward mode).
+        (N, C, H_out, W_out), (N, K, C, H_out, W_out) or (M, C, H_out, W_out), for volumes with D_out before
+        H_out. Dtype and memory format (contiguous or channels_last) are those of ``input``. Coordinates are
+        computed in fp32, or in fp64 for an fp64 ``input``, under autocast too. A coordinate that is not
+        finite samples the outside under zeros and fill, with zero gradients, and the first pixel under wrap;
+        under border and reflection NaN samples the first edge.
+        The result is differentiable twice with respect to ``input``, ``theta`` and ``fill_value``, in
+        reverse and in forward mode, but not twice in forward mode.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
         ValueError: an argument has the wrong shape, device or value.
-        RuntimeError: the numbers of ``fill_value`` are new while a CUDA graph is being captured.
-        NotImplementedError: third derivatives, second ones in forward mode alone, and forward mode under
+        RuntimeError: a CUDA graph is being captured, and no earlier call had the same ``fill_value`` numbers.
+        NotImplementedError: a third derivative, a second one in forward mode alone, or forward mode under
             ``torch.compile``.
 
     Example:
@@ -131,16 +131,16 @@ def perspective_grid_sample(
 ) -> Tensor:
     """Warp images by projective matrices (homographies), in one pass; see ``affine_grid_sample``.
 
-    On a GPU the gradient of images is summed by atomic additions, as there under ``padding_mode="wrap"``.
-    An output position (x, y, 1) is mapped by the matrix to (X, Y, Z) and samples the input at (X/Z, Y/Z),
-    both normalised (Jaderberg et al. 2015 use this 8-parameter transformation in section 4.1). With the last
-    row (0, 0, 1) it is the affine operator.
+    A matrix maps an output position (x, y, 1) to (X, Y, Z), and the input is sampled at (X/Z, Y/Z), both
+    normalised (the 8-parameter transformation of Jaderberg et al. 2015, section 4.1). With the last row
+    (0, 0, 1) the map is affine. On a GPU the gradient of ``input`` is summed by atomic additions under every
+    padding, as in ``affine_grid_sample`` under ``"wrap"``.
 
     Args:
         input: images (N, C, H_in, W_in).
         theta: matrices (N, 3, 3); or (1, 3, 3), (N, K, 3, 3), (M, 3, 3) as in ``affine_grid_sample``.
-            Their sign matters: a point is seen where Z > 0. Where Z <= 0 it lies behind the horizon and
-            samples nothing: ``fill_value`` under ``"fill"``, else 0, with zero gradients.
+            The sign of a matrix matters: a point is seen where Z > 0. Where Z <= 0 it lies behind the
+            horizon: the output is ``fill_value`` under ``"fill"``, else 0, with zero gradients.
         size: as in ``affine_grid_sample``.
         mode: as in ``affine_grid_sample``.
         padding_mode: as in ``affine_grid_sample``.
@@ -149,13 +149,13 @@ def perspective_grid_sample(
         image_index: as in ``affine_grid_sample``.
 
     Returns:
-        As ``affine_grid_sample``.
+        The warped images, see ``affine_grid_sample``.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
         ValueError: an argument has the wrong shape, device or value.
-        RuntimeError: the numbers of ``fill_value`` are new while a CUDA graph is being captured.
-        NotImplementedError: third derivatives, second ones in forward mode alone, and forward mode under
+        RuntimeError: a CUDA graph is being captured, and no earlier call had the same ``fill_value`` numbers.
+        NotImplementedError: a third derivative, a second one in forward mode alone, or forward mode under
             ``torch.compile``.
 
     Example:
@@ -187,24 +187,24 @@ def thin_plate_spline_grid_sample(
 ) -> Tensor:
     """Warp images by thin plate splines through control points, in one pass; see ``affine_grid_sample``.
 
-    The output at control point i samples the input at that point plus ``offsets[:, i]``; between them the map
-    bends as little as it can (Bookstein 1989; Jaderberg et al. 2015 use 16 points in section 4.1). Offsets of
-    zero are the identity, exactly. Coordinates are computed for each pixel on the way: no grid is stored,
-    forward or backward. On a GPU the gradient of ``input`` is summed in fp32 by atomic additions, whose order
-    varies; under ``torch.use_deterministic_algorithms(True)`` in whole numbers, to the same bits every time.
-    All other gradients always have the same bits.
+    The output at control point i samples the input at that point plus ``offsets[:, i]``. Between the points
+    the map bends as little as possible (Bookstein 1989; Jaderberg et al. 2015 use 16 points in section 4.1).
+    Offsets of zero are exactly the identity. No grid is stored, forward or backward. On a GPU the gradient of
+    ``input`` is summed in fp32 by atomic additions, whose order varies; under
+    ``torch.use_deterministic_algorithms(True)`` in whole numbers, with the same bits every time. All other
+    gradients always have the same bits.
 
     Args:
         input: images (N, C, H_in, W_in).
         offsets: (N, P, 2), any floating dtype: how far each of P control points moves, (x, y) in normalised
-            coordinates of the input; or (1, P, 2), (N, K, P, 2), (M, P, 2), as theta in
+            coordinates of the input. (1, P, 2), (N, K, P, 2) and (M, P, 2) are as for theta in
             ``affine_grid_sample``.
         size: as in ``affine_grid_sample``.
-        points: where the control points are in the output, in normalised coordinates: a pair of ints
-            (rows, columns) for a regular grid over [-1, 1] x [-1, 1], row by row, x fastest, at least 2 x 2;
-            or P pairs of numbers (x, y), at least three that are apart and not on one line. 1e-4 apart is
-            enough; in fp32 positions then have errors of about 1e-8 over the distance. Default: a regular
-            grid of as many rows as columns; then P must be a square number.
+        points: control points in normalised coordinates of the output. Either two ints (rows, columns), a
+            regular grid over [-1, 1] x [-1, 1] of at least 2 x 2 points, in the order row by row, x fastest;
+            or P pairs of numbers (x, y), at least three, all apart and not all on one line. A distance d of
+            1e-4 is enough; errors of positions in fp32 are about 1e-8 / d. Default: a regular grid with as
+            many rows as columns, for which P must be a square number.
         mode: as in ``affine_grid_sample``.
         padding_mode: as in ``affine_grid_sample``.
         align_corners: as in ``affine_grid_sample``.
@@ -212,13 +212,14 @@ def thin_plate_spline_grid_sample(
         image_index: as in ``affine_grid_sample``.
 
     Returns:
-        As ``affine_grid_sample``; differentiable with respect to ``offsets`` in place of theta.
+        The warped images, see ``affine_grid_sample``; ``offsets`` take the place of theta.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
         ValueError: an argument has the wrong shape, device or value.
-        RuntimeError: numbers of ``fill_value`` or ``points`` are new while a CUDA graph is being captured.
-        NotImplementedError: third derivatives, second ones in forward mode alone, and forward mode under
+        RuntimeError: a CUDA graph is being captured, and no earlier call had the same ``points`` and
+            ``fill_value`` numbers.
+        NotImplementedError: a third derivative, a second one in forward mode alone, or forward mode under
             ``torch.compile``.
 
     Example:
@@ -246,7 +247,7 @@ def _sample(
     image_index: Tensor | None,
     options: Options,
 ) -> Tensor:
-    """Check all arguments, bring theta to one map after the other, and call the operator."""
+    """Check all arguments, give theta one matrix per output, and call the operator."""
     is_recording = tracing.is_recording()
     if is_recording:
         arguments = (kind, input, theta, size, points, fill_value, image_index, options)
@@ -280,7 +281,7 @@ def _checked(
     image_index: Tensor | None,
     options: Options,
 ) -> tuple[list[int], Tensor | None, Options]:
-    """The size with one entry per axis, fill values (C,) or (), and the options with a spline's points."""
+    """Check all arguments. Returns the size per axis, fill values (C,) or (), and options with points."""
     dim = images(input, volumes=kind == "affine").ndim - 2
     if kind == "affine":
         maps("theta", theta, dim, dim + 1, input, image_index)
@@ -297,7 +298,7 @@ def _checked(
         size = list(input.shape[2:])
     else:
         size = output_size(size, dim, {dim + 2: "; give the spatial size alone, without (N, C)"})
-        # Here, for the dispatcher takes no larger ints.
+        # Checked here, because the dispatcher takes no larger ints.
         limits.check_size(size, input.dtype, options.antialias)
     choice("mode", options.mode, MODES)
     sampled_dtype(input.dtype, options)

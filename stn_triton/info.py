@@ -1,4 +1,4 @@
-"""``python -m stn_triton info``: the environment, the tables of block sizes, and what is supported here."""
+"""``python -m stn_triton info``: the environment, the tables of block sizes, and supported features."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from stn_triton import environment, tables, tuning
 from stn_triton.options import INPUT_DTYPES
 from stn_triton.terminal import EXIT_OK
 
-# The least that Triton compiles for.
+# Least compute capability that Triton supports.
 _CAPABILITY = (8, 0)
 
 
 class TableState(NamedTuple):
-    """A table of block sizes that the package ships, and what becomes of it on this machine."""
+    """A table of block sizes in the package, and its use on this machine."""
 
     path: str
     gpu: str
-    """The GPU that was tuned; empty if the file does not tell."""
+    """The GPU that was tuned; empty if the file cannot be read."""
     entries: int
-    """The good ones."""
+    """Number of valid entries."""
     bad_entries: int
     is_for_these_kernels: bool
     is_used: bool
     reason: str
-    """Why it is not used, or not all of it; empty if it is used whole."""
+    """Why the table or a part of it is not used; empty if all of it is used."""
 
 
 def main(args: argparse.Namespace) -> int:
@@ -62,7 +62,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def table_states(gpu: str | None) -> list[TableState]:
-    """All shipped tables, that of this GPU first."""
+    """All tables in the package, the one in use first."""
     states = [_state(path, gpu) for path in sorted(tuning.SHIPPED.glob("*.json"))]
     return sorted(states, key=lambda state: not state.is_used)
 
@@ -78,7 +78,7 @@ def _state(path: Path, gpu: str | None) -> TableState:
     if path.name != name:
         reason = f"ignored: a table of this GPU is looked for as {name}"
     elif gpu is None:
-        reason = "not used: block sizes are a GPU's, and this device is none"
+        reason = "not used: block sizes are for GPUs, and this device is none"
     elif table.device != gpu:
         reason = f"not used on {gpu}"
     else:
@@ -100,14 +100,14 @@ def _sentence(state: TableState) -> str:
 
 
 def calls() -> str:
-    """Whether calls search for block sizes."""
+    """Whether calls search for block sizes, as text."""
     if tuning.asked_by_environment():
-        return "search for what no table has, each process anew (STN_TRITON_AUTOTUNE=1)"
-    return "never tune unless asked (STN_TRITON_AUTOTUNE=1, stn_triton.autotune())"
+        return "search for entries that no table has, again in each process (STN_TRITON_AUTOTUNE=1)"
+    return "never search unless requested (STN_TRITON_AUTOTUNE=1, stn_triton.autotune())"
 
 
 def support(device: torch.device) -> dict[str, str]:
-    """What works on a device, by name: yes or no, and why or how."""
+    """Support of features on a device, by name: yes or no, and why or how."""
     interpreter = environment.interpreter_problem()
     onnx = [name for name in ("onnx", "onnxscript") if util.find_spec(name) is None]
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX") or "g++", "clang++", "c++"))), None)

@@ -17,29 +17,28 @@ from stn_triton.decomposition import FAR, check_exportable
 from stn_triton.options import is_projective
 
 _MODES = {"bilinear": "linear", "nearest": "nearest", "bicubic": "cubic"}
-# What a float would not hold. Runtimes sample floats and doubles alone.
+# Dtypes with values that a float cannot hold. Runtimes sample floats and doubles only.
 _WIDE = (ir.DataType.DOUBLE, ir.DataType.INT32, ir.DataType.INT64)
 
 
 def translation_table() -> dict[torch._ops.OpOverload, Callable]:
-    """How ``torch.onnx.export`` translates the operator of this library.
+    """Make the table with which ``torch.onnx.export`` translates the operator of this library.
 
-    For its argument ``custom_translation_table``, with ``dynamo=True`` and ``opset_version`` 20 (the default)
-    or newer. Everything but ``antialias`` and wrap is translated: images and volumes, all modes, theta of
-    every shape and dtype, ``image_index``, homographies, uint8, labels up to 2**53, static and dynamic
-    sizes. Several matrices per image share it; ``image_index`` copies images (``Gather``). Coordinates are
-    computed in fp32 (fp64 for an fp64 input), as eagerly, but for labels of 32 and 64 bits in fp64. What an
-    infinite or NaN theta samples, and a negative or too large ``image_index``, is up to the runtime that
-    runs the model.
+    Pass it as ``custom_translation_table``, with ``dynamo=True`` and ``opset_version`` 20 (the default) or
+    newer. Everything but the cases below is translated: images and volumes, all modes, theta of every shape
+    and dtype, ``image_index``, homographies, uint8, labels up to 2**53, static and dynamic sizes. Several
+    matrices per image do not copy it; ``image_index`` copies images (``Gather``). Coordinates are computed
+    in fp32 (fp64 for an fp64 input), as eagerly, but in fp64 for labels of 32 and 64 bits. The runtime
+    decides what an infinite or NaN theta and an ``image_index`` out of range give.
 
     Returns:
-        A new dict with one entry, for ``torch.ops.stn_triton.affine_grid_sample.default``. Add your own.
+        A new dict with one entry, for ``torch.ops.stn_triton.affine_grid_sample.default``. You may add more.
 
     Raises:
-        torch.onnx.OnnxExporterError: raised by ``torch.onnx.export``, where the model uses
-            ``antialias=True`` (how many samples it takes depends on the values of theta),
-            ``padding_mode="wrap"`` (which ``GridSample`` does not have), a thin plate spline, or an
-            ``opset_version`` below 20, which has no ``AffineGrid``. Its message says which.
+        torch.onnx.OnnxExporterError: raised by ``torch.onnx.export``; the message says which of these the
+            model uses: ``antialias=True``, whose number of samples depends on the values of theta;
+            ``padding_mode="wrap"``, which ``GridSample`` does not have; a thin plate spline; or an
+            ``opset_version`` below 20, which has no ``AffineGrid``.
 
     Example:
         >>> import torch, stn_triton, stn_triton.onnx
@@ -62,7 +61,7 @@ def translation_table() -> dict[torch._ops.OpOverload, Callable]:
 
 
 def _translate(input, theta, fill, image_index, size, options):
-    """The nodes of one call; sizes are ints where they are known and values where they are not."""
+    """The nodes of one call. Sizes are ints where they are known, and values of the graph elsewhere."""
     opset_version = evaluator.default().opset.version
     if opset_version < 20:
         raise ValueError(f"opset_version must be at least 20 for stn_triton, got {opset_version}")
@@ -83,7 +82,7 @@ def _translate(input, theta, fill, image_index, size, options):
     if not padding.repeats:
         grid = op.Clip(grid, *(op.CastLike(bound, grid) for bound in (-FAR, FAR)))
     if not is_one_each:
-        # The grids of an image on top of each other, so that it is not copied.
+        # The grids of an image are stacked along its rows, so that it is not copied.
         grid = op.Reshape(grid, [n, -1, *size[1:], len(size)])
 
     def sample(images, channels):
@@ -110,12 +109,12 @@ def _translate(input, theta, fill, image_index, size, options):
 
 
 def _grid(theta, size, align_corners, dtype):
-    """Normalised positions (M, *size, D), and where a projective map samples, (M, 1, *size) or None."""
+    """Normalised positions (M, *size, D), and for a projective map where it samples, (M, 1, *size)."""
     dim = len(size)
     matrices = _cast(theta, dtype)
     if align_corners:
-        # Output positions of align_corners are the others times n / (n - 1). AffineGrid's own are -1 where
-        # n is 1, and PyTorch's 0. The last factor is the translation's, 1.
+        # Output positions with align_corners are those without times n / (n - 1). AffineGrid's align_corners
+        # is not used: for n = 1 its position is -1, PyTorch's is 0. The translation has a factor of 1.
         n = op.Cast([*reversed(size), 1], to=dtype)
         one = op.CastLike(1.0, n)
         matrices = op.Mul(matrices, op.Div(n, op.Max(op.Sub(n, one), one)))
@@ -125,7 +124,7 @@ def _grid(theta, size, align_corners, dtype):
 
     if not is_projective(theta.shape):
         return affine(matrices), None
-    # Both coordinates of this grid are the third of the homogeneous ones.
+    # Both coordinates of this grid are Z, the third homogeneous coordinate.
     divisor = affine(op.Gather(matrices, [dim, dim], axis=1))
     is_seen = op.Greater(divisor, op.CastLike(0.0, divisor))
     divisor = op.Where(is_seen, divisor, op.CastLike(1.0, divisor))
@@ -134,7 +133,7 @@ def _grid(theta, size, align_corners, dtype):
 
 
 def _filled(coverage, fill, dtype, dim):
-    """What the fill values (C,) add where images cover part of a sample's taps, or none."""
+    """The share of the fill values (C,) in each sample: 1 minus the weight of its taps in the image."""
     rest = op.Sub(op.CastLike(1.0, coverage), coverage)
     eps = torch.finfo(torch.float64 if dtype == ir.DataType.DOUBLE else torch.float32).eps
     is_rounding = op.LessOrEqual(op.Abs(rest), op.CastLike(ROUNDING * eps, rest))

@@ -1,8 +1,8 @@
 """The operators as PyTorch's dispatcher sees them: schemas, implementations and fakes.
 
 All are functional and opaque: ``torch.compile`` calls them without looking inside. Triton is imported by
-``stn_triton.launch``, on the first call with a CUDA tensor. What connects them (gradients, tangents, vmap) is
-in ``derivatives`` and ``batching``, the order of their arguments in ``signatures``.
+``stn_triton.launch``, on the first call with a CUDA tensor. ``derivatives`` and ``batching`` connect the
+operators (gradients, tangents, vmap); ``signatures`` has the order of their arguments.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from stn_triton.options import Options, Tangents
 from stn_triton.signatures import Signature
 
 library = torch.library.Library("stn_triton", "DEF")
-# Outputs follow the strides of the inputs, so a compiler must hand over the strides it was promised.
+# Outputs follow the strides of the inputs, so compiled code must pass inputs with the strides that it saw.
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 SIGNATURES: dict[torch._ops.OpOverload, Signature] = {}
 for _has_tangents in (False, True):
@@ -35,18 +35,18 @@ OPERATORS = tuple(SIGNATURES)
     affine_grid_sample_tangent_backward,
 ) = OPERATORS
 Implementations = Mapping[torch._ops.OpOverload, Callable[..., object]]
-"""Of the operators, each called with the ``arguments`` of its signature."""
+"""An implementation for each operator, called with the ``arguments`` of its signature."""
 
 
 def _launch() -> ModuleType:
-    """Imported on the first call: it imports Triton."""
+    """Import ``launch`` on the first call, because it imports Triton."""
     from stn_triton import launch
 
     return launch
 
 
 def _implementations(plain: Callable[[], ModuleType], tangent: Callable[[], ModuleType]) -> Implementations:
-    """The operators on modules of the package; a gradient that was not asked for is None."""
+    """Implementations of the operators by modules of the package; an unwanted gradient is None."""
     return {
         op: functools.partial(
             _backward if signature.is_gradient else _forward, tangent if signature.has_tangents else plain
@@ -78,7 +78,7 @@ def _backward(module_of, grad_output, input, theta, fill, image_index, *rest):
 def _of_matrices(
     input: Tensor, theta: Tensor, tangents: Sequence[Tensor | None], options: Options
 ) -> tuple[Tensor] | tuple[Tensor, Tangents]:
-    """Theta, and the tangents in one if there are any, for a module: it knows a spline by its matrix."""
+    """Theta, and ``Tangents`` if there are any, with the matrices of a spline instead of its offsets."""
     if options.points:
         dtype = contract.coordinate_dtype(input.dtype)
         theta = splines.coefficients(theta, options.points, dtype)
@@ -91,7 +91,7 @@ def _of_matrices(
 
 
 def filled(grads: Sequence[Tensor | None], input: Tensor, theta: Tensor) -> tuple[Tensor, ...]:
-    """An operator returns tensors: an empty one stands for a gradient that was not asked for."""
+    """Replace unwanted gradients, which are None, by empty tensors: an operator returns tensors only."""
     likes = (input, theta, theta)
     return tuple(
         like.new_empty((0,)) if grad is None else grad for grad, like in zip(grads, likes, strict=True)
@@ -116,7 +116,7 @@ def _fake_backward(grad_output, input, theta, fill, *rest):
 
 
 def operators(implementations: Implementations) -> Implementations:
-    """What the dispatcher calls for each operator: it takes what the schema says."""
+    """Functions for the dispatcher, which take the arguments of the schemas."""
 
     def operator(signature, implementation, *values):
         arguments = signature.packed(values)
@@ -130,12 +130,12 @@ direct = {
     "cpu": _implementations(lambda: reference, lambda: reference_tangent),
     "cuda": _implementations(_launch, _launch),
 }
-"""The implementations by device and operator, for calls that need nothing of the dispatcher."""
+"""The implementations by device and operator, for calls that do not need the dispatcher."""
 _FAKES = {op: _fake_backward if s.is_gradient else _fake_forward for op, s in SIGNATURES.items()}
 
 
 def _of_plain(operator: Callable[..., object]) -> Callable[..., object]:
-    """With tensors that have no subclass, for the methods of one may be other than PyTorch's."""
+    """An operator that gets plain tensors: the methods of a subclass may differ from PyTorch's."""
 
     def plain(value):
         is_other = isinstance(value, Tensor) and type(value) is not Tensor
@@ -144,8 +144,20 @@ def _of_plain(operator: Callable[..., object]) -> Callable[..., object]:
     return lambda *values: operator(*map(plain, values))
 
 
+def _with_sharding_rules(fake: Callable[..., object]) -> Callable[..., object]:
+    """A fake that first registers the rules for a DTensor, see ``sharding``."""
+
+    def registering(*values):
+        from stn_triton import sharding  # which imports this module
+
+        sharding.register_on_first_use()
+        return fake(*values)
+
+    return registering
+
+
 for _device, _all in direct.items():
     for _op, _function in operators(_all).items():
         library.impl(_op, _of_plain(_function), _device.upper())
 for _op, _fake in operators(_FAKES).items():
-    torch.library.register_fake(_op, _fake, lib=library)
+    torch.library.register_fake(_op, _with_sharding_rules(_fake), lib=library)

@@ -1,4 +1,4 @@
-"""What can be asked of the operator, as data that every layer shares."""
+"""The options of the operator, as data for all modules."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ MODES = ("bilinear", "nearest", "bicubic")
 
 
 class Padding(NamedTuple):
-    """What lies outside an image. How, is said in ``kernels/taps.py`` and ``reference_taps.py``."""
+    """A padding mode. ``kernels/taps.py`` and ``reference_taps.py`` implement it."""
 
     code: int
-    """In the kernels."""
+    """Its number in the kernels."""
     sampler: str | None
-    """The padding that PyTorch's and ONNX's samplers have for it; None if they have none."""
+    """The padding mode of PyTorch's and ONNX's samplers that serves for it; None if there is none."""
     has_outside: bool
-    """Whether there are positions outside, which see no pixel of the image."""
+    """Whether positions outside the image see none of its pixels."""
     repeats: bool
-    """Whether the image is there again and again: far outside, too, each position has a pixel of its own."""
+    """Whether the image repeats endlessly, so that positions far outside see different pixels."""
 
 
 PADDINGS = {
@@ -32,12 +32,12 @@ PADDINGS = {
 }
 PADDING_MODES = tuple(PADDINGS)
 PAIR_PADDINGS = tuple(name for name, padding in PADDINGS.items() if padding.sampler == name)
-"""Those that ``F.grid_sample`` has, in the order of its numbers."""
+"""Padding modes of ``F.grid_sample``, in the order of their numbers in PyTorch."""
 DISPLACEMENTS = {"none": 0, "thin_plate": 1}
-"""What is added to the positions of a matrix, with its number in the kernels: ``kernels/displacement.py``."""
+"""Terms added to the positions that a matrix gives, with their numbers in ``kernels/displacement.py``."""
 THETA_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LABEL_DTYPES = (torch.bool, torch.int8, torch.int16, torch.int32, torch.int64)
-"""Of label maps: their values are names, between which nothing lies, so ``"nearest"`` alone is for them."""
+"""Dtypes of label maps, which only ``"nearest"`` samples: values between two labels mean nothing."""
 INPUT_DTYPES = (*THETA_DTYPES, torch.uint8, *LABEL_DTYPES)
 INT_DTYPES = (torch.uint8, *LABEL_DTYPES[1:])
 
@@ -50,20 +50,20 @@ class Options(NamedTuple):
     align_corners: bool = False
     antialias: bool = False
     points: tuple[float, ...] = ()
-    """x and y of a spline's control points, one after the other: theta has their offsets (M, P, 2)."""
+    """x and y of each control point of a spline; theta is then the offsets (M, P, 2)."""
 
     def taps(self) -> int:
-        """Pixels per axis that a position is interpolated from."""
+        """Number of pixels per axis that a position is interpolated from."""
         return {"nearest": 1, "bilinear": 2, "bicubic": 4}[self.mode]
 
     @property
     def padding(self) -> Padding:
-        """What ``padding_mode`` names."""
+        """The ``Padding`` that ``padding_mode`` names."""
         return PADDINGS[self.padding_mode]
 
     @property
     def displacement(self) -> str:
-        """What is added to the positions of the matrix, one of ``DISPLACEMENTS``."""
+        """The term added to the positions that the matrix gives, one of ``DISPLACEMENTS``."""
         return "thin_plate" if self.points else "none"
 
 
@@ -71,7 +71,7 @@ DEFAULT = Options()
 
 
 class Tangents(NamedTuple):
-    """Directions in which the arguments of the operator move; None for one that stays."""
+    """Tangents of the arguments of the operator; None is a tangent of zeros."""
 
     input: Tensor | None
     theta: Tensor

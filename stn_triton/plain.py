@@ -1,4 +1,4 @@
-"""Numbers that NumPy or PyTorch hold, as Python's: read once, where an argument is checked."""
+"""Conversion of numbers of NumPy or PyTorch to Python's, once, where an argument is checked."""
 
 from __future__ import annotations
 
@@ -13,26 +13,25 @@ from torch.autograd import forward_ad
 
 _PYTHON = (int, float, bool, str, type(None))
 SYMBOLIC = (torch.SymInt, torch.SymFloat)
-"""Numbers that a compiler does not know yet, such as the sizes that an exported program leaves open."""
+"""Numbers that are unknown while a program is compiled, such as its dynamic sizes."""
 
 
 def plain(name: str, value: Any, depth: int = 0) -> Any:
-    """A number of NumPy or PyTorch as Python's; whatever is none, or is symbolic, comes back as it is.
+    """Convert a number of NumPy or PyTorch to Python's. Other values and symbolic numbers are returned as is.
 
-    An array or a tensor without dimensions is a number. Whatever ``operator.index`` takes is an int.
+    An array or a tensor without dimensions is a number. Everything that ``operator.index`` takes is an int.
 
     Args:
-        name: of the argument.
+        name: name of the argument.
         value: anything.
-        depth: how many dimensions are read: arrays, tensors and sequences of up to as many become lists, and
-            tuples tuples.
+        depth: arrays, tensors and sequences with at most so many dimensions become lists; tuples stay tuples.
 
     Raises:
-        TypeError: a tensor among them has a gradient, which would be lost.
+        TypeError: a tensor requires a gradient or has a tangent, which would be lost.
     """
     kind = type(value)
     if kind in _PYTHON or (kind in (tuple, list) and all(type(item) in _PYTHON for item in value)):
-        return value  # nearly always, and at once: this is part of each call
+        return value  # the usual case, first because every call converts its arguments
     if isinstance(value, SYMBOLIC):
         return value
     if isinstance(value, Tensor) and (value.is_nested or value.layout != torch.strided or value.is_meta):
@@ -42,11 +41,11 @@ def plain(name: str, value: Any, depth: int = 0) -> Any:
             return value
         if isinstance(value, Tensor) and _has_gradient(value):
             raise TypeError(
-                f"{name} must need no gradient here, for it is read as a number and the gradient would be "
-                f"lost without a word: detach it, got {value!r}"
+                f"{name} must need no gradient here: it is read as a number and the gradient would be lost. "
+                f"Detach it, got {value!r}"
             )
         value = value.tolist() if value.ndim else value.item()
-        # The numbers that Python has no type for stay NumPy's.
+        # item() returns numbers for which Python has no type as NumPy's.
         return float(value) if isinstance(value, numbers.Real) and type(value) not in _PYTHON else value
     if is_sequence(value) and depth:
         items = [plain(name, item, depth - 1) for item in value]
@@ -55,7 +54,7 @@ def plain(name: str, value: Any, depth: int = 0) -> Any:
 
 
 def is_sequence(value: object) -> bool:
-    """Whether it is a sequence of things, and no text."""
+    """Whether a value is a sequence, but not text."""
     if isinstance(value, (tuple, list)):
         return True
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray))

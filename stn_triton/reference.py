@@ -1,9 +1,9 @@
-"""The operator in plain PyTorch: what runs on a CPU, and the form to read first.
+"""The operator in plain PyTorch: it runs on CPUs and is the implementation to read first.
 
-``reference_grid`` says where output pixels lie. The sampler is PyTorch's own, ``bags`` for many channels
-in channels_last, or ``reference_taps`` for a padding that PyTorch does not have. Matrices that warp an image
-are stacked along its rows, so that no image is copied. Antialiasing samples a finer output and averages:
-``reference_parts`` says how much of it at once.
+``reference_grid`` computes the positions that output pixels sample. The sampler is PyTorch's own, ``bags``
+for many channels in channels_last, or ``reference_taps`` for a padding that PyTorch does not have. Grids of
+the same image are stacked along its rows, so that no image is copied. Antialiasing samples a finer output
+and averages; ``reference_parts`` divides it into parts that fit into memory.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def forward(
                     output = _converted(total, input.dtype, form)
                 else:
                     output[grid.part.place] = total.to(input.dtype)
-    # The result of an operator must not be a view, or nobody could change it in place.
+    # The result of an operator must not be a view: a view could not be changed in place.
     return output.clone() if output._is_view() else output
 
 
@@ -84,7 +84,7 @@ def backward(
     options: Options = DEFAULT,
     output_mask: Sequence[bool] = (True, True, False),
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of ``forward`` for input, theta and fill; None for one that ``output_mask`` leaves out."""
+    """Gradients of ``forward`` for input, theta and fill; None where ``output_mask`` is False."""
     dtype = coordinate_dtype(input.dtype)
     size = grad_output.shape[2:]
     form = memory_format(input, input.shape[2:])
@@ -94,13 +94,13 @@ def backward(
     if not is_whole:
         if output_mask[0]:
             totals[0] = torch.empty(input.shape, dtype=input.dtype, device=input.device, memory_format=form)
-            if image_index is not None or not shares:  # which may leave images out
+            if image_index is not None or not shares:  # some images may have no gradient
                 totals[0].zero_()
         totals[1] = theta.new_zeros(theta.shape, dtype=dtype) if output_mask[1] else None
         totals[2] = fill.new_zeros(fill.shape, dtype=dtype) if output_mask[2] else None
     for share in shares:
         images = taken(input, share.images, dtype)
-        # A tap that moves outside is replaced by the fill value: derivatives are of the difference.
+        # A tap outside has the fill value, so derivatives by positions are those of image minus fill value.
         content = images
         if fill is not None and output_mask[1]:
             content = images - fill.to(dtype).view(-1, *[1] * len(size))
@@ -132,9 +132,9 @@ def _gradients(
     options: Options,
     output_mask: Sequence[bool],
 ) -> tuple[Tensor | None, list[Tensor] | None, Tensor | None]:
-    """From those of each grid's pixels to those of the images, of its theta and of the fill values.
+    """Gradients for the images, for the theta of each grid and for the fill values.
 
-    In the dtype of coordinates; None for one that ``output_mask`` leaves out.
+    Results have the dtype of coordinates, and are None where ``output_mask`` is False.
     """
     grad_images = grad_thetas = grad_fill = None
     fine = spread(grads, grids)
@@ -165,7 +165,7 @@ def _like(grad: Tensor | None, tensor: Tensor | None, form=torch.contiguous_form
 
 
 def _converted(tensor: Tensor, dtype: torch.dtype, form: torch.memory_format) -> Tensor:
-    """In one pass; ``Tensor.to`` alone would keep other strides of a tensor that has the dtype."""
+    """Convert dtype and memory format in one pass. ``Tensor.to`` keeps strides if the dtype is the same."""
     if tensor.dtype == dtype:
         return tensor.contiguous(memory_format=form)
     return tensor.to(dtype, memory_format=form)
@@ -174,7 +174,7 @@ def _converted(tensor: Tensor, dtype: torch.dtype, form: torch.memory_format) ->
 def _filled(
     images: Tensor, grids: Sequence[Grid], fill: Tensor | None, pixels: int, options: Options
 ) -> list[Tensor]:
-    """(matrices, C, ...) of each grid: the images at its positions, fill values where they see none."""
+    """The images at the positions of each grid, (matrices, C, ...), with fill values outside."""
     sampled = _sampled(images, grids, pixels, options)
     if fill is not None:
         fills = fill.to(images.dtype).view(-1, *[1] * (images.ndim - 2))
@@ -184,7 +184,7 @@ def _filled(
 
 
 def _sampled(images: Tensor, grids: Sequence[Grid], pixels: int, options: Options) -> list[Tensor]:
-    """(matrices, C, ...) of each grid of an output of so many pixels; 0 where nothing is sampled."""
+    """The images at the positions of each grid, (matrices, C, ...); 0 where nothing is sampled."""
     positions = joined([grid.positions for grid in grids], grids, 1)
     codes = _codes(options) if images.is_floating_point() else None
     if codes is None:
@@ -198,7 +198,7 @@ def _sampled(images: Tensor, grids: Sequence[Grid], pixels: int, options: Option
 
 
 def _codes(options: Options) -> tuple[int, int, bool] | None:
-    """The options of PyTorch's sampler; None if it does not have the padding."""
+    """Arguments of PyTorch's sampler for the options; None if it does not have the padding."""
     padding = options.padding.sampler
     if padding is None:
         return None
@@ -206,7 +206,7 @@ def _codes(options: Options) -> tuple[int, int, bool] | None:
 
 
 def _uncovered(images: Tensor, grids: Sequence[Grid], options: Options) -> list[Tensor]:
-    """(matrices, 1, ...) of each grid: the weight of all taps that lie outside; 0 where that is rounding."""
+    """Total weight of taps outside the images for each grid, (matrices, 1, ...); 0 if it is only rounding."""
     ones = images.new_ones(()).expand(len(images), 1, *images.shape[2:])
     rests = [1 - seen for seen in _sampled(ones, grids, 0, options)]
     if not images.is_floating_point():

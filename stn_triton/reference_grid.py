@@ -1,8 +1,8 @@
-"""Where output pixels lie in the input, in plain PyTorch, and gradients of theta from those of positions.
+"""Positions that output pixels sample, in plain PyTorch, and gradients of theta from those of positions.
 
-The grid is built by broadcasting in the centred form of PyTorch's base grid, ``x = (2 ow - (W_out - 1)) / S``
-with ``S = W_out`` or, for align_corners, ``W_out - 1``: one rounding where ``F.affine_grid`` has several, and
-no batched matrix product.
+The grid is built by broadcasting, without a batched matrix product. Output positions are those of PyTorch's
+base grid in centred form, ``x = (2 ow - (W_out - 1)) / S`` with ``S = W_out`` or, for align_corners,
+``W_out - 1``. They are rounded once, where ``F.affine_grid`` rounds several times.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from stn_triton import splines
 from stn_triton.options import Options
 from stn_triton.reference_parts import ALL, Part
 
-# Beyond this PyTorch's CPU sampler may meet coordinates that it converts to integers undefined.
+# PyTorch's CPU sampler converts coordinates to integers, which is undefined for those far beyond this.
 _SAFE_THETA = 1e4
-# Beyond this a coordinate of a padding that PyTorch does not have is taken for one that is not finite.
+# Larger coordinates count as not finite under a padding that PyTorch does not have.
 _FARTHEST = 1e30
-# Positions on longer axes are made anew by each call.
+# Positions on axes up to this length are kept for later calls.
 _LONGEST_KEPT = 4096
 _MOST_KEPT = 64
-# Pixels of outputs so small that the number of operations decides how long they take.
+# Outputs of at most so many pixels are small: the number of PyTorch operations decides their time.
 _MOST_WHOLE = 4096
-# Pixels of outputs so small that moments over them are summed at once.
+# Moments over outputs of at most so many pixels are summed by one operation.
 _MOST_MOMENTS = 256
 # By the number of spatial axes.
 _ONES = {2: (1, 1), 3: (1, 1, 1)}
@@ -38,46 +38,46 @@ _ROWS_LAST = {2: (0, 2, 3, 1), 3: (0, 2, 3, 4, 1)}
 
 
 class Base(NamedTuple):
-    """Normalised positions of samples in the output: ``size`` is how many there are on each axis, x last."""
+    """Normalised positions of samples in the output; below, ``size`` is their number per axis, x last."""
 
     axes: tuple[Tensor, ...]
-    """Those on each axis, x first."""
+    """Positions along each axis, x first."""
     whole: Tensor | None
-    """(D + 1, *size): ones, then those of every sample, x last. None of many."""
+    """(D + 1, *size): ones, then the positions of all samples, x last. None if there are many."""
     last: Tensor | None
-    """The same as (*size, 1, D + 1), x first. None of more than a few."""
+    """``whole`` with shape (*size, 1, D + 1), x first, ones last. None for more than a few samples."""
 
     def is_tiny(self, matrices: int) -> bool:
-        """Whether so many matrices give so few pixels that ``whole`` is the faster way, to the same bits."""
+        """Whether all matrices have so few pixels that ``whole`` is faster; results have the same bits."""
         return self.whole is not None and matrices * self.whole.stride(0) <= _MOST_WHOLE
 
 
 class Grid(NamedTuple):
-    """Where the samples of a part lie: of its pixels or, with antialiasing, of a finer output."""
+    """Input positions of the samples of a part; with antialiasing, those of a finer output."""
 
     part: Part
     base: Base
     positions: Tensor
     """(matrices, *size, D), normalised, all finite."""
     divisor: Tensor | None
-    """(matrices, *size, 1), of a projective map."""
+    """(matrices, *size, 1) for a projective map: Z, by which X and Y are divided."""
     unseen: Tensor | None
-    """(matrices, 1, *size), where nothing is sampled."""
+    """(matrices, 1, *size): where nothing is sampled."""
     bases: Tensor | None
-    """(H, W, P), of a spline: what its weights are multiplied with."""
+    """(H, W, P) for a spline: the factors of its weights."""
     lost: Tensor | None = None
-    """(matrices, *size, D), of a padding that PyTorch does not have: coordinates that were not finite."""
+    """(matrices, *size, D) for a padding that PyTorch does not have: coordinates that were not finite."""
 
 
 def taken(tensor: Tensor, which: slice | Tensor, dtype: torch.dtype) -> Tensor:
-    """Some entries in a dtype; what need not be done is skipped here, for it takes PyTorch a microsecond."""
+    """Some entries in a dtype. Steps that change nothing are skipped: each would take a microsecond."""
     if which is not ALL:
         tensor = tensor[which]
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def grid_of(theta: Tensor, part: Part, size: Sequence[int], options: Options, dtype: torch.dtype) -> Grid:
-    """The grid of a part. ``size`` is that of the whole output."""
+    """The grid of a part; ``size`` is the size of the whole output."""
     is_kept = part.window is None and max(size) * max(part.samples) <= _LONGEST_KEPT
     window = tuple([(0, n) for n in size])
     if part.window is not None:
@@ -95,9 +95,9 @@ def _base(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Base:
-    """The positions of the samples of a window of the output: its first pixels, and those behind it."""
+    """The positions of all samples of a window of the output: (first pixel, end) on each axis."""
     axes = []
-    with torch.inference_mode(False):  # they may be kept, and serve calls outside of inference mode
+    with torch.inference_mode(False):  # kept tensors are also used outside of inference mode
         for n, (first, end), count in zip(reversed(size), reversed(window), counts, strict=True):
             ends = [1 - n * count + 2 * pixel * count for pixel in (first, end)]
             doubled = torch.arange(*ends, 2, dtype=dtype, device=device)
@@ -117,14 +117,14 @@ _kept_base = functools.lru_cache(maxsize=_MOST_KEPT)(_base)
 
 
 def _along(numbers: Tensor, axis: int) -> Tensor:
-    """Shaped as an axis of (*size), x first."""
+    """Reshape ``numbers`` to broadcast along an axis of (*size); axis 0 is x."""
     return numbers.view(-1, *[1] * axis)
 
 
 def rows_at(theta: Tensor, base: Base, bases: Tensor | None) -> Tensor:
-    """What the rows of matrices give at every output position, by broadcasting: (matrices, *size, rows).
+    """Products of the rows of matrices with every output position: (matrices, *size, rows).
 
-    In memory each row has a plane of its own, along which CPUs add several numbers at once.
+    In memory each row has its own plane, so that CPUs can use vector instructions along it.
     """
     dim = len(base.axes)
     columns = theta[:, :, : dim + 1] if bases is not None else theta
@@ -143,13 +143,13 @@ def rows_at(theta: Tensor, base: Base, bases: Tensor | None) -> Tensor:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """Of matrices, in their dtype also under autocast."""
+    """Matrix product in the dtype of the matrices, also under autocast."""
     with torch.autocast("cpu", enabled=False):
         return a @ b
 
 
 def _grid(theta: Tensor, part: Part, base: Base, options: Options) -> Grid:
-    """Positions, made safe for PyTorch's CPU sampler."""
+    """The grid of matrices, with positions that are safe for PyTorch's CPU sampler."""
     dim = len(base.axes)
     bases = splines.basis(base.axes, options.points) if options.points else None
     grid = rows_at(theta, base, bases)
@@ -167,7 +167,7 @@ def _grid(theta: Tensor, part: Part, base: Base, options: Options) -> Grid:
         lost = ~(grid.abs() < _FARTHEST)
         return Grid(part, base, grid.masked_fill(lost, 0), divisor, unseen, bases, lost)
     if padding.repeats:
-        # PyTorch folds whatever is finite; the rest is taken for the first edge.
+        # PyTorch reflects all finite positions; others become the first edge.
         grid = torch.where(grid.isfinite(), grid, -1)
     else:
         lost = ~grid.isfinite() if padding.has_outside else grid.isnan()
@@ -179,13 +179,13 @@ def _grid(theta: Tensor, part: Part, base: Base, options: Options) -> Grid:
 
 
 def _is_safe(theta: Tensor) -> bool:
-    """Whether every position of matrices without bends is one that PyTorch's sampler can convert."""
+    """Whether PyTorch's sampler can convert every position of affine matrices to integers."""
     least, most = theta.aminmax()  # NaN if one is
     return least.item() > -_SAFE_THETA and most.item() < _SAFE_THETA
 
 
 def joined(tensors: Sequence[Tensor], grids: Sequence[Grid], axis: int) -> Tensor:
-    """From (matrices, ...) of each grid to (images, ...): all of an image stands in a row along an axis."""
+    """Join (matrices, ...) of each grid to (images, ...): those of an image are stacked along ``axis``."""
     rows = []
     for tensor, grid in zip(tensors, grids, strict=True):
         count = grid.part.count
@@ -200,7 +200,7 @@ def joined(tensors: Sequence[Tensor], grids: Sequence[Grid], axis: int) -> Tenso
 
 
 def parted(tensor: Tensor, grids: Sequence[Grid], axis: int) -> list[Tensor]:
-    """From (images, ...), as ``joined`` makes it, to (matrices, ...) of each grid."""
+    """Split (images, ...) into (matrices, ...) of each grid: the inverse of ``joined``."""
     if len(grids) == 1 and grids[0].part.count == 1:
         return [tensor]
     flat = tensor.flatten(axis, axis + len(grids[0].base.axes) - 1)
@@ -213,7 +213,7 @@ def parted(tensor: Tensor, grids: Sequence[Grid], axis: int) -> list[Tensor]:
 
 
 def joined_lost(grids: Sequence[Grid]) -> Tensor | None:
-    """``lost`` of all grids; None if none has one."""
+    """``lost`` of all grids joined; None if no grid has it."""
     if all(grid.lost is None for grid in grids):
         return None
     each = [torch.zeros_like(g.positions, dtype=torch.bool) if g.lost is None else g.lost for g in grids]
@@ -221,7 +221,7 @@ def joined_lost(grids: Sequence[Grid]) -> Tensor | None:
 
 
 def joined_unseen(grids: Sequence[Grid]) -> Tensor | None:
-    """``unseen`` of all grids; None if none has one."""
+    """``unseen`` of all grids joined; None if no grid has it."""
     if all(grid.unseen is None for grid in grids):
         return None
     none = [torch.zeros_like(grid.positions[..., 0], dtype=torch.bool)[:, None] for grid in grids]
@@ -230,17 +230,17 @@ def joined_unseen(grids: Sequence[Grid]) -> Tensor | None:
 
 
 def pooled(fine: Tensor, part: Part) -> Tensor:
-    """(matrices, C, ...) of samples averaged for each output pixel."""
+    """Average the samples of each output pixel: (matrices, C, ...)."""
     if math.prod(part.samples) == 1:
         return fine
-    if fine.numel() == 0:  # which PyTorch does not pool
+    if fine.numel() == 0:  # PyTorch does not pool empty tensors
         return fine[(..., *[slice(None, None, n) for n in part.samples[::-1]])]
     pool = F.avg_pool2d if fine.ndim == 4 else F.avg_pool3d
     return pool(fine, part.samples[::-1])
 
 
 def spread(grads: Sequence[Tensor], grids: Sequence[Grid]) -> Tensor:
-    """Gradients of output pixels (matrices, C, ...) as those of the samples of all grids, joined."""
+    """Gradients of all samples, joined, from those of output pixels (matrices, C, ...) of each grid."""
     parts = [grid.part for grid in grids]
     if len(parts) == 1 and math.prod(parts[0].samples) == 1:
         return joined(grads, grids, 2)
@@ -250,7 +250,7 @@ def spread(grads: Sequence[Tensor], grids: Sequence[Grid]) -> Tensor:
     for grad, part, piece in zip(grads, parts, flat.split(lengths, 2), strict=True):
         grad = (grad / math.prod(part.samples)).unflatten(0, (-1, part.count)).movedim(1, 2)
         shape = list(grad.shape)
-        for axis, count in enumerate(part.samples):  # x first, and so from behind
+        for axis, count in enumerate(part.samples):  # x, the last axis, first
             grad = grad.unsqueeze(grad.ndim - 2 * axis)
             shape.insert(len(shape) - 2 * axis, count)
         piece.view(shape).copy_(grad)
@@ -259,7 +259,7 @@ def spread(grads: Sequence[Tensor], grids: Sequence[Grid]) -> Tensor:
 
 
 def row_derivatives(grad_grid: Tensor, grid: Grid) -> Tensor:
-    """From derivatives by positions to derivatives by what the rows of the matrix give."""
+    """Derivatives by the results of ``rows_at`` from those by positions."""
     if grid.divisor is None:
         return grad_grid
     quotient = grad_grid / grid.divisor
@@ -267,11 +267,11 @@ def row_derivatives(grad_grid: Tensor, grid: Grid) -> Tensor:
 
 
 def grad_theta_of(grad_rows: Tensor, grid: Grid) -> Tensor:
-    """Moments of derivatives by rows over the output positions: (matrices, rows, D + 1), more of a spline."""
+    """Gradients of theta from derivatives by the results of ``rows_at``: moments over output positions."""
     dim = len(grid.base.axes)
     if grid.unseen is not None:
         grad_rows = grad_rows.masked_fill(grid.unseen.movedim(1, -1), 0)
-    if grid.base.last is not None:  # whatever the batch, so that bits do not depend on it
+    if grid.base.last is not None:  # for every batch size, so that bits do not depend on it
         grad_theta = (grad_rows.unsqueeze(-1) * grid.base.last).sum(_SPATIAL[dim])
     else:
         columns, rest = [], grad_rows
@@ -289,7 +289,7 @@ def grad_theta_of(grad_rows: Tensor, grid: Grid) -> Tensor:
 
 
 def _sum_along_x(rows: Tensor) -> Tensor:
-    """(..., W, rows) summed over W; pairs of numbers as complex ones, six times as fast."""
+    """Sum (..., W, rows) over W. Two rows are summed as complex numbers, which is six times as fast."""
     if rows.shape[-1] == 2 and rows.is_contiguous():
         return torch.view_as_real(torch.view_as_complex(rows).sum(-1))
     return rows.sum(-2)

@@ -1,9 +1,9 @@
-"""Into which parts plain PyTorch divides its work, and how many samples antialiasing takes.
+"""The parts into which plain PyTorch divides its work, and the number of samples of antialiasing.
 
-A part is what one grid describes: as many matrices for each image, with as many samples for each pixel. Each
-call of PyTorch's sampler makes a gradient as large as its images. So the parts of an image go to the sampler
-in batches with about as many samples as the image has pixels: the time is in proportion to the samples taken,
-not to the images times the parts, and the memory to the images.
+A part has one grid: each image has the same number of matrices, and each pixel the same number of samples.
+Each call of PyTorch's sampler makes a gradient as large as its images. So the parts of an image go to the
+sampler in batches with about as many samples as the image has pixels: then time grows with the number of
+samples, not with images times parts, and memory with the images.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from stn_triton import bags
 from stn_triton.contract import coordinate_dtype, memory_format
 from stn_triton.options import Options
 
-# Antialiasing takes at most so many samples per output pixel and axis; a shrink of up to 1/64 more than a
-# whole number does not ask for another. As in kernels/coordinates.py.
+# Antialiasing takes at most so many samples per output pixel and axis. A step that exceeds a whole number of
+# input pixels by at most 1/64 of itself takes no further sample. As in kernels/coordinates.py.
 MAX_SAMPLES = 64
 SHRINK_TOLERANCE = 1 - 2.0**-6
 
-# Of images or their results that are sampled together. In the cache of a core would be room for 2**17, but
-# after each piece all threads wait for the last, which on a busy machine costs more than the cache gains.
+# Elements of images or of their results that are sampled together. The cache of a core has room for 2**17,
+# but all threads wait for the slowest after each piece, which costs more on a busy machine.
 _ELEMENTS_AT_ONCE = 2**22
-# Memory for the position of a sample, in elements; each channel takes one more.
+# Elements of memory for the position of a sample; each channel takes one more.
 _ELEMENTS_OF_POSITION = 4
 _SAMPLED_DTYPES = (torch.float32, torch.float64)
 ALL = slice(None)
 
 
 class Part(NamedTuple):
-    """Output pixels that one grid can describe: as many for each image, as many samples for each pixel."""
+    """Output pixels with one grid: equally many per image, with equally many samples per pixel."""
 
     matrices: slice | Tensor
-    """A range, or (images * count,) indices; those of an image after each other. ALL together with images."""
+    """A range, or indices (images * count,), grouped by image; ALL for the matrices of all images."""
     count: int
     """Matrices per image."""
     samples: tuple[int, ...]
-    """Per output pixel and axis, x first."""
+    """Number per output pixel and axis, x first."""
     window: tuple[slice, ...] | None = None
-    """Of the output, a range on each axis, x last; None for all of it."""
+    """The range of the output on each axis, x last; None for all of it."""
 
     @property
     def place(self) -> object:
@@ -57,15 +57,15 @@ class Share(NamedTuple):
 
     images: slice
     batches: list[list[Part]]
-    """A call of a sampler for each."""
+    """Parts, grouped by call of the sampler."""
 
 
 def samples_per_pixel(
     theta: Tensor, size_in: Sequence[int], size: Sequence[int], align_corners: bool
 ) -> Tensor:
-    """Into how many samples antialiasing splits an output pixel: (M, D), x first.
+    """Number of samples of antialiasing per output pixel and axis: (M, D), x first.
 
-    Along each output axis, the length in input pixels of a step of one output pixel, rounded up.
+    The number is the length of an output step along the axis in input pixels, rounded up.
     """
     extents = [theta.new_tensor([n - align_corners for n in reversed(s)]) for s in (size_in, size)]
     dim = len(size)
@@ -76,7 +76,7 @@ def samples_per_pixel(
 
 
 def is_whole(shares: list[Share]) -> bool:
-    """Whether one part is everything."""
+    """Whether a single part covers everything."""
     parts = [part for share in shares for batch in share.batches for part in batch]
     return len(parts) == 1 and parts[0].matrices is ALL
 
@@ -89,7 +89,7 @@ def shares_of(
     options: Options,
     is_backward: bool = False,
 ) -> list[Share]:
-    """All images at once where their matrices allow it; else image by image, so that no image is copied."""
+    """Divide the images. Those with unequal matrices or samples are taken one by one: none is copied."""
     n, m, dim = input.shape[0], theta.shape[0], len(size)
     if image_index is not None and m > 0:
         least, most = (number.item() for number in image_index.aminmax())
@@ -129,9 +129,9 @@ def shares_of(
 
 
 def _batches(parts: list[Part], input: Tensor, matrices: int, size: Sequence[int]) -> list[list[Part]]:
-    """Parts of the same images, divided further where they have more samples than should be there at once.
+    """Group parts of the same images, dividing those with more samples than should be in memory at once.
 
-    That is judged for each image by itself: its gradients must not depend on the images beside it.
+    The limit is per image, because gradients of an image must not depend on other images.
     """
     elements = input.shape[1] + _ELEMENTS_OF_POSITION
     most = max(_ELEMENTS_AT_ONCE, math.prod(input.shape[1:])) // elements
@@ -149,10 +149,10 @@ def _batches(parts: list[Part], input: Tensor, matrices: int, size: Sequence[int
 
 
 def _divided(part: Part, matrices: int, size: Sequence[int], most: int) -> list[Part]:
-    """A part as parts of at most so many samples of an image, or of one pixel."""
+    """Divide a part into parts of at most ``most`` samples per image, or of one pixel."""
     each = math.prod(part.samples)
     samples = math.prod(size) * each
-    if each == 1 or part.count * samples <= most:  # without antialiasing it is no more than the output
+    if each == 1 or part.count * samples <= most:  # without antialiasing samples are as many as output pixels
         return [part]
     chunks = torch.arange(matrices)[part.matrices].view(-1, part.count).split(max(most // samples, 1), 1)
     parts = [part._replace(matrices=chunk.flatten(), count=chunk.shape[1]) for chunk in chunks]
@@ -169,10 +169,10 @@ def _divided(part: Part, matrices: int, size: Sequence[int], most: int) -> list[
 def images_at_once(
     input: Tensor, size: Sequence[int], matrices: int, options: Options, is_backward: bool, samples: int = 1
 ) -> int:
-    """How many images are sampled together, with so many samples per output pixel.
+    """Number of images that are sampled together; ``samples`` is the number per output pixel.
 
-    PyTorch's sampler knows one layout of results, and computes coordinates of half precision in half
-    precision: what must therefore be copied before or after is not there twice as a whole. Nor are samples.
+    PyTorch's sampler has one layout of results, and computes coordinates of half precision in half precision.
+    So images or results may have to be copied. Dividing the images keeps copies and samples small.
     """
     images, pixels = input.shape[0], math.prod(size)
     share = max(input.numel(), matrices * pixels * samples * input.shape[1]) / _ELEMENTS_AT_ONCE
@@ -183,5 +183,5 @@ def images_at_once(
         is_copied |= is_backward or not bags.suits(input, input.dtype, pixels, options)
     if not is_copied:
         return images
-    threads = torch.get_num_threads()  # each samples whole images
+    threads = torch.get_num_threads()  # each thread samples whole images
     return max(threads, int(images / share) // threads * threads)

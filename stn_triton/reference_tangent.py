@@ -1,9 +1,9 @@
 """Forward mode and second derivatives in plain PyTorch: the tangent of the output, and its gradients.
 
-The operator is linear in the input and the fill values: their tangents are sampled like them. What a tangent
-of theta does is summed tap by tap here, because PyTorch's samplers have neither forward mode nor, everywhere,
-second derivatives. With w the weight of a tap, a product over axes, and v_k how fast the positions move
-along axis k, the output moves by the sum over taps of
+The operator is linear in the input and the fill values: their tangents are sampled like them. The effect of a
+tangent of theta is summed tap by tap here, because PyTorch's samplers have no forward mode, and not always
+second derivatives. Let w be the weight of a tap, a product over axes, and v_k the velocity of the positions
+along axis k. Then the output moves by the sum over taps of
 
     (sum over k of v_k dw/dx_k) * (input[tap] - fill).
 """
@@ -23,22 +23,22 @@ from stn_triton.options import DEFAULT, Options, Tangents
 
 
 class _Step(NamedTuple):
-    """A part of the output, stacked image by image."""
+    """A part of the output, its matrices grouped by image."""
 
     images: slice
     grid: reference_grid.Grid
     content: Tensor
-    """(images, C, pixels): the images, less the fill values."""
+    """(images, C, pixels): the images minus the fill values."""
     velocity: Tensor
-    """(matrices, *size, D): how fast positions move, in normalised units."""
+    """(matrices, *size, D): velocity of the positions, in normalised units."""
     growth: Tensor | None
-    """(matrices, *size, 1): how fast the divisor of a projective map grows, relative to itself."""
+    """(matrices, *size, 1): relative growth of the divisor of a projective map."""
     scale: Tensor
     """(D,): pixels per normalised unit."""
 
 
 class _MovingTap(NamedTuple):
-    """One of the pixels that positions are interpolated from, and what changes: (images, positions)."""
+    """A tap of every position, and how its weight changes; tensors are (images, positions)."""
 
     tap: reference_taps.Tap
     slopes: Tensor
@@ -46,7 +46,7 @@ class _MovingTap(NamedTuple):
     bends: Tensor
     """(images, positions, D): the change of ``slopes`` with the movement of the position."""
     change: Tensor
-    """Of the weight, with the movement of the position."""
+    """The change of the weight with the movement of the position."""
 
 
 def forward(
@@ -59,7 +59,7 @@ def forward(
     size: Sequence[int],
     options: Options = DEFAULT,
 ) -> Tensor:
-    """The tangent of the output, (M, C, *size); no tangent is one of zeros."""
+    """The tangent of the output, (M, C, *size). A tangent of None means zeros."""
     dtype = contract.coordinate_dtype(input.dtype)
     output = torch.zeros(len(theta), input.shape[1], *size, dtype=dtype)
     linear = linear_tangents(input, fill, tangents)
@@ -88,11 +88,11 @@ def backward(
     options: Options = DEFAULT,
     output_mask: Sequence[bool] = (True, True, False),
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of ``forward`` for input, theta and fill; None for one that ``output_mask`` leaves out."""
+    """Gradients of ``forward`` for input, theta and fill; None where ``output_mask`` is False."""
     dtype = contract.coordinate_dtype(input.dtype)
     size = grad_output.shape[2:]
     grad_input = None
-    if output_mask[0]:  # as large as the images
+    if output_mask[0]:  # only if wanted: it is as large as the images
         grad_input = input.new_zeros((*input.shape[:2], math.prod(input.shape[2:])), dtype=dtype)
     grad_theta = theta.new_zeros(theta.shape, dtype=dtype)
     grad_fill = None if fill is None else fill.new_zeros(fill.shape, dtype=dtype)
@@ -134,7 +134,7 @@ def backward(
 def linear_tangents(
     input: Tensor, fill: Tensor | None, tangents: Tangents
 ) -> tuple[Tensor, Tensor | None] | None:
-    """What is sampled as the input and the fill values are; None if neither moves."""
+    """The tangents of input and fill values, to be sampled like them; None if both are None."""
     of_input, _, of_fill = tangents
     if of_input is None and of_fill is None:
         return None
@@ -173,7 +173,7 @@ def _steps(
 
 
 def _row_derivatives(grad_position: Tensor, grad_velocity: Tensor, step: _Step) -> Tensor:
-    """From derivatives by positions and velocities to derivatives by what the rows of theta give."""
+    """Derivatives by the results of ``rows_at`` from derivatives by positions and velocities."""
     if step.growth is None:
         return grad_position
     grad_position = grad_position - grad_velocity * step.growth

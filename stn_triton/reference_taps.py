@@ -1,7 +1,7 @@
-"""From a position to pixels and weights in plain PyTorch, as in ``kernels/taps.py``.
+"""Pixels and weights of positions in plain PyTorch, as in ``kernels/taps.py``.
 
-PyTorch's own samplers do most of the work on a CPU. Pixel by pixel it is done here where they cannot: for the
-derivatives of derivatives (``reference_tangent``), and for a padding that they do not have.
+PyTorch's own samplers do most of the work on a CPU. This module does what they cannot, pixel by pixel: second
+derivatives (``reference_tangent``), and a padding that they do not have.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ from torch import Tensor
 from stn_triton.options import Options
 
 _Axis = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Of a tap on one axis the pixel, the weight, and its first and second derivative by the position."""
+"""A tap on one axis: its pixel, its weight, and the weight's first and second derivative by the position."""
 
 
 class Tap(NamedTuple):
-    """One of the pixels that positions are interpolated from: (images, positions)."""
+    """One of the pixels that each position is interpolated from; tensors are (images, positions)."""
 
     index: Tensor
-    """Into the flattened image."""
+    """Index of the pixel in the flattened image."""
     inside: Tensor
     axes: tuple[tuple[Tensor, Tensor, Tensor], ...]
-    """Of each axis, x first, the weight and its derivatives."""
+    """Weight on each axis, x first, with its first and second derivative by the position."""
 
     def product(self, orders: dict[int, int]) -> Tensor:
-        """Over axes, of the weight's derivatives of the orders given for some axes, 0 for the others."""
+        """Product over axes of derivatives of the weight. ``orders`` are by axis; the default is 0."""
         return math.prod(numbers[orders.get(k, 0)] for k, numbers in enumerate(self.axes))
 
     def pick(self, content: Tensor) -> Tensor:
-        """(images, C, positions): the tap's pixels of flattened images, 0 outside."""
+        """Values of the tap's pixels in flattened images, 0 outside: (images, C, positions)."""
         picked = content.gather(2, self.index_like(content))
         return torch.where(self.inside[:, None], picked, 0)
 
     def index_like(self, content: Tensor) -> Tensor:
-        """The index of each channel."""
+        """The index, expanded to all channels of ``content``."""
         return self.index[:, None].expand(-1, content.shape[1], -1)
 
 
 def sampled(images: Tensor, positions: Tensor, lost: Tensor | None, options: Options) -> Tensor:
-    """(N, C, *size): images (N, C, ...) at normalised, finite positions (N, *size, D).
+    """Sample images (N, C, ...) at normalised, finite positions (N, *size, D): (N, C, *size).
 
-    A coordinate that is ``lost``, (N, *size, D), is the first pixel.
+    Coordinates where ``lost``, (N, *size, D), is True sample the first pixel.
     """
     content, total = images.flatten(2), 0
     for tap in taps(positions, images.shape[2:], options, lost):
@@ -65,7 +65,7 @@ def gradients(
     options: Options,
     needs_images: bool,
 ) -> tuple[Tensor | None, Tensor]:
-    """Of ``sampled`` those of the images, if they are needed, and of positions."""
+    """Gradients of ``sampled`` for the images, None unless ``needs_images``, and for the positions."""
     content, gradient = images.flatten(2), grad_output.flatten(2)
     grad_images = torch.zeros_like(content) if needs_images else None
     along = [0] * positions.shape[-1]
@@ -83,17 +83,17 @@ def gradients(
 
 
 def scale_of(size_in: Sequence[int], options: Options) -> Tensor:
-    """(D,), x first: pixels per normalised unit."""
+    """Pixels per normalised unit: (D,), x first."""
     return torch.tensor([n - options.align_corners for n in reversed(size_in)], dtype=torch.float64) / 2
 
 
 def taps(
     positions: Tensor, size_in: Sequence[int], options: Options, lost: Tensor | None = None
 ) -> Iterator[Tap]:
-    """The pixels of every position of (images, ..., D)."""
+    """All taps of positions (images, ..., D)."""
     images, dim = len(positions), len(size_in)
     sizes = tuple(reversed(size_in))
-    # As PyTorch's sampler computes it, so that cells are the same at kinks.
+    # Computed as in PyTorch's sampler, so that kinks lie at the same positions.
     offset = 0.0 if options.align_corners else 0.5
     scale = scale_of(size_in, options).to(positions.dtype)
     pixels = ((positions + 1) * scale - offset).reshape(images, -1, dim)
@@ -125,7 +125,7 @@ def _axis_taps(position: Tensor, n: int, options: Options, lost: Tensor | None) 
     if options.mode == "bilinear":
         weights = (1 - f, -direction, zero), (f, direction, zero)
         return [(_padded_pixel(cell + i, n, options), *w) for i, w in enumerate(weights)]
-    # Keys' kernel, A = -0.75 as in PyTorch: its outer or inner piece at a distance, and their derivatives.
+    # Keys' kernel with A = -0.75 as in PyTorch: its outer (i = 0, 3) and inner piece, and their derivatives.
     found = []
     for i, (distance, sign) in enumerate(((1 + f, 1), (f, 1), (1 - f, -1), (2 - f, -1))):
         x = distance
@@ -143,7 +143,7 @@ def _axis_taps(position: Tensor, n: int, options: Options, lost: Tensor | None) 
 
 
 def _padded(position: Tensor, n: int, options: Options) -> tuple[Tensor, Tensor]:
-    """The position that is interpolated at, and its derivative by the position given: 1, -1 or 0."""
+    """The position after padding, and its derivative by the position before: 1, -1 or 0."""
     direction = torch.ones_like(position)
     if options.padding_mode == "reflection":
         position, direction = _reflected(position, n, options)
@@ -151,13 +151,13 @@ def _padded(position: Tensor, n: int, options: Options) -> tuple[Tensor, Tensor]
         direction = torch.where((position > 0) & (position < n - 1), direction, 0)
         position = position.clamp(0, n - 1)
     elif options.padding_mode == "border":
-        # Else the slopes of taps that are all the edge cancel up to rounding only.
+        # Where all taps are the edge pixel, their slopes would cancel only up to rounding.
         direction = torch.where((position >= -1) & (position < n), direction, 0)
     return position, direction
 
 
 def _padded_pixel(pixel: Tensor, n: int, options: Options) -> Tensor:
-    """The pixel that is read for a tap, of the cell of a padded position."""
+    """The pixel that is read for a tap of a padded position."""
     if options.padding_mode == "wrap":
         return pixel.remainder(n)
     if options.mode == "bicubic":
@@ -169,7 +169,7 @@ def _padded_pixel(pixel: Tensor, n: int, options: Options) -> Tensor:
 
 
 def _reflected(position: Tensor, n: int, options: Options) -> tuple[Tensor, Tensor]:
-    """Mirrored until it lies within the image, and 1 or -1 for its direction there."""
+    """The position reflected into the image, and its direction there, 1 or -1."""
     first, span = (0.0, n - 1) if options.align_corners else (-0.5, n)
     if span == 0:
         return torch.zeros_like(position), torch.zeros_like(position)

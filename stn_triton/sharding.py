@@ -1,23 +1,19 @@
-"""How the operators act on a ``DTensor``: what may be sharded, and what becomes of it.
+"""Rules for ``DTensor``: which shardings the operators accept, and how their results are sharded.
 
-Images are warped one by one and channel by channel, by a matrix of their own. So the batch can be sharded,
-or the channels, or the matrices where all shards have every image. What a shard has whole has a gradient that
-is a sum over the shards, ``Partial``. Nothing else can be sharded: DTensor then gathers what it must.
+Each image is warped by its own matrix, channel by channel. So the batch can be sharded, or the channels, or
+the matrices if every shard has all images. A tensor that every shard holds whole gets a ``Partial`` gradient:
+the sum over the shards. Nothing else can be sharded: DTensor then gathers.
 
-``torch.distributed.tensor`` takes about a second to import and most programs never do; the rules are
-registered when it is imported by somebody.
+``torch.distributed.tensor`` takes more than a second to import, and most programs never need it. So the fakes
+in ``ops`` register the rules: DTensor calls the fake of an operator before it looks for a rule.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.abc
-import importlib.machinery
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from importlib.machinery import ModuleSpec
-from types import ModuleType
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -28,26 +24,16 @@ from stn_triton import ops
 if TYPE_CHECKING:
     from torch.distributed.tensor import Placement
 
-_DTENSOR = "torch.distributed.tensor"
-
-# Of each way to shard: the axis of every tensor, None for one that all shards have whole. Gradients and
-# tangents are sharded like what they belong to.
+# One dict for each way to shard: the axis of every tensor, None if every shard has all of it. Gradients and
+# tangents are sharded like their tensors.
 _REPLICATED = {"input": None, "theta": None, "fill": None, "image_index": None, "output": None}
 _CHANNELS = {"input": 1, "theta": None, "fill": 0, "image_index": None, "output": 1}
 _BATCH = {"input": 0, "theta": 0, "fill": None, "output": 0}
 _MATRICES = {"input": None, "theta": 0, "fill": None, "image_index": 0, "output": 0}
 
 
-def register_when_imported() -> None:
-    """Register the rules now if ``torch.distributed.tensor`` is imported, else as soon as it is."""
-    if _DTENSOR in sys.modules:
-        register()
-    else:
-        sys.meta_path.insert(0, _Finder())
-
-
 def register() -> None:
-    """Tell DTensor the rules of all operators. Imports ``torch.distributed.tensor``."""
+    """Register the rules of all operators. Imports ``torch.distributed.tensor``."""
     try:
         from torch.distributed.tensor import DTensor
         from torch.distributed.tensor.experimental import register_sharding
@@ -58,12 +44,21 @@ def register() -> None:
         return
     for op in ops.OPERATORS:
         register_sharding(op)(functools.partial(_shardings, op))
-        # DTensor caches by tensors and ints alone: a call would get the shape of one with another size.
+        # By default lists are not in the key of DTensor's cache: a call could get the shape of another size.
         schema_infos[op].static_argnum = 0
 
 
+_register_once = functools.cache(register)
+
+
+def register_on_first_use() -> None:
+    """Register the rules once. While DTensor's module is not imported, no DTensor exists."""
+    if "torch.distributed.tensor" in sys.modules:
+        _register_once()
+
+
 def replicated(tensor: Tensor, like: Tensor) -> Tensor:
-    """A tensor that all processes have, as a DTensor if ``like`` is one."""
+    """A replicated DTensor of a tensor that all processes have, if ``like`` is a DTensor."""
     mesh = getattr(like, "device_mesh", None)
     if mesh is None:
         return tensor
@@ -81,7 +76,7 @@ def _shardings(op: OpOverload, *values: object) -> list[tuple[list[Placement], l
     is_wanted = arguments.get("output_mask", [True] * len(outputs))
 
     def place(name: str, whole: Placement) -> Placement:
-        # The name of a gradient or tangent, without grad_ and _tangent, is that of its tensor.
+        # Without grad_ and _tangent, the name of a gradient or tangent is the name of its tensor.
         axis = rule[name.removeprefix("grad_").removesuffix("_tangent")]
         return whole if axis is None else Shard(axis)
 
@@ -104,36 +99,13 @@ def _shardings(op: OpOverload, *values: object) -> list[tuple[list[Placement], l
 
 
 def _rules(arguments: dict[str, object]) -> Iterator[dict[str, int | None]]:
-    """The ways to shard that are right for a call."""
+    """The ways to shard that give right results for a call."""
     yield _REPLICATED
     yield _CHANNELS
     images, matrices = arguments["input"].shape[0], arguments["theta"].shape[0]
     has_index = arguments["image_index"] is not None
-    # Several matrices to an image must stay with it: both are cut alike only if cut evenly.
+    # Several matrices per image must be in the shard of their image, which only an even split ensures.
     if not has_index and (images == matrices or images % arguments["input"].mesh.size() == 0):
         yield _BATCH
     if has_index or images == 1:
         yield _MATRICES
-
-
-class _Finder(importlib.abc.MetaPathFinder):
-    """Registers the rules after the import of ``torch.distributed.tensor``, then removes itself."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname != _DTENSOR:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
-        if spec is None:
-            return None
-        loader = spec.loader
-
-        def exec_module(module: ModuleType) -> None:
-            del loader.exec_module  # its class's again
-            loader.exec_module(module)
-            sys.meta_path.remove(self)
-            register()
-
-        loader.exec_module = exec_module
-        return spec

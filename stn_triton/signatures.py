@@ -1,9 +1,9 @@
-"""What the operators take, in the one order that everything below the public functions keeps.
+"""The arguments of the operators, in one order for all code below the public functions.
 
     [grad_output,] input, theta, fill, image_index, [their tangents,] [size,] options[, output_mask]
 
-A gradient's operator has the first and the last, and knows the size by ``grad_output``. A schema has every
-field of ``Options`` for itself; all else has them in one.
+The operator of a gradient has ``grad_output`` and ``output_mask``, and no ``size``: it is that of
+``grad_output``. A schema has each field of ``Options`` as an argument; all other code has one ``Options``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _OPTIONS = {name: _TYPES[kind] for name, kind in get_type_hints(Options).items()
 
 
 class Signature:
-    """The arguments and results of one operator; what depends on their number or order asks here."""
+    """The arguments and results of one operator: names, order and schema."""
 
     def __init__(self, *, is_gradient: bool, has_tangents: bool) -> None:
         self.is_gradient, self.has_tangents = is_gradient, has_tangents
@@ -30,7 +30,7 @@ class Signature:
         size = {} if is_gradient else {"size": "SymInt[]"}
         mask = {"output_mask": "bool[3]"} if is_gradient else {}
         self.tensors = tuple(tensors)
-        """The names of the first arguments."""
+        """Names of the tensor arguments, which are the first ones."""
         self.arguments = (*tensors, *size, "options", *mask)
         self.outputs = ("grad_input", "grad_theta", "grad_fill") if is_gradient else ("output",)
         given = ", ".join(f"{t} {name}" for name, t in {**tensors, **size, **_OPTIONS, **mask}.items())
@@ -40,13 +40,13 @@ class Signature:
         self._options = start, start + len(_OPTIONS) - 1
 
     def packed(self, values: Sequence[object]) -> tuple[object, ...]:
-        """``arguments`` from what the schema takes."""
+        """The ``arguments`` from ``values`` for the schema."""
         first, last = self._options
         return (*values[:first], Options(*values[first:last], tuple(values[last])), *values[last + 1 :])
 
 
 def flat(arguments: Sequence[object]) -> list[object]:
-    """What a schema takes, from the ``arguments`` of its signature."""
+    """The values for a schema from the ``arguments`` of its signature."""
     if isinstance(arguments[-1], Options):
         return [*arguments[:-1], *arguments[-1]]
     return [*arguments[:-2], *arguments[-2], arguments[-1]]

@@ -1,8 +1,4 @@
-"""What all command lines share: parsers, exit codes, and what becomes of errors.
-
-Only the standard library here: help and wrong arguments are answered before torch is imported, which takes
-seconds.
-"""
+"""Parsers, exit codes and the handling of errors, shared by all command lines."""
 
 from __future__ import annotations
 
@@ -20,14 +16,14 @@ class UsageError(ValueError):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that prints its texts as they are; ``args.parser`` is that of the command which was given."""
+    """A parser that does not reflow its texts. ``args.parser`` is the parser of the given command."""
 
     def __init__(self, **options) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
         self.set_defaults(parser=self)
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        """Parse arguments, or exit: for help, for a wrong argument, or where no command is named."""
+        """Parse arguments. Exits after help, for a wrong argument, or if no command is given."""
         args, unknown = self.parse_known_args(argv)
         if unknown:
             args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -38,7 +34,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_command(commands, name: str, summary: str, description: str, examples: str) -> Parser:
-    """Add a command to those of a parser."""
+    """Add a command to a parser's ``commands``."""
     return commands.add_parser(name, help=summary, description=description, epilog=f"examples:\n{examples}")
 
 
@@ -53,7 +49,7 @@ def add_json(parser) -> None:
 
 
 def chosen(option: str, names: Sequence[str] | None, known: Iterable[str]) -> list[str]:
-    """The known names among ``names``, in their own order; all of them for None.
+    """Select ``names`` from the known ones, in the order of ``known``; None selects all.
 
     Raises:
         UsageError: a name is unknown.
@@ -76,11 +72,11 @@ def run(
     """Call ``main`` with the parsed arguments and return its exit code.
 
     Args:
-        args: of ``Parser.parse``.
-        main: does the work. Its UsageErrors are printed like those of the parser.
-        extra: of the package, which installs what ``main`` imports.
-        interrupted: what to print for Ctrl-C.
-        closed: the exit code if whoever reads the output closes it.
+        args: result of ``Parser.parse``.
+        main: function that does the work. A UsageError is printed like an error of the parser.
+        extra: the extra of the package that installs the imports of ``main``.
+        interrupted: message for Ctrl-C.
+        closed: the exit code if the reader of the output closes it.
     """
     try:
         return main(args)
@@ -94,7 +90,7 @@ def run(
     except OSError as error:
         if not isinstance(error, BrokenPipeError) and error.errno != errno.ENOSPC:
             raise
-        if error.filename is None:  # nothing more can be written to stdout, not even when Python ends
+        if error.filename is None:  # Python must not flush stdout at exit, which would fail again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return closed

@@ -1,12 +1,12 @@
-"""Calls that are recorded, or that somebody else decides about: tracers and tensor subclasses.
+"""Support for tracers, which record calls, and for tensor subclasses, which may override them.
 
 ``torch.fx`` calls with proxies, which have no values, and tensor subclasses have ``__torch_function__``. Both
 get a call as a whole from a function that is ``overridable``.
 
-``torch.jit.trace`` calls with tensors, and so do TensorBoard's graphs, counters of operations and the older
-ONNX exporter, which use it. But while it records, the sizes of tensors are tensors: what is computed from
-them is recorded too, and the trace serves other sizes. Whatever else reads a size, to check it for example,
-must do so ``untraced``, or it gets a warning and a superfluous node.
+``torch.jit.trace`` calls with tensors; TensorBoard's graphs, counters of operations and the older ONNX
+exporter use it. While a call is recorded, the sizes of tensors are tensors: computations with sizes are
+recorded, and the trace works for other sizes. Code that only checks a size must do so ``untraced``, or
+PyTorch warns and the trace gets a superfluous node.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ R = TypeVar("R")
 
 
 def overridable(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorates a function: an argument's ``__torch_function__`` decides, as for PyTorch's own functions."""
+    """Decorator: ``__torch_function__`` of an argument may override the call, as for PyTorch's functions."""
 
     @functools.wraps(function)
     def overridden(*args: P.args, **kwargs: P.kwargs) -> R:
-        # In two steps: to put all arguments into one tuple would cost each call as much again.
+        # Two checks, because a tuple of all arguments would double the cost for each call.
         if has_torch_function(args) or (kwargs and has_torch_function(tuple(kwargs.values()))):
             return handle_torch_function(overridden, (*args, *kwargs.values()), *args, **kwargs)
         return function(*args, **kwargs)
 
-    # Of its own, for Dynamo counts compilations by code, and gives up after some.
+    # Each function gets its own code object: Dynamo limits the number of compilations of one code object.
     overridden.__code__ = overridden.__code__.replace(co_name=function.__name__)
     return overridden
 
 
 def without_annotations(forward: Callable[P, R]) -> Callable[P, R]:
-    """Decorates the ``forward`` of a module: ``torch.fx`` cannot pickle annotations that are strings."""
+    """Decorator for ``forward`` of a module: ``torch.fx`` cannot pickle annotations that are strings."""
     forward.__annotations__ = {}
     return forward
 
@@ -50,12 +50,12 @@ def is_recording() -> bool:
 
 
 def is_exporting() -> bool:
-    """Whether it records for the older ONNX exporter."""
+    """Whether ``torch.jit.trace`` records for the older ONNX exporter."""
     return is_recording() and torch.onnx.is_in_onnx_export()
 
 
 def untraced(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call a function without recording it; sizes of tensors are numbers there."""
+    """Call a function without recording it; inside, sizes of tensors are ints."""
     state = torch._C._get_tracing_state()
     if state is None:
         return function(*args, **kwargs)
@@ -67,7 +67,7 @@ def untraced(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
 
 
 def reads_sizes(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorates a function that is always called ``untraced``."""
+    """Decorator for a function that is always called ``untraced``."""
 
     @functools.wraps(function)
     def unrecorded(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -77,7 +77,7 @@ def reads_sizes(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def check(function: Callable[P, None]) -> Callable[P, None]:
-    """Decorates a function that only raises errors: called ``untraced``, and not at all with proxies."""
+    """Decorator for a function that only raises errors: called ``untraced``, and not at all with proxies."""
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -88,32 +88,32 @@ def check(function: Callable[P, None]) -> Callable[P, None]:
 
 
 def shape_of(tensor: Tensor) -> torch.Size:
-    """The shape in numbers, for those of its sizes that are the same for all inputs of a trace."""
+    """The shape in ints. Only for sizes that are the same for all inputs of a trace."""
     return untraced(getattr, tensor, "shape")
 
 
 def exportable_shape_of(tensor: Tensor) -> torch.Size:
-    """The shape for operators of which the older ONNX exporter takes only numbers; else it is recorded."""
+    """The shape, in ints for the older ONNX exporter. For operators that it exports only with ints."""
     return shape_of(tensor) if is_exporting() else tensor.shape
 
 
 def zeros_like(tensor: Tensor) -> Tensor:
-    """``torch.zeros_like``, of which the older ONNX exporter fixes the shape where it believes to know it."""
+    """``torch.zeros_like``, without the fixed shape that the older ONNX exporter might give it."""
     return tensor.isnan().to(tensor.dtype) * 0 if is_exporting() else torch.zeros_like(tensor)
 
 
 def at_least(least: int, n: int | Tensor) -> int | Tensor:
-    """The larger of a number and one that may be recorded."""
+    """The larger of an int and a number that may be recorded."""
     return n.clamp(min=least) if isinstance(n, Tensor) else max(n, least)
 
 
 def at_most(most: int, n: int | Tensor) -> int | Tensor:
-    """The smaller of a number and one that may be recorded."""
+    """The smaller of an int and a number that may be recorded."""
     return n.clamp(max=most) if isinstance(n, Tensor) else min(n, most)
 
 
 def recorded_size(size: object, checked: list[int]) -> list[int | Tensor]:
-    """A size with one entry per axis, recorded where it can be; else the ``checked`` one."""
+    """``size`` with one entry per axis: tensors, which are recorded, or entries of ``checked``."""
     if isinstance(size, Tensor):
         return [size] * len(checked) if size.ndim == 0 else list(size.unbind())
     if isinstance(size, Sequence):
@@ -132,7 +132,7 @@ def matrices_for_all(theta: Tensor, input: Tensor, image_index: Tensor | None) -
 
 
 def recorded_call(op: torch._ops.OpOverload, values: Sequence[object]) -> object:
-    """Call an operator with what its schema takes, but for sizes that are recorded."""
+    """Call an operator with ``values`` for its schema, in which sizes may be recorded tensors."""
     names = [argument.name for argument in op._schema.arguments]
     if "size" not in names:
         return op(*values)
@@ -145,8 +145,8 @@ def recorded_call(op: torch._ops.OpOverload, values: Sequence[object]) -> object
 def _program(op: torch._ops.OpOverload, axes: int) -> Callable[..., object]:
     """A TorchScript function that calls the operator with a size of so many tensors.
 
-    A call from Python would be recorded with numbers. It is compiled as ``torch.jit.script`` would, which
-    wants a source file, under a name that can be saved.
+    A call from Python would be recorded with ints. The function is compiled like by ``torch.jit.script``,
+    which needs a source file, under a name that can be saved.
     """
     types = {argument.name: argument.type.annotation_str for argument in op._schema.arguments}
     declared = ", ".join(f"{name}: {kind}" for name, kind in {**types, "size": "List[Tensor]"}.items())

@@ -1,10 +1,9 @@
-"""How arguments are checked, for the whole package.
+"""Checks of arguments, for the whole package.
 
-Each function takes an argument's name and value, or the value alone where the name never varies. It returns
-the value, or raises an error that says the name, what was expected and what was given: TypeError for a wrong
-type or dtype, else ValueError. Numbers may be NumPy's, or tensors without dimensions: those returned are
-Python's, see ``plain.py``. What concerns layers alone is in ``nn/checks.py``, and what makes tensors of
-numbers and arrays in ``transforms/inputs.py``.
+Each function takes an argument's name and value, or the value alone where the name never varies, and returns
+the value. An error has the name, the expected and the given value: TypeError for a wrong type or dtype, else
+ValueError. Numbers of NumPy and tensors without dimensions are returned as Python's
+numbers, see ``plain.py``. Further checks are in ``nn/checks.py`` and ``transforms/inputs.py``.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from stn_triton.options import INPUT_DTYPES, LABEL_DTYPES, THETA_DTYPES, Options
 from stn_triton.plain import is_sequence, plain
 
 _LARGEST = sys.float_info.max
-# By argument, rows expected, and rows and columns given.
+# Keys: argument, rows expected, and rows and columns given.
 _HINTS = {
     ("theta", 2, 3, 3): ": for homographies call perspective_grid_sample",
     ("theta", 3, 2, 3): ": for affine matrices of images call affine_grid_sample",
@@ -35,7 +34,7 @@ def described(value: object) -> str:
 
 
 def shown(value: object) -> str:
-    """A value for an error message, without what goes beyond 60 characters."""
+    """A value for an error message, cut to 60 characters."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -46,19 +45,19 @@ def got(value: object) -> str:
 
 
 def is_int(value: object) -> bool:
-    """Whether it is an int, one that a compiler does not know yet included; a bool is none."""
+    """Whether a value is an int and no bool; a symbolic int of a compiler counts."""
     return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a float, or an int that fits into one; a bool is none."""
+    """Whether a value is a float, or an int that fits into a float, and no bool."""
     if isinstance(value, int):
         return not isinstance(value, bool) and abs(value) <= _LARGEST
     return isinstance(value, float)
 
 
 def flag(name: str, value: Any) -> bool:
-    """A bool."""
+    """Require a bool."""
     given = value if isinstance(value, bool) else plain(name, value)
     if not isinstance(given, bool):
         raise TypeError(f"{name} must be a bool, {got(value)}")
@@ -66,12 +65,12 @@ def flag(name: str, value: Any) -> bool:
 
 
 def corners(align_corners: Any) -> bool:
-    """``align_corners``; None, the default of ``F.grid_sample``, is False."""
+    """Check ``align_corners``. None, the default of ``F.grid_sample``, becomes False."""
     return align_corners is not None and flag("align_corners", align_corners)
 
 
 def choice(name: str, value: Any, choices: Sequence[str], hint: str = "") -> str:
-    """One of some strings; ``hint`` says what they have in common."""
+    """Require one of ``choices``; ``hint`` says what they have in common."""
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a str, {got(value)}")
     if value not in choices:
@@ -80,7 +79,7 @@ def choice(name: str, value: Any, choices: Sequence[str], hint: str = "") -> str
 
 
 def count(name: str, value: Any, least: int = 1) -> int:
-    """An int of at least ``least``."""
+    """Require an int of at least ``least``."""
     given = plain(name, value)
     if not is_int(given):
         raise TypeError(f"{name} must be an int, {got(value)}")
@@ -90,7 +89,7 @@ def count(name: str, value: Any, least: int = 1) -> int:
 
 
 def counts(name: str, value: Any) -> list[int]:
-    """A sequence of ints of at least 1, as many as there are."""
+    """Require a sequence of positive ints, of any length."""
     given = plain(name, value, depth=1)
     if not is_sequence(given):
         raise TypeError(f"{name} must be a sequence of ints, {got(value)}")
@@ -98,7 +97,7 @@ def counts(name: str, value: Any) -> list[int]:
 
 
 def number(name: str, value: Any) -> float:
-    """A finite number."""
+    """Require a finite number."""
     given = plain(name, value)
     if type(given) is int and not is_number(given):
         raise ValueError(f"{name} must fit into a float, got an int of {given.bit_length()} bits")
@@ -110,7 +109,7 @@ def number(name: str, value: Any) -> float:
 
 
 def positive(name: str, value: Any) -> float:
-    """A finite number above 0."""
+    """Require a finite number above 0."""
     given = number(name, value)
     if given <= 0:
         raise ValueError(f"{name} must be positive, got {given}")
@@ -118,7 +117,7 @@ def positive(name: str, value: Any) -> float:
 
 
 def dimension(value: Any) -> int:
-    """``dim``: 2 or 3."""
+    """Check ``dim``, which is 2 or 3."""
     given = plain("dim", value)
     if not is_int(given) or given not in (2, 3):
         raise ValueError(f"dim must be 2 (images) or 3 (volumes), got {shown(value)}")
@@ -126,7 +125,7 @@ def dimension(value: Any) -> int:
 
 
 def tensor(name: str, value: Any) -> Tensor:
-    """A strided tensor."""
+    """Require a strided tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, {got(value)}")
     if value.is_nested:
@@ -140,7 +139,7 @@ def tensor(name: str, value: Any) -> Tensor:
 
 
 def floating(name: str, value: Any) -> Tensor:
-    """A strided tensor with a floating dtype."""
+    """Require a strided tensor with a floating dtype."""
     if tensor(name, value).dtype not in THETA_DTYPES:
         raise TypeError(f"{name} must have a floating dtype (16, 32 or 64 bits), got {value.dtype}")
     return value
@@ -153,14 +152,14 @@ def sizes(
     expected: str,
     hints: Mapping[int, str] | None = None,
 ) -> list[int]:
-    """A sequence of positive ints, one per axis; ``hints`` by their number if it is not one of ``dims``."""
+    """Require a sequence of positive ints, as many as one of ``dims``; ``hints`` explain other numbers."""
     return _sizes(name, value, plain(name, value, depth=1), dims, expected, hints)
 
 
 def _sizes(
     name: str, given: Any, value: Any, dims: Sequence[int], expected: str, hints: Mapping[int, str] | None
 ) -> list[int]:
-    """The same, of a ``value`` that was read from what was given: a tensor's numbers may lie on a GPU."""
+    """Implement ``sizes``; ``value`` is ``given`` converted by ``plain``, which may read from a GPU."""
     if not is_sequence(value):
         raise TypeError(f"{name} must be {expected}, {got(given)}")
     if len(value) not in dims:
@@ -175,7 +174,7 @@ def _sizes(
 
 
 def output_size(value: Any, dim: int, hints: Mapping[int, str] | None = None) -> list[int]:
-    """``size`` of the output, an int for all axes or one per axis, with one per axis."""
+    """Check ``size`` of the output, an int for all axes or one per axis. Returns one per axis."""
     names = "two ints (H_out, W_out)" if dim == 2 else "three ints (D_out, H_out, W_out)"
     read = plain("size", value, depth=1)
     if is_int(read):
@@ -184,12 +183,12 @@ def output_size(value: Any, dim: int, hints: Mapping[int, str] | None = None) ->
 
 
 def control_points(name: str, value: Any, offsets: int | None = None) -> list[float]:
-    """The control points of a spline: x and y of one after the other.
+    """Check the control points of a spline. Returns x and y of each point in one list.
 
     Args:
-        name: of the argument.
+        name: name of the argument.
         value: (rows, columns), or pairs (x, y), or None for as many rows as columns.
-        offsets: how many points there are offsets for; without, None is refused.
+        offsets: number of points that there are offsets for; if None, ``value`` must not be None.
     """
     alone = "" if offsets is None else "None, "
     expected = f"{name} must be {alone}two ints (rows, columns), or a sequence of pairs of numbers (x, y)"
@@ -227,7 +226,7 @@ def control_points(name: str, value: Any, offsets: int | None = None) -> list[fl
 
 
 def images(input: Any, volumes: bool = True) -> Tensor:
-    """``input`` of an operator: images or, where it takes them, volumes."""
+    """Check ``input`` of an operator: images or, if allowed, volumes."""
     if tensor("input", input).dtype not in INPUT_DTYPES:
         names = ", ".join([str(dtype) for dtype in INPUT_DTYPES])
         raise TypeError(f"input must have one of the dtypes {names}, got {input.dtype}")
@@ -242,7 +241,7 @@ def images(input: Any, volumes: bool = True) -> Tensor:
 
 
 def sampled_dtype(dtype: torch.dtype, options: Options) -> None:
-    """Labels are sampled by ``"nearest"`` alone."""
+    """Require ``"nearest"`` without antialiasing for labels."""
     if dtype not in LABEL_DTYPES or (options.mode == "nearest" and not options.antialias):
         return
     wanted, given = "mode must be 'nearest'", repr(options.mode)
@@ -255,10 +254,10 @@ def sampled_dtype(dtype: torch.dtype, options: Options) -> None:
 
 
 def maps(name: str, value: Any, rows: int, columns: int, input: Tensor, image_index: Tensor | None) -> Tensor:
-    """What maps the output to ``input``: matrices or offsets (N, rows, columns), (N, K, ...) or (M, ...)."""
+    """Check matrices or offsets of shape (N, rows, columns), (N, K, ...) or (M, ...), and ``image_index``."""
     floating(name, value)
     n = input.shape[0]
-    # Sizes one by one: a compiler's symbolic sizes are not what they equal in a tuple.
+    # Sizes are compared one by one: a tuple of a compiler's symbolic sizes does not equal one of ints.
     if value.ndim not in (3, 4) or value.shape[-2] != rows or value.shape[-1] != columns:
         hint = _HINTS.get((name, rows, *value.shape[-2:]), "")
         if value.ndim == 2 and not hint:
@@ -293,6 +292,6 @@ def maps(name: str, value: Any, rows: int, columns: int, input: Tensor, image_in
 
 
 def on_device(name: str, value: Tensor, input: Tensor) -> None:
-    """On the device of ``input``."""
+    """Require the device of ``input``."""
     if value.device != input.device:
         raise ValueError(f"{name} must be on the device of input, {input.device}, got {value.device}")

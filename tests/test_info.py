@@ -98,7 +98,7 @@ def test_another_gpu_s_table_is_listed_last(folder):
 
 def test_without_a_gpu_no_table_is_used(folder):
     write(folder)
-    assert states(None) == [(2, 0, False, "not used: block sizes are a GPU's, and this device is none")]
+    assert states(None) == [(2, 0, False, "not used: block sizes are for GPUs, and this device is none")]
 
 
 def printed(capsys, *options):
@@ -126,11 +126,13 @@ def test_it_is_printed(folder, capsys, monkeypatch):
 
 
 def test_calls_never_tune_unless_they_are_asked(capsys, monkeypatch):
-    assert "calls never tune unless asked (STN_TRITON_AUTOTUNE=1, stn_triton.autotune())" in printed(
+    assert "calls never search unless requested (STN_TRITON_AUTOTUNE=1, stn_triton.autotune())" in printed(
         capsys, "--device", "cpu"
     )
     monkeypatch.setenv("STN_TRITON_AUTOTUNE", "1")
-    assert "calls search for what no table has, each process anew" in printed(capsys, "--device", "cpu")
+    assert "calls search for entries that no table has, again in each process" in printed(
+        capsys, "--device", "cpu"
+    )
 
 
 def test_on_a_gpu_the_table_in_use_is_named_or_that_defaults_are(folder, capsys, monkeypatch):
@@ -153,7 +155,7 @@ def test_json_is_json_alone_and_tells_nobody_of_tables(folder, monkeypatch, caps
     found = json.loads(captured.out)
     assert (captured.err, caplog.records) == ("", [])
     assert found["kernels"] == tables.kernels()
-    assert found["calls"].startswith("never tune")
+    assert found["calls"].startswith("never search")
     assert found["tables"][0]["reason"] == "ignored: not JSON"
     assert found["environment"]["torch"].startswith(torch.__version__)
 
