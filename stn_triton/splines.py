@@ -106,7 +106,7 @@ def _what_is_wrong(at: Tensor) -> str:
     distance = (nearest * unit).item()
     return (
         f"must be apart, got number {i} at {a} and number {j} at {b}: {distance:.3g} apart, too close for "
-        "fp64 (1e-4 is enough in [-1, 1])"
+        "fp64 (points in [-1, 1] may always be 1e-4 apart)"
     )
 
 
