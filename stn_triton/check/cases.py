@@ -64,7 +64,7 @@ class Case(NamedTuple):
 
     @property
     def is_scattered(self) -> bool:
-        """Whether the kernels add up the gradient of the image in memory, by atomic additions."""
+        """Whether the kernels sum the gradient of the image by additions in memory."""
         projective = self.theta.shape[-1] == self.theta.shape[-2]
         return not policy.is_gathered(self.input.ndim - 2, projective, False, self.options)
 
@@ -126,7 +126,7 @@ def maps_of_kind(count: int, dim: int, is_projective: bool = False, is_antialias
 
 
 def maps(count: int, dim: int) -> Tensor:
-    """Mild random matrices (count, D, D + 1): a third of the output samples outside the input."""
+    """Mild random matrices (count, D, D + 1): a good third of the output lies outside the input."""
     generator = torch.Generator().manual_seed(dim)
     noise = torch.rand(count, dim, dim + 1, generator=generator, dtype=torch.float64) - 0.5
     scales = torch.linspace(0.7, 1.6, count, dtype=torch.float64)[:, None, None]

@@ -7,13 +7,13 @@ The allowed difference is rounding, in three parts:
   value, so a result may be off by ``FACTOR * eps * pixels * size``, where FACTOR is four times two. ``size``
   is the largest value of the tensor, but at least 1. For a sum over the output (grad_theta, grad_fill) it is
   at least the norm of the output's gradient. eps is that of fp32, or that of fp64 for fp64 images.
-- At kinks, results of kernels are compared with a computation that rounds coordinates exactly as the kernels
-  do. Then only the sums round: ``SUMS * eps * size``.
+- At kinks, where derivatives jump, kernels are compared with a computation that rounds coordinates exactly
+  as they do. Then only the sums round: ``SUMS * eps * size``.
 - Each element is rounded once to its dtype, by half an eps of it; a byte by half a step.
 
 Beside PyTorch's pair the bound is another: twice the largest error of the pair in fp32 on the same device,
-and the rounding to the dtype. grad_theta has few numbers, and the largest error among them is a matter of
-luck: its root mean square error is compared.
+and the rounding to the dtype. Among the few numbers of grad_theta the largest error is a matter of luck, so
+root mean square errors are compared.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SUMS = 32
 
 
 class Finding(NamedTuple):
-    """The element of a case's tensor whose error is the largest share of the allowed error."""
+    """The worst element of a tensor: its error is the largest share of the allowed error."""
 
     part: str
     """output, grad_input, grad_theta, grad_fill, or the name of another quantity."""
@@ -60,7 +60,7 @@ class Finding(NamedTuple):
 
 
 class CallError(RuntimeError):
-    """Raised if a call raises; ``args`` are its error in a line, and its arguments in lines."""
+    """A call raised; ``args`` are its error in a line, and the call's arguments in lines."""
 
 
 def results(case: Case, input_only: bool = False) -> oracle.Truth:

@@ -1,4 +1,4 @@
-"""The oracle: a second implementation of the operator, in fp64 but for positions in a chosen precision.
+"""The oracle: the operator again, with positions in a chosen precision and everything else in fp64.
 
 With fp32 positions it finds the same input pixels as the kernels, at kinks too. With fp64 positions it is the
 truth except at kinks. Gradients are sums over taps, not computed by autograd. Axes are in the order x, y, z.
@@ -78,7 +78,7 @@ def _scales(size_in, size_out, align_corners, rows):
 def _samples(theta, size_in, size_out, align_corners):
     """Count antialiasing's samples along each output axis: a step's length in input pixels, rounded up.
 
-    Up to 1/64 too much does not add a sample. One sample if the matrix is not finite.
+    Lengths up to 1/64 above a whole number are rounded down. One sample if the matrix is not finite.
     """
     dim = len(size_in)
     steps = (theta * _scales(size_in, size_out, align_corners, len(theta)).to(theta.dtype))[:dim, :dim]

@@ -24,7 +24,7 @@ def outside_penalty(
 ) -> Tensor:
     """Share of each crop that lies outside the image, smoothed so that it has a gradient.
 
-    Add it to the loss so that crops come back into the image: outside it, the loss alone does not lead them
+    Add it to the loss so that crops come back into the image. Outside it, the loss alone does not lead them
     back (stnbhwd#22, matconvnet#880, daerduoCarey's SpatialTransformerLayer#6; its #14 has such a penalty).
     A point at distance d outside the image counts s / (s + softness), s = sqrt(d^2 + softness^2) - softness:
     0 inside the image, almost 1 far away. So a crop within the image costs exactly nothing, a crop entirely

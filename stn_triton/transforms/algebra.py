@@ -20,9 +20,9 @@ PROJECTIVE = (3, 3)
 def compose(first: Tensor, *others: Tensor) -> Tensor:
     """Combine several warps in a row into one theta, so that an image is sampled once.
 
-    One warp by ``compose(first, next, ...)`` equals a warp by ``first``, then a warp of the result by the
-    next theta, and so on, but it interpolates and cuts off only once. So a series of transformers can warp
-    the original instead of blurring it at each step (inverse compositional spatial transformers, Lin and
+    A warp by ``compose(first, next, ...)`` equals a warp by ``first``, then a warp of the result by the next
+    theta, and so on. But a single warp interpolates and cuts off only once. So a series of transformers can
+    warp the original instead of blurring it at each step (inverse compositional spatial transformers, Lin and
     Lucey 2017, arXiv 1612.03897). The result is the matrix product in this order, because theta maps output
     to input. Sizes in between do not matter: coordinates are normalised.
 
@@ -83,7 +83,7 @@ def invert(theta: Tensor) -> Tensor:
 
     Returns:
         The same shape; fp32 for 16 bits. The inverse of a singular matrix is infinite or NaN and samples the
-        outside. It raises no error, because checking values would stall a GPU.
+        outside. No error is raised, because checking values would stall a GPU.
 
     Raises:
         TypeError: ``theta`` holds no real numbers.

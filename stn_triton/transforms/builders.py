@@ -144,9 +144,9 @@ def rotation_3d(vector: Numbers, *, aspect: Sequence[float | Tensor] = (1.0, 1.0
 
     Args:
         vector: (..., 3) as (x, y, z), floating, radians.
-        aspect: (W, H, D) of the input up to a common factor (minus 1 each for ``align_corners=True``, times
-            the spacing of anisotropic voxels): positive numbers, or arrays or tensors that broadcast with
-            (...).
+        aspect: (W, H, D) of the input up to a common factor: positive numbers, or arrays or tensors that
+            broadcast with (...). For ``align_corners=True`` each is one less; anisotropic voxels multiply
+            each by their spacing.
 
     Returns:
         (..., 3, 4).
@@ -187,10 +187,10 @@ def shear(factors: Numbers, *, aspect: float | Tensor | Sequence[float | Tensor]
     """Shear the sampling positions: add multiples of the other coordinates to each coordinate.
 
     Args:
-        factors: (..., 2): factor of y added to x, then of x added to y, so (k, 0) samples at (x + k y, y).
-            For volumes (..., 6): of y and z added to x, of x and z added to y, of x and y added to z.
-            Floating; each is the tangent of an angle.
-        aspect: as in ``rotation``, for volumes as in ``rotation_3d``; makes the angles those in pixels.
+        factors: (..., 2): how much of y is added to x, and of x to y: (k, 0) samples at (x + k y, y). For
+            volumes (..., 6): of y and z to x, of x and z to y, of x and y to z. Floating; each is the tangent
+            of an angle.
+        aspect: as in ``rotation``, for volumes as in ``rotation_3d``; with it, angles are those in pixels.
 
     Returns:
         (..., 2, 3) or (..., 3, 4).
@@ -270,7 +270,7 @@ def _side(aspect: Any, like: Tensor) -> float | Tensor:
 
 
 def _series(square: Tensor, power: int) -> Tensor:
-    """Sum over k of (-square)^k / (2 k + power)!, and its derivatives, to fp64's rounding for square <= 1."""
+    """Sum over k of (-square)^k / (2 k + power)!, exact in fp64 for square <= 1, derivatives too."""
     total, terms = torch.zeros_like(square), 10
     for k in reversed(range(terms)):
         # Horner's rule: each step divides by the growth of the factorial.

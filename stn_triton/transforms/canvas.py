@@ -12,7 +12,7 @@ from stn_triton.transforms.builders import Numbers, rotation
 from stn_triton.transforms.inputs import Sizes
 from stn_triton.transforms.pixels import normalise
 
-_TOLERANCE = 1e-4  # pixels outside, from a rounded angle, that do not add a row or column
+_TOLERANCE = 1e-4  # pixels by which a rounded angle may exceed the canvas
 
 
 @tracing.overridable
@@ -22,8 +22,9 @@ def expanded_rotation(
     """Turn the picture counter-clockwise, as ``rotation``, on a canvas so large that nothing is cut off.
 
     torchvision and Pillow call this ``expand=True``, ``scipy.ndimage.rotate`` calls it ``reshape=True``.
-    Quarter turns, to within 1e-4 pixels, only move pixels, onto a canvas of as many. Any other canvas is as
-    large as Pillow's and grows equally on opposite sides. Pixels keep their size and need no ``aspect``.
+    A quarter turn (to within 1e-4 pixels) only moves pixels, and its canvas has the input's sides. Any other
+    canvas is as large as Pillow's and grows equally on opposite sides. Pixels keep their size, so ``aspect``
+    is not needed.
 
     Args:
         angle: (...), floating, radians. All angles share one canvas, the largest.

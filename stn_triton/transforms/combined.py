@@ -104,9 +104,9 @@ def boxes(
         boxes: (..., 4) as (x1, y1, x2, y2), or (..., 6) as (x1, y1, z1, x2, y2, z2); floating, in pixels from
             the corner of the first pixel.
         size_in: (H, W) or (D, H, W) of the input.
-        angle: (...) radians, for images only. Turns the box in pixels about its centre, from the x axis
-            towards the y axis, which is clockwise on the screen (cv2's ``RotatedRect`` does so by degrees).
-            An object turned by this angle is upright in the crop.
+        angle: (...) radians in pixels, for images only. The box turns about its centre, from the x axis
+            towards the y axis, clockwise on the screen (as for cv2's ``RotatedRect``, in degrees there). An
+            object turned by this angle is upright in the crop.
         align_corners: the ``align_corners`` of the operator. With True the corner samples lie on the
             centres of the corner pixels of the box, half a pixel inside its edges.
 

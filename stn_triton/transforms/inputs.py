@@ -18,7 +18,7 @@ _DEPTH = 8  # levels of nested sequences that may hold arrays
 
 
 def tensor(name: str, value: Any, like: Tensor | None = None) -> Tensor:
-    """Convert numbers, sequences of numbers or arrays into a floating tensor, similar to ``like`` if given.
+    """Convert a value into a floating tensor; numbers, sequences and arrays take the dtype of ``like``.
 
     16-bit tensors and arrays become fp32, because results in 16 bits would be off by parts of a pixel.
     """

@@ -148,7 +148,7 @@ def denormalise(theta: Tensor, extents_in: list[int], extents_out: list[int], al
 
 
 def move_origins(matrix: Tensor, origin_in: list[float], origin_out: list[float]) -> Tensor:
-    """Compute T(origin_in) M T(-origin_out), where the old zeros of both images have these new coordinates.
+    """Compute T(origin_in) M T(-origin_out): the origins are the new coordinates of the old zeros.
 
     Computed from M - I, so that the origins cancel exactly if M is the identity or a shift.
     """

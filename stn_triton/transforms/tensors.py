@@ -86,7 +86,7 @@ def from_torchvision(
     last entry, which is 1. Positions are 0 at the corner of the first pixel. If that corner of the output is
     beyond the horizon, 1 has the wrong sign; so theta gets a sign as in ``from_cv2``.
 
-    On tensors with a fill value, torchvision weights edge pixels twice: where a share m of a pixel is the
+    On tensors with a fill value, torchvision weights edge pixels twice. Where a share m of a pixel is the
     picture v, torchvision shows m^2 v + (1 - m) fill, and this package m v + (1 - m) fill.
 
     Args:
@@ -205,7 +205,7 @@ def from_monai(
     MONAI's matrices map output to input pixels, in the order of indices, like scipy's. For
     ``AffineTransform`` positions are 0 at the first pixel's centre, with either ``align_corners`` since
     MONAI#8690 (earlier versions, with their default True, are off by up to half a pixel). For ``Affine``
-    with its default ``align_corners=False`` they are 0 at the centres of the images: use ``zero_centered``.
+    with its default ``align_corners=False``, positions are 0 at the images' centres: use ``zero_centered``.
     ``AffineTransform`` with MONAI's ``zero_centered=True``, and ``Affine`` with ``align_corners=True``, use
     other units than pixels: there 1 moves a picture of 8 pixels by 7 / 8 or 8 / 7 of one.
 

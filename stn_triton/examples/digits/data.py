@@ -23,7 +23,7 @@ DIGIT = 20 / 28
 TEST_SHARE = 0.25
 """Share of the bundled digits for testing; MNIST is already split."""
 MAX_BYTES = 2**30
-"""Most pixels of a file; MNIST's largest has 47 million."""
+"""Largest number of pixels in a file; MNIST's largest file has 47 million."""
 _PARTS = {"train": "train", "test": "t10k"}
 _KINDS = {"images": (3, "idx3"), "labels": (1, "idx1")}
 
@@ -54,7 +54,7 @@ class Source:
     """Hash of pixels and labels."""
     everything: Digits
     train_count: int | None
-    """Number of first digits for training; None: the seed decides."""
+    """How many digits, from the first on, are for training; None: the seed decides."""
 
     def split(self, seed: int) -> tuple[Digits, Digits]:
         """Split into training and test digits; each seed splits the bundled digits differently."""
@@ -136,7 +136,7 @@ def read_idx(path: Path, dims: int) -> np.ndarray:
         with opener(path, "rb") as file:
             head = file.read(4 + 4 * dims)
             shape = _shape_of(path, head, dims)
-            # At most one byte too many: a packed file may unpack to a thousand times its size.
+            # Reads at most one byte too many: a packed file may unpack to a thousand times its size.
             count = math.prod(shape)
             data = file.read(count + 1)
     except (OSError, EOFError, zlib.error) as error:

@@ -133,7 +133,7 @@ def _elastic(frames: Tensor, size: int, random: Generator) -> Tensor:
     side = torch.linspace(-1, 1, E_POINTS)
     points = torch.cartesian_prod(side, side).flip(1)
     noise = torch.randn((n, E_POINTS**2, 2), generator=random) * (2 * E_POINT)
-    # A spline reproduces linear maps, so the offsets of a scale scale the image exactly.
+    # A spline reproduces linear maps exactly, so the image is enlarged exactly.
     return thin_plate_spline_grid_sample(frames, (grow - 1) * points + noise, size)
 
 

@@ -45,7 +45,7 @@ class Panel:
     place: Callable[[Tensor, int, float], list[Tensor]]
     """Function of frames, canvas size and value; returns the images at that value."""
     trained: float
-    """Largest value in the training on distorted digits, at scale 1."""
+    """Largest angle or shift in the training on distorted digits, at scale 1."""
 
 
 def _turned(frames: Tensor, size: int, angle: float) -> list[Tensor]:

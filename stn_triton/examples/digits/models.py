@@ -79,7 +79,7 @@ class Network(nn.Module):
 def crop_size(canvas: int) -> int:
     """Side of a crop in pixels: that of an undistorted image, or two thirds of the canvas if that is more.
 
-    A crop starts as the whole canvas. If it were smaller, it would skip pixels and their gradients.
+    A crop starts as the whole canvas, so a smaller one would skip pixels and their gradients.
     """
     return max(FRAME, round(canvas * 2 / 3))
 
