@@ -1,4 +1,4 @@
-"""The layer as a citizen of PyTorch: precision, compilers, copies and files, and what it refuses."""
+"""The layer in PyTorch: precision, compilers, copies, files, and errors."""
 
 import copy
 import doctest
@@ -36,7 +36,7 @@ HALVES = [torch.float16, torch.bfloat16]
 
 
 def watch(module) -> list:
-    """What it returns, in a list that fills."""
+    """Collect a module's outputs in a list."""
     seen = []
     module.register_forward_hook(lambda _, __, output: seen.append(output))
     return seen
@@ -135,7 +135,7 @@ class TestCompile:
         assert len(compiles) == 1
 
     def test_no_product_goes_over_an_axis_of_one(self):
-        """Of symbolic size, Inductor of torch 2.13 reads beyond its end: a volume (5, 6, 8), pooled twice."""
+        """Inductor of torch 2.13 reads beyond a symbolic axis of 1, as of a volume (5, 6, 8) pooled twice."""
         inner = []
 
         class Products(TorchDispatchMode):
@@ -249,7 +249,7 @@ class TestCopies:
 
 
 def restarted(make, *args, order=list, **options):
-    """Made on no device and initialised as FullyShardedDataParallel does."""
+    """Make a module on the meta device and initialise it as FullyShardedDataParallel does."""
     with torch.device("meta"):
         module = make(*args, **options)
     module.to_empty(device="cpu")
