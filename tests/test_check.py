@@ -392,7 +392,7 @@ def test_the_identity_leaves_out_an_emulated_bfloat16_too(pretended_gpu, monkeyp
     assert torch.bfloat16 in seen
 
 
-def test_what_a_gpu_tells_late_is_told_with_its_call(monkeypatch):
+def test_a_late_error_of_a_gpu_is_reported_with_its_call(monkeypatch):
     class OnAGpu(torch.Tensor):
         is_cuda = True
 

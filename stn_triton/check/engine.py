@@ -98,9 +98,9 @@ def _is_interpreting() -> bool:
 
 @contextlib.contextmanager
 def running(engine: Engine) -> Iterator[None]:
-    """Make calls use the engine, in one thread, with default block sizes instead of a search.
+    """Make calls use the engine, in one thread, with default block sizes and no search.
 
-    Most calls are too small to share between threads, and waiting threads keep all cores busy.
+    Most calls are too small to share, and waiting threads keep all cores busy.
     """
     before = {key: os.environ.get(key) for key in ("STN_TRITON_AUTOTUNE", "TRITON_INTERPRET")}
     os.environ["STN_TRITON_AUTOTUNE"] = "0"
@@ -149,7 +149,7 @@ def _set(value: Any, read: Callable[[], Any], write: Callable[[Any], object]) ->
 
 
 def threads(count: int) -> contextlib.AbstractContextManager[None]:
-    """Set PyTorch's number of threads for a while."""
+    """Set PyTorch's number of threads."""
     return _set(count, torch.get_num_threads, torch.set_num_threads)
 
 

@@ -47,7 +47,7 @@ class Finding(NamedTuple):
     pair_error: float | None = None
 
     def passed(self) -> bool:
-        """Whether the error is allowed; written so that NaN fails, and an infinite allowance too."""
+        """Whether the error is allowed; NaN and an infinite allowance fail."""
         return math.isfinite(self.allowed) and self.error <= self.allowed
 
     def share(self) -> float:
@@ -107,7 +107,6 @@ def truth(case: Case, dtype: torch.dtype = torch.float64, shares_rounding: bool 
     grad = case.grad.flatten(0, 1) if theta.ndim == 4 else case.grad
     arguments = (case.size, grad, case.options, dtype, case.fill, case.image_index, shares_rounding)
     found = oracle.solve(case.input, matrices.detach(), *arguments)
-    # From the expanded matrices back to theta.
     (grad_theta,) = torch.autograd.grad(matrices, theta, found.grad_theta.cpu())
     output = found.output.view(case.grad.shape)
     return found._replace(output=output, grad_theta=grad_theta.to(output.device))

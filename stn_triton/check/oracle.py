@@ -78,7 +78,7 @@ def _scales(size_in, size_out, align_corners, rows):
 def _samples(theta, size_in, size_out, align_corners):
     """Count antialiasing's samples along each output axis: a step's length in input pixels, rounded up.
 
-    Lengths up to 1/64 above a whole number are rounded down. One sample if the matrix is not finite.
+    A length too large by up to 1/64 adds no sample. One sample if the matrix is not finite.
     """
     dim = len(size_in)
     steps = (theta * _scales(size_in, size_out, align_corners, len(theta)).to(theta.dtype))[:dim, :dim]

@@ -187,7 +187,7 @@ def _maps(thetas: dict[str, list], paddings: Sequence[str] = PADDING_MODES):
 
 
 def _antialias(engine, quick):
-    """Make antialiased cases: all options; shrinks below and above 1 + 1/64; one beyond 64 samples."""
+    """Make antialiased cases: all options; shrinks around 1 + 1/64; one beyond 64 samples."""
     yield from _kinds("antialias")(engine, quick)
     for scale, sizes in ((1.0122, ((9, 6), (9, 6))), (1.032, ((9, 6), (9, 6))), (1.2, ((3, 70), (2, 1)))):
         theta = [[scale, 0, 0.0156], [0, scale, -0.024]]

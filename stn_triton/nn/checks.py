@@ -10,7 +10,7 @@ from stn_triton.plain import plain
 
 
 def output_width(module: nn.Module) -> int | None:
-    """Number of features that a module returns, read from its last layer; None if it is unknown."""
+    """Number of features that a module returns, read from its last layer; None if unknown."""
     if isinstance(module, nn.Sequential):
         with_parameters = [child for child in module if next(child.parameters(), None) is not None]
         return output_width(with_parameters[-1]) if with_parameters else None

@@ -24,8 +24,8 @@ def parameter_groups(model: nn.Module, lr: float, localization_lr_scale: float =
 
     Returns:
         One or two groups, ``{"params": ..., "lr": ..., "name": "model" or "localization"}``. Schedulers
-        multiply both rates. Parameters that need no gradient are left out. If another network computes the
-        ``features`` for ``forward``, it is not part of the layer: its learning rate is ``lr``.
+        multiply both rates. Parameters that need no gradient are left out. A network that computes
+        ``features`` for ``forward`` is outside the layer: its rate is ``lr``.
 
     Raises:
         TypeError: ``model`` is not a module, or a rate is not a number.

@@ -16,11 +16,10 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 class SpatialTransformerSeries(nn.Module):
     """Alignment in several steps, each of which corrects the steps before it.
 
-    Each stage looks at the output so far and finds a theta. That theta is composed with the thetas before
-    it, and their product warps the original input. If each stage warped the last output instead, the image
-    would be blurred more at every step, and a part that one stage cuts off would be lost. Here a later stage
-    can bring it back. This is the inverse compositional spatial transformer of Lin and Lucey 2017 (arXiv
-    1612.03897).
+    Each stage finds a theta from the output so far, and the product of all thetas so far warps the original
+    input. If each stage warped the last output instead, every step would blur the image, and a part cut off
+    once would be lost. Here a later stage can bring it back. This is the inverse compositional spatial
+    transformer of Lin and Lucey 2017 (arXiv 1612.03897).
 
     Args:
         stages: layers with equal ``in_channels`` and ``dim``, each with ``transformers=1``, of any transform

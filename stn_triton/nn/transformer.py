@@ -44,8 +44,8 @@ class SpatialTransformer(nn.Module):
         transform: kind of transform (in brackets its parameters for images / volumes): ``"translation"``
             (2 / 3); ``"rotation"`` (1 / 3); ``"attention"``, one scale and a shift (3 / 4);
             ``"similarity"``, attention with a rotation (4 / 7); ``"affine"`` (6 / 12); for images only
-            ``"projective"`` (8) and ``"tps"``, a thin plate spline (2 per control point). Rotations turn
-            pixels: they do not shear an image that is not square.
+            ``"projective"`` (8) and ``"tps"``, a thin plate spline (2 per control point). Rotations do not
+            shear an image that is not square.
         size: output size in pixels: (H, W) or (D, H, W), an int for all axes, or None for the input's size.
         localization: any module from (N, in_channels, ...) to (N, F). Default:
             ``ConvolutionalLocalization(in_channels, dim=dim)``.
@@ -76,8 +76,8 @@ class SpatialTransformer(nn.Module):
         Input ``x``: (N, C, H, W), or (N, C, D, H, W) for ``dim=3``, floating.
         ``features``: (N, in_channels, ...).
         Output: (N, C, H_out, W_out) or (N, C, D_out, H_out, W_out).
-        Theta: (N, 2, 3) for images, (N, 3, 4) for volumes, (N, 3, 3) for ``"projective"``, offsets (N, P, 2)
-        of the control points for ``"tps"``; fp32, or fp64 for an fp64 layer.
+        Theta: (N, 2, 3), volumes (N, 3, 4), ``"projective"`` (N, 3, 3), ``"tps"`` (N, P, 2), the offsets of
+        the control points; fp32, or fp64 for an fp64 layer.
         With ``transformers`` > 1, output and theta are (N, K, ...).
 
     Raises:
@@ -243,7 +243,7 @@ class SpatialTransformer(nn.Module):
 
 @tracing.overridable
 def _seen(x: Tensor, features: Tensor | None) -> Tensor:
-    """Choose the localisation network's input; hidden from ``torch.fx``, which cannot branch on None."""
+    """Choose the localisation network's input; ``torch.fx`` cannot trace whether an argument is None."""
     return x if features is None else features
 
 

@@ -1,7 +1,6 @@
 """Converters of the matrices of libraries for arrays: OpenCV, scipy and DALI.
 
-The tests warp the same picture by each library and by the operator. Sizes, ``align_corners`` and errors are
-those of ``from_pixels``.
+Sizes, ``align_corners`` and errors are those of ``from_pixels``.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def rotation(angle: Numbers, *, aspect: float | Tensor = 1.0) -> Tensor:
     """Turn the picture counter-clockwise about its centre, as seen with y pointing down.
 
     The sampling positions turn the other way, from the x axis towards the y axis. An image that is not
-    square needs ``aspect``: its normalised coordinates are stretched, and a rotation of them would shear it.
+    square needs ``aspect``, because a rotation of its normalised coordinates would shear it.
 
     Args:
         angle: (...), floating, radians.

@@ -33,8 +33,8 @@ def expanded_rotation(
 
     Returns:
         Theta (..., 2, 3) and size (H_out, W_out): call the operator with both. The size depends on the
-        values of the angles. Reading them from a tensor waits for a GPU, breaks the graph of a compiler, and
-        fails in ``torch.export``. Give an angle as a number to avoid this.
+        values of the angles. If ``angle`` is a tensor and not a number, reading it waits for a GPU, breaks
+        the graph of a compiler, and fails in ``torch.export``.
 
     Raises:
         TypeError: ``angle`` holds no real numbers, or ``size_in`` holds no ints.

@@ -17,13 +17,13 @@ from stn_triton import affine_grid_sample
 from stn_triton.terminal import UsageError
 
 FRAME = 20
-"""Side of an undistorted image in pixels; MNIST's images have 28."""
+"""Side of an undistorted image in pixels; MNIST's is 28."""
 DIGIT = 20 / 28
 """Share of the frame that the digit fills, as in MNIST."""
 TEST_SHARE = 0.25
 """Share of the bundled digits for testing; MNIST is already split."""
 MAX_BYTES = 2**30
-"""Largest number of pixels in a file; MNIST's largest file has 47 million."""
+"""Largest number of pixels in a file; MNIST has up to 47 million."""
 _PARTS = {"train": "train", "test": "t10k"}
 _KINDS = {"images": (3, "idx3"), "labels": (1, "idx1")}
 

@@ -1,4 +1,4 @@
-"""Invariance by max pooling compared with that by a transformer: accuracy over angle and over shift."""
+"""Invariance by max pooling and by a transformer: accuracy over angle and over shift."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """A panel of the figure: accuracy over angle or over shift."""
+    """A panel of the figure, for angles or shifts."""
 
     name: str
     axis: str

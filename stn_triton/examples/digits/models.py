@@ -44,7 +44,7 @@ MODELS = dict(
 
 
 class Network(nn.Module):
-    """A classifier of digits, with a spatial transformer in front of it or without.
+    """A classifier of digits, alone or behind a spatial transformer.
 
     Args:
         name: one of ``MODELS``.

@@ -123,7 +123,7 @@ def run(
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Set one thread: the networks are too small for more, and there may be many processes."""
+    """Set one thread: the networks are too small for more, and processes may be many."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

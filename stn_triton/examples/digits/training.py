@@ -217,7 +217,7 @@ def fixed_images(distortion: str, seed: int, digits: Digits, copies: int) -> tup
 
 
 def _round(task: Task, settings: Settings, digits: Digits, step: int) -> tuple[Tensor, Tensor]:
-    """Distort images for the next steps; for a task they depend only on the step."""
+    """Distort images for the next steps; they depend only on task and step."""
     count = min(ROUND, settings.steps - step) * settings.batch
     random = generator(task.seed, task.distortion, "train", step)
     orders = [torch.randperm(len(digits), generator=random) for _ in range(-(-count // len(digits)))]
