@@ -1,4 +1,4 @@
-"""MNIST's files in small, for the tests of the digits example."""
+"""Small files like MNIST's, for the tests of the digits example."""
 
 import gzip
 import struct
@@ -14,7 +14,7 @@ def write_idx(path, array):
 
 
 def write_mnist(folder: Path) -> Path:
-    """Fill a folder with files like MNIST's, two of them packed."""
+    """Fill a folder with files like MNIST's, two of them compressed."""
     folder.mkdir()
     random = np.random.default_rng(0)
     for part, count in (("train", 40), ("t10k", 20)):

@@ -1,4 +1,4 @@
-"""``python -m stn_triton check`` and its commands: what passes passes, and what is wrong fails, by name."""
+"""``python -m stn_triton check``: a right operator passes, and each defect fails its rows by name."""
 
 import contextlib
 import io
@@ -19,7 +19,7 @@ from stn_triton.check.rows import ROWS
 from stn_triton.command_line import main
 
 ROOT = Path(__file__).resolve().parents[1]
-# The plain PyTorch path, also where there is a GPU: that is where the defects are planted.
+# The plain PyTorch path, on machines with a GPU too, because defects are planted in it.
 CPU = ("--device", "cpu")
 TITLES = [
     "images, bilinear: output",
@@ -45,7 +45,7 @@ ONLY = (
 
 
 def check(capsys, *arguments):
-    """Exit code, what is printed, and the titles of the rows by status."""
+    """Run the check; return its exit code, its JSON, and the titles of rows by status."""
     code = main(["check", "--quick", *CPU, *arguments, "--json"])
     found = json.loads(capsys.readouterr().out)
     titles = {"PASS": [], "FAIL": [], "SKIP": []}
@@ -68,7 +68,7 @@ def test_this_machine_passes(capsys):
 
 
 def test_all_of_it_passes_in_less_than_a_minute_of_a_cpu():
-    """As README and ``--help`` say; in processor time, for who else is busy is not its fault."""
+    """README and ``--help`` say so. Processor time, because other processes may be busy."""
     before = os.times()
     command_line = [sys.executable, "-m", "stn_triton", "check", "--json", *CPU]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -85,11 +85,11 @@ def test_all_of_it_passes_in_less_than_a_minute_of_a_cpu():
 @pytest.mark.gpu
 def test_this_gpu_passes(capsys):
     assert main(["check", "--quick"]) == 0
-    assert "kernels, on" in capsys.readouterr().out
+    assert "the kernels on" in capsys.readouterr().out
 
 
 def test_names_are_unique_and_quick_has_fewer_cases(monkeypatch):
-    """Counted, not run."""
+    """Cases are counted, not run."""
     assert len({(row.section, row.name) for row in ROWS}) == len(ROWS)
     monkeypatch.setattr(rows, "against_truth", lambda *a, **k: [])
     here = engine.choose("cpu", False)
@@ -100,13 +100,13 @@ def test_names_are_unique_and_quick_has_fewer_cases(monkeypatch):
 
 
 def forward_of(change):
-    """A planted defect: the plain path with its output changed."""
+    """Plant a defect: change the output of the plain path."""
     right = reference.forward
     return "forward", lambda *tensors, **given: change(right(*tensors, **given))
 
 
 def backward_of(change):
-    """The same with the gradients of input, theta and fill."""
+    """Plant a defect: change the gradients of input, theta and fill."""
     right = reference.backward
     return "backward", lambda *tensors, **given: change(*right(*tensors, **given))
 
@@ -130,7 +130,7 @@ def without_last_fill(grad_input, grad_theta, grad_fill):
 
 
 def by_chance(grad_input, grad_theta, grad_fill):
-    """A last bit, as of sums in another order each time."""
+    """Change the last bit at random, as sums in changing order would."""
     if grad_theta is not None:
         step = torch.finfo(grad_theta.dtype).eps * torch.randint(-1, 2, grad_theta.shape)
         grad_theta = (grad_theta * (1 + step)).to(grad_theta.dtype)
@@ -142,7 +142,7 @@ def in_bfloat16(grad_input, grad_theta, grad_fill):
 
 
 def without_mask(*tensors, size, options):
-    """Outside counts as the border."""
+    """Replace zeros outside by the border."""
     if options.padding_mode == "zeros":
         options = options._replace(padding_mode="border")
     return RIGHT_FORWARD(*tensors, size=size, options=options)
@@ -244,7 +244,7 @@ def test_a_failure_says_how_to_reproduce_it_and_what_to_do(capsys, monkeypatch):
     assert "affine_grid_sample(input, theta, (5, 3), mode='bilinear', padding_mode=" in joined
     assert "input: float32 (2, 2, 4, 7) on cpu, contiguous, strides (56, 28, 7, 1)" in joined
     assert "theta: float32 [[[" in joined
-    assert "What the operator computes on this machine is not to be relied on" in joined
+    assert "Do not rely on the operator's results on this machine" in joined
     (again,) = [line for line in foot.splitlines() if "again: " in line and "images" in line]
     words = shlex.split(again.partition("again: ")[2])
     assert words[:3] == ["python", "-m", "stn_triton"]
@@ -262,7 +262,7 @@ def test_of_many_failures_the_arguments_of_the_first_are_printed(capsys, monkeyp
 
 
 def test_what_is_allowed_is_little():
-    """Of numbers of about 1, in fp32; else a pass would say nothing."""
+    """Numbers are about 1, in fp32; with a large allowance, a pass would mean nothing."""
     here = engine.choose("cpu", False)
     for row in ROWS:
         if row.name in ("images, bilinear", "images, bicubic", "volumes, bilinear", "splines"):
@@ -273,7 +273,7 @@ def test_what_is_allowed_is_little():
 
 class TestJson:
     def test_output_is_json_alone(self):
-        """In a process of its own, as a user would redirect it."""
+        """Run in a process of its own, as a user would redirect its output."""
         command_line = [sys.executable, "-m", "stn_triton", "check", "--quick", "--json", *CPU, "--only"]
         done = subprocess.run(
             [*command_line, "identity"], capture_output=True, text=True, cwd=ROOT, timeout=120
@@ -319,7 +319,7 @@ class TestProgress:
 
 
 class TestInterpreted:
-    """Slow: only a row."""
+    """The interpreter is slow: only one row."""
 
     pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is chosen at import")
 
@@ -354,7 +354,7 @@ def test_a_gpu_without_bfloat16_skips_it_and_says_so(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     gpu = engine.Engine(torch.device("cuda", 0), engine.KERNELS)
     reasons = {row.name: row.unavailable(gpu) for row in ROWS}
-    assert reasons["bfloat16"] == "this GPU, of capability 7.5, has no bfloat16"
+    assert reasons["bfloat16"] == "this GPU (compute capability 7.5) has no bfloat16"
     assert reasons["float16"] is None
     monkeypatch.setattr(command, "ROWS", [row._replace(unavailable=lambda e: "no luck") for row in ROWS])
     code, found, titles = check(capsys, "--only", "uint8")
@@ -366,7 +366,7 @@ def test_a_gpu_without_bfloat16_skips_it_and_says_so(capsys, monkeypatch):
 
 @pytest.fixture
 def pretended_gpu(monkeypatch):
-    """By name only: what is called on it runs on the CPU."""
+    """An engine that has a GPU's name, and runs on the CPU."""
     gpu = engine.Engine(torch.device("cuda", 0), engine.KERNELS)
     monkeypatch.setattr(engine.torch.cuda, "get_device_capability", lambda device: (7, 5))
     return gpu
@@ -391,7 +391,7 @@ def test_the_identity_leaves_out_an_emulated_bfloat16_too(pretended_gpu, monkeyp
     assert torch.bfloat16 in seen
 
 
-def test_what_a_gpu_tells_late_is_told_with_its_call(monkeypatch):
+def test_a_late_error_of_a_gpu_is_reported_with_its_call(monkeypatch):
     class OnAGpu(torch.Tensor):
         is_cuda = True
 
@@ -446,7 +446,7 @@ def test_a_gpu_is_lost_if_it_cannot_be_waited_for(pretended_gpu, monkeypatch):
 
 @pytest.mark.parametrize("value", ["1", "true", "ON", "y", "0", "", "false", None])
 def test_kernels_interpreted_on_a_gpu_are_refused(value, monkeypatch, capsys):
-    """They would pass without any kernel having been compiled."""
+    """Interpreted kernels would pass although no kernel was compiled."""
     monkeypatch.setattr(engine.environment, "choose_device", lambda name: torch.device("cuda", 0))
     monkeypatch.setattr(command, "ROWS", ())
     monkeypatch.setattr(command.environment, "facts", lambda device: {})
@@ -484,7 +484,7 @@ def test_a_row_that_compares_nothing_fails(capsys, monkeypatch):
 @pytest.mark.parametrize("kind", ["plain", "many", "index"])
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
 def test_no_pixel_near_a_kink_has_a_gradient_in_any_layout(layout, kind, dim, monkeypatch):
-    """Where memory is shared, not even what shares it with one: rounding would decide what it is."""
+    """Pixels that share memory with such a pixel have none: rounding would decide its value."""
 
     def by_chance(matrices, size_in, size, options):
         generator = torch.Generator().manual_seed(dim)
@@ -501,7 +501,7 @@ def test_no_pixel_near_a_kink_has_a_gradient_in_any_layout(layout, kind, dim, mo
 
 
 class TestCompare:
-    """The judge itself."""
+    """``judge.compare`` itself."""
 
     CASE = rows.make(torch.device("cpu"))
     HERE = engine.choose("cpu", False)

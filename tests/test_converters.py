@@ -1,7 +1,7 @@
-"""Matrices of other libraries: the same picture by their functions and by the operator.
+"""Matrices of other libraries: their functions and the operator give the same picture.
 
 A library that is not installed is skipped. torchvision and DALI are not among the test dependencies, because
-the one brings its own PyTorch and the other half a gigabyte: `python -m pip install torchvision
+one brings its own PyTorch and the other takes half a gigabyte: `python -m pip install torchvision
 nvidia-dali-cuda130`.
 """
 
@@ -24,7 +24,7 @@ try:
     import cv2
 except ImportError:
     cv2 = None
-# OpenCV 4 rounds positions to 1/32 of a pixel, which changes a picture in [0, 1] by up to as much.
+# OpenCV 4 rounds positions to 1/32 of a pixel, which changes a picture in [0, 1] by up to 1/32.
 OPENCV = 1 / 32 if cv2 is None or cv2.__version__.startswith("4") else 1e-5
 
 
@@ -73,7 +73,7 @@ def torchvision():
         return pytest.importorskip(
             "torchvision.transforms.v2.functional", reason="torchvision is not installed"
         )
-    except RuntimeError as error:  # for another build of PyTorch than this one
+    except RuntimeError as error:  # torchvision was built for another PyTorch
         pytest.skip(f"torchvision cannot be imported: {error}")
 
 
@@ -105,7 +105,7 @@ def warp_dali(image, matrix, size, inverse_map=True):
     fn = pytest.importorskip("nvidia.dali.fn", reason="nvidia-dali is not installed")
     from nvidia.dali import pipeline_def
 
-    @pipeline_def(batch_size=1, num_threads=1, device_id=None)  # a CPU alone
+    @pipeline_def(batch_size=1, num_threads=1, device_id=None)  # the CPU
     def pipeline():
         data = fn.external_source(
             lambda: [image.float().unsqueeze(-1).numpy()], layout="HWC" if image.ndim == 2 else "DHWC"
@@ -125,7 +125,7 @@ def warp_dali_forward(image, matrix, size):
 
 class Convention(NamedTuple):
     warp: Callable
-    convert: Callable  # from the library's
+    convert: Callable  # from the library's matrix to theta
     back: Callable
     options: dict = {}  # noqa: RUF012
     tolerance: float = 1e-9
@@ -175,7 +175,7 @@ CONVENTIONS = {
 
 
 def cases():
-    """Each convention at equal sizes and, where its library resizes, at others."""
+    """List each convention with equal sizes and, if its library can resize, with unequal sizes."""
     for name, convention in CONVENTIONS.items():
         yield pytest.param(convention, convention.size_in, id=f"{name}-equal sizes")
         if convention.resizes:
@@ -183,7 +183,7 @@ def cases():
 
 
 def pixels_near_identity(convention, seed=0):
-    """A matrix from output to input pixels that turns, stretches and slants a little in every way."""
+    """Make a matrix from output to input pixels that turns, stretches and shears a little."""
     dim = convention.shape[-1] - 1
     matrix = torch.eye(*convention.shape, dtype=DOUBLE) + 0.08 * randn(*convention.shape, seed=seed)
     matrix[:dim, dim] = 1.3 + randn(dim, seed=seed + 1).clamp(-0.8, 0.8)
@@ -198,7 +198,7 @@ def operator(image, theta, size, align_corners):
 
 
 def inside(matrix, size_in, size_out):
-    """Where all taps of an output pixel lie in the input: elsewhere libraries pad in their own ways."""
+    """Mask of output pixels whose taps all lie in the input; elsewhere libraries pad differently."""
     indices = torch.meshgrid([torch.arange(extent, dtype=DOUBLE) for extent in size_out], indexing="ij")
     points = torch.stack((*reversed(indices), torch.ones_like(indices[0])), -1) @ matrix.mT
     if matrix.shape == (3, 3):
@@ -217,7 +217,7 @@ def compare(actual, expected, where, tolerance):
 @pytest.mark.parametrize(("convention", "size_out"), list(cases()))
 class TestConventions:
     def test_the_same_picture(self, convention, size_out, align_corners):
-        """From a theta to the library's matrix, and from that matrix to a theta; both against the library."""
+        """Theta becomes the library's matrix, and that matrix theta; both are compared with the library."""
         sizes = (convention.size_in, size_out)
         image = picture(convention.size_in)
         pixels = pixels_near_identity(convention)
@@ -238,7 +238,7 @@ class TestConventions:
             0, (2, 3)
         )
         theta = transforms.from_pixels(pixels, *sizes, align_corners=align_corners)
-        if convention.warp is warp_torchvision:  # whose matrices end in 1
+        if convention.warp is warp_torchvision:  # its matrices end in 1
             theta = theta / transforms.to_pixels(theta, *sizes, align_corners=align_corners)[..., 2:, 2:]
         matrix = convention.back(theta, *sizes, **options)
         again = convention.convert(matrix, *sizes, **options)
@@ -250,7 +250,7 @@ class TestConventions:
         torch.testing.assert_close(one, matrix[1, 2], rtol=0, atol=1e-13)
 
     def test_whole_pixels(self, convention, size_out, align_corners):
-        """The identity plus a shift by whole pixels: in the library and by the operator the same pixels."""
+        """After a shift by whole pixels, the library and the operator give exactly the same pixels."""
         sizes, options = (
             (convention.size_in, size_out),
             {"align_corners": align_corners, **convention.options},
@@ -267,7 +267,7 @@ class TestConventions:
             operator(image, theta, size_out, align_corners), expected, rtol=0, atol=1e-12
         )
         matrix = convention.back(theta, *sizes, **options)
-        # Whole in every library; halves where it counts from the centres of images of odd and even size.
+        # Entries are whole, or halves if positions count from the centres of images of odd and even size.
         torch.testing.assert_close(matrix, (2 * matrix).round() / 2, rtol=0, atol=1e-12)
         theirs = convention.warp(image, matrix, size_out)
         compare(theirs, expected, inside(pixels, *sizes), min(convention.tolerance, 1e-4))
@@ -291,7 +291,7 @@ def test_everything_is_differentiable():
 
 @pytest.mark.parametrize("name", ["dali", "dali, volumes", "torchvision, perspective"])
 def test_zero_is_the_corner_of_the_first_pixel(name):
-    """Without the library: counted from the corner, -1 is 0 and 1 is the whole extent of an image."""
+    """Checked without the library: -1 is position 0, the corner, and 1 is the image's extent."""
     convention = CONVENTIONS[name]
     convert, size_in, size_out = convention.convert, convention.size_in, convention.size_out
     matrix = pixels_near_identity(convention)
@@ -332,7 +332,7 @@ def test_parameters_of_torchvision(size_in, align_corners, parameters):
 
 
 def test_parameters_of_torchvision_are_a_product():
-    """Without the library, as it documents them: T C R SHy SHx scale C^-1, in pixels from the corner."""
+    """Checked without the library: it documents T C R SHy SHx scale C^-1, in pixels from the corner."""
     angle, (tx, ty), scale, (sx, sy), (cx, cy) = 30.0, (3.0, -2.0), 1.2, (10.0, -5.0), (4.0, 7.5)
     c, s = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     slant_x, slant_y = math.tan(math.radians(sx)), math.tan(math.radians(sy))
@@ -353,7 +353,7 @@ def test_parameters_of_torchvision_are_a_product():
         shear=(sx, sy),
         center=(cx, cy),
     )
-    # DALI counts from the corner too.
+    # DALI's positions count from the corner too.
     expected = transforms.from_dali(forward[:2], (14, 19), inverse_map=False)
     torch.testing.assert_close(theta, expected, rtol=0, atol=1e-13)
 
@@ -401,7 +401,7 @@ def test_scipy_takes_the_offset_apart():
 
 
 def test_volumes_of_kornia_without_align_corners():
-    """There kornia normalises as if align_corners were True: the docstring says how to get the same."""
+    """Here kornia normalises as with align_corners=True; the docstring says how to get the same."""
     image = picture((13, 10, 12))
     convention = CONVENTIONS["kornia, volumes"]
     matrix = transforms.invert(pixels_near_identity(convention))
@@ -428,7 +428,7 @@ def test_boxes_are_what_roi_align_samples():
 
 
 def homography(source, target):
-    """The matrices (..., 3, 3) that map four points (x, y), (..., 4, 2), to four others."""
+    """Find matrices (..., 3, 3) that map four points (x, y), (..., 4, 2), to four others."""
     source, target = torch.broadcast_tensors(source, target)
     x, y = source.unbind(-1)
     zero, one = torch.zeros_like(x), torch.ones_like(x)
@@ -446,7 +446,7 @@ def corners_of(size):
 
 
 def seen_pixels(theta, size_out):
-    """Of homographies (N, 3, 3), how many output pixels show the input with Z > 0, and with Z < 0."""
+    """Count the output pixels of homographies (N, 3, 3) that show the input, with Z > 0 and with Z < 0."""
     y, x = torch.meshgrid(*[(2 * torch.arange(n, dtype=DOUBLE) + 1) / n - 1 for n in size_out], indexing="ij")
     points = torch.stack((x, y, torch.ones_like(x)), -1).flatten(0, 1) @ theta.mT
     inside = (points[..., :2].abs() < points[..., 2:].abs()).all(-1)
@@ -454,7 +454,7 @@ def seen_pixels(theta, size_out):
 
 
 def exact_area(matrix, sign):
-    """The part of the output, [-1, 1] x [-1, 1], that sees the input under a sign: clipped edge by edge."""
+    """Area of the output, [-1, 1] x [-1, 1], that shows the input under a sign, clipped edge by edge."""
     x, y, z = [[sign * Fraction(number) for number in row] for row in matrix]
     corners = [(Fraction(u), Fraction(v)) for u, v in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
     for row, side in itertools.product((x, y), (-1, 1)):
@@ -477,7 +477,7 @@ def last_is_one(matrix):
 
 
 def same_side(theirs, theta, size_in, size_out, tolerance):
-    """The picture of a library, compared where it lies before the horizon, and how much of it that is."""
+    """Compare a library's picture before the horizon; return the share of pixels compared."""
     ours = operator(picture(size_in), theta, size_out, False)
     pixels = transforms.to_pixels(theta, size_in, size_out)
     y, x = torch.meshgrid(*[torch.arange(n, dtype=DOUBLE) for n in size_out], indexing="ij")
@@ -486,10 +486,10 @@ def same_side(theirs, theta, size_in, size_out, tolerance):
     return where.double().mean()
 
 
-# A road from above; and pictures on planes so steep that pixel (0, 0) lies beyond their horizon.
+# A road from above, and planes so steep that pixel (0, 0) lies beyond their horizon.
 ROAD = torch.tensor([[64, 70], [96, 70], [150, 119], [10, 119]], dtype=DOUBLE)
 STEEP = torch.tensor([[140, 60], [180, 60], [300, 200], [20, 200]], dtype=DOUBLE)
-BEYOND = {  # a matrix from input to output pixels that ends in 1, and both sizes
+BEYOND = {  # matrix from input to output pixels that ends in 1; both sizes
     "a road from above": (homography(ROAD, corners_of((80, 100))), (120, 160), (80, 100)),
     "a picture on the road": (last_is_one(homography(corners_of((100, 100)), STEEP)), (100, 100), (240, 320)),
     "its inverse": (homography(STEEP, corners_of((100, 100))), (240, 320), (100, 100)),
@@ -531,11 +531,11 @@ class TestHorizon:
         matrix, *sizes = BEYOND[name]
         convert = transforms.from_kornia if warp is warp_kornia else transforms.from_cv2
         theirs = warp(picture(sizes[0]), matrix, sizes[1])
-        # Steps of a pixel in the output are up to ten in the input, so cv2's rounding shows more.
+        # A step of one output pixel is up to ten input pixels, which enlarges cv2's rounding error.
         assert same_side(theirs, convert(matrix, *sizes), *sizes, max(1e-3, OPENCV)) > 0.2
 
     def test_random_quadrilaterals_show_the_larger_side(self):
-        """With the horizon inside of the output in one of ten; counted pixel by pixel."""
+        """The horizon lies in the output of one in ten; sides are counted pixel by pixel."""
         sizes, n = ((24, 32), (30, 26)), 1500
         extent = torch.tensor([sizes[1][1], sizes[1][0]], dtype=DOUBLE)
         target = corners_of(sizes[1]) + 1.2 * extent * (2 * picture((n, 4, 2)) - 1)
@@ -547,7 +547,7 @@ class TestHorizon:
                 )
                 pixels = transforms.to_pixels(theta, *sizes, align_corners=align_corners)
                 before, behind = seen_pixels(transforms.from_pixels(pixels, *sizes), sizes[1])
-                slack = 0.02 * math.prod(sizes[1])  # pixels that the border of a side cuts
+                slack = 0.02 * math.prod(sizes[1])  # pixels cut by the border of a side
                 assert ((before >= behind - slack) | (before + behind < slack)).all()
                 assert ((before > slack) & (behind > slack)).sum() > n / 50
                 kept = transforms.from_pixels(pixels_of(given, inverse_map), *sizes)
@@ -584,7 +584,7 @@ class TestHorizon:
         assert turned > 5
 
     def test_edges_of_the_input_on_edges_of_the_output(self):
-        """Where lines coincide or are parallel but for rounding; areas in whole fractions."""
+        """Lines coincide or are parallel up to rounding; the expected areas are exact fractions."""
         numbers = torch.arange(-5, 6, dtype=DOUBLE) / 2
         picks = torch.randint(11, (400, 3, 3), generator=torch.Generator().manual_seed(0))
         found = torch.tensor([[[1.5, -2, -2.5], [-2, -1, 1], [1, -2, -2]]], dtype=DOUBLE)
@@ -686,7 +686,7 @@ def test_border_modes_of_cv2(mode, padding_mode, only, align_corners):
 
 @pytest.mark.parametrize("name", CONVENTIONS)
 def test_16_bit_matrices_are_computed_in_fp32(name):
-    """A picture of 203 pixels was 0.003 pixels off by half a pixel's sum in bf16."""
+    """Half a pixel's sum in bf16 put a picture of 203 pixels off by 0.003 pixels."""
     convention = CONVENTIONS[name]
     sizes = ((203, 203),) * 2 if convention.shape != (3, 4) else ((20, 203, 203),) * 2
     pixels = pixels_near_identity(convention).bfloat16()
@@ -727,7 +727,7 @@ def test_boxes_without_area_sample_a_point_and_roi_align_nothing():
 
 @pytest.mark.parametrize("angle", [0.0, 30.0, -75.0])
 def test_boxes_turn_as_those_of_cv2(angle):
-    """Its corners are in the order bottom left, top left, top right, bottom right."""
+    """cv2 orders corners as bottom left, top left, top right, bottom right."""
     pytest.importorskip("cv2", reason="opencv-python-headless is not installed")
     points = torch.from_numpy(cv2.boxPoints(((9.0, 6.0), (8.0, 5.0), angle))).double()
     box = torch.tensor([5.0, 3.5, 13.0, 8.5], dtype=DOUBLE)
@@ -740,7 +740,7 @@ def test_boxes_turn_as_those_of_cv2(angle):
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("name", [name for name, c in CONVENTIONS.items() if c.shape == (2, 3)])
 def test_whole_pixels_are_exact_in_the_kernels(name, align_corners, device, poisoned):
-    """Bit for bit, at sizes whose pixels fp32 can express: powers of two, or one more between corners."""
+    """Sizes are powers of two, or one more between corners, whose pixels are exact in fp32."""
     convention = CONVENTIONS[name]
     size = (9, 17) if align_corners else (8, 16)
     pixels = torch.tensor([[1.0, 0.0, 3.0], [0.0, 1.0, -2.0]])

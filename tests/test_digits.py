@@ -1,4 +1,4 @@
-"""The digits example: what the distortions do, reading MNIST's files, networks of matched size."""
+"""The digits example: distortions, MNIST's files, networks of matched size."""
 
 import math
 
@@ -29,14 +29,14 @@ def frames(source):
 
 
 def spots(x, y, n=1):
-    """Frames with one soft spot at a place in pixels from the middle."""
+    """Make frames with one soft spot at (x, y), in pixels from the middle."""
     at = torch.arange(FRAME) - (FRAME - 1) / 2
     spot = torch.exp(-((at[None, :] - x) ** 2 + (at[:, None] - y) ** 2) / 4)
     return spot.expand(n, 1, FRAME, FRAME).contiguous()
 
 
 def centres(images):
-    """Of mass, in pixels from the middle, (n, 2)."""
+    """Centres of mass, in pixels from the middle, (n, 2)."""
     at = torch.arange(images.shape[-1]) - (images.shape[-1] - 1) / 2
     mass = images.sum((1, 2, 3))
     return torch.stack(((images.sum((1, 2)) * at).sum(1) / mass, (images.sum((1, 3)) * at).sum(1) / mass), 1)
@@ -52,7 +52,7 @@ class TestPlacing:
     def test_angles_are_counterclockwise_degrees(self):
         angle = torch.tensor([0.0, 30, 90, -90])
         found = centres(place(spots(5, 0, 4), 30, angle, torch.ones(4), torch.zeros(4, 2)))
-        # Up is -y.
+        # y points down.
         expected = 5 * torch.stack(((angle * math.pi / 180).cos(), -(angle * math.pi / 180).sin()), 1)
         torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
 
@@ -67,11 +67,11 @@ class TestDistortions:
     @pytest.mark.parametrize("name", DISTORTIONS)
     def test_sizes_and_values(self, frames, name):
         images = DISTORTIONS[name](frames, generator(0))
-        size = {"RTS": 30, "UL": 30, "TC": 43}.get(name, 20)  # as 28, 42 and 60 are to each other
+        size = {"RTS": 30, "UL": 30, "TC": 43}.get(name, 20)  # in the ratios 28 : 42 : 60
         assert images.shape == (len(frames), 1, size, size)
         assert images.min() >= 0
         assert 0.9 < images.max() <= 1
-        assert images.flatten(1).amax(1).min() > 0.3  # the digit is there
+        assert images.flatten(1).amax(1).min() > 0.3  # the digit is in the image
 
     @pytest.mark.parametrize("name", DISTORTIONS)
     def test_the_seed_decides(self, frames, name):
@@ -84,7 +84,7 @@ class TestDistortions:
         angles = torch.atan2(-found[:, 1], found[:, 0]) * (180 / math.pi)
         assert -91 < angles.min() < -85
         assert 85 < angles.max() < 91
-        assert abs(angles.mean()) < 4  # 90 / sqrt(3) / sqrt(2000) is 1.2
+        assert abs(angles.mean()) < 4  # standard error: 90 / sqrt(3) / sqrt(2000) = 1.2
         torch.testing.assert_close(found.norm(dim=1), torch.full((2000,), 5.0), atol=0.05, rtol=0)
 
     def test_rts_turns_scales_and_stays_in_the_canvas(self):
@@ -106,7 +106,7 @@ class TestDistortions:
         expected = torch.tensor([[[-1.0, -1], [1, -1], [-1, 1], [1, 1]]])
         torch.testing.assert_close(mapped[..., :2] / mapped[..., 2:], expected, atol=1e-5, rtol=0)
         found = centres(DISTORTIONS["P"](spots(5, 5, 2000), generator(1)))
-        # The middle of the scales times 5 along the diagonal; each corner moves by 5/28 of the frame.
+        # The mean scale, 0.875, times 5 along both axes; each corner moves by 5/28 of the frame.
         assert found.mean(0) == pytest.approx([0.875 * 5] * 2, abs=0.25)
         assert 1 < found.std(0).mean() < 5 / 28 * FRAME
 
@@ -177,7 +177,7 @@ class TestMnist:
         assert test.labels.tolist() == [*range(10)] * 2
         raw = data.read_idx(mnist / "t10k-images-idx3-ubyte", 3)
         expected = torch.from_numpy(raw.copy())[:, None].float() / 255
-        # Averages of pixels: the mean of the whole stays.
+        # Resampling averages pixels, so the mean of the images stays.
         assert test.frames.mean().item() == pytest.approx(expected.mean().item(), abs=0.02)
         assert test.frames.std() < expected.std()
 

@@ -41,7 +41,7 @@ TINY = (
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The output of a small run that nothing disturbs, and what it printed."""
+    """Folder and printed text of a small run without interruption."""
     import contextlib
     import io
 
@@ -65,7 +65,7 @@ class TestCommand:
         found = errors(out)
         assert [(row["model"], len(row["errors"])) for row in found] == [("cnn", 2), ("st-fcn-tps", 2)]
         for row in found:
-            # Far better than guessing, and the errors of different seeds are not one number.
+            # Far better than guessing, and different seeds have different errors.
             assert row["error_percent"] < 75
             assert row["errors"][0] != row["errors"][1]
             assert f"{row['error_percent']:.2f} ± {row['standard_deviation']:.2f}" in printed
@@ -79,7 +79,7 @@ class TestCommand:
 
         def interrupted(*arguments):
             calls.append(1)
-            if len(calls) in (60, 120):  # after the first network's file was written; before the second's
+            if len(calls) in (60, 120):  # after the first network's file is written; before the second's
                 raise KeyboardInterrupt
             return step(*arguments)
 
@@ -88,7 +88,7 @@ class TestCommand:
         assert "the same command goes on" in capsys.readouterr().err
         assert run(*TINY, "--out", tmp_path) == terminal.EXIT_INTERRUPTED
         assert run(*TINY, "--out", tmp_path) == 0
-        # Done twice: the 12 steps after the first network's file was written, the 44 before the second's.
+        # Repeated are 12 steps after the first network's file was written, and 44 before the second's.
         assert len(calls) == 4 * 64 + 12 + 44
         for one, other in zip(errors(tmp_path), errors(finished[0]), strict=True):
             assert one["errors"] == other["errors"]
@@ -215,5 +215,5 @@ class TestResults:
         assert list(curve.get_xdata()) == [*range(-180, 181, 15)]
         own = [row.accuracy for row in rows if (row.measure, row.trained_on) == ("angle", "U")]
         assert list(curve.get_ydata()) == own
-        # A turn by 180 degrees is one by -180.
+        # Turns by 180 and by -180 degrees are equal.
         assert own[0] == pytest.approx(own[-1], abs=0.5)

@@ -1,4 +1,4 @@
-"""The layer: what it computes from the numbers of its localisation network, and what it refuses."""
+"""The layer: theta from the numbers of its localisation network, and errors."""
 
 import pytest
 import torch
@@ -40,14 +40,14 @@ def sample(dim=2, n=2, channels=3) -> Tensor:
 
 
 def set_numbers(layer: SpatialTransformer, numbers) -> SpatialTransformer:
-    """Whatever the input, the localisation network gives these."""
+    """Make the localisation network return ``numbers`` for every input."""
     with torch.no_grad():
         layer.head.bias.copy_(torch.as_tensor(numbers))
     return layer
 
 
 def scatter(layer: SpatialTransformer, seed=0, amount=0.1) -> SpatialTransformer:
-    """As if it had been trained: theta depends on the input."""
+    """Make theta depend on the input, as in a trained layer."""
     with torch.no_grad():
         layer.head.weight.copy_(amount * randn(*layer.head.weight.shape, seed=seed))
     return layer
@@ -115,7 +115,7 @@ class TestTheta:
 
     @pytest.mark.parametrize("transform", ["attention", "similarity"])
     def test_one_scale_cannot_pass_through_zero(self, transform):
-        """Beyond it the crop is mirrored, and there it stays."""
+        """A negative scale would mirror the crop, and training would not recover from it."""
         layer = SpatialTransformer(3, transform=transform)
         numbers = torch.zeros(201, layer.parametrization.count)
         numbers[:, 0] = torch.linspace(-100, 100, 201)
@@ -251,7 +251,7 @@ class TestLocalization:
     def test_averages_of_cells(self, shape, cells):
         x = randn(2, 3, *shape)
         averages = stn_triton.nn.localization._average(x, len(shape), cells)
-        fine = x  # where each pixel is ``cells`` finer ones, cells have whole ones only
+        fine = x  # each pixel split into ``cells`` finer ones, of which every cell has whole ones only
         for axis in range(2, x.ndim):
             fine = fine.repeat_interleave(cells, dim=axis)
         for axis, extent in enumerate(shape, start=2):

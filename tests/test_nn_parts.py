@@ -28,14 +28,14 @@ def _seed():
 
 
 def watch(module) -> list:
-    """What it returns, in a list that fills."""
+    """Collect a module's outputs in a list."""
     seen = []
     module.register_forward_hook(lambda _, __, output: seen.append(output))
     return seen
 
 
 class Adapter(nn.Module):
-    """As LoRA puts one around a linear layer."""
+    """A wrapper around a linear layer, as LoRA makes it."""
 
     def __init__(self, base):
         super().__init__()
@@ -59,7 +59,7 @@ def parametrize(layer):
     return layer
 
 
-# What takes the place of a layer, or changes how it has its weight.
+# Modules that replace a layer, and changes of how a layer holds its weight.
 REPLACEMENTS = {
     "adapter": adapt,
     "wrapped": nn.DataParallel,
@@ -112,7 +112,7 @@ def test_the_last_layer_replaced():
         layer(sample())
 
 
-# What wraps a stage, or what a stage does in its place.
+# Wrappers and replacements of a stage.
 STAGES = {
     "as it is": lambda stage: stage,
     "checkpointed": checkpoint_wrapper,
@@ -157,7 +157,7 @@ class TestStages:
 
 
 FILL = {"padding_mode": "fill", "fill_value": [0.25, 0.5, 1.0]}
-# A class, its options in types of NumPy and PyTorch, and what they are in Python's.
+# A class, its options in types of NumPy and PyTorch, and the same options in Python's types.
 SAME = [
     (
         SpatialTransformer,

@@ -1,4 +1,4 @@
-"""The layer as a citizen of PyTorch: precision, compilers, copies and files, and what it refuses."""
+"""The layer in PyTorch: precision, compilers, copies, files, and errors."""
 
 import copy
 import doctest
@@ -36,7 +36,7 @@ HALVES = [torch.float16, torch.bfloat16]
 
 
 def watch(module) -> list:
-    """What it returns, in a list that fills."""
+    """Collect a module's outputs in a list."""
     seen = []
     module.register_forward_hook(lambda _, __, output: seen.append(output))
     return seen
@@ -135,7 +135,7 @@ class TestCompile:
         assert len(compiles) == 1
 
     def test_no_product_goes_over_an_axis_of_one(self):
-        """Of symbolic size, Inductor of torch 2.13 reads beyond its end: a volume (5, 6, 8), pooled twice."""
+        """Inductor of torch 2.13 reads beyond a symbolic axis of 1, as of a volume (5, 6, 8) pooled twice."""
         inner = []
 
         class Products(TorchDispatchMode):
@@ -249,7 +249,7 @@ class TestCopies:
 
 
 def restarted(make, *args, order=list, **options):
-    """Made on no device and initialised as FullyShardedDataParallel does."""
+    """Make a module on the meta device and initialise it as FullyShardedDataParallel does."""
     with torch.device("meta"):
         module = make(*args, **options)
     module.to_empty(device="cpu")
@@ -311,10 +311,10 @@ class TestArguments:
             ({"transform": "tps", "control_points": 4}, TypeError, "control_points must be two ints"),
             ({"gradient_scale": "0.1"}, TypeError, "gradient_scale must be a number"),
             ({"return_theta": None}, TypeError, "return_theta must be a bool"),
-            ({"mode": "nearest"}, ValueError, "'bilinear', 'bicubic', which tell theta where to go"),
+            ({"mode": "nearest"}, ValueError, "'bilinear', 'bicubic', which have a gradient of theta"),
             ({"mode": "bicubic", "dim": 3}, ValueError, "mode must be 'bilinear' for volumes"),
             ({"padding_mode": "circular"}, ValueError, "padding_mode must be one of"),
-            ({"fill_value": torch.zeros(3)}, TypeError, "does not move with"),
+            ({"fill_value": torch.zeros(3)}, TypeError, "a tensor does not move"),
             ({"antialias": True, "transform": "tps"}, ValueError, "antialias must be False for"),
             ({"localization": torch.relu}, TypeError, "localization must be a torch.nn.Module"),
             ({"localization": nn.Flatten()}, ValueError, "localization_features must say how many"),

@@ -1,4 +1,4 @@
-"""That the layer learns: what it finds is compared with what was done to its input."""
+"""Training: the theta that a layer finds is compared with the distortion of its input."""
 
 import functools
 import math
@@ -24,7 +24,7 @@ BOUNDED = stn_triton.nn.parameters.BOUNDED
 
 @pytest.fixture(autouse=True)
 def _seed_and_one_thread():
-    """Threads for operators this small wait for each other, for minutes if other tests run beside."""
+    """One thread: for operators this small several wait for each other, for minutes beside other tests."""
     torch.manual_seed(0)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -33,14 +33,14 @@ def _seed_and_one_thread():
 
 
 def blobs(size: int) -> Tensor:
-    """Three of them, of one orientation only."""
+    """Make an image of three blobs that looks different at every angle."""
     x, y = torch.meshgrid(*[torch.linspace(-1, 1, size)] * 2, indexing="xy")
     centres = ((-0.45, 0.0, 1.0), (0.1, 0.0, 0.7), (0.35, 0.4, 0.9))
     return sum([w * (-((x - a) ** 2 + (y - b) ** 2) / 0.06).exp() for a, b, w in centres])[None, None]
 
 
 def train(model, draw, loss, steps=200, lr=0.02, batch=32) -> tuple[float, float]:
-    """Minimise loss(model(x), ...) over what ``draw`` gives; the means over the first and last tenth."""
+    """Minimise loss(model(x), ...) on samples of ``draw``; return its first and last tenth's means."""
     optimizer = torch.optim.Adam(model.parameters(), lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
     losses = []
@@ -57,7 +57,7 @@ def train(model, draw, loss, steps=200, lr=0.02, batch=32) -> tuple[float, float
 
 
 class TestAlignment:
-    """Patterns turned by random angles are to look like the pattern: nobody tells the angle."""
+    """A layer turns patterns back that were turned by random angles, without knowing the angles."""
 
     def draw(self, limit: float, size=20):
         template = blobs(size)
@@ -72,7 +72,7 @@ class TestAlignment:
         return draw, loss
 
     def angles_left(self, model, draw) -> Tensor:
-        """In degrees, by the definition of theta: what was done, then what was found, is the identity."""
+        """Angles in degrees that remain after the turn and the theta found; ideally the identity."""
         x, turned = draw(200)
         with torch.no_grad():
             left = transforms.compose(turned, model(x)[1])
@@ -162,7 +162,7 @@ class TestBounded:
     def test_it_is_smooth(self, transform):
         layer = SpatialTransformer(1, transform=transform, bounded=True)
         numbers = self.numbers(layer, 0.5, n=3).double()
-        numbers[0] = layer.head.bias.detach()  # zeros off the diagonal, where |x| has a kink
+        numbers[0] = layer.head.bias.detach()  # zeros off the diagonal, where |x| is not smooth
 
         def theta(numbers):
             return layer.parametrization.theta(numbers, [1.3, 1.0])
@@ -181,7 +181,7 @@ class TestBounded:
 
     @pytest.mark.parametrize("transform", ["attention", "affine"])
     def test_it_finds_a_digit_in_a_corner(self, transform):
-        """A small pattern somewhere in a large image is to fill the crop."""
+        """A small pattern somewhere in a large image must fill the crop."""
         template, scale = blobs(16), 0.4
 
         def draw(n):
@@ -235,7 +235,7 @@ class TestPenalty:
         assert abs(outside_penalty(theta).item() - share) < 0.25
 
     def test_of_splines(self):
-        """Points that all move by a matrix: the same as for the matrix."""
+        """Control points that all move by one matrix have the penalty of that matrix."""
         theta = transforms.affine(angle=0.5, scale=[1.3], translation=[0.4, -0.3])
         y, x = torch.meshgrid(torch.linspace(-1, 1, 3), torch.linspace(-1, 1, 4), indexing="ij")
         points = torch.stack((x, y), -1).view(-1, 2)
@@ -269,7 +269,7 @@ class TestPenalty:
             output, theta = layer(x)
             assert penalties or output.abs().max() == 0, "it sees nothing"
             (grad,) = torch.autograd.grad(output.sum(), theta, retain_graph=True)
-            assert penalties or grad.abs().max() == 0, "and nothing tells it the way"
+            assert penalties or grad.abs().max() == 0, "and has no gradient"
             penalty = outside_penalty(theta).mean()
             optimizer.zero_grad()
             penalty.backward()

@@ -1,4 +1,4 @@
-"""Builders of theta, products and inverses: what they do to an image, derivatives, batches and errors."""
+"""Builders of theta, products and inverses: effects on an image, derivatives, batches and errors."""
 
 import doctest
 import importlib
@@ -25,13 +25,13 @@ def near_identity(*batch, shape=(2, 3), seed=0):
 
 
 def warp(image, theta, size=None, **options):
-    """One image (H, W) or volume by one theta, in fp64, where the CPU path is exact to about 1e-14."""
+    """Warp one image (H, W) or volume in fp64, where the CPU path is exact to about 1e-14."""
     sample = perspective_grid_sample if theta.shape[-2:] == (3, 3) else affine_grid_sample
     return sample(image[None, None].double(), theta[None].double(), size, **options)[0, 0]
 
 
 def shifted(image, *pixels):
-    """The image whose pixel p is pixel p + pixels of the given one, zero outside; pixels as (x, y[, z])."""
+    """Move each pixel p + ``pixels`` to p, with zero outside; ``pixels`` are (x, y[, z])."""
     room = 8
     image = F.pad(image, (room, room) * image.ndim)
     for axis, (shift, extent) in enumerate(zip(reversed(pixels), image.shape, strict=True)):
@@ -47,7 +47,7 @@ def pixel_unit(extent, align_corners):
     return 2 / (extent - 1 if align_corners else extent)
 
 
-# Every function of tensors, with the shapes of its arguments after the leading dimensions.
+# Functions of tensors, with the shapes of their arguments without leading dimensions.
 BUILDERS = {
     "translation, images": (transforms.translation, [(2,)]),
     "translation, volumes": (transforms.translation, [(3,)]),
@@ -88,7 +88,7 @@ BUILDERS = {
 
 
 def inputs(shapes, batch, seed=1):
-    """Matrices near the identity, so that they can be inverted; else anything."""
+    """Make random arguments; matrices are near the identity, so that they can be inverted."""
     return [
         near_identity(*batch, shape=shape, seed=seed + i)
         if len(shape) == 2
@@ -115,7 +115,7 @@ class TestEvery:
         close(result[1, 2], single)
 
     def test_values_are_not_looked_at(self, name):
-        """That would stall a GPU; tensors without values show it."""
+        """Reading values would stall a GPU, and would fail on meta tensors, which have none."""
         function, shapes = BUILDERS[name]
         arguments = inputs(shapes, (2,))
         result = function(*[argument.to("meta") for argument in arguments])
@@ -135,12 +135,12 @@ class TestEvery:
         arguments = [argument.to(dtype) for argument in inputs(shapes, (2,))]
         plain = function(*arguments)
         assert plain.dtype == torch.float32
-        # PyTorch's autocast on a CPU cannot concatenate the 16-bit dtype that it is not set to.
+        # PyTorch's autocast on a CPU can concatenate only the 16-bit dtype that it is set to.
         with torch.autocast("cpu", torch.float16 if dtype == torch.float16 else torch.bfloat16):
             automatic = function(*arguments)
         assert automatic.dtype == torch.float32
         assert torch.equal(automatic, plain)
-        # Some functions of the table compute before they call the library's.
+        # Some functions of the table compute something before they call the package.
         exact = function(*[argument.double() for argument in arguments])
         close(plain.double(), exact, 64 * torch.finfo(dtype).eps * max(1, exact.abs().max().item()))
 
@@ -176,7 +176,7 @@ class TestOnImages:
         )
 
     def test_rotation_of_an_image_that_is_not_square(self, align_corners):
-        """The square in the middle of it turns as a square image does."""
+        """The square in the middle of the image turns as a square image does."""
         image = randn(6, 10)
         aspect = 9 / 5 if align_corners else 10 / 6
         theta = transforms.rotation(torch.tensor(QUARTER, dtype=DOUBLE), aspect=aspect)
@@ -255,12 +255,12 @@ class TestOnImages:
 
     def test_boxes_turn_clockwise_so_crops_turn_back(self, align_corners):
         image = randn(9, 11)
-        box = torch.tensor([2.0, 3.0, 8.0, 7.0], dtype=DOUBLE)  # turned by a quarter: (3, 2, 7, 8)
+        box = torch.tensor([2.0, 3.0, 8.0, 7.0], dtype=DOUBLE)  # after a quarter turn: (3, 2, 7, 8)
         theta = transforms.boxes(box, (9, 11), angle=QUARTER, align_corners=align_corners)
         close(warp(image, theta, (4, 6), align_corners=align_corners), image[2:8, 3:7].rot90(), 1e-12)
 
     def test_composing_is_warping_twice(self, align_corners):
-        """By whole pixels and quarter turns, which interpolate nothing."""
+        """Whole pixels and quarter turns interpolate nothing, so that results are equal."""
         image = F.pad(randn(3, 3), (4, 4, 4, 4))
         unit = pixel_unit(11, align_corners)
         first = transforms.translation(torch.tensor([2.0, 1.0], dtype=DOUBLE) * unit)
@@ -276,7 +276,7 @@ class TestOnImages:
 
     def test_inverting_undoes_a_warp(self, align_corners):
         y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
-        image = (0.2 * x).sin() * (0.15 * y).cos()  # smooth, since this interpolates twice
+        image = (0.2 * x).sin() * (0.15 * y).cos()  # smooth, because the test interpolates twice
         theta = transforms.affine(angle=0.3, scale=[0.9, 1.1], translation=[0.05, -0.1])
         there = warp(image, theta, align_corners=align_corners)
         back = warp(there, transforms.invert(theta), align_corners=align_corners)
@@ -296,7 +296,7 @@ def test_rotation_3d_is_the_exponential_map():
     for length in (1e-9, 1e-3, 0.99, 1.01, 3.0, 7.0):
         vectors = length * F.normalize(randn(20, 3), dim=-1)
         columns = torch.eye(3, dtype=DOUBLE).expand(20, 3, 3)
-        cross = torch.linalg.cross(vectors.unsqueeze(-2).expand(20, 3, 3), columns).mT  # v x each column
+        cross = torch.linalg.cross(vectors.unsqueeze(-2).expand(20, 3, 3), columns).mT  # v cross each column
         close(transforms.rotation_3d(vectors)[..., :3], torch.linalg.matrix_exp(cross), 1e-14)
 
 
@@ -324,7 +324,7 @@ def test_a_map_and_its_inverse_are_the_identity(shape):
 
 
 def test_homographies_keep_their_sign():
-    """What lies before the horizon stays before it: Z of a point is 1 / Z of its image."""
+    """A point before the horizon stays before it: Z of a point is 1 / Z of its image."""
     theta = near_identity(shape=(3, 3))
     for sign in (1, -1):
         point = torch.tensor([0.3, -0.2, 1.0], dtype=DOUBLE)
@@ -379,7 +379,7 @@ def test_arrays_keep_their_dtype_and_numbers_follow_tensors():
 
 
 class TestExpandedRotation:
-    # Of Pillow 11.3, Image.new("F", (w, h)).rotate(angle, expand=True).size: (h, w), degrees, canvas.
+    # (h, w), degrees, and Image.new("F", (w, h)).rotate(angle, expand=True).size of Pillow 11.3.
     PILLOW = (
         ((10, 10), 0, (10, 10)),
         ((7, 10), 90, (10, 7)),
@@ -468,7 +468,7 @@ def of_corners(align_corners):
     return transforms.to_pixels(theta, (3, 4), (5, 6), align_corners=align_corners)
 
 
-# A function, arguments in the types of NumPy and PyTorch, and what they are in Python's.
+# A function, arguments in types of NumPy and PyTorch, and the same arguments in Python's types.
 SAME = [
     (transforms.translation, [ROWS[:, ::-1]], [[[2, 1], [4, 3]]]),
     (transforms.translation, [np.array([1, 2])], [[1, 2]]),
@@ -532,7 +532,7 @@ def test_16_bits_lose_nothing_on_the_way_to_theta():
 
 IMAGE, VOLUME = (5, 7), (5, 7, 9)
 ONE = torch.ones(())
-ERRORS = {  # what is called, the error and its words
+ERRORS = {  # call, error and message
     "dim": (lambda: transforms.identity(4), ValueError, r"dim must be 2 \(images\) or 3 \(volumes\), got 4"),
     "a tensor of bools": (
         lambda: transforms.translation(torch.ones(2, dtype=torch.bool)),

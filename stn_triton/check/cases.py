@@ -1,4 +1,4 @@
-"""What the operator is called with: images, maps and options, the same on every machine."""
+"""Arguments of the calls to check: images, maps and options, the same on every machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GRID = (-1.0, -1.0, 0.0, -1.0, 1.0, -1.0, -1.0, 1.0, 0.0, 1.0, 1.0, 1.0)
 SCATTERED = (-0.9, -0.7, 0.8, -0.6, 0.1, 0.2, -0.5, 0.9)
 SIZES = {2: ((4, 7), (5, 3)), 3: ((2, 4, 3), (3, 2, 2))}
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-# The same values (or some of them, repeated) in other places of memory.
+# Each layout keeps the values (or repeats some of them) and changes their places in memory.
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda t: t.contiguous(),
     "channels_last": lambda t: t.contiguous(memory_format=_CHANNELS_LAST[t.ndim]),
@@ -37,11 +37,11 @@ _EXPANDED = {"one image expanded": 0, "one row expanded": -2}
 
 
 class Case(NamedTuple):
-    """Arguments of one call, and what its output's gradient is."""
+    """Arguments of one call, and the gradient of its output."""
 
     input: Tensor
     theta: Tensor
-    """As it is passed: (N, 2, 3), (1, 2, 3), (N, K, 2, 3), (N, 3, 3), or the offsets of a spline."""
+    """(N, 2, 3), (1, 2, 3), (N, K, 2, 3), (N, 3, 3), or the offsets of a spline."""
     size: tuple[int, ...]
     grad: Tensor
     """In the shape of the output."""
@@ -50,12 +50,12 @@ class Case(NamedTuple):
     image_index: Tensor | None
     layout: str
     is_kinked: bool
-    """Coordinates lie on pixels or edges on purpose, where derivatives jump."""
+    """Whether coordinates lie on pixels or edges on purpose, where derivatives jump."""
     skipped: Tensor
-    """(M, *size): output pixels whose coordinates lie on a kink by chance; their gradient is 0, and that of
-    whatever shares its place in memory with one of them."""
+    """(M, *size): output pixels whose coordinates lie on a kink by chance. Their gradient is 0, and so is
+    that of pixels which share memory with them."""
     pixels: float
-    """The largest term of a coordinate, in pixels: what its rounding is relative to."""
+    """The largest term of a coordinate, in pixels: rounding errors are proportional to it."""
 
     @property
     def is_spline(self) -> bool:
@@ -64,7 +64,7 @@ class Case(NamedTuple):
 
     @property
     def is_scattered(self) -> bool:
-        """Whether the kernels get the gradient of the image by additions in memory."""
+        """Whether the kernels sum the gradient of the image by additions in memory."""
         projective = self.theta.shape[-1] == self.theta.shape[-2]
         return not policy.is_gathered(self.input.ndim - 2, projective, False, self.options)
 
@@ -78,7 +78,7 @@ class Case(NamedTuple):
         return stn_triton.affine_grid_sample
 
     def keywords(self) -> dict[str, object]:
-        """Of the function, those that are not its defaults."""
+        """Keywords of the function that are not its defaults."""
         o = self.options
         given = {"mode": o.mode, "padding_mode": o.padding_mode, "align_corners": o.align_corners}
         if o.antialias:
@@ -90,11 +90,11 @@ class Case(NamedTuple):
         return given
 
     def call(self, input: Tensor, theta: Tensor, fill: Tensor | None) -> Tensor:
-        """The public function, in the shape of its result."""
+        """Call the public function and return its output."""
         return self.function(input, theta, self.size, fill_value=fill, **self.keywords())
 
     def describe(self) -> list[str]:
-        """The call, and its tensors, in lines."""
+        """Describe the call and its tensors, in lines."""
         words = [f"{k}={v.tolist() if isinstance(v, Tensor) else v!r}" for k, v in self.keywords().items()]
         words += ["fill_value=fill"] if self.fill is not None else []
         name = "offsets" if self.is_spline else "theta"
@@ -109,24 +109,24 @@ class Case(NamedTuple):
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
-    """Normal numbers in fp64."""
+    """Random normal numbers in fp64."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def maps_of_kind(count: int, dim: int, is_projective: bool = False, is_antialiased: bool = False) -> Tensor:
-    """Maps of a kind: ``maps``, that shrink more for antialiasing, or with the last row of homographies."""
+    """Make ``maps``, but shrinking more for antialiasing, or with the last row of homographies."""
     found = maps(count, dim)
     if is_antialiased:
         found = {2: 1.2, 3: 0.8}[dim] * found
     if is_projective:
-        # The second one has its horizon within the output.
+        # The horizon of the second map lies within the output.
         last = torch.tensor([[[0.3, -0.2, 1.1]], [[1.3, 0.4, 0.87]]], dtype=torch.float64)
         found = torch.cat((found, last), 1)
     return found
 
 
 def maps(count: int, dim: int) -> Tensor:
-    """Mild random matrices, a good third of the output outside: (count, D, D + 1)."""
+    """Mild random matrices (count, D, D + 1): a good third of the output lies outside the input."""
     generator = torch.Generator().manual_seed(dim)
     noise = torch.rand(count, dim, dim + 1, generator=generator, dtype=torch.float64) - 0.5
     scales = torch.linspace(0.7, 1.6, count, dtype=torch.float64)[:, None, None]
@@ -154,7 +154,7 @@ def make(
     theta: Sequence[Sequence[float]] | None = None,
     is_kinked: bool = False,
 ) -> Case:
-    """A case of a kind (see ``KINDS``); ``theta`` is one matrix, for all of them."""
+    """Make a case of a kind (see ``KINDS``); if given, ``theta`` is one matrix for all images."""
     size_in, size = tuple(size_in or SIZES[dim][0]), tuple(size or SIZES[dim][1])
     images = {"index": 3, "single image": 1}.get(kind, images)
     index = torch.tensor([2, 0, 2]) if kind == "index" else None
@@ -202,7 +202,7 @@ def make(
 
 
 def _labels(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Normal numbers as labels of all sizes, at most 2**53, which fp64 has exactly."""
+    """Turn normal numbers into labels of all magnitudes, at most 2**53, which are exact in fp64."""
     if dtype == torch.bool:
         return values > 0
     return (values * 2.0 ** (min(8 * dtype.itemsize, 55) - 5)).round()
@@ -211,9 +211,9 @@ def _labels(values: Tensor, dtype: torch.dtype) -> Tensor:
 def _kinks(
     matrices: Tensor, size_in: Sequence[int], size: Sequence[int], options: Options
 ) -> tuple[Tensor, float]:
-    """Which output pixels lie so near a kink that fp32 could take its other side; the largest term.
+    """Find output pixels so near a kink that fp32 could take its other side, and the largest term.
 
-    Kinks are the pixels' centres, for nearest the edges between them, and horizons.
+    Kinks are at pixel centres (for nearest: at the edges between pixels) and at horizons.
     """
     if options.points:
         matrices = oracle.spline_matrices(matrices.double(), options.points)

@@ -17,7 +17,7 @@ from stn_triton.check.printing import Line, Progress
 from stn_triton.check.rows import ROWS, Row
 from stn_triton.terminal import EXIT_FAILED, EXIT_OK, UsageError
 
-LOST = "the GPU answers no more since the failure above: this row would mean nothing"
+LOST = "the GPU has not responded since the failure above: this row would mean nothing"
 
 
 def main(args: argparse.Namespace) -> int:
@@ -40,7 +40,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def chosen(words: Sequence[str] | None) -> list[Row]:
-    """The rows that a word names, or else whose names contain it; all for None.
+    """Select the row that a word names, or else all rows whose names contain it; all rows for None.
 
     Raises:
         UsageError: a word is in no name.
@@ -57,9 +57,9 @@ def chosen(words: Sequence[str] | None) -> list[Row]:
 
 
 def run(rows: Sequence[Row], engine: Engine, quick: bool, table: printing.Table | None = None) -> list[Line]:
-    """Run rows on an engine, telling the progress, and return what the table has.
+    """Run rows on an engine, show the progress, and return the lines of the table.
 
-    Once a GPU answers no more, the rest is left out.
+    If the GPU stops responding, the rows that follow are skipped.
     """
     lines: list[Line] = []
     progress = Progress(len(rows))
@@ -89,9 +89,9 @@ def _run_row(row: Row, engine: Engine, quick: bool, progress: Progress) -> list[
     except CallError as error:
         text, call = error.args
         found.setdefault("", []).append(Finding("", math.inf, 0.0, text, call))
-    except Exception as error:  # of the check itself: the other rows still count
+    except Exception as error:  # an error of the check itself: the other rows still count
         found.setdefault("", []).append(Finding("", math.inf, 0.0, f"{type(error).__name__}: {error}"))
-    # What compared nothing has shown nothing.
+    # A row that compared nothing has shown nothing, and fails.
     found = found or {"": [Finding("", math.inf, 0.0, "there was nothing to compare")]}
     return [Line.of(row, group, findings) for group, findings in found.items()]
 

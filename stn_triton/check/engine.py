@@ -1,4 +1,4 @@
-"""What is under test: the kernels on a GPU, the plain PyTorch path on a CPU, or the kernels interpreted."""
+"""The code under test: kernels on a GPU, the plain PyTorch path on a CPU, or interpreted kernels."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ KERNELS, REFERENCE, INTERPRETER = "GPU kernels", "plain PyTorch", "interpreted k
 
 
 class Engine(NamedTuple):
-    """A device and what runs there."""
+    """A device, and the code under test there."""
 
     device: torch.device
     name: str
     threads: int = 1
-    """PyTorch's, as the user has them."""
+    """PyTorch's threads, as set by the user."""
 
     @property
     def has_kernels(self) -> bool:
-        """Whether exactness can be asked for."""
+        """Whether kernels run, which are checked bit for bit."""
         return self.name != REFERENCE
 
     def has_bfloat16(self) -> bool:
-        """Whether a GPU computes with it, and does not emulate it."""
+        """Whether the device computes with bfloat16 without emulating it."""
         if self.device.type != "cuda" or torch.version.hip:
             return True
         return torch.cuda.get_device_capability(self.device) >= (8, 0)
 
     def is_lost(self) -> bool:
-        """Whether the GPU answers no more: in this process all that follows an illegal access fails."""
+        """Whether the GPU has stopped responding: after an illegal access all calls of this process fail."""
         if self.device.type != "cuda":
             return False
         try:
@@ -46,27 +46,27 @@ class Engine(NamedTuple):
         return False
 
     def truncates(self, dtype: torch.dtype) -> bool:
-        """Whether rounding is towards zero: the interpreter's to bf16."""
+        """Whether rounding to a dtype is towards zero, as the interpreter rounds to bf16."""
         return self.name == INTERPRETER and dtype == torch.bfloat16
 
     def describe(self) -> str:
-        """In a sentence."""
+        """Describe the engine in a sentence or two."""
         if self.name == REFERENCE:
             return (
-                "What runs on a CPU is the plain PyTorch path, whose sampler is PyTorch's own; the kernels "
-                "run on a GPU, or with NumPy here by --interpret. Exactness is the kernels' alone."
+                "Checks the plain PyTorch path, with PyTorch's own sampler. Kernels run on a GPU, or with "
+                "NumPy and --interpret on a CPU. Only kernels are checked bit for bit."
             )
         if self.name == INTERPRETER:
-            return "What runs are the kernels, in Triton's interpreter."
+            return "Checks the kernels, in Triton's interpreter."
         name = torch.cuda.get_device_name(self.device)
-        return f"What runs are the kernels, on {name}. The first time they are compiled: minutes."
+        return f"Checks the kernels on {name}. The first run compiles them, which takes minutes."
 
 
 def choose(device: str | None, interpret: bool) -> Engine:
-    """The engine that the arguments of the command line ask for.
+    """Choose the engine by the arguments of the command line.
 
     Raises:
-        UsageError: there is no such device here, or no interpreter; or kernels would be interpreted on a GPU.
+        UsageError: there is no such device or no interpreter, or kernels would be interpreted on a GPU.
     """
     if interpret and device is None:
         device = "cpu"
@@ -75,8 +75,8 @@ def choose(device: str | None, interpret: bool) -> Engine:
         if chosen.type == "cuda" and _is_interpreting():
             raise UsageError(
                 f"TRITON_INTERPRET: expected it unset on a GPU (unset TRITON_INTERPRET), got "
-                f"{os.environ['TRITON_INTERPRET']!r}: no kernel would be compiled, and to pass would mean "
-                "nothing; for the interpreter there is --interpret"
+                f"{os.environ['TRITON_INTERPRET']!r}: no kernel would be compiled, so a pass would mean "
+                "nothing; to check in the interpreter, use --interpret"
             )
         return Engine(chosen, KERNELS if chosen.type == "cuda" else REFERENCE, torch.get_num_threads())
     if chosen.type != "cpu":
@@ -88,7 +88,7 @@ def choose(device: str | None, interpret: bool) -> Engine:
 
 
 def _is_interpreting() -> bool:
-    """As Triton reads it: "1", "true", "yes", "on" or "y"."""
+    """Whether TRITON_INTERPRET is on, as Triton reads it: "1", "true", "yes", "on" or "y"."""
     if "TRITON_INTERPRET" not in os.environ:
         return False
     from triton import knobs
@@ -98,9 +98,9 @@ def _is_interpreting() -> bool:
 
 @contextlib.contextmanager
 def running(engine: Engine) -> Iterator[None]:
-    """Let calls reach the engine, with their usual block sizes and no search, in one thread.
+    """Make calls use the engine, in one thread, with default block sizes and no search.
 
-    Most calls are too small to share, and threads that wait keep all cores busy.
+    Most calls are too small to share, and waiting threads keep all cores busy.
     """
     before = {key: os.environ.get(key) for key in ("STN_TRITON_AUTOTUNE", "TRITON_INTERPRET")}
     os.environ["STN_TRITON_AUTOTUNE"] = "0"
@@ -124,14 +124,14 @@ def _restore(before: dict[str, str | None]) -> None:
 
 @contextlib.contextmanager
 def _kernels_on_the_cpu() -> Iterator[None]:
-    """The operators go to the kernels for CPU tensors too."""
+    """Make the operators call the kernels for CPU tensors too."""
     from stn_triton import launch, ops
 
     before = ops.reference, ops.reference_tangent
     ops.reference, ops.reference_tangent = launch, launch
     try:
         with warnings.catch_warnings():
-            # numpy tells of NaN and infinity where a GPU computes them silently.
+            # NumPy warns of NaN and infinity; a GPU computes them silently.
             warnings.filterwarnings("ignore", category=RuntimeWarning, module="triton.runtime.interpreter")
             yield
     finally:
@@ -149,10 +149,10 @@ def _set(value: Any, read: Callable[[], Any], write: Callable[[Any], object]) ->
 
 
 def threads(count: int) -> contextlib.AbstractContextManager[None]:
-    """PyTorch with so many threads."""
+    """Set PyTorch's number of threads."""
     return _set(count, torch.get_num_threads, torch.set_num_threads)
 
 
 def deterministic(is_on: bool = True) -> contextlib.AbstractContextManager[None]:
-    """PyTorch's deterministic mode, in which fresh memory is NaN: an element left unwritten shows."""
+    """Set PyTorch's deterministic mode, which fills new memory with NaN to show unwritten elements."""
     return _set(is_on, torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms)

@@ -1,4 +1,4 @@
-"""Whether the kernels' fused multiply-adds round once; asked of the device, since interpreters differ."""
+"""Test whether a device's fused multiply-adds round once; interpreters differ."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _fma_kernel(out_ptr, x_ptr):
 
 @functools.cache
 def is_fused(device: torch.device) -> bool:
-    """On a GPU and in newer interpreters."""
+    """Whether fused multiply-adds round once: on GPUs and in newer interpreters."""
     x = torch.full((1,), 1 + 2**-12, device=device)
     out = torch.zeros_like(x)
     _fma_kernel[(1,)](out, x)

@@ -1,19 +1,19 @@
-"""Whether a call's results are right: the truth, what may differ from it, and the worst element.
+"""Judgement of a call's results: the truth, the allowed difference, and the worst element.
 
-What may differ is rounding, in three parts:
+The allowed difference is rounding, in three parts:
 
-- A coordinate is a sum of a few terms, each rounded a few times: in fp32 it is known to some four eps of the
-  largest, which is ``pixels`` pixels. Two neighbouring pixels differ by up to twice the largest value, so a
-  result changes by as much with a pixel: ``FACTOR * eps * pixels * size``, 8 for four times two.
-  ``size`` is the largest value of the tensor, or 1; of a sum over the output (grad_theta, grad_fill) at least
-  the norm of what is summed, the output's gradient. eps is fp32's, fp64's for fp64 images.
-- The kernels' own coordinates are known to the bit, so at kinks they are compared with a computation that
-  rounds coordinates as they do. Then the sums alone round: ``SUMS * eps * size``.
-- Each element is rounded once to its dtype: half an eps of it. Bytes: half a step.
+- A coordinate is a sum of a few terms, each rounded a few times. In fp32 its error is about four eps times
+  the largest term, which is ``pixels`` pixels. Two neighbouring pixels differ by up to twice the largest
+  value, so a result may be off by ``FACTOR * eps * pixels * size``, where FACTOR is four times two. ``size``
+  is the largest value of the tensor, but at least 1. For a sum over the output (grad_theta, grad_fill) it is
+  at least the norm of the output's gradient. eps is that of fp32, or that of fp64 for fp64 images.
+- At kinks, where derivatives jump, kernels are compared with a computation that rounds coordinates exactly
+  as they do. Then only the sums round: ``SUMS * eps * size``.
+- Each element is rounded once to its dtype, by half an eps of it; a byte by half a step.
 
-Beside PyTorch's pair there is no such bound: twice the largest error of the pair in fp32 on the same device,
-and the rounding to the dtype. The largest of the few numbers of grad_theta is a matter of luck; of those it
-is the root mean square error.
+Beside PyTorch's pair the bound is another: twice the largest error of the pair in fp32 on the same device,
+and the rounding to the dtype. Among the few numbers of grad_theta the largest error is a matter of luck, so
+root mean square errors are compared.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ SUMS = 32
 
 
 class Finding(NamedTuple):
-    """The element of one tensor of one case that used most of what is allowed."""
+    """The worst element of a tensor: its error is the largest share of the allowed error."""
 
     part: str
-    """output, grad_input, grad_theta or grad_fill; or what else was compared."""
+    """output, grad_input, grad_theta, grad_fill, or the name of another quantity."""
     error: float
     allowed: float
     text: str
-    """The element, what it is and what was expected; or what is wrong with the whole tensor."""
+    """The element, its value and the expected one; or the fault of the whole tensor."""
     call: tuple[str, ...] = ()
     """The arguments, in lines."""
     pair_error: float | None = None
 
     def passed(self) -> bool:
-        """Written so that NaN fails, and so does whatever would be allowed without end."""
+        """Whether the error is allowed; NaN and an infinite allowance fail."""
         return math.isfinite(self.allowed) and self.error <= self.allowed
 
     def share(self) -> float:
-        """Of what is allowed, for finding the worst."""
+        """The error as a share of the allowed error, for finding the worst."""
         if not (math.isfinite(self.error) and math.isfinite(self.allowed)):
             return math.inf
         if self.allowed == 0:
@@ -60,18 +60,18 @@ class Finding(NamedTuple):
 
 
 class CallError(RuntimeError):
-    """A call raised, which ``args`` tells of: the error in a line, and the arguments in lines."""
+    """A call raised; ``args`` are its error in a line, and the call's arguments in lines."""
 
 
 def results(case: Case, input_only: bool = False) -> oracle.Truth:
-    """Output and gradients of a call of the public function; with ``input_only`` that of the input alone.
+    """Compute output and gradients by the public function; with ``input_only``, only the input's gradient.
 
-    It waits for the GPU, so that an illegal access is told of here and not by a later call.
+    Waits for the GPU, so that an illegal access raises here and not in a later call.
 
     Raises:
         CallError: the call raised.
     """
-    lines = tuple(case.describe())  # before the call: a GPU that is lost gives no arguments back
+    lines = tuple(case.describe())  # before the call: a GPU that has failed cannot be read
     try:
         found = _results(case, input_only)
         if case.input.is_cuda:
@@ -97,7 +97,7 @@ def _results(case: Case, input_only: bool) -> oracle.Truth:
 
 
 def truth(case: Case, dtype: torch.dtype = torch.float64, shares_rounding: bool = False) -> oracle.Truth:
-    """The same by the oracle, in fp64."""
+    """Compute output and gradients by the oracle, in fp64."""
     calls = case.grad.numel() // max(math.prod(case.grad.shape[-len(case.size) - 1 :]), 1)
     theta = case.theta.detach().cpu().double().requires_grad_()
     matrices = theta.flatten(0, 1) if theta.ndim == 4 else theta
@@ -107,14 +107,13 @@ def truth(case: Case, dtype: torch.dtype = torch.float64, shares_rounding: bool 
     grad = case.grad.flatten(0, 1) if theta.ndim == 4 else case.grad
     arguments = (case.size, grad, case.options, dtype, case.fill, case.image_index, shares_rounding)
     found = oracle.solve(case.input, matrices.detach(), *arguments)
-    # Back through what was expanded.
     (grad_theta,) = torch.autograd.grad(matrices, theta, found.grad_theta.cpu())
     output = found.output.view(case.grad.shape)
     return found._replace(output=output, grad_theta=grad_theta.to(output.device))
 
 
 def against_truth(case: Case, engine: Engine, is_poisoned: bool = True) -> list[Finding]:
-    """A finding for each result of a call."""
+    """Compare each result of a call with the truth."""
     with deterministic(is_poisoned):
         found = results(case)
     wide = torch.float64 if case.input.dtype == torch.float64 else torch.float32
@@ -142,7 +141,7 @@ def against_truth(case: Case, engine: Engine, is_poisoned: bool = True) -> list[
 
 
 def beside_pair(case: Case, engine: Engine) -> list[Finding]:
-    """A finding for each result of a call that ``F.affine_grid`` and ``F.grid_sample`` make too."""
+    """Compare the errors of a call with those of the pair ``F.affine_grid`` and ``F.grid_sample``."""
     # The pair has no deterministic backward on a GPU.
     with deterministic(False), threads(engine.threads):
         found, theirs = results(case), pair(case)
@@ -173,7 +172,7 @@ def _mean(tensor: Tensor) -> float:
 
 
 def pair(case: Case) -> oracle.Truth:
-    """PyTorch's pair in fp32."""
+    """Compute output and gradients by PyTorch's pair in fp32."""
     input, theta = (t.detach().float().requires_grad_() for t in (case.input, case.theta))
     options = case.options
     grid = F.affine_grid(theta, [*input.shape[:2], *case.size], options.align_corners)
@@ -191,14 +190,14 @@ def compare(
     budget: float,
     skipped: Tensor | None = None,
 ) -> Finding:
-    """The element that used most of the budget and its own rounding.
+    """Find the element whose error is the largest share of the budget plus the rounding to the dtype.
 
-    What is not finite has neither: it must be the same infinity, or NaN where NaN is expected.
+    Infinity and NaN have no allowance: where they are expected, the same must be found.
     """
     if actual.numel() == 0:
         return Finding(part, 0.0, 0.0, "no elements")
     if not math.isfinite(budget):
-        text = f"{part} has nothing to be measured by: what may differ is {budget}"
+        text = f"{part} cannot be judged: the allowed error is {budget}"
         return Finding(part, math.inf, budget, text, tuple(case.describe()))
     if actual.dtype == torch.uint8:
         exact, rounding = exact.clamp(0, 255), torch.full_like(exact, 0.5)
@@ -209,7 +208,7 @@ def compare(
         rounding = info.eps * (1 if engine.truncates(actual.dtype) else 0.5) * exact.abs() + info.tiny
     wide = actual.double()
     is_same = (wide == exact) | (wide.isnan() & exact.isnan())
-    # Of what is not finite the difference says nothing.
+    # Differences from infinity or NaN have no meaning.
     error = (wide - exact).abs().nan_to_num(math.inf, math.inf).masked_fill(is_same, 0)
     if skipped is not None:
         error = error.view(-1, *error.shape[-len(case.size) - 1 :]).masked_fill(skipped[:, None], 0)
@@ -229,7 +228,7 @@ def _size(part: str, exact: Tensor, grad: Tensor) -> float:
 
 
 def _form(case: Case, part: str, actual: Tensor, exact: Tensor, like: Tensor) -> str | None:
-    """What is wrong with a tensor's shape, dtype or layout."""
+    """Describe a wrong shape, dtype or layout of a tensor; None if it is right."""
     if actual.shape != exact.shape or actual.dtype != like.dtype:
         expected = f"{tuple(exact.shape)} {like.dtype}"
         return f"{part} is {tuple(actual.shape)} {actual.dtype}, expected {expected}"

@@ -1,9 +1,9 @@
-"""The operator written out: positions in a chosen precision, everything after them in fp64.
+"""The oracle: the operator again, with positions in a chosen precision and everything else in fp64.
 
-With fp32 positions it shares the kernels' cells, at kinks too; with fp64 positions it is the truth away from
-them. Gradients are written out as sums over taps, not taken by autograd. Axes are in the order x, y, z.
+With fp32 positions it finds the same input pixels as the kernels, at kinks too. With fp64 positions it is the
+truth except at kinks. Gradients are sums over taps, not computed by autograd. Axes are in the order x, y, z.
 
-It shares no code with the operator, and is slow: a loop over images, samples and taps.
+The oracle shares no code with the operator. It is slow: a loop over images, samples and taps.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from stn_triton.options import DEFAULT, Options
 
 
 class Truth(NamedTuple):
-    """What a call gives, and its gradients."""
+    """The output of a call, and its gradients."""
 
     output: Tensor
     grad_input: Tensor
@@ -29,32 +29,32 @@ class Truth(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where the output pixels of one matrix sample the input."""
+    """Positions at which the output pixels of one matrix sample the input."""
 
     base: tuple[Tensor, ...]
     """Output positions, in output pixels from the centre."""
     phis: list[Tensor]
-    """What a spline's weights are multiplied with."""
+    """Factors of a spline's weights."""
     scales: Tensor
     """The factor of each entry of theta, (rows, D + 1)."""
     rows: list[Tensor]
-    """What the rows of the matrix give, divided: input pixels from the centre, in the chosen precision."""
+    """Products of the matrix's rows, divided: input pixels from the centre, in the chosen precision."""
     divisor: Tensor
     seen: Tensor
     """False behind the horizon of a projective map."""
     positions: list[Tensor]
-    """In input pixels from the centre of the first, fp64."""
+    """Input pixels from the centre of the first pixel, fp64."""
     terms: list[Tensor]
-    """The sum of the absolute values of what a position is the sum of: what its rounding is relative to."""
+    """The sum of the absolute values of a position's terms: its rounding error is proportional to it."""
 
 
 def _fma(a, b, c, fused):
-    """A * b + c, rounded once or twice."""
+    """Compute a * b + c, rounded once if fused, else twice."""
     if not fused:
         return a * b + c
     if a.dtype == torch.float32:
         return (a.double() * b.double() + c.double()).float()
-    # Dekker and Knuth: the product and the sum with their errors.
+    # Dekker's product and Knuth's sum, each with its rounding error.
     split = 2.0**27 + 1
     high_a, high_b = (t * split - (t * split - t) for t in (a, b))
     low_a, low_b = a - high_a, b - high_b
@@ -68,7 +68,7 @@ def _fma(a, b, c, fused):
 
 
 def _scales(size_in, size_out, align_corners, rows):
-    """The factor of each entry of theta, (rows, D + 1). Division in fp64."""
+    """The factor of each entry of theta, (rows, D + 1), divided in fp64."""
     s_in = [n - align_corners for n in size_in] + [2] * (rows - len(size_in))
     s_out = [n - align_corners for n in size_out]
     table = [[(s / so if so else 0.0) for so in s_out] + [s / 2] for s in s_in]
@@ -76,9 +76,9 @@ def _scales(size_in, size_out, align_corners, rows):
 
 
 def _samples(theta, size_in, size_out, align_corners):
-    """Antialiasing's samples along each output axis: the length of a step, up to 1/64 too long let pass.
+    """Count antialiasing's samples along each output axis: a step's length in input pixels, rounded up.
 
-    One where the matrix is not finite.
+    A length too large by up to 1/64 adds no sample. One sample if the matrix is not finite.
     """
     dim = len(size_in)
     steps = (theta * _scales(size_in, size_out, align_corners, len(theta)).to(theta.dtype))[:dim, :dim]
@@ -87,7 +87,7 @@ def _samples(theta, size_in, size_out, align_corners):
 
 
 def _reflect(position, n, align_corners):
-    """Mirrored at the centres (or outer edges) of the first and last pixel, and the sign of its direction."""
+    """Mirror positions at the centres (or outer edges) of the end pixels; return their directions too."""
     first, span = (0.0, n - 1) if align_corners else (-0.5, n)
     if span == 0:
         return torch.zeros_like(position), torch.ones_like(position)
@@ -99,7 +99,7 @@ def _reflect(position, n, align_corners):
 
 
 def _cubic(x, a=-0.75):
-    """Keys' kernel at distances x and its derivative."""
+    """Keys' cubic kernel at distances x, and its derivative."""
     x, sign = x.abs(), x.sign()
     near = (a + 2) * x**3 - (a + 3) * x**2 + 1
     far = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
@@ -109,7 +109,7 @@ def _cubic(x, a=-0.75):
 
 
 def _pixel(pixel, n, options):
-    """The pixel that is read for a tap."""
+    """Find the pixel that a tap reads."""
     if options.padding_mode == "wrap":
         return pixel.remainder(n)
     if options.mode == "bicubic":
@@ -121,7 +121,7 @@ def _pixel(pixel, n, options):
 
 
 def _taps(position, n, options):
-    """Pixels of an axis, their weights, and the derivatives of the weights by the position."""
+    """Taps along an axis: pixels, their weights, and the weights' derivatives by the position."""
     direction = torch.ones_like(position)
     is_cubic = options.mode == "bicubic"
     if options.padding_mode == "reflection":
@@ -130,7 +130,7 @@ def _taps(position, n, options):
         direction = direction * ((position > 0) & (position < n - 1))
         position = torch.where(position > 0, position, 0.0).clamp(max=n - 1)
     period = 0.0
-    if options.padding_mode == "wrap":  # cells and fractions stay, only pixels are counted anew
+    if options.padding_mode == "wrap":  # keeps cells and fractions, and subtracts whole periods from pixels
         direction = direction * position.isfinite()
         position = position.where(position.isfinite(), 0)
         period = torch.floor(position / n) * n
@@ -167,9 +167,9 @@ def solve(
     image_index: Tensor | None = None,
     shares_rounding: bool = True,
 ) -> Truth:
-    """Output and gradients in fp64 of matrices (M, ...), with positions computed in ``dtype``, on the CPU.
+    """Compute output and gradients of matrices (M, ...) on the CPU: positions in ``dtype``, the rest in fp64.
 
-    With ``shares_rounding`` positions are rounded where the kernels do on the device of ``input``.
+    With ``shares_rounding`` positions are rounded as by kernels on the device of ``input``.
     """
     device, fused = input.device, False
     if shares_rounding:
@@ -202,7 +202,7 @@ def solve(
 
 
 def _phis(base, size_out, options, dtype):
-    """Of a thin plate spline, r^2 log2 r^2 of the distances from each control point."""
+    """Terms r^2 log2 r^2 of a thin plate spline, where r is the distance from each control point."""
     phis = []
     x, y = (b * (2 / max(n - options.align_corners, 1)) for b, n in zip(base[:2], size_out[:2], strict=True))
     for px, py in zip(options.points[::2], options.points[1::2], strict=True):
@@ -214,7 +214,7 @@ def _phis(base, size_out, options, dtype):
 def places(
     theta: Tensor, size_in: Sequence[int], size_out: Sequence[int], options: Options
 ) -> Iterator[Place]:
-    """Of one matrix, where each sample of the output pixels lies, in fp64."""
+    """Find the positions of each sample of the output pixels of one matrix, in fp64."""
     theta = theta.cpu().double()
     size_in, size_out = tuple(reversed(size_in)), tuple(reversed(size_out))
     samples = [1] * len(size_in)
@@ -255,7 +255,7 @@ def _place(theta, size_in, size_out, options, samples, offsets, fused) -> Place:
         rows = [row / divisor for row in rows]
         depth = terms.pop()
         terms = [(t + r.abs() * depth) / divisor.abs() for t, r in zip(terms, rows, strict=True)]
-    # From here in fp64. The whole part of the centre is added to a number that has been rounded already.
+    # From here in fp64. The whole part of the centre is added after rounding, as in the kernels.
     positions = [
         _plus_whole((row + (0.5 if n % 2 == 0 else 0.0)).double(), (n - 1) // 2)
         for row, n in zip(rows, size_in, strict=True)
@@ -264,14 +264,14 @@ def _place(theta, size_in, size_out, options, samples, offsets, fused) -> Place:
 
 
 def _plus_whole(position, whole):
-    """The sum, in the cell of `position`: a number below 0, however small, stays below the whole."""
+    """Add a whole number without leaving the cell: a position just below 0 stays below ``whole``."""
     total = position + whole
     is_lost = (total == total.floor()) & (position != position.floor()) & position.isfinite()
     return torch.where(is_lost, torch.nextafter(total, total + position.sign()), total)
 
 
 def _solve_one(x, theta, size_out, g, options, fill, samples, offsets, fused) -> Truth:
-    """One sample of one image's pixels under one matrix."""
+    """Solve for one sample of each output pixel of one matrix."""
     dim = len(size_out)
     size_in = tuple(reversed(x.shape[1:]))
     place = _place(theta, size_in, size_out, options, samples, offsets, fused)
@@ -306,7 +306,7 @@ def _solve_one(x, theta, size_out, g, options, fill, samples, offsets, fused) ->
     if len(theta) > dim:
         depth = divisor.double().where(seen, 1)
         by_row = [d / depth for d in along]
-        # Where nothing changes with the position, however large, nothing changes with the divisor.
+        # Rows may be infinite: if nothing changes with the position, nothing changes with the divisor.
         by_row.append(-sum(d * row.double().where(d != 0, 0) for d, row in zip(by_row, rows, strict=True)))
     columns = [b.double() for b in base] + [torch.ones_like(base[0], dtype=torch.float64)]
     columns += [phi.double() for phi in phis]
@@ -316,7 +316,7 @@ def _solve_one(x, theta, size_out, g, options, fill, samples, offsets, fused) ->
 
 
 def spline_matrices(offsets: Tensor, points: Sequence[float]) -> Tensor:
-    """The matrices (M, 2, 3 + P) of thin plate splines from offsets (M, P, 2), in fp64, with gradients."""
+    """Compute thin plate splines' matrices (M, 2, 3 + P) from offsets (M, P, 2), in fp64, with gradients."""
     at = torch.tensor(points, dtype=torch.float64, device=offsets.device).view(-1, 2)
     square = (at[:, None] - at).square().sum(2)
     affine = torch.cat((at, torch.ones_like(at[:, :1])), 1)

@@ -1,4 +1,4 @@
-"""What the check prints: the table, its head and foot, JSON, and progress."""
+"""Output of the check: the table, its head and foot, JSON, and progress."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stn_triton.environment import columns, wrapped
 
 _LAYOUT = "{:28} {:9} {:>6} {:>12} {:>9}  {}"
 _SECONDS_BETWEEN_LINES = 10
-# Failures whose arguments are printed; one reason often fails many rows.
+# Failures printed with their arguments; often many rows fail for one reason.
 _SHOWN_WHOLE = 3
 
 
@@ -26,16 +26,16 @@ class Line(NamedTuple):
     section: str
     name: str
     group: str
-    """output, gradients, or nothing."""
+    """output, gradients or empty."""
     cases: int
     failed: int
     worst: Finding | None
     skipped: str | None = None
-    """Why nothing was run."""
+    """Reason for skipping."""
 
     @classmethod
     def of(cls, row: Row, group: str, findings: Sequence[Finding]) -> Line:
-        """Of all findings of a group, a gradient counting once per case and tensor."""
+        """Summarise the findings of a group; each case counts once per gradient."""
         failed = sum(not finding.passed() for finding in findings)
         return cls(row.section, row.name, group, len(findings), failed, max(findings, key=Finding.share))
 
@@ -47,17 +47,17 @@ class Line(NamedTuple):
         return "FAIL" if self.failed else "PASS"
 
     def title(self) -> str:
-        """What it is of."""
+        """Name of the row and its group."""
         return f"{self.name}: {self.group}" if self.group else self.name
 
 
 def group(part: str) -> str:
-    """The line of a row that a tensor belongs to."""
+    """Group that a tensor belongs to."""
     return "output" if part == "output" else "gradients" if part.startswith("grad_") else ""
 
 
 class Table:
-    """Prints lines as they come, a section's title before its first."""
+    """Printer of lines as they come, with a title before each section."""
 
     def __init__(self) -> None:
         self._section = ""
@@ -77,14 +77,14 @@ class Table:
 
 
 def head(engine: Engine, facts: Mapping[str, str]) -> str:
-    """What runs, and where."""
+    """Describe the environment and the engine."""
     width = columns()
     lines = [wrapped(f"{key:11} {value}", 12, width) for key, value in facts.items() if value]
     return "\n".join([*lines, "", wrapped(engine.describe(), 0, width)])
 
 
 def foot(lines: Sequence[Line], engine: Engine, seconds: float, again: str) -> str:
-    """The verdict; of what failed, how to reproduce it and what to do."""
+    """The verdict; for failures also how to reproduce them and what to do."""
     failed = [line for line in lines if line.status == "FAIL"]
     checks = f"{sum(line.cases for line in lines):,} checks in {seconds:.0f} s"
     skipped = sum(line.status == "SKIP" for line in lines)
@@ -105,21 +105,21 @@ def _failure(line: Line, again: str, is_whole: bool) -> str:
     width = columns()
     call = worst.call if is_whole else ()
     text = [lines[0], *(wrapped(f"  {line}", 6, width) for line in [*lines[1:], *call])]
-    # Never wrapped: to be copied.
+    # Never wrapped, so that it can be copied.
     return "\n".join([*text, f"  again: {again} --only {shlex.quote(line.name)}"])
 
 
 def _advice(engine: Engine, again: str) -> str:
-    """Steps, each with a command or none."""
+    """Steps to find the cause, some with a command."""
     steps = [
         ("Run it again. If other rows fail, or none, the hardware or its driver is at fault.", ""),
-        ("With another PyTorch and Triton. If that passes, these versions are at fault.", ""),
-        ("Report it, with what this prints:", f"{again} --json"),
+        ("Run it with another PyTorch and Triton. If that passes, these versions are at fault.", ""),
+        ("Report it, with the output of this command:", f"{again} --json"),
     ]
     if engine.name == KERNELS:
-        step = "On the CPU. If that fails too, it is not the kernels."
+        step = "Run it on the CPU. If that fails too, the kernels are not at fault."
         steps.insert(1, (step, f"{_without_device(again)} --device cpu"))
-    text = ["What the operator computes on this machine is not to be relied on. To find out why:"]
+    text = ["Do not rely on the operator's results on this machine. To find out why:"]
     for i, (step, command) in enumerate(steps, 1):
         text.append(wrapped(f"  {i}. {step}", 5, columns()))
         text += [f"       {command}"] if command else []
@@ -133,7 +133,7 @@ def _without_device(again: str) -> str:
 def as_json(
     lines: Sequence[Line], engine: Engine, facts: Mapping[str, str], quick: bool, seconds: float
 ) -> dict[str, object]:
-    """All of it; errors that are not finite are null, and ``text`` says what they are."""
+    """All results as JSON. Errors that are not finite are null, and ``text`` describes them."""
     return {
         "passed": not any(line.status == "FAIL" for line in lines),
         "quick": quick,
@@ -157,20 +157,20 @@ def _row_as_json(line: Line) -> dict[str, object]:
 
 
 class Progress:
-    """On stderr: a line that changes in a terminal, elsewhere one every ten seconds."""
+    """Progress on stderr: one changing line in a terminal, elsewhere a line every ten seconds."""
 
     def __init__(self, rows: int) -> None:
         self._rows, self._row, self._name, self._cases = rows, 0, "", 0
-        self._is_terminal = sys.stderr is not None and sys.stderr.isatty()  # None if it was closed
+        self._is_terminal = sys.stderr is not None and sys.stderr.isatty()  # None if stderr was closed
         self._began = self._told = time.monotonic()
 
     def begin(self, name: str) -> None:
-        """A row starts."""
+        """Start a row."""
         self._row, self._name, self._cases = self._row + 1, name, -1
         self.step()
 
     def step(self) -> None:
-        """A case of it is done."""
+        """Count a finished case of the row."""
         self._cases += 1
         now = time.monotonic()
         if now - self._told < (0.1 if self._is_terminal else _SECONDS_BETWEEN_LINES):
@@ -183,6 +183,6 @@ class Progress:
             print(text, file=sys.stderr, flush=True)
 
     def end(self) -> None:
-        """A row is done; the place is free for its line."""
+        """Finish a row and clear its progress."""
         if self._is_terminal:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)

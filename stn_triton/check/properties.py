@@ -1,4 +1,4 @@
-"""What must hold without any oracle: identity, shifts, adjoints, derivatives, repetitions."""
+"""Properties that need no oracle: identity, shifts, adjoints, derivatives, repetitions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IDENTITY = {dim: torch.eye(dim, dim + 1).tolist() for dim in (2, 3)}
 
 
 def identity(engine: Engine, quick: bool) -> Iterator[list[Finding]]:
-    """The kernels copy, NaN and infinity too; on a CPU within the rounding of coordinates."""
+    """Check that kernels copy bit for bit, NaN and infinity too; on a CPU, up to rounding of coordinates."""
     dtypes = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.uint8)
     product = itertools.product((2, 3), MODES, PADDING_MODES, (False, True), dtypes)
     for i, (dim, mode, padding_mode, corners, dtype) in enumerate(product):
@@ -37,7 +37,7 @@ def identity(engine: Engine, quick: bool) -> Iterator[list[Finding]]:
             for tensor in (case.input, case.grad):
                 tensor[0, :, 1, 2] = math.nan
                 tensor[0, :, 2, 0] = math.inf
-        # With the gradient of theta, a gradient of NaN reaches the neighbours too, with a weight of zero.
+        # Only the input's gradient: together with theta's, NaN times a weight of 0 reaches neighbours too.
         with deterministic():
             found = results(case, input_only=True)
         yield [
@@ -60,7 +60,7 @@ def _copied(case: Case, engine: Engine, part: str, actual: Tensor, expected: Ten
 
 
 def _exact(case: Case, part: str, actual: Tensor, expected: Tensor, same: Tensor) -> Finding:
-    """Bit for bit: an error of infinity, whatever the difference is, would say less than the difference."""
+    """Compare bit for bit; the error reported is the difference, not infinity."""
     if same.all():
         return Finding(part, 0.0, 0.0, "", tuple(case.describe()))
     at = (~same).flatten().nonzero()[0].item()
@@ -72,7 +72,7 @@ def _exact(case: Case, part: str, actual: Tensor, expected: Tensor, same: Tensor
 
 
 def shifts(engine: Engine, quick: bool) -> Iterator[list[Finding]]:
-    """By whole pixels, of sizes whose shifts theta can express."""
+    """Check shifts by whole pixels, for sizes at which theta expresses them exactly."""
     for (height, width), (dx, dy) in itertools.product(
         [(8, 16), (16, 8), (32, 4)][: 1 if quick else 3], [(1, 0), (0, -1), (-3, 2), (5, 3)]
     ):
@@ -90,14 +90,14 @@ def shifts(engine: Engine, quick: bool) -> Iterator[list[Finding]]:
 
 
 def _moved(tensor: Tensor, dx: int, dy: int) -> Tensor:
-    """What lies (dx, dy) further right and down, 0 beyond the edge."""
+    """Shift pixels to the left by dx and up by dy, with 0 beyond the edge."""
     height, width = tensor.shape[2:]
     padded = torch.nn.functional.pad(tensor, (8, 8, 8, 8))
     return padded[:, :, 8 + dy : 8 + dy + height, 8 + dx : 8 + dx + width]
 
 
 def _cells(engine: Engine, quick: bool, dtype: torch.dtype) -> Iterator[Case]:
-    """A case of each kind, in turns over modes and paddings."""
+    """Make a case of each kind, with all modes and paddings in turn."""
     product = itertools.product((2, 3), KINDS, MODES, PADDING_MODES)
     for i, (dim, kind, mode, padding_mode) in enumerate(product):
         is_there = dim == 2 or not (mode == "bicubic" or kind in ("projective", "spline"))
@@ -106,7 +106,7 @@ def _cells(engine: Engine, quick: bool, dtype: torch.dtype) -> Iterator[Case]:
 
 
 def adjoint(dtype: torch.dtype):
-    """<A x, y> = <x, A' y>: the sum of as many terms as there are, each rounded a few times."""
+    """Check <A x, y> = <x, A' y>, up to a few roundings of each term of the sums."""
 
     def find(engine: Engine, quick: bool) -> Iterator[list[Finding]]:
         for case in _cells(engine, quick, dtype):
@@ -125,7 +125,7 @@ def adjoint(dtype: torch.dtype):
 
 
 def derivative(engine: Engine, quick: bool) -> Iterator[list[Finding]]:
-    """A random direction of all arguments at once: reverse and forward mode, and central differences."""
+    """Compare reverse mode, forward mode and central differences in a random direction of all arguments."""
     for case in _cells(engine, quick, torch.float64):
         with deterministic():
             yield _slopes(case)
@@ -135,7 +135,7 @@ def _slopes(case: Case) -> list[Finding]:
     generator = torch.Generator().manual_seed(1)
     leaves = [t.detach() for t in (case.input, case.theta, case.fill) if t is not None]
     directions = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.device) for t in leaves]
-    if case.options.mode == "nearest":  # of theta nothing is told
+    if case.options.mode == "nearest":  # theta has no derivative
         directions[1] = torch.zeros_like(directions[1])
     grads = results(case)[1:]
     reverse = sum((g * d).sum() for g, d in zip(grads, directions, strict=False)).item()
@@ -148,7 +148,7 @@ def _slopes(case: Case) -> list[Finding]:
         ends.append((output * case.grad).sum().item())
     difference = (ends[0] - ends[1]) / 2e-6
     size = max(abs(reverse), 1)
-    # Steps of 1e-6 lose ten digits of sixteen, and a bit for what bends.
+    # Steps of 1e-6 lose ten digits of sixteen, and a little more to curvature.
     others = (("forward mode", forward, 1e-12), ("central differences", difference, 1e-6))
     call_lines = tuple(case.describe())
     return [
@@ -164,7 +164,7 @@ def _slopes(case: Case) -> list[Finding]:
 
 
 def repeats(engine: Engine, quick: bool) -> Iterator[list[Finding]]:
-    """Results are the same, bit for bit, every time; sums of what is scattered if asked for."""
+    """Check that results repeat bit for bit; scattered sums only in PyTorch's deterministic mode."""
     for case in _cells(engine, quick, torch.float32):
         if case.options.antialias and case.input.ndim == 5:
             continue
@@ -182,7 +182,7 @@ def repeats(engine: Engine, quick: bool) -> Iterator[list[Finding]]:
 
 
 def _larger(case: Case) -> Case:
-    """Several programs, or threads, for each image."""
+    """Enlarge a case until each image takes several programs, or threads."""
     if case.input.ndim == 5:
         return case
     wide = torch.nn.functional.interpolate(case.input, (40, 70))

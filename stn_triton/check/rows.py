@@ -1,4 +1,4 @@
-"""What is checked, row by row: results against the oracle, and beside PyTorch's pair."""
+"""The rows of the check: results against the oracle, beside PyTorch's pair, and properties."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ DEGENERATE = {
     "a single point": [[0, 0, 0.13], [0, 0, 0.21]],
     "outside": [[1, 0, 5], [0, 1, 0.1]],
 }
-# Finite ones not where the image repeats: there the fraction of so large a number would matter. For output
-# sizes that are even, so that no output position is zero.
+# Finite ones are not used with paddings that repeat the image, where the fraction of so large a number would
+# matter. Output sizes must be even, so that no output position is zero.
 WILD = {
     "far outside": [[1, 0, 1e6], [0, 1, 0.1]],
     "huge": [[1e30, 0, 0.1], [0, 1, 0.1]],
@@ -46,7 +46,7 @@ WILD = {
     "NaN everywhere": [[math.nan] * 3] * 2,
 }
 NOT_FINITE = {name: theta for name, theta in WILD.items() if "NaN" in name or "infinite" in name}
-# Coordinates on pixels, at both corner conventions; sizes are chosen with them.
+# Coordinates lie on pixels in both corner conventions, at the sizes of ``_kinked``.
 KINKED = {
     "identity": [[1, 0, 0], [0, 1, 0]],
     "half a turn": [[-1, 0, 0], [0, -1, 0]],
@@ -59,23 +59,23 @@ EDGES = (1, 7, 8, 9, 15, 16, 17, 33)
 
 
 class Row(NamedTuple):
-    """One line of the table, or two: of the output and of the gradients."""
+    """One line of the table, or two: one for the output and one for the gradients."""
 
     section: str
     name: str
     find: Callable[[Engine, bool], Iterator[list[Finding]]]
-    """Yields the findings of one case after the other, fewer if quick."""
+    """Yields the findings case by case; fewer cases if quick."""
     unavailable: Callable[[Engine], str | None] = lambda engine: None
-    """Why it cannot be run there."""
+    """Reason why an engine cannot run the row, or None."""
 
 
 def _every(quick: bool, step: int, items: Sequence) -> Sequence:
-    """Of a product, every ``step``-th if quick, in such a way that all its factors occur."""
+    """Take every ``step``-th item of a product if quick, shifted so that all factors occur."""
     return [item for i, item in enumerate(items) if (i + i // step) % step == 0] if quick else items
 
 
 def _truths(make_cases: Callable[[Engine, bool], Iterator[Case]]):
-    """How a row finds: each case against the oracle; what is scattered in both forms of sums."""
+    """Make a row that compares cases with the oracle; scattered sums in deterministic mode and without."""
 
     def find(engine, quick):
         for case in make_cases(engine, quick):
@@ -98,7 +98,7 @@ def _modes(dim: int, mode: str):
 
 
 def _kinds(*kinds: str, dims: Sequence[int] = (2, 3)):
-    """A kind of map under all modes and paddings; light ones of volumes."""
+    """Make cases of some kinds of map with all modes and paddings; for volumes only cheap ones."""
 
     def make_cases(engine, quick):
         product = list(itertools.product(kinds, dims, MODES, PADDING_MODES, CORNERS))
@@ -118,7 +118,7 @@ def _splines(engine, quick):
 
 
 def _dtype(dtype: torch.dtype):
-    """Each dtype under all modes and kinds: they differ in loads, stores and the width of coordinates."""
+    """Make cases of a dtype with all modes and kinds, which differ in loads, stores and coordinates."""
 
     def make_cases(engine, quick):
         product = list(itertools.product(KINDS, MODES, PADDING_MODES, ("contiguous", "channels_last")))
@@ -187,7 +187,7 @@ def _maps(thetas: dict[str, list], paddings: Sequence[str] = PADDING_MODES):
 
 
 def _antialias(engine, quick):
-    """All kinds; a shrink that is let pass, one that is not, and one that would take more than 64 samples."""
+    """Make antialiased cases: all options; shrinks around 1 + 1/64; one beyond 64 samples."""
     yield from _kinds("antialias")(engine, quick)
     for scale, sizes in ((1.0122, ((9, 6), (9, 6))), (1.032, ((9, 6), (9, 6))), (1.2, ((3, 70), (2, 1)))):
         theta = [[scale, 0, 0.0156], [0, scale, -0.024]]
@@ -219,7 +219,7 @@ def _pair(dtype: torch.dtype, dim: int = 2):
             ("bilinear", "bicubic")[: 4 - dim], paddings, CORNERS
         ):
             options = Options(mode, padding_mode, corners)
-            # A dozen maps, for grad_theta has few numbers of each.
+            # A dozen maps, because grad_theta has few numbers per map.
             yield beside_pair(
                 make(
                     engine.device, options, dim=dim, dtype=dtype, images=12, size_in=sizes[0], size=sizes[1]
@@ -235,14 +235,14 @@ def _halves(dtype: torch.dtype) -> Callable[[Engine], str | None]:
         if dtype != torch.bfloat16 or engine.has_bfloat16():
             return None
         major, minor = torch.cuda.get_device_capability(engine.device)
-        return f"this GPU, of capability {major}.{minor}, has no bfloat16"
+        return f"this GPU (compute capability {major}.{minor}) has no bfloat16"
 
     return unavailable
 
 
 TRUTH = "Against an independent computation in fp64"
 PAIR = "Beside PyTorch's pair: at most twice its error against fp64"
-PROPERTIES = "What must hold by itself"
+PROPERTIES = "Properties checked without a reference"
 
 ROWS = (
     *(Row(TRUTH, f"images, {mode}", _truths(_modes(2, mode))) for mode in MODES),

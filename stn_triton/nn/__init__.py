@@ -1,4 +1,4 @@
-"""Layers on the operator: the spatial transformer, what it looks with, and what helps it train."""
+"""Layers that use the operator: spatial transformers, localisation networks, and aids for training."""
 
 from stn_triton.nn.gradients import scale_gradient
 from stn_triton.nn.groups import parameter_groups

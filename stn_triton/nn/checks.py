@@ -1,4 +1,4 @@
-"""What a layer is given when it is made and used, and what its localisation network returns."""
+"""Checks of a layer's arguments and inputs, and of the output of its localisation network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stn_triton.plain import plain
 
 
 def output_width(module: nn.Module) -> int | None:
-    """The width of what a module returns, where it can be told from its last layer."""
+    """Number of features that a module returns, read from its last layer; None if unknown."""
     if isinstance(module, nn.Sequential):
         with_parameters = [child for child in module if next(child.parameters(), None) is not None]
         return output_width(with_parameters[-1]) if with_parameters else None
@@ -19,21 +19,21 @@ def output_width(module: nn.Module) -> int | None:
 
 
 def not_the_identity(localization: nn.Module, identity: Tensor) -> None:
-    """Refuse a last bias that is the identity already: it would be added to the identity."""
+    """Refuse a last bias that equals the identity: the layer would add the identity to it."""
     linear = [module for module in localization.modules() if isinstance(module, nn.Linear)]
     bias = linear[-1].bias if linear else None
     if bias is None or bias.shape != identity.shape or not identity.any():
         return
     if torch.equal(bias.detach().to(identity), identity):
         raise ValueError(
-            "localization must end in a bias of zeros with head=False, for the layer adds the identity, "
+            "localization must end in a bias of zeros with head=False, because the layer adds the identity, "
             f"got {identity.tolist()}"
         )
 
 
 @tracing.check
 def image(x: Tensor, dim: int) -> None:
-    """(N, C, ...) of the right dimension."""
+    """Check that the image ``x`` is (N, C, ...) with ``dim`` spatial axes."""
     if validation.tensor("x", x).ndim != dim + 2:
         shape = "(N, C, H, W)" if dim == 2 else "(N, C, D, H, W)"
         other = {4: 2, 5: 3}.get(x.ndim)
@@ -43,7 +43,7 @@ def image(x: Tensor, dim: int) -> None:
 
 @tracing.check
 def looked_at(name: str, seen: Tensor, x: Tensor, in_channels: int) -> None:
-    """What the localisation network is given."""
+    """Check the input of the localisation network, which is ``x`` or ``features``."""
     if validation.tensor(name, seen).ndim < 2 or seen.shape[0] != x.shape[0] or seen.shape[1] != in_channels:
         raise ValueError(
             f"{name} must have shape ({x.shape[0]}, {in_channels}, ...) for a layer made with "
@@ -53,7 +53,7 @@ def looked_at(name: str, seen: Tensor, x: Tensor, in_channels: int) -> None:
 
 @tracing.check
 def located(found: Tensor, x: Tensor, width: int | None, remedy: str) -> None:
-    """What a localisation network returns; ``width`` is None where a replaced head does not say its own."""
+    """Check the output of a localisation network; ``width`` is None if a replaced head does not state it."""
     if not isinstance(found, Tensor):
         raise TypeError(f"localization must return a torch.Tensor, {validation.got(found)}")
     if width is None and found.ndim == 2:

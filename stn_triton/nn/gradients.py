@@ -1,4 +1,4 @@
-"""Gradients made larger or smaller on their way."""
+"""Scaling of gradients."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from stn_triton import tracing, validation
 
 @tracing.overridable
 def scale_gradient(theta: Tensor, factor: float) -> Tensor:
-    """Theta as it is, its gradient times a factor.
+    """Return theta unchanged, and multiply its gradient by a factor.
 
-    So that a localisation network hears less of the loss than the network behind it does, whatever the
-    optimizer's learning rates: gradients for theta sum over a whole crop, and the first of them may throw it
-    out of the image (keras#478). It acts on everything before theta, features from elsewhere included.
-    Adam and its like divide the factor out again: with them use ``parameter_groups``.
+    A factor below 1 slows down the localisation network alone, whatever the optimizer's learning rates. The
+    gradient of theta is a sum over a whole crop, and the first steps may throw the crop out of the image
+    (keras#478). The factor acts on everything that theta is computed from, ``features`` included. Adam and
+    similar optimizers divide the factor out again: with them use ``parameter_groups``.
 
     Args:
-        theta: any floating tensor, finite.
+        theta: any floating tensor with finite values.
         factor: a finite number; 0 stops the gradient.
 
     Returns:
         ``theta``, bit for bit.
 
     Raises:
-        TypeError: ``factor`` is no number, or ``theta`` no floating tensor.
+        TypeError: ``factor`` is not a number, or ``theta`` is not a floating tensor.
         ValueError: ``factor`` is not finite.
 
     Example:
@@ -38,5 +38,6 @@ def scale_gradient(theta: Tensor, factor: float) -> Tensor:
     factor = validation.number("factor", factor)
     if factor == 1:
         return theta
-    # Adds zero times the factor; unlike a custom backward, with every kind of derivative and compiler.
+    # The second term is zero, its gradient is the factor. Unlike a custom backward, this works with every
+    # kind of derivative and compiler.
     return theta.detach() + (theta - theta.detach()) * factor

@@ -1,4 +1,4 @@
-"""Learning rates: parameters in groups for an optimizer."""
+"""Parameter groups for an optimizer, each with its own learning rate."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from stn_triton.nn.transformer import SpatialTransformer
 
 
 def parameter_groups(model: nn.Module, lr: float, localization_lr_scale: float = 0.1) -> list[dict[str, Any]]:
-    """The parameters of a model for an optimizer, those of its localisation networks at a lower rate.
+    """Group a model's parameters for an optimizer, with a lower learning rate for localisation networks.
 
-    A step of theta moves the whole crop, so what learns it wants smaller steps than what looks at it.
-    Jaderberg et al. 2015 train their localisation networks at 0.1 (SVHN) to 1e-4 (CUB) of the rate; at one
-    rate for everything the crop may run out of the image (stnbhwd#22).
+    A small step of theta moves the whole crop, so localisation networks need smaller steps than the rest of
+    the model. Jaderberg et al. 2015 train theirs at 0.1 (SVHN) to 1e-4 (CUB) of the other learning rate.
+    With one rate for everything, the crop may run out of the image (stnbhwd#22).
 
     Args:
-        model: with at least one ``SpatialTransformer`` in it, or one itself.
-        lr: learning rate of all other parameters.
-        localization_lr_scale: that of the parameters inside spatial transformers, as a share of ``lr``.
+        model: a module that is or contains a ``SpatialTransformer``.
+        lr: learning rate of the parameters outside spatial transformers.
+        localization_lr_scale: learning rate of the parameters inside them, as a share of ``lr``.
 
     Returns:
         One or two groups, ``{"params": ..., "lr": ..., "name": "model" or "localization"}``. Schedulers
-        multiply both rates. Parameters that need no gradient are left out. A network that finds features
-        elsewhere, given to ``forward`` as ``features``, is not a part of the layer: its rate is ``lr``.
+        multiply both rates. Parameters that need no gradient are left out. A network that computes
+        ``features`` for ``forward`` is outside the layer: its rate is ``lr``.
 
     Raises:
-        TypeError: ``model`` is no module (its ``parameters()``, for one), or a rate is no number.
+        TypeError: ``model`` is not a module, or a rate is not a number.
         ValueError: ``model`` has no spatial transformer, or a rate is negative or not finite.
 
     Example:
@@ -46,7 +46,7 @@ def parameter_groups(model: nn.Module, lr: float, localization_lr_scale: float =
     layers = [module for module in model.modules() if isinstance(module, SpatialTransformer)]
     if not layers:
         raise ValueError(
-            f"model must have a SpatialTransformer in it, got a {type(model).__name__} without: "
+            f"model must have a SpatialTransformer in it, got a {type(model).__name__} without one: "
             "give model.parameters() to the optimizer"
         )
     inside = {id(parameter) for layer in layers for parameter in layer.parameters()}

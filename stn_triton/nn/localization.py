@@ -19,19 +19,18 @@ _LAYERS = (nn.Linear, *_CONVOLUTIONS.values())
 class ConvolutionalLocalization(nn.Module):
     """Convolutions, each with ReLU and 2 x 2 max pooling, then one fully connected layer.
 
-    The kind of localisation network that Jaderberg et al. 2015 put before CNNs. It takes any input size: what
-    the convolutions see is averaged into a few cells, not into one, for a single cell would not say where
-    anything is. Weights start as in He et al. 2015, biases at zero: PyTorch's own start lets the signal
-    shrink from layer to layer until all images look alike, and the crop goes where it is best for the average
-    of them (kevinzakka's spatial-transformer-network#10).
+    Jaderberg et al. 2015 put this kind of localisation network before CNNs. It takes any input size: the
+    output of the convolutions is averaged into a grid of cells. A single cell would not say where anything
+    is. Weights start as in He et al. 2015, biases at zero. With PyTorch's own start, signals shrink until all
+    images look alike and get the same crop (kevinzakka's spatial-transformer-network#10).
 
     Args:
         in_channels: C of the input.
         dim: 2 for images, 3 for volumes.
         channels: output channels of each convolution.
-        kernel_size: of the convolutions; odd.
-        cells: along each axis, how many cells are given to the fully connected layer.
-        out_features: F.
+        kernel_size: side of the convolution kernels; odd.
+        cells: cells of the grid along each axis.
+        out_features: F, the number of features returned.
 
     Shape:
         (N, C, H, W) or (N, C, D, H, W) to (N, F).
@@ -70,18 +69,18 @@ class ConvolutionalLocalization(nn.Module):
         )
         self.linear = nn.Linear(widths[-1] * self.cells**self.dim, self.out_features)
         for layer in (*self.convolutions, self.linear):
-            # FSDP and others call reset_parameters of every module, of children after their parents, so each
-            # layer starts itself. They stay plain layers, because quantisation replaces those alone.
+            # FSDP and others call reset_parameters of every module, children after parents, so each layer
+            # has its own. The layers stay plain ones, because quantisation replaces only plain layers.
             layer.reset_parameters = functools.partial(_start, layer)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start anew: weights as in He et al. 2015, biases at zero."""
+        """Initialise all weights as in He et al. 2015, and all biases with zero."""
         reset_parameters(*self.convolutions, self.linear)
 
     @tracing.without_annotations
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, [D,] H, W) to (N, F)."""
+        """Map (N, C, [D,] H, W) to (N, F)."""
         _check_input(x, self.dim, [*self.convolutions, self.linear])
         for convolution in self.convolutions:
             x = _halve(convolution(x)).relu()
@@ -89,17 +88,16 @@ class ConvolutionalLocalization(nn.Module):
 
 
 class FullyConnectedLocalization(nn.Module):
-    """Fully connected layers with ReLU on the pixels, the whole image averaged to a size that is given.
+    """Fully connected layers with ReLU on the pixels of the input, averaged to a fixed size first.
 
-    The localisation network of the ST-FCN of Jaderberg et al. 2015: two layers of 32. Theirs has one weight
-    per pixel and so one input size; this one takes any.
+    The ST-FCN of Jaderberg et al. 2015 has such a localisation network, with two layers of 32 outputs and one
+    weight per pixel, which fixes the input size. This class takes any size.
 
     Args:
         in_channels: C of the input.
         dim: 2 for images, 3 for volumes.
-        hidden: outputs of each layer; the last is F.
-        cells: pixels along each axis to which the input is averaged first. (Where the input is as large,
-            nothing is averaged.)
+        hidden: number of outputs of each layer; the last one is F.
+        cells: pixels along each axis after averaging. An axis of this length is not averaged.
 
     Shape:
         (N, C, H, W) or (N, C, D, H, W) to (N, F).
@@ -125,12 +123,12 @@ class FullyConnectedLocalization(nn.Module):
         )
 
     def reset_parameters(self) -> None:
-        """Start anew: weights and biases as those of any ``nn.Linear``."""
+        """Initialise all layers as ``nn.Linear`` does."""
         reset_parameters(*self.layers)
 
     @tracing.without_annotations
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, [D,] H, W) to (N, F)."""
+        """Map (N, C, [D,] H, W) to (N, F)."""
         _check_input(x, self.dim, self.layers)
         x = _average(x, self.dim, self.cells).flatten(1)
         for layer in self.layers:
@@ -139,7 +137,7 @@ class FullyConnectedLocalization(nn.Module):
 
 
 def reset_parameters(*modules: nn.Module) -> None:
-    """Start modules anew: each by its own ``reset_parameters``, else what is in it."""
+    """Initialise each module by its own ``reset_parameters``, or else by those of its children."""
     for module in modules:
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
@@ -167,10 +165,10 @@ def _check_input(x: Tensor, dim: int, layers: Sequence[nn.Module]) -> None:
             "bring the image to about [0, 1] first, or give features"
         )
     first = next(iter(layers), None)
-    if type(first) not in _LAYERS:  # one that took the place of another knows what it takes
+    if type(first) not in _LAYERS:  # a replaced layer, a quantised one for example, checks its own input
         return
-    # Its parameters, for a weight that hooks compute is that of the last call; replicas of nn.DataParallel
-    # have none.
+    # Read from a parameter first: a weight that hooks compute is still that of the last call. Replicas of
+    # nn.DataParallel have no parameters.
     dtype = next(first.parameters(), first.weight).dtype
     if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
         raise TypeError(
@@ -183,9 +181,9 @@ def _check_input(x: Tensor, dim: int, layers: Sequence[nn.Module]) -> None:
 def _halve(x: Tensor) -> Tensor:
     """Max pooling by 2 along each axis that is longer than 1.
 
-    Volumes plane by plane, then along the depth: ``max_pool3d`` has no deterministic backward on a GPU, and
-    joining the depth to another axis bounds it in an exported program. Of equal values along the depth each
-    gets an equal share of the gradient.
+    Volumes are pooled plane by plane, then along the depth: ``max_pool3d`` has no deterministic backward on
+    a GPU. The depth is not joined to another axis, because that would limit its size in an exported program.
+    Equal values along the depth get equal shares of the gradient.
     """
     window = [tracing.at_most(2, extent) for extent in tracing.exportable_shape_of(x)[2:]]
     if x.ndim == 4:
@@ -196,16 +194,16 @@ def _halve(x: Tensor) -> Tensor:
 
 @tracing.overridable
 def _average(x: Tensor, dim: int, cells: int) -> Tensor:
-    """The mean over each of ``cells`` equal parts of every axis, pixels at their borders counted by share.
+    """Average over ``cells`` equal parts of every axis, splitting a pixel that lies in two of them.
 
-    Where ``cells`` divides the size it is ``F.adaptive_avg_pool2d``, which otherwise lets cells overlap, and
-    which has no deterministic backward on a GPU.
+    ``F.adaptive_avg_pool2d`` has overlapping parts unless ``cells`` divides the size, and no deterministic
+    backward on a GPU.
     """
-    last = dim + 1  # not -1, which the older ONNX exporter's movedim gets wrong
+    last = dim + 1  # not -1: the older ONNX exporter gets movedim to -1 wrong
     for axis in range(2, dim + 2):
         extent = x.shape[axis]
         edges = torch.arange(cells + 1, dtype=torch.float32, device=x.device) * (extent / cells)
-        # One pixel more, of no weight: Inductor of torch 2.13 multiplies wrongly over a symbolic axis of 1.
+        # One more pixel, of weight 0: Inductor of torch 2.13 multiplies wrongly along a symbolic axis of 1.
         pixels = torch.arange(extent + 1, dtype=torch.float32, device=x.device)[:, None]
         share = torch.minimum(edges[1:], pixels + 1) - torch.maximum(edges[:-1], pixels)
         weights = (share.clamp(min=0) * (cells / extent)).to(x.dtype)

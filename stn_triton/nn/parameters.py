@@ -1,18 +1,19 @@
-"""From the numbers that a localisation network gives to theta.
+"""Conversion of the numbers that a localisation network returns into theta.
 
-The numbers are offsets from the identity: zeros are the identity, whatever the transform. So weight decay
+The numbers are offsets from the identity: for every transform, zeros give the identity. So weight decay
 pulls a crop towards the whole image, not into a point, and 16-bit weights keep small movements. The scale of
-attention and similarity is p + sqrt(1 + p^2), which is positive, 1 + p near the identity and 2 p far from it:
-on the other side of zero lies a mirrored image, from which training does not come back.
+attention and similarity is p + sqrt(1 + p^2): about 1 + p near the identity, 2 p for large p, never negative.
+A negative scale would mirror the image, and training does not recover from that.
 
-A bounded crop stays in the image. The crop of a linear part a and a shift t reaches, along axis i, from
-t_i - n_i to t_i + n_i with n_i = sum over j of |a_ij|. The numbers give some r and u instead, and
+A bounded crop stays in the image. With linear part a and shift t, a crop reaches along axis i from t_i - n_i
+to t_i + n_i, where n_i is the sum over j of |a_ij|. The numbers of a bounded crop give a linear part r and a
+shift u without bounds, and
 
     a_ij = r_ij / sqrt(1 + m_i^2),    t_i = (1 - m_i / sqrt(1 + m_i^2)) tanh u_i,
 
-where m_i is the sum of sqrt(r_ij^2 + e^2), a smooth bound on that of |r_ij|. Then n_i < 1, and |t_i| is below
-what is left. Where one scale serves all axes, so does the largest m_i. The whole image lies on the bound,
-where every gradient is zero: a bounded crop must start smaller.
+where m_i is the sum over j of sqrt(r_ij^2 + e^2) with a small e, a smooth upper bound on the sum of |r_ij|.
+Then n_i < 1 and |t_i| < 1 - n_i. If all axes share one scale, the largest m_i stands in all square roots. The
+whole image lies on the bound, where every gradient is zero: a bounded crop must start smaller.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _SMOOTHING = 0.01
 
 @dataclass(frozen=True)
 class Parametrization:
-    """How numbers become theta; ``scale`` is that of the transforms which have none to learn."""
+    """Conversion of numbers into theta; ``scale`` is the initial one, which some transforms keep."""
 
     transform: str
     dim: int
@@ -48,7 +49,7 @@ class Parametrization:
 
     @property
     def count(self) -> int:
-        """The numbers of one theta."""
+        """How many numbers make one theta."""
         turns = 1 if self.dim == 2 else 3
         return {
             "affine": self.dim * (self.dim + 1),
@@ -61,7 +62,7 @@ class Parametrization:
         }[self.transform]
 
     def identity(self) -> Tensor:
-        """The identity as a network would give it that knows nothing of offsets."""
+        """Numbers that would be the identity if they were not offsets from it."""
         if self.transform == "affine":
             return torch.eye(self.dim, self.dim + 1).flatten()
         if self.transform == "projective":
@@ -72,7 +73,7 @@ class Parametrization:
         return numbers
 
     def start(self, centre: Sequence[float]) -> list[float]:
-        """The numbers of a crop of ``self.scale`` around ``centre``."""
+        """The numbers that give a crop of ``self.scale`` around ``centre``."""
         scale, shift = self.scale, list(centre)
         if self.bounded:
             scale, shift = self._unbound(shift)
@@ -91,12 +92,12 @@ class Parametrization:
         return [0.0] * self.count
 
     def theta(self, numbers: Tensor, sides: Sequence[float]) -> Tensor:
-        """Numbers (..., count) as theta.
+        """Convert numbers (..., count) into theta.
 
         Args:
             numbers: fp32 or fp64.
-            sides: lengths of the axes of the input, x first, up to a common factor: rotations are those of
-                its pixels.
+            sides: lengths of the input's axes, x first, up to a common factor; with them, rotations of an
+                image that is not square do not shear it.
 
         Returns:
             (..., D, D + 1); (..., 3, 3) for ``"projective"``; offsets (..., P, 2) for ``"tps"``.
@@ -118,7 +119,7 @@ class Parametrization:
         return torch.cat((linear, shift.unsqueeze(-1)), dim=-1)
 
     def _similarity(self, numbers: Tensor, sides: Sequence[float]) -> tuple[Tensor, Tensor]:
-        """One scale, angles and shift, those of them that the transform has, as a linear part and a shift."""
+        """Linear part and shift of a transform with a scale, angles, a shift, or several of these."""
         dim, scale = self.dim, self.scale
         if self.transform not in _FIXED_SCALE:
             scale, numbers = _scale(numbers[..., 0, None, None]), numbers[..., 1:]
@@ -145,11 +146,11 @@ class Parametrization:
         return linear * factor.unsqueeze(-1), (1 - reach * factor) * shift.tanh()
 
     def _unbound(self, shift: Sequence[float]) -> tuple[float, list[float]]:
-        """What ``_bound`` makes of it is ``self.scale`` times the identity, and ``shift``."""
+        """Invert ``_bound``: find its input for ``self.scale`` times the identity, and ``shift``."""
         if self.transform == "translation":
             return self.scale, [math.atanh(s / (1 - self.scale)) for s in shift]
         low, high = 0.0, 1e6
-        for _ in range(100):  # what is bounded grows with what is not
+        for _ in range(100):  # bisection: the bounded scale grows with the raw one
             raw = (low + high) / 2
             reach = math.hypot(raw, _SMOOTHING) + (self.dim - 1) * _SMOOTHING
             low, high = (low, raw) if raw / math.hypot(1, reach) > self.scale else (raw, high)
@@ -159,7 +160,7 @@ class Parametrization:
 
 def _scale(number: Tensor) -> Tensor:
     """The scale p + sqrt(1 + p^2), without cancellation or overflow."""
-    if tracing.is_exporting():  # to ONNX, by an exporter that does not know asinh
+    if tracing.is_exporting():  # the older ONNX exporter does not know asinh
         root = (1 + number.square()).sqrt()
         return torch.where(number < 0, 1 / (root - number), root + number)
     return number.asinh().exp()
@@ -174,7 +175,7 @@ def parametrize(
     scale: float | None,
     bounded: bool,
 ) -> tuple[Parametrization, list[float]]:
-    """From the arguments of a layer to its parametrization, and the numbers that it starts from."""
+    """Check a layer's arguments; return its parametrization and the numbers that it starts from."""
     validation.choice("transform", transform, TRANSFORMS)
     if dim == 3 and transform in IMAGES_ONLY:
         choices = ", ".join([repr(name) for name in TRANSFORMS if name not in IMAGES_ONLY])
@@ -199,8 +200,8 @@ def parametrize(
     furthest = max([abs(at) for centre in centres for at in centre])
     if bounded and not scale + furthest < 1:
         raise ValueError(
-            f"scale must be below {1 - furthest:.3g} if bounded, for the initial crop lies within the input "
-            f"and not on its edge, where no gradient is, got {scale}"
+            f"scale must be below {1 - furthest:.3g} if bounded, so that the initial crop does not reach the "
+            f"edge of the input, where gradients are zero, got {scale}"
         )
     points = ()
     if transform == "tps":
@@ -211,7 +212,7 @@ def parametrize(
 
 
 def tiles(count: int, dim: int) -> tuple[list[int], list[list[float]]]:
-    """A grid of ``count`` equal parts: how many along each axis, x first, and their centres, x fastest."""
+    """Divide the input into ``count`` equal parts: parts along each axis, x first; centres, x fastest."""
     along = [1] * dim
     factor, rest, factors = 2, count, []
     while rest > 1:

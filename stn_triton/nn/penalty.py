@@ -1,4 +1,4 @@
-"""A penalty for looking where nothing is."""
+"""A penalty for crops that lie outside the image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from stn_triton import splines, tracing, validation
 from stn_triton.nn.precision import without_autocast
 
-# Nearer to its horizon, or behind it, a homography is judged as if it were this far before it.
+# Least depth (third coordinate) of a homography's points: nearer to the horizon, or behind it, they get this.
 _DEPTH = 0.1
 
 
@@ -22,23 +22,24 @@ def outside_penalty(
     lattice: int = 8,
     softness: float = 0.1,
 ) -> Tensor:
-    """The share of each crop that lies outside the image, softened so that it has a gradient.
+    """Share of each crop that lies outside the image, smoothed so that it has a gradient.
 
-    To be added to a loss, so that crops come back into the image: out there is nothing that could tell them
-    the way (stnbhwd#22, matconvnet#880; daerduoCarey's SpatialTransformerLayer#6, #14 has a loss for it).
-    A point at a distance d outside counts as s / (s + softness) with s = sqrt(d^2 + softness^2) - softness:
-    nothing inside, towards 1 far away. So a crop within the image costs exactly nothing, one that has left it
-    altogether is still drawn back, and for a small ``softness`` the penalty is the share itself.
+    Add it to the loss so that crops come back into the image. Outside it, the loss alone does not lead them
+    back (stnbhwd#22, matconvnet#880, daerduoCarey's SpatialTransformerLayer#6; its #14 has such a penalty).
+    A point at distance d outside the image counts s / (s + softness), s = sqrt(d^2 + softness^2) - softness:
+    0 inside the image, almost 1 far away. So a crop within the image costs exactly nothing, a crop entirely
+    outside is still drawn back, and for a small ``softness`` the penalty is the share itself.
 
     Args:
         theta: (..., 2, 3), (..., 3, 4), or (..., 3, 3) for homographies; or the offsets (..., P, 2) of
             control points. Floating; computed in fp32 at least, under autocast too.
-        points: for offsets, as in ``thin_plate_spline_grid_sample``: a layer's ``control_points``.
-        lattice: how many points of the crop are looked at along each axis, corners included.
-        softness: the distance, in normalised coordinates (the image is 2 wide), that makes a difference.
+        points: control points of offsets, as in ``thin_plate_spline_grid_sample``: for a layer, its
+            ``control_points``.
+        lattice: number of points of the crop that count along each axis, corners included.
+        softness: width of the smoothing at the image's edge, in normalised coordinates (the image is 2 wide).
 
     Returns:
-        (...), in [0, 1), fp32, or fp64 for fp64.
+        (...) in [0, 1); fp32, or fp64 for an fp64 theta.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -65,14 +66,14 @@ def outside_penalty(
             )
         width = softness * depth.clamp(min=_DEPTH)
         square = (at.abs() - depth.unsqueeze(-2)).relu().square().sum(dim=-2)
-        # The same as sqrt(square + width^2) - width, without its cancellation.
+        # Equal to sqrt(square + width^2) - width, but without cancellation.
         distance = square / ((square + width.square()).sqrt() + width)
         share = distance / (distance + width)
         return (share * _weights(at.shape[-2], lattice, theta)).sum(dim=-1)
 
 
 def _matrix(theta: Tensor, lattice: int) -> tuple[Tensor, Tensor]:
-    """Where matrices send the lattice: numerators (..., D, L), and denominators (..., L) or (L,)."""
+    """Map the lattice by matrices: numerators (..., D, L), and denominators (..., L) or (L,)."""
     if theta.ndim < 2 or tuple(theta.shape[-2:]) not in ((2, 3), (3, 4), (3, 3)):
         raise ValueError(
             "theta must have shape (..., 2, 3), (..., 3, 4) or (..., 3, 3), or be offsets (..., P, 2), "
@@ -89,7 +90,7 @@ def _matrix(theta: Tensor, lattice: int) -> tuple[Tensor, Tensor]:
 def _spline(
     offsets: Tensor, points: Sequence[int] | Sequence[Sequence[float]] | None, lattice: int
 ) -> tuple[Tensor, Tensor]:
-    """Where splines send the lattice: (..., 2, L), and ones (L,)."""
+    """Map the lattice by splines: numerators (..., 2, L), and ones (L,) as denominators."""
     flat = validation.control_points("points", points, offsets.shape[-2])
     axis = torch.linspace(-1, 1, lattice, dtype=offsets.dtype, device=offsets.device)
     terms = splines.basis((axis, axis), flat).flatten(0, 1).T  # (P, L)
@@ -101,7 +102,7 @@ def _spline(
 
 
 def _weights(dim: int, lattice: int, like: Tensor) -> Tensor:
-    """The share of the crop that each point of the lattice stands for: less at edges and corners."""
+    """Share of the crop that each lattice point stands for: smaller at edges and corners."""
     axis = torch.full((lattice,), 1 / (lattice - 1), dtype=like.dtype, device=like.device)
     axis[0] = axis[-1] = axis[0] / 2
     weights = axis

@@ -1,4 +1,4 @@
-"""Where 16 bits are too few."""
+"""Protection of computations for which 16 bits are too few."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
-    """Operations on a device keep the dtype that they are given."""
+    """Context in which operations on a device keep the dtype of their inputs."""
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
-    return contextlib.nullcontext()  # meta tensors, for one
+    return contextlib.nullcontext()  # for example for meta tensors

@@ -1,4 +1,4 @@
-"""Spatial transformers one after the other, that sample the original once."""
+"""Several spatial transformers in a row that sample the original input only once."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from torch import Tensor, nn
 from stn_triton import tracing, transforms, validation
 from stn_triton.nn.transformer import SpatialTransformer
 
-# Modules that do not pass on what they are called with.
+# Modules that do not pass their arguments on to a child.
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 class SpatialTransformerSeries(nn.Module):
-    """Alignment in several steps: each stage corrects what the ones before it made.
+    """Alignment in several steps, each of which corrects the steps before it.
 
-    Every stage looks at the warp so far, its theta is composed with those before it, and the original is
-    warped by the product. Transformers that each warp the last one's output blur it step by step, and lose
-    for good what one of them cuts off; here a later stage can bring it back. This is the inverse
-    compositional spatial transformer of Lin and Lucey 2017 (arXiv 1612.03897).
+    Each stage finds a theta from the output so far, and the product of all thetas so far warps the original
+    input. If each stage warped the last output instead, every step would blur the image, and a part cut off
+    once would be lost. Here a later stage can bring it back. This is the inverse compositional spatial
+    transformer of Lin and Lucey 2017 (arXiv 1612.03897).
 
     Args:
-        stages: layers for inputs of the same channels and dimension, each with one transformer, of any
-            transform but ``"tps"``, whose maps have no product. One layer given several times,
-            ``SpatialTransformerSeries(*[layer] * 4)``, is a recurrent one, as in the paper: it has the
-            parameters of one. A stage may be wrapped by a module that passes all its arguments on, keywords
-            included, such as ``checkpoint_wrapper`` or ``torch.compile``. Hooks of a stage see its own theta
-            as what it returns.
+        stages: layers with equal ``in_channels`` and ``dim``, each with ``transformers=1``, of any transform
+            but ``"tps"``, because splines have no product. The same layer several times,
+            ``SpatialTransformerSeries(*[layer] * 4)``, makes a recurrent series with the parameters of one
+            layer, as in the paper. A stage may be wrapped by a module that passes all arguments on, keywords
+            included, such as ``checkpoint_wrapper`` or ``torch.compile``. Forward hooks of a stage get the
+            stage's own theta as its output.
         return_theta: whether ``forward`` returns (output, theta).
 
     Shape:
-        As ``SpatialTransformer``; the output has the size and the options of the last stage, theta is the
-        product of all: (N, 2, 3), (N, 3, 4), or (N, 3, 3) if one of them is projective.
+        Input and output are those of ``SpatialTransformer``, with the size and the options of the last stage.
+        Theta is the product of all stages: (N, 2, 3), (N, 3, 4), or (N, 3, 3) if a stage is projective.
 
     Raises:
-        TypeError: a stage is no ``SpatialTransformer``, nor does it wrap one.
-        ValueError: there is no stage, or one that cannot be in a series; the message says which and why.
+        TypeError: a stage is not a ``SpatialTransformer`` and does not wrap one.
+        ValueError: there is no stage, or a stage cannot be in a series; the message says which and why.
 
     Example:
         >>> import torch, stn_triton
@@ -76,14 +76,14 @@ class SpatialTransformerSeries(nn.Module):
             projective |= transform == "projective"
             if projective and layer.antialias:
                 raise ValueError(
-                    f"{name} must have antialias=False, for the map up to it is projective, got True"
+                    f"{name} must have antialias=False, because the map up to it is projective, got True"
                 )
         self.stages = nn.ModuleList(stages)
         self.return_theta = validation.flag("return_theta", return_theta)
 
     @tracing.without_annotations
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """``x`` warped once, by the product of what all stages found."""
+        """Warp ``x`` once, by the product of the thetas of all stages."""
         warped, theta = x, None
         for stage in self.stages:
             step = stage(warped, locate_only=True)
@@ -93,13 +93,13 @@ class SpatialTransformerSeries(nn.Module):
 
 
 def _takes_keywords(stage: nn.Module) -> bool:
-    """Whether it can be called with ``locate_only``."""
+    """Whether a stage can be called with ``locate_only``."""
     given = inspect.signature(stage.forward).parameters
     return "locate_only" in given or any(p.kind == p.VAR_KEYWORD for p in given.values())
 
 
 def spatial_transformer(stage: object) -> SpatialTransformer | None:
-    """The layer that a stage is, or that it wraps, as checkpointing, compilers and data parallelism do."""
+    """The layer that a stage is or wraps (as checkpointing and compilers wrap modules); else None."""
     while isinstance(stage, nn.Module) and not isinstance(stage, (SpatialTransformer, *_CONTAINERS)):
         inside = list(stage.children())
         stage = inside[0] if len(inside) == 1 else None

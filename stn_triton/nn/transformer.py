@@ -27,56 +27,58 @@ _MODES = ("bilinear", "bicubic")
 
 
 class SpatialTransformer(nn.Module):
-    """Learns where to look: crops, turns and scales its input, with no supervision but the loss behind it.
+    """Layer that learns to crop, turn and scale its input, from nothing but the loss of the whole network.
 
-    A localisation network looks at the input, a last linear layer makes the numbers of a transform of what it
-    saw, and the operator warps the input (Jaderberg et al. 2015, arXiv 1506.02025, section 3). It goes
-    anywhere in a network, before images or feature maps of any size.
+    A localisation network computes features of the input, a last linear layer turns them into the numbers of
+    a transform, and the operator warps the input (Jaderberg et al. 2015, arXiv 1506.02025, section 3). The
+    layer fits anywhere in a network, before images or feature maps of any size.
 
-    The last layer starts at zero, and zeros are the identity: an untrained layer returns its input, resampled
-    to ``size``. (With other starts the crop is often lost before anything is learnt: kevinzakka's
-    spatial-transformer-network#10, #13.) That layer computes in fp32 at least, under autocast too: theta in
-    bf16 is wrong by up to half a pixel in an image of 256. And it is no ``nn.Linear``, so that a function
-    that initialises all of a model's linear layers leaves it at zero.
+    The last linear layer starts at zero, and zeros are the identity: an untrained transformer returns its
+    input, resampled to ``size``. With other starts the crop is often lost before anything is learnt
+    (kevinzakka's spatial-transformer-network#10, #13). The last layer computes in fp32 at least, under
+    autocast too: theta in bf16 is wrong by up to half a pixel in an image of 256 pixels. It is not an
+    ``nn.Linear``, so that functions which initialise all linear layers of a model leave it at zero.
 
     Args:
-        in_channels: channels of what the localisation network looks at: of ``x``, or of ``features``.
-        transform: what it may do (parameters for images / volumes): ``"translation"`` (2/3);
-            ``"rotation"`` (1/3); ``"attention"``, one scale and a shift (3/4); ``"similarity"``, with a
-            rotation (4/7); ``"affine"`` (6/12); ``"projective"`` (8/-); ``"tps"``, a thin plate spline (two
-            per control point/-). Rotations are those of pixels, in images that are not square too.
-        size: of the output in pixels, (H, W) or (D, H, W), an int for all axes, or None for that of ``x``.
-        localization: any module from (N, in_channels, ...) to (N, F); default
+        in_channels: channels of the localisation network's input, which is ``x``, or ``features`` if given.
+        transform: kind of transform (in brackets its parameters for images / volumes): ``"translation"``
+            (2 / 3); ``"rotation"`` (1 / 3); ``"attention"``, one scale and a shift (3 / 4);
+            ``"similarity"``, attention with a rotation (4 / 7); ``"affine"`` (6 / 12); for images only
+            ``"projective"`` (8) and ``"tps"``, a thin plate spline (2 per control point). Rotations do not
+            shear an image that is not square.
+        size: output size in pixels: (H, W) or (D, H, W), an int for all axes, or None for the input's size.
+        localization: any module from (N, in_channels, ...) to (N, F). Default:
             ``ConvolutionalLocalization(in_channels, dim=dim)``.
-        localization_features: F. Found by itself if ``localization`` has ``out_features``, or is an
-            ``nn.Sequential`` whose last module with parameters has.
-        head: False for a ``localization`` that ends in the numbers of the transform, (N, K * parameters).
-            They are offsets from the identity: end in a layer whose weights and bias are zero at first.
+        localization_features: F. Not needed if ``localization`` has ``out_features``, or is an
+            ``nn.Sequential`` whose last module with parameters has it.
+        head: False if ``localization`` itself returns the numbers of the transform, (N, K * parameters).
+            Because the numbers are offsets from the identity, its last layer must start at zero.
         dim: 2 for images, 3 for volumes.
-        transformers: K crops of each input, in parallel, from one localisation network.
+        transformers: K, the number of crops of each input. One localisation network finds them all.
         initialization: ``"identity"``, or ``"tiles"``: K crops in a grid over the input, as for CUB in
-            section 4.3 of the paper, where K identities would all see the same.
-        scale: of the initial crop, of the whole side; for translation and rotation, which cannot change it,
-            of every crop (stnbhwd#21). Default 1; that of a tile; 0.75 of both if bounded.
-        bounded: the crop cannot leave the input (stnbhwd#22, matconvnet#880): scale and shift go through
-            smooth functions, see ``stn_triton/nn/parameters.py``. The whole input lies on the bound, where
-            nothing could be learnt, so the initial crop is smaller. For translation, attention, similarity
-            and affine.
+            section 4.3 of the paper. K identities would all show the same.
+        scale: side of the initial crop as a share of the input's side. Translation and rotation cannot change
+            it, so all their crops have it (stnbhwd#21). Default: 1, or a tile's; if bounded, 0.75 times that.
+        bounded: whether the crop must stay inside the input (stnbhwd#22, matconvnet#880); for translation,
+            attention, similarity and affine. The crop cannot start as the whole input, where gradients would
+            be zero (see ``stn_triton/nn/parameters.py``).
         control_points: for ``"tps"``: (rows, columns) of a regular grid, or pairs (x, y), as ``points`` in
             ``thin_plate_spline_grid_sample``.
-        gradient_scale: see ``scale_gradient``.
+        gradient_scale: factor on the gradient of theta, see ``scale_gradient``.
         return_theta: whether ``forward`` returns (output, theta).
-        mode: ``"bilinear"`` or ``"bicubic"``, as in ``affine_grid_sample``, as are those that follow.
-        padding_mode: what lies outside the input.
+        mode: ``"bilinear"`` or ``"bicubic"``. This and the arguments below are as in ``affine_grid_sample``.
+        padding_mode: what is sampled outside the input.
         align_corners: whether -1 and 1 are the centres of the corner pixels.
-        fill_value: for ``padding_mode="fill"``.
-        antialias: average where the crop shrinks; for all but ``"projective"`` and ``"tps"``.
+        fill_value: value outside the input for ``padding_mode="fill"``.
+        antialias: whether to average where the crop shrinks; not for ``"projective"`` and ``"tps"``.
 
     Shape:
-        ``x`` (N, C, H, W), for ``dim=3`` (N, C, D, H, W), floating; ``features`` (N, in_channels, ...).
-        Output (N, C, H_out, W_out), with ``transformers`` > 1 (N, K, C, H_out, W_out); theta (N, 2, 3) or
-        (N, K, 2, 3), for volumes (..., 3, 4), for ``"projective"`` (..., 3, 3), for ``"tps"`` the offsets
-        (..., P, 2) of the control points; fp32, or fp64 for an fp64 layer.
+        Input ``x``: (N, C, H, W), or (N, C, D, H, W) for ``dim=3``, floating.
+        ``features``: (N, in_channels, ...).
+        Output: (N, C, H_out, W_out) or (N, C, D_out, H_out, W_out).
+        Theta: (N, 2, 3), volumes (N, 3, 4), ``"projective"`` (N, 3, 3), ``"tps"`` (N, P, 2), the offsets of
+        the control points; fp32, or fp64 for an fp64 layer.
+        With ``transformers`` > 1, output and theta are (N, K, ...).
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -88,7 +90,7 @@ class SpatialTransformer(nn.Module):
         >>> layer(torch.rand(4, 3, 50, 76)).shape
         torch.Size([4, 3, 32, 32])
 
-        Two crops that start as the left and the right part, located on features that exist anyway:
+        Two crops that start as the left and the right half, found from features of another network:
 
         >>> layer = stn_triton.SpatialTransformer(
         ...     64, transform="attention", transformers=2, initialization="tiles", size=16, return_theta=True
@@ -142,7 +144,7 @@ class SpatialTransformer(nn.Module):
             transform, dim, control_points, self.transformers, initialization, scale, bounded
         )
         self.sampling = {
-            "mode": validation.choice("mode", mode, _MODES, ", which tell theta where to go"),
+            "mode": validation.choice("mode", mode, _MODES, ", which have a gradient of theta"),
             "padding_mode": validation.choice("padding_mode", padding_mode, PADDING_MODES),
             "align_corners": validation.corners(align_corners),
             "fill_value": plain("fill_value", fill_value, depth=1),
@@ -154,8 +156,8 @@ class SpatialTransformer(nn.Module):
         self.control_points = plain("control_points", control_points, depth=2)
         if isinstance(fill_value, Tensor) and fill_value.ndim > 0:
             raise TypeError(
-                "fill_value must be None, a number or a sequence of them, for a tensor does not move with "
-                f"the layer, {validation.got(fill_value)}"
+                "fill_value must be None, a number or a sequence of them, because a tensor does not move "
+                f"with the layer, {validation.got(fill_value)}"
             )
         if localization is None:
             localization = ConvolutionalLocalization(self.in_channels, dim=dim)
@@ -167,22 +169,22 @@ class SpatialTransformer(nn.Module):
                 localization_features = checks.output_width(localization)
             if localization_features is None:
                 raise ValueError(
-                    "localization_features must say how many features localization returns, F of (N, F), for "
-                    f"a {type(localization).__name__} does not tell by an attribute out_features; got None"
+                    "localization_features must say how many features localization returns, F of (N, F), "
+                    f"because a {type(localization).__name__} has no attribute out_features for it; got None"
                 )
             self.head = _Head(validation.count("localization_features", localization_features), start)
         else:
             if any(start):
                 raise ValueError(
-                    "head must be True unless the layer starts at the identity: else the initial crop is "
-                    "what the last bias of localization says, got head=False with "
+                    "head must be True unless the layer starts at the identity: without a head, the last "
+                    "bias of localization must set the initial crop, got head=False with "
                     f"initialization={initialization!r}, scale={scale}, bounded={bounded}"
                 )
             checks.not_the_identity(localization, self.parametrization.identity())
             self.head = None
 
     def extra_repr(self) -> str:
-        """What is not the default."""
+        """Arguments that differ from their defaults."""
         options = {
             "transform": self.parametrization.transform,
             "size": self.size,
@@ -198,7 +200,7 @@ class SpatialTransformer(nn.Module):
         return ", ".join([str(self.in_channels), *shown])
 
     def locate(self, x: Tensor, features: Tensor | None = None) -> Tensor:
-        """Theta for ``x``, without the warp: what ``forward`` returns with ``return_theta``."""
+        """Find theta for ``x``, from ``features`` if given, without warping."""
         checks.image(x, self.dim)
         seen, name = (x, "x") if features is None else (_seen(x, features), "features")
         checks.looked_at(name, seen, x, self.in_channels)
@@ -215,25 +217,25 @@ class SpatialTransformer(nn.Module):
         return scale_gradient(theta, self.gradient_scale)
 
     def warp(self, x: Tensor, theta: Tensor) -> Tensor:
-        """``x`` warped by theta, with the size and the options of the layer."""
+        """Warp ``x`` by theta, with the size and the options of the layer."""
         points = self.control_points if self.parametrization.transform == "tps" else None
         return _warp(x, theta, points, self.antialias, {"size": self.size, **self.sampling})
 
     def reset_parameters(self) -> None:
-        """Start anew: the last layer at the initial crop, the localisation network as it says itself."""
+        """Set the last layer to the initial crop; initialise the localisation network by its own method."""
         reset_parameters(*[module for module in (self.localization, self.head) if module is not None])
 
     @tracing.without_annotations
     def forward(
         self, x: Tensor, features: Tensor | None = None, locate_only: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """``x`` warped by what the localisation network sees in it, or in ``features``.
+        """Warp ``x`` by the theta that the localisation network finds in ``x``, or in ``features`` if given.
 
-        With ``locate_only`` theta alone, as ``locate``, but by a call of the module: so its hooks run, and
-        what wraps it (checkpointing, ``fully_shard``) does its part.
+        With ``locate_only``, return theta alone. ``locate`` returns the same, but only a call of the module
+        runs its hooks and its wrappers (checkpointing, ``fully_shard``).
         """
         theta = self.locate(x, features)
-        if locate_only is True:  # compared, for a symbolic tracer has no truth value for it
+        if locate_only is True:  # compared, because a symbolic tracer has no truth value for it
             return theta
         output = self.warp(x, theta)
         return (output, theta) if self.return_theta else output
@@ -241,7 +243,7 @@ class SpatialTransformer(nn.Module):
 
 @tracing.overridable
 def _seen(x: Tensor, features: Tensor | None) -> Tensor:
-    """What the localisation network sees: ``torch.fx`` does not know of arguments whether they are None."""
+    """Choose the localisation network's input; ``torch.fx`` cannot trace whether an argument is None."""
     return x if features is None else features
 
 
@@ -253,7 +255,7 @@ def _theta(
     transformers: int,
     align_corners: bool,
 ) -> Tensor:
-    """The numbers of a localisation network, (N, K * count), as theta for ``x``."""
+    """Convert a localisation network's numbers, (N, K * count), into theta for ``x``."""
     with without_autocast(x.device):
         numbers = numbers.to(torch.promote_types(numbers.dtype, torch.float32))
         if transformers > 1:
@@ -270,7 +272,7 @@ def _warp(
     antialias: bool,
     options: dict[str, Any],
 ) -> Tensor:
-    """``x`` warped by theta, of which the shape tells the kind, or by the offsets of control points."""
+    """Warp ``x`` by theta, with the operator for its shape, or by offsets if ``points`` are given."""
     if points is not None:
         return thin_plate_spline_grid_sample(x, theta, points=points, **options)
     if is_projective(tracing.shape_of(theta)):
@@ -288,7 +290,7 @@ def _linear(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 class _Head(nn.Module):
-    """The last layer: zero weights, and the numbers of the initial map as bias."""
+    """The last layer: its weights start at zero, its bias at the numbers of the initial crop."""
 
     def __init__(self, in_features: int, start: Sequence[float]) -> None:
         super().__init__()
@@ -299,7 +301,7 @@ class _Head(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The documented start."""
+        """Set weights and bias to their start."""
         nn.init.zeros_(self.weight)
         with torch.no_grad():
             self.bias.copy_(torch.tensor(self.start))

@@ -1,8 +1,8 @@
 """Builders of theta, converters from and to other libraries' matrices, products and inverses.
 
 theta maps output positions to input positions, normalised as in ``F.affine_grid``, coordinates ordered
-(x, y[, z]). Everything is batched over leading dimensions and differentiable. Of 16-bit tensors and arrays
-theta is computed and returned in fp32: 16 bits would put a picture of 256 pixels off by half a pixel.
+(x, y[, z]). Everything is batched over leading dimensions and differentiable. 16-bit tensors and arrays give
+a theta in fp32, because in 16 bits a picture of 256 pixels would be off by half a pixel.
 """
 
 from stn_triton.transforms.algebra import compose, invert

@@ -1,7 +1,7 @@
 """Products and inverses of theta.
 
-In plain elementwise arithmetic: ``torch.matmul`` may compute in TF32 or, under autocast, in 16 bits, which
-moves a crop by a tenth of a pixel and more; ``torch.linalg.inv`` stalls a GPU to look for singular matrices.
+All arithmetic is elementwise. ``torch.matmul`` may compute in TF32 or, under autocast, in 16 bits, which
+moves a crop by a tenth of a pixel and more. ``torch.linalg.inv`` waits for the GPU to find singular matrices.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ PROJECTIVE = (3, 3)
 
 @tracing.overridable
 def compose(first: Tensor, *others: Tensor) -> Tensor:
-    """One theta for several warps in a row, so that an image is sampled once.
+    """Combine several warps in a row into one theta, so that an image is sampled once.
 
-    Warping by ``first``, then its result by the next, and so on, is warping by ``compose(first, next, ...)``,
-    but for the interpolations between, and what they cut off. So a series of transformers re-warps the
-    original instead of blurring it at each step (inverse compositional spatial transformers, Lin and Lucey
-    2017, arXiv 1612.03897). As matrices it is the product in this order, for theta maps output to input. The
-    sizes of the images between do not matter: coordinates are normalised.
+    A warp by ``compose(first, next, ...)`` equals a warp by ``first``, then a warp of the result by the next
+    theta, and so on. But a single warp interpolates and cuts off only once. So a series of transformers can
+    warp the original instead of blurring it at each step (inverse compositional spatial transformers, Lin and
+    Lucey 2017, arXiv 1612.03897). The result is the matrix product in this order, because theta maps output
+    to input. Sizes in between do not matter: coordinates are normalised.
 
     Args:
         first: (..., 2, 3), (..., 3, 4), or (..., 3, 3) for homographies; floating.
         others: thetas of the same dimension, dtype (16 bits count as fp32) and device. Leading dimensions
-            broadcast; affine matrices of images may stand beside homographies.
+            broadcast; affine thetas of images and homographies may be mixed.
 
     Returns:
-        (..., 2, 3) or (..., 3, 4), or (..., 3, 3) if one of them is a homography; fp32 for 16 bits.
+        (..., 2, 3) or (..., 3, 4), or (..., 3, 3) if an argument is a homography; fp32 for 16 bits.
 
     Raises:
         TypeError: an argument holds no real numbers, or dtypes differ.
-        ValueError: a shape that is not theta's, or an affine theta of the other dimension.
+        ValueError: an argument does not have the shape of a theta, or dimensions differ.
 
     Example:
         >>> import torch
@@ -72,18 +72,18 @@ def _check_next(name: str, theta: Tensor, result: Tensor) -> None:
 
 @tracing.overridable
 def invert(theta: Tensor) -> Tensor:
-    """The map back: composed with theta in either order it is the identity.
+    """Invert theta: composed with its inverse in either order, it gives the identity.
 
-    As theta maps output positions to input positions, its inverse says where in the output a position of the
+    Theta maps output positions to input positions, so its inverse says where in the output a position of the
     input lands.
 
     Args:
-        theta: (..., 2, 3), (..., 3, 4), or (..., 3, 3) for homographies; floating. A homography's sign
-            is kept, so that what lies before the horizon stays before it.
+        theta: (..., 2, 3), (..., 3, 4), or (..., 3, 3) for homographies; floating. The inverse keeps a
+            homography's sign: positions before the horizon stay before it.
 
     Returns:
-        The same shape; fp32 for 16 bits. The inverse of a singular matrix is infinite or NaN, which samples
-        the outside: nobody looks at the values, because that would stall a GPU.
+        The same shape; fp32 for 16 bits. The inverse of a singular matrix is infinite or NaN and samples the
+        outside. No error is raised, because checking values would stall a GPU.
 
     Raises:
         TypeError: ``theta`` holds no real numbers.
@@ -105,12 +105,12 @@ def invert(theta: Tensor) -> Tensor:
 
 @tracing.reads_sizes
 def is_affine(theta: Tensor) -> bool:
-    """Whether theta has no last row."""
+    """Whether theta is affine, without the last row of a homography."""
     return theta.shape[-2] != theta.shape[-1]
 
 
 def homogeneous(theta: Tensor) -> Tensor:
-    """Theta (..., D, D + 1) with its last row, (0, ..., 0, 1); square matrices as they are."""
+    """Add the last row (0, ..., 0, 1) to theta (..., D, D + 1); square matrices already have it."""
     if not is_affine(theta):
         return theta
     last = tracing.zeros_like(theta[..., :1, :])
@@ -118,19 +118,19 @@ def homogeneous(theta: Tensor) -> Tensor:
 
 
 def with_shift(linear: Tensor, shift: Tensor) -> Tensor:
-    """The matrix (..., rows, D + 1) of its linear part and its last column (..., rows), broadcast."""
+    """Join a linear part and a last column (..., rows), broadcast, to a matrix (..., rows, D + 1)."""
     _, shift = torch.broadcast_tensors(linear[..., 0], shift)
     linear, _ = torch.broadcast_tensors(linear, shift.unsqueeze(-1))
     return torch.cat((linear, shift.unsqueeze(-1)), dim=-1)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """The matrix product, in the dtype of both."""
+    """Multiply two matrices, in the dtype of both."""
     return (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(dim=-2, dtype=a.dtype)
 
 
 def inverse(matrix: Tensor) -> Tensor:
-    """The inverse of (..., 2, 2) or (..., 3, 3), by cofactors."""
+    """Invert (..., 2, 2) or (..., 3, 3), by cofactors."""
     if tracing.shape_of(matrix)[-1] == 2:
         (a, b), (c, d) = (row.unbind(-1) for row in matrix.unbind(-2))
         cofactors = torch.stack((d, -b, -c, a), dim=-1).unflatten(-1, (2, 2))

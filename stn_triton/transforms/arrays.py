@@ -1,8 +1,6 @@
 """Converters of the matrices of libraries for arrays: OpenCV, scipy and DALI.
 
-Whose they are, which way they map, and where they count from; the tests warp the same picture by each library
-and by the operator. ``size_in``, ``size_out``, ``align_corners`` and the errors are those of ``from_pixels``;
-``align_corners`` is what the operator of this package is called with, whatever the library is.
+Sizes, ``align_corners`` and errors are those of ``from_pixels``.
 """
 
 from __future__ import annotations
@@ -36,29 +34,29 @@ def from_cv2(
     inverse_map: bool = False,
     align_corners: bool = False,
 ) -> Tensor:
-    """Theta of a matrix of ``cv2.warpAffine`` or ``cv2.warpPerspective``.
+    """Convert a matrix of ``cv2.warpAffine`` or ``cv2.warpPerspective`` into theta.
 
-    Theirs map input to output pixels, or output to input with the flag ``WARP_INVERSE_MAP`` (opencv#11784).
-    Version 4, and 5 for doubles, rounds positions to 1/32 of a pixel; this package does not. Its
-    ``borderMode`` is here the padding: ``BORDER_CONSTANT`` zeros or fill, ``BORDER_REPLICATE`` border,
+    OpenCV's matrices map input to output pixels, or output to input with the flag ``WARP_INVERSE_MAP``
+    (opencv#11784). OpenCV 4, and 5 for doubles, rounds positions to 1/32 of a pixel; this package does not.
+    The padding for each ``borderMode``: ``BORDER_CONSTANT`` zeros or fill, ``BORDER_REPLICATE`` border,
     ``BORDER_REFLECT`` reflection with ``align_corners=False``, ``BORDER_REFLECT_101`` reflection with True,
     ``BORDER_WRAP`` wrap.
 
-    A homography's sign means nothing to OpenCV, and a last entry of 1 is not the right sign where pixel
-    (0, 0) lies beyond the horizon. So theta has the sign under which more of the output shows the input; if
-    neither shows it, the sign that the matrix has. Where both sides of the horizon are in view, OpenCV shows
-    the input a second time beyond it; here that side is behind the camera and samples nothing. A sign that
-    you know to be right is kept by ``from_pixels``, which takes the matrices of ``inverse_map=True``.
+    A homography's sign means nothing to OpenCV, and a last entry of 1 is the wrong sign if pixel (0, 0) lies
+    beyond the horizon. So theta gets the sign under which more of the output shows the input; if neither
+    shows it, the sign of the matrix. Where both sides of the horizon are in view, OpenCV shows the input a
+    second time beyond it; here that side is behind the camera and samples nothing. To keep a sign that you
+    know to be right, use ``from_pixels``, which takes the matrices of ``inverse_map=True``.
 
     Args:
         matrix: (..., 2, 3) or (..., 3, 3), a tensor or an array.
         size_in: (H, W) of the input; OpenCV's ``dsize`` is (width, height).
-        size_out: the same of the output. Default: the input's.
-        inverse_map: whether it was for the flag ``WARP_INVERSE_MAP``.
-        align_corners: what the operator will be called with.
+        size_out: (H, W) of the output. Default: ``size_in``.
+        inverse_map: whether the matrix is for the flag ``WARP_INVERSE_MAP``.
+        align_corners: the ``align_corners`` of the operator.
 
     Returns:
-        theta, the shape of ``matrix``.
+        Theta, in the shape of ``matrix``.
 
     Example:
         >>> import numpy, torch, stn_triton
@@ -84,11 +82,11 @@ def to_cv2(
     inverse_map: bool = False,
     align_corners: bool = False,
 ) -> Tensor:
-    """The matrix of theta for ``cv2.warpAffine`` or ``cv2.warpPerspective``; arguments as in ``from_cv2``.
+    """Convert theta into a matrix for ``cv2.warpAffine`` or ``cv2.warpPerspective``; see ``from_cv2``.
 
     Returns:
-        (..., 2, 3), or (..., 3, 3) for a homography; ``.numpy()`` of one of them is what OpenCV takes. The
-        scale and the sign of a homography mean nothing there: divide it by its last entry to compare.
+        (..., 2, 3), or (..., 3, 3) for a homography; OpenCV takes ``.numpy()`` of a single one. OpenCV
+        ignores the scale and sign of a homography: to compare two of them, divide by the last entry.
     """
     both_sizes(size_in, size_out, (2,))
     matrix = to_pixels(theta, size_in, size_out, align_corners=align_corners)
@@ -104,29 +102,29 @@ def from_scipy(
     offset: Numbers | None = None,
     align_corners: bool = False,
 ) -> Tensor:
-    """Theta of the ``matrix`` and ``offset`` of ``scipy.ndimage.affine_transform``.
+    """Convert the ``matrix`` and ``offset`` of ``scipy.ndimage.affine_transform`` into theta.
 
-    Theirs map output to input pixels, in the order of indices: (row, column) or (slice, row, column). Its
-    ``mode`` is here the padding: ``"grid-constant"`` zeros or fill, ``"nearest"`` border, ``"reflect"``
-    reflection with ``align_corners=False``, ``"mirror"`` reflection with True, ``"grid-wrap"`` wrap. Its
-    default ``"constant"`` is none of them, for it does not interpolate between the image and the outside; nor
-    is ``"wrap"``.
+    scipy's matrices map output to input pixels, in the order of indices: (row, column) or (slice, row,
+    column). The padding for each ``mode``: ``"grid-constant"`` zeros or fill, ``"nearest"`` border,
+    ``"reflect"`` reflection with ``align_corners=False``, ``"mirror"`` reflection with True,
+    ``"grid-wrap"`` wrap. The default ``"constant"``, which does not interpolate between the image and the
+    outside, and ``"wrap"`` have no equivalent.
 
     Args:
-        matrix: (..., D, D), (..., D, D + 1), or (..., D + 1, D + 1), whose last row is not looked at.
+        matrix: (..., D, D), (..., D, D + 1), or (..., D + 1, D + 1), whose last row is ignored.
         size_in: (H, W) or (D, H, W) of the input.
-        size_out: the same of the output, scipy's ``output_shape``. Default: the input's.
-        offset: (..., D), for a ``matrix`` (..., D, D) alone. Default: zero.
-        align_corners: what the operator will be called with.
+        size_out: (H, W) or (D, H, W) of the output, scipy's ``output_shape``. Default: ``size_in``.
+        offset: (..., D), only for a ``matrix`` (..., D, D). Default: zero.
+        align_corners: the ``align_corners`` of the operator.
 
     Returns:
-        theta (..., D, D + 1).
+        Theta (..., D, D + 1).
 
     Example:
         >>> import numpy
         >>> from stn_triton import transforms
         >>> theta = transforms.from_scipy(numpy.diag([1.0, 0.5]), (4, 8), offset=[1.0, 0.0])
-        >>> theta.tolist()  # x takes the second row of the matrix, y the first and so the shift
+        >>> theta.tolist()  # the rows of the matrix in reverse order: x, then y with its shift
         [[0.5, 0.0, -0.4375], [0.0, 1.0, 0.5]]
     """
     dim = len(both_sizes(size_in, size_out)[0])
@@ -145,10 +143,10 @@ def from_scipy(
 def to_scipy(
     theta: Tensor, size_in: Sizes, size_out: Sizes | None = None, *, align_corners: bool = False
 ) -> Tensor:
-    """The matrix of theta for ``scipy.ndimage.affine_transform``; arguments as in ``from_scipy``.
+    """Convert an affine theta into a matrix for ``scipy.ndimage.affine_transform``; see ``from_scipy``.
 
     Returns:
-        (..., D, D + 1), the offset in its last column, for affine theta only.
+        (..., D, D + 1), with the offset in its last column.
     """
     return reverse_axes(
         to_pixels(affine_only(theta, size_in), size_in, size_out, align_corners=align_corners)
@@ -164,24 +162,24 @@ def from_dali(
     inverse_map: bool = True,
     align_corners: bool = False,
 ) -> Tensor:
-    """Theta of a matrix of NVIDIA DALI's ``fn.warp_affine``.
+    """Convert a matrix of NVIDIA DALI's ``fn.warp_affine`` into theta.
 
-    Theirs map output to input pixels, or input to output with ``inverse_map=False``; positions (x, y[, z])
-    are 0 at the corner of the first pixel (DALI#2648, #3527).
+    DALI's matrices map output to input pixels, or input to output with ``inverse_map=False``. Positions
+    (x, y[, z]) are 0 at the corner of the first pixel (DALI#2648, #3527).
 
     Args:
         matrix: (..., 2, 3), or (..., 3, 4) for volumes.
         size_in: (H, W) or (D, H, W) of the input.
-        size_out: the same of the output, DALI's ``size``. Default: the input's.
-        inverse_map: as it was given to DALI, where True is the default.
-        align_corners: what the operator will be called with.
+        size_out: (H, W) or (D, H, W) of the output, DALI's ``size``. Default: ``size_in``.
+        inverse_map: DALI's argument of this name; True is its default too.
+        align_corners: the ``align_corners`` of the operator.
 
     Returns:
-        theta, the shape of ``matrix``.
+        Theta, in the shape of ``matrix``.
 
     Example:
         >>> from stn_triton import transforms
-        >>> twice = [[0.5, 0.0, 0.0], [0.0, 0.5, 0.0]]  # twice as large, the upper left corner staying
+        >>> twice = [[0.5, 0.0, 0.0], [0.0, 0.5, 0.0]]  # enlarges, and keeps the upper left corner in place
         >>> transforms.from_dali(twice, (8, 8), (16, 16))
         tensor([[1., 0., 0.],
                 [0., 1., 0.]])
@@ -202,10 +200,10 @@ def to_dali(
     inverse_map: bool = True,
     align_corners: bool = False,
 ) -> Tensor:
-    """The matrix of theta for NVIDIA DALI's ``fn.warp_affine``; arguments as in ``from_dali``.
+    """Convert an affine theta into a matrix for NVIDIA DALI's ``fn.warp_affine``; see ``from_dali``.
 
     Returns:
-        (..., 2, 3) or (..., 3, 4), for affine theta only.
+        (..., 2, 3) or (..., 3, 4).
     """
     theta = affine_only(theta, size_in)
     matrix = to_corner(to_pixels(theta, size_in, size_out, align_corners=align_corners))

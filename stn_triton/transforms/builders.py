@@ -1,4 +1,4 @@
-"""Builders of theta, one kind of map each; affine maps and boxes put them together in ``combined.py``."""
+"""Builders of theta, each for one kind of map; ``combined.py`` combines them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stn_triton.plain import SYMBOLIC, plain
 from stn_triton.transforms import inputs
 from stn_triton.transforms.algebra import with_shift
 
-Numbers = Tensor | float | Sequence  # sequences may be nested; arrays are taken too
+Numbers = Tensor | float | Sequence  # sequences may be nested; arrays are allowed too
 
 
 @tracing.overridable
@@ -31,7 +31,7 @@ def identity(
         (2, 3) or (3, 4).
 
     Raises:
-        ValueError: ``dim`` is neither 2 nor 3.
+        ValueError: ``dim`` is not 2 or 3.
 
     Example:
         >>> from stn_triton import transforms
@@ -45,7 +45,7 @@ def identity(
 
 @tracing.overridable
 def translation(shift: Numbers) -> Tensor:
-    """Look elsewhere: an output position p samples the input at p + shift, so the picture moves by -shift.
+    """Shift the crop: output position p samples the input at p + shift, so the picture moves by -shift.
 
     Args:
         shift: (..., 2) as (x, y), or (..., 3) as (x, y, z); floating, normalised: 2 is the whole side of the
@@ -74,19 +74,19 @@ def translation(shift: Numbers) -> Tensor:
 
 @tracing.overridable
 def scale(factors: Numbers, *, dim: int = 2) -> Tensor:
-    """Look at more or less: factors below 1 crop, and so enlarge the picture; factors above 1 shrink it.
+    """Scale the crop: factors below 1 cut out a part and enlarge it, factors above 1 shrink the picture.
 
     Args:
         factors: (..., 2) as (x, y), (..., 3) as (x, y, z), or (..., 1) for all axes; floating. Negative
             ones mirror.
-        dim: 2 for images, 3 for volumes, where there is one factor for all axes; else not looked at.
+        dim: 2 for images, 3 for volumes; used only with one factor for all axes.
 
     Returns:
         (..., 2, 3) or (..., 3, 4).
 
     Raises:
         TypeError: ``factors`` holds no real numbers.
-        ValueError: ``factors`` has another shape, or ``dim`` is neither 2 nor 3.
+        ValueError: ``factors`` has another shape, or ``dim`` is not 2 or 3.
 
     Example:
         >>> from stn_triton import transforms
@@ -103,10 +103,10 @@ def scale(factors: Numbers, *, dim: int = 2) -> Tensor:
 
 @tracing.overridable
 def rotation(angle: Numbers, *, aspect: float | Tensor = 1.0) -> Tensor:
-    """Turn the picture counter-clockwise, as seen with y pointing down, about its centre.
+    """Turn the picture counter-clockwise about its centre, as seen with y pointing down.
 
-    The sampling positions turn the other way, from the x axis towards the y axis. Normalised coordinates are
-    stretched where an image is not square: a rotation there needs ``aspect``, else it shears.
+    The sampling positions turn the other way, from the x axis towards the y axis. An image that is not
+    square needs ``aspect``, because a rotation of its normalised coordinates would shear it.
 
     Args:
         angle: (...), floating, radians.
@@ -136,17 +136,17 @@ def rotation(angle: Numbers, *, aspect: float | Tensor = 1.0) -> Tensor:
 
 @tracing.overridable
 def rotation_3d(vector: Numbers, *, aspect: Sequence[float | Tensor] = (1.0, 1.0, 1.0)) -> Tensor:
-    """Turn the sampling positions about the direction of ``vector`` by its length: the exponential map.
+    """Turn the sampling positions about the direction of ``vector``, by its length (the exponential map).
 
-    By the right-hand rule in the coordinates (x, y, z): (0, 0, a) turns x towards y, as ``rotation(a)`` does
-    in each slice. Three numbers without constraint, and smooth everywhere, zero included, where an angle and
-    an axis have no gradient: a localisation network may start there.
+    The turn follows the right-hand rule in (x, y, z): (0, 0, a) turns x towards y, as ``rotation(a)`` does in
+    each slice. The numbers need no constraint, and theta is smooth in them. So a localisation network can
+    start at zero, where an angle and an axis would have no gradient.
 
     Args:
         vector: (..., 3) as (x, y, z), floating, radians.
-        aspect: (W, H, D) of the input up to a common factor (for ``align_corners=True``, each less 1; with
-            anisotropic voxels, each times the spacing): positive numbers, or arrays or tensors that
-            broadcast with (...).
+        aspect: (W, H, D) of the input up to a common factor: positive numbers, or arrays or tensors that
+            broadcast with (...). For ``align_corners=True`` each is one less; anisotropic voxels multiply
+            each by their spacing.
 
     Returns:
         (..., 3, 4).
@@ -184,12 +184,13 @@ def rotation_3d(vector: Numbers, *, aspect: Sequence[float | Tensor] = (1.0, 1.0
 
 @tracing.overridable
 def shear(factors: Numbers, *, aspect: float | Tensor | Sequence[float | Tensor] | None = None) -> Tensor:
-    """Slant the sampling positions: each coordinate takes a share of the others.
+    """Shear the sampling positions: add multiples of the other coordinates to each coordinate.
 
     Args:
-        factors: (..., 2): what y gives to x and x to y, so (k, 0) samples at (x + k y, y); for volumes
-            (..., 6): y and z to x, x and z to y, x and y to z. Floating; tangents of the angles.
-        aspect: as in ``rotation``, for volumes as in ``rotation_3d``; the tangents are those seen in pixels.
+        factors: (..., 2): how much of y is added to x, and of x to y: (k, 0) samples at (x + k y, y). For
+            volumes (..., 6): of y and z to x, of x and z to y, of x and y to z. Floating; each is the tangent
+            of an angle.
+        aspect: as in ``rotation``, for volumes as in ``rotation_3d``; with it, angles are those in pixels.
 
     Returns:
         (..., 2, 3) or (..., 3, 4).
@@ -217,18 +218,18 @@ def shear(factors: Numbers, *, aspect: float | Tensor | Sequence[float | Tensor]
 
 
 def diagonal(entries: Tensor) -> Tensor:
-    """``torch.diag_embed``, which the older ONNX exporter does not know."""
+    """Replace ``torch.diag_embed``, which the older ONNX exporter does not know."""
     at = torch.arange(tracing.shape_of(entries)[-1], device=entries.device)
     return torch.where(at == at[:, None], entries.unsqueeze(-1), 0)
 
 
 def about_the_centre(linear: Tensor) -> Tensor:
-    """Theta of a linear map (..., D, D): no shift."""
+    """Add a shift of zero to a linear map (..., D, D)."""
     return torch.cat((linear, tracing.zeros_like(linear[..., :1])), dim=-1)
 
 
 def on_sides(linear: Tensor, aspect: float | Tensor | Sequence[float | Tensor]) -> Tensor:
-    """A linear map of pixels in normalised coordinates, where axis i is ``aspect[i]`` long."""
+    """Convert a linear map of pixels to normalised coordinates, where axis i is ``aspect[i]`` long."""
     dim = tracing.shape_of(linear)[-1]
     if isinstance(aspect, Tensor):
         validation.tensor("aspect", aspect)
@@ -241,7 +242,7 @@ def on_sides(linear: Tensor, aspect: float | Tensor | Sequence[float | Tensor]) 
     numbers = [side for side in sides if isinstance(side, (int, float))]
     if len(numbers) == dim and min(numbers) == max(numbers):
         return linear
-    # Of sizes that a trace has recorded, too, there is one for all maps.
+    # A side without dimensions is one for all maps, also if a trace has recorded it as a tensor.
     are_single = not any(isinstance(side, Tensor) and side.ndim > 0 for side in sides)
     sides = [side.unsqueeze(-1) if isinstance(side, Tensor) else side for side in sides]
     columns = [column * side for column, side in zip(linear.unbind(-1), sides, strict=True)]
@@ -251,7 +252,7 @@ def on_sides(linear: Tensor, aspect: float | Tensor | Sequence[float | Tensor]) 
 
 
 def _side(aspect: Any, like: Tensor) -> float | Tensor:
-    """The length of an axis: a number above 0, or a tensor, whose values are not looked at."""
+    """Check the length of an axis: a number above 0, or a tensor, whose values are not read."""
     if isinstance(aspect, Tensor):
         return validation.tensor("aspect", aspect)
     side = plain("aspect", aspect)
@@ -269,9 +270,9 @@ def _side(aspect: Any, like: Tensor) -> float | Tensor:
 
 
 def _series(square: Tensor, power: int) -> Tensor:
-    """Sum over k of (-square)^k / (2 k + power)!, to fp64's rounding up to 1, inclusive of derivatives."""
+    """Sum over k of (-square)^k / (2 k + power)!, exact in fp64 for square <= 1, derivatives too."""
     total, terms = torch.zeros_like(square), 10
     for k in reversed(range(terms)):
-        # Horner's rule: each step divides by what the factorial grows by.
+        # Horner's rule: each step divides by the growth of the factorial.
         total = (1 - square * total) / max((2 * k + power) * (2 * k + power - 1), 1)
     return total

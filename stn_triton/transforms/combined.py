@@ -1,4 +1,4 @@
-"""Theta of maps that put several parts together: affine maps from their parameters, and boxes."""
+"""Builders of theta from several parts: affine maps from their parameters, and boxes."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ def affine(
     aspect: float | Tensor | Sequence[float | Tensor] | None = None,
     dim: int = 2,
 ) -> Tensor:
-    """Theta from its parts: ``compose(translation, rotation, shear, scale)``, without those that are None.
+    """Build theta from its parts: ``compose(translation, rotation, shear, scale)``, without parts of None.
 
-    An output position is scaled, then sheared, turned, and shifted, to where it samples: ``translation`` is
-    the centre of what is looked at, ``scale`` its size and ``angle`` how it lies in the input.
+    An output position is scaled, then sheared, turned and shifted to the input position that it samples:
+    ``translation`` is the centre of the crop, ``scale`` its size and ``angle`` its direction in the input.
 
     Args:
         angle: (...) radians, as in ``rotation``; for volumes (..., 3), as in ``rotation_3d``.
         scale: (..., 1) or (..., D), as in ``scale``.
         shear: (..., 2), for volumes (..., 6), as in ``shear``.
         translation: (..., D), as in ``translation``.
-        aspect: as in ``rotation`` and ``rotation_3d``; default: a square or a cube.
+        aspect: as in ``rotation`` and ``rotation_3d``. Default: that of a square or a cube.
         dim: 2 for images, 3 for volumes.
 
     Returns:
         (..., 2, 3) or (..., 3, 4), leading dimensions broadcast. Tensors must agree in dtype (16 bits
-        count as fp32) and device; numbers follow them.
+        count as fp32) and device; numbers take those of the tensors.
 
     Raises:
         TypeError: a part holds no real numbers, or dtypes differ.
@@ -93,21 +93,21 @@ def affine(
 def boxes(
     boxes: Numbers, size_in: Sizes, *, angle: Numbers | None = None, align_corners: bool = False
 ) -> Tensor:
-    """Theta that crops boxes, given in pixels by their edges: (0, 0, W, H) is the whole image.
+    """Build theta that crops boxes, given in pixels by their edges: (0, 0, W, H) is the whole image.
 
     The pixels of the output tile the box, whatever the size of the output; the sample points are those of
     RoIAlign(aligned=True, sampling_ratio=1). A box of whole pixels cropped at its own size is copied. A box
-    without area (x1 = x2 or y1 = y2) samples that point or line again and again, where RoIAlign with its
-    default ``sampling_ratio`` gives zeros.
+    without area (x1 = x2 or y1 = y2) samples its point or line repeatedly; there RoIAlign with its default
+    ``sampling_ratio`` gives zeros.
 
     Args:
         boxes: (..., 4) as (x1, y1, x2, y2), or (..., 6) as (x1, y1, z1, x2, y2, z2); floating, in pixels from
             the corner of the first pixel.
         size_in: (H, W) or (D, H, W) of the input.
-        angle: (...) radians, for images: the box is turned about its centre by it from the x axis towards the
-            y axis, clockwise on the screen (cv2's ``RotatedRect``, which counts in degrees), in pixels. The
-            crop shows upright what lies turned so.
-        align_corners: what the operator will be called with. With True the corner samples lie on the
+        angle: (...) radians in pixels, for images only. The box turns about its centre, from the x axis
+            towards the y axis, clockwise on the screen (as for cv2's ``RotatedRect``, in degrees there). An
+            object turned by this angle is upright in the crop.
+        align_corners: the ``align_corners`` of the operator. With True the corner samples lie on the
             centres of the corner pixels of the box, half a pixel inside its edges.
 
     Returns:
@@ -115,7 +115,7 @@ def boxes(
 
     Raises:
         TypeError: ``boxes`` or ``angle`` holds no real numbers, or ``size_in`` holds no ints.
-        ValueError: a shape or size of the other dimension, or an ``angle`` for volumes.
+        ValueError: ``boxes`` and ``size_in`` differ in dimension, or there is an ``angle`` for volumes.
 
     Example:
         >>> import torch, stn_triton

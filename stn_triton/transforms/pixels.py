@@ -1,9 +1,9 @@
-"""Theta from and to matrices of pixels: what the converters of other libraries' matrices rest on.
+"""Conversion between theta and matrices of pixels, on which the converters for other libraries are built.
 
-A position p in pixels is 0 at the centre of the first pixel. Under both corner conventions the normalised
-position is a (p - c) with c = (S - 1) / 2, the centre of the axis, and a = 2 / S, or 2 / (S - 1) with
+A position p in pixels is 0 at the centre of the first pixel. In both corner conventions the normalised
+position is a (p - c), with c = (S - 1) / 2 the centre of the axis, and a = 2 / S, or 2 / (S - 1) with
 ``align_corners=True``. So M, from output to input pixels, becomes theta = A_in T(-c_in) M T(c_out) A_out^-1,
-and equal sizes cancel exactly.
+where A scales by a and T shifts. Equal sizes cancel exactly.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ _numbers = constants.numbers_of("size_in and size_out")
 def from_pixels(
     matrix: Numbers, size_in: Sizes, size_out: Sizes | None = None, *, align_corners: bool = False
 ) -> Tensor:
-    """Theta of a matrix from output to input pixels, where 0 is the centre of the first pixel.
+    """Convert a matrix from output to input pixels into theta; 0 is the centre of the first pixel.
 
-    A homography's sign counts, as in the operator: what its third coordinate makes negative lies behind the
-    horizon and samples nothing. For a matrix that was divided by its last entry, or whose sign says nothing,
-    use ``from_cv2(matrix, size_in, size_out, inverse_map=True)``, which chooses the sign.
+    A homography's sign matters, as in the operator: positions with a negative third coordinate lie behind
+    the horizon and sample nothing. If a matrix was divided by its last entry, or its sign has no meaning, use
+    ``from_cv2(matrix, size_in, size_out, inverse_map=True)``, which chooses the sign.
 
     Args:
         matrix: (..., 2, 3), (..., 3, 4), or (..., 3, 3) for homographies; floating; a tensor or an array. It
             maps (x, y[, z], 1) in the output to (x, y[, z]) in the input, both in pixels.
-        size_in: (H, W) or (D, H, W) of the input, which the operator will be called with.
-        size_out: the same of the output. Default: the input's.
-        align_corners: what the operator will be called with. Positions in pixels are the same with both, and
-            so is what is sampled, except with ``padding_mode="reflection"``: False reflects about the edges
-            of the outer pixels, True about their centres. (An axis of one pixel has no width under True:
-            whatever theta says there, that pixel is read.)
+        size_in: (H, W) or (D, H, W) of the input with which the operator will be called.
+        size_out: (H, W) or (D, H, W) of the output. Default: ``size_in``.
+        align_corners: the ``align_corners`` of the operator. Both values sample the same positions.
+            Only ``padding_mode="reflection"`` differs: False reflects about the edges of the outer pixels,
+            True about their centres. With True, an axis of one pixel has no width, and every theta reads
+            that pixel.
 
     Returns:
-        theta, the shape of ``matrix``; fp32 for 16 bits.
+        Theta, in the shape of ``matrix``; fp32 for 16 bits.
 
     Raises:
         TypeError: ``matrix`` holds no real numbers, or a size holds no ints.
-        ValueError: ``matrix`` or ``size_out`` has not the dimension of ``size_in``.
+        ValueError: ``matrix`` or ``size_out`` does not have the dimension of ``size_in``.
 
     Example:
         >>> import torch, stn_triton
@@ -69,20 +69,18 @@ def from_pixels(
 def to_pixels(
     theta: Tensor, size_in: Sizes, size_out: Sizes | None = None, *, align_corners: bool = False
 ) -> Tensor:
-    """The matrix from output to input pixels of a theta: the inverse of ``from_pixels``.
+    """Convert theta into a matrix from output to input pixels: the inverse of ``from_pixels``.
+
+    Errors are those of ``from_pixels``.
 
     Args:
         theta: (..., 2, 3), (..., 3, 4), or (..., 3, 3) for homographies; floating.
         size_in: (H, W) or (D, H, W) of the input.
-        size_out: the same of the output. Default: the input's.
-        align_corners: what the operator is called with.
+        size_out: (H, W) or (D, H, W) of the output. Default: ``size_in``.
+        align_corners: the ``align_corners`` of the operator.
 
     Returns:
-        The shape of ``theta``.
-
-    Raises:
-        TypeError: ``theta`` holds no real numbers, or a size holds no ints.
-        ValueError: ``theta`` or ``size_out`` has not the dimension of ``size_in``.
+        The matrix, in the shape of ``theta``.
 
     Example:
         >>> from stn_triton import transforms
@@ -97,24 +95,24 @@ def to_pixels(
 
 
 def from_corner(matrix: Tensor) -> Tensor:
-    """A matrix of pixels counted from the corner of the first pixel, counted from its centre."""
+    """Move a matrix's zero from the corner of the first pixel to that pixel's centre."""
     half = [0.5] * (tracing.shape_of(matrix)[-1] - 1)
     return move_origins(matrix, [-h for h in half], [-h for h in half])
 
 
 def to_corner(matrix: Tensor) -> Tensor:
-    """The inverse of ``from_corner``."""
+    """Invert ``from_corner``."""
     half = [0.5] * (tracing.shape_of(matrix)[-1] - 1)
     return move_origins(matrix, half, half)
 
 
 def reverse_axes(matrix: Tensor) -> Tensor:
-    """A matrix (..., D, D + 1) in the order of indices in the order (x, y[, z]), and the other way."""
+    """Convert a matrix (..., D, D + 1) between the order of indices and that of (x, y[, z])."""
     return torch.cat((matrix[..., :-1].flip(-2, -1), matrix[..., -1:].flip(-2)), dim=-1)
 
 
 def affine_only(theta: Tensor, size_in: Sizes) -> Tensor:
-    """Theta, checked, where a library has no homographies."""
+    """Check a theta for a library without homographies."""
     dim = len(inputs.sizes("size_in", size_in))
     return inputs.matrices("theta", theta, ((dim, dim + 1),))
 
@@ -122,7 +120,7 @@ def affine_only(theta: Tensor, size_in: Sizes) -> Tensor:
 def both_sizes(
     size_in: Sizes, size_out: Sizes | None, dims: tuple[int, ...] = (2, 3)
 ) -> tuple[list[int], list[int]]:
-    """The sizes of input and output, checked, as (W, H[, D])."""
+    """Check the sizes of input and output, and return them as (W, H[, D])."""
     extents_in = inputs.sizes("size_in", size_in, dims)
     if size_out is None:
         return extents_in, extents_in
@@ -130,7 +128,7 @@ def both_sizes(
 
 
 def centres(extents: list[int]) -> list[float]:
-    """The centre of an image in pixels."""
+    """Centre of an image, in pixels from the centre of its first pixel."""
     return [(extent - 1) / 2 for extent in extents]
 
 
@@ -140,21 +138,21 @@ def of_sizes(numbers: list[float], like: Tensor) -> Tensor:
 
 
 def normalise(matrix: Tensor, extents_in: list[int], extents_out: list[int], align_corners: bool) -> Tensor:
-    """Theta of a matrix from output to input pixels, where 0 is the centre of either image."""
+    """Convert a matrix from output to input pixels into theta; 0 is the centre of each image."""
     return matrix * _ratios(matrix, extents_in, extents_out, align_corners)
 
 
 def denormalise(theta: Tensor, extents_in: list[int], extents_out: list[int], align_corners: bool) -> Tensor:
-    """The inverse of ``normalise``."""
+    """Invert ``normalise``."""
     return theta / _ratios(theta, extents_in, extents_out, align_corners)
 
 
 def move_origins(matrix: Tensor, origin_in: list[float], origin_out: list[float]) -> Tensor:
-    """T(origin_in) M T(-origin_out): the map when the old zeros of both images have these new coordinates.
+    """Compute T(origin_in) M T(-origin_out): the origins are the new coordinates of the old zeros.
 
-    Written for M - I, so that the origins cancel exactly where M is the identity or a shift.
+    Computed from M - I, so that the origins cancel exactly if M is the identity or a shift.
     """
-    if not is_affine(matrix):  # of any scale: that where the linear part is about 1
+    if not is_affine(matrix):  # may have any scale; the formula wants a linear part of about 1
         scale = matrix[..., :2, :2].detach().abs().amax((-2, -1), keepdim=True)
         scale = torch.where(scale > 0, scale, 1)
         return scale * _moved_origins(matrix / scale, origin_in, origin_out)
@@ -178,7 +176,7 @@ def _moved_origins(matrix: Tensor, origin_in: list[float], origin_out: list[floa
 
 
 def _ratios(matrix: Tensor, extents_in: list[int], extents_out: list[int], align_corners: bool) -> Tensor:
-    """By what each entry of a matrix of pixels grows in normalised coordinates, the shape of one matrix."""
+    """Factors between the entries of a matrix of pixels and those of theta, in the shape of one matrix."""
     inset = 1 if validation.corners(align_corners) else 0
     units_in, units_out = (
         [tracing.at_least(1, extent - inset) / 2 for extent in extents]

@@ -1,8 +1,6 @@
 """Converters of the matrices of libraries for tensors: kornia, torchvision and MONAI.
 
-Whose they are, which way they map, and where they count from; the tests warp the same picture by each library
-and by the operator. ``size_in``, ``size_out``, ``align_corners`` and the errors are those of ``from_pixels``;
-``align_corners`` is what the operator of this package is called with, whatever the library is.
+Sizes, ``align_corners`` and errors are those of ``from_pixels``.
 """
 
 from __future__ import annotations
@@ -37,21 +35,21 @@ from stn_triton.transforms.pixels import (
 def from_kornia(
     matrix: Numbers, size_in: Sizes, size_out: Sizes | None = None, *, align_corners: bool = False
 ) -> Tensor:
-    """Theta of a matrix of kornia's ``warp_affine``, ``warp_perspective`` or ``warp_affine3d``.
+    """Convert a matrix of kornia's ``warp_affine``, ``warp_perspective`` or ``warp_affine3d`` into theta.
 
-    Theirs map input to output pixels (kornia#747, #1651). With ``align_corners=False`` ``warp_affine3d``, and
-    before kornia 0.9 the others, normalise as if it were True, which shifts and scales a little; to get that,
-    convert with ``align_corners=True`` and call the operator with False. A homography's sign means nothing
-    there; theta has the one that ``from_cv2`` describes.
+    kornia's matrices map input to output pixels (kornia#747, #1651). With ``align_corners=False``,
+    ``warp_affine3d`` (before kornia 0.9 the others too) normalises as with True, which shifts and scales the
+    picture a little. To get the same, convert with ``align_corners=True`` and call the operator with False.
+    A homography's sign means nothing to kornia; theta gets a sign as in ``from_cv2``.
 
     Args:
         matrix: (..., 2, 3), (..., 3, 3), or (..., 3, 4) for volumes.
         size_in: (H, W) or (D, H, W) of the input.
-        size_out: the same of the output, kornia's ``dsize``. Default: the input's.
-        align_corners: what the operator will be called with.
+        size_out: (H, W) or (D, H, W) of the output, kornia's ``dsize``. Default: ``size_in``.
+        align_corners: the ``align_corners`` of the operator.
 
     Returns:
-        theta, the shape of ``matrix``.
+        Theta, in the shape of ``matrix``.
 
     Example:
         >>> from stn_triton import transforms
@@ -69,10 +67,10 @@ def from_kornia(
 def to_kornia(
     theta: Tensor, size_in: Sizes, size_out: Sizes | None = None, *, align_corners: bool = False
 ) -> Tensor:
-    """The matrix of theta for kornia's ``warp_*`` functions; arguments as in ``from_kornia``.
+    """Convert theta into a matrix for kornia's ``warp_*`` functions; see ``from_kornia``.
 
     Returns:
-        The shape of ``theta``.
+        The matrix, in the shape of ``theta``.
     """
     return invert(to_pixels(theta, size_in, size_out, align_corners=align_corners))
 
@@ -81,24 +79,23 @@ def to_kornia(
 def from_torchvision(
     coefficients: Numbers, size_in: Sizes, size_out: Sizes | None = None, *, align_corners: bool = False
 ) -> Tensor:
-    """Theta of the ``coefficients`` of ``torchvision.transforms.v2.functional.perspective``.
+    """Convert the ``coefficients`` of ``torchvision.transforms.v2.functional.perspective`` into theta.
 
-    They are those of Pillow's ``Image.transform``: rows of a matrix from output to input pixels without its
-    last entry, which is 1. Positions are 0 at the corner of the first pixel. A homography's sign means
-    nothing there, and 1 is not the right one where that corner of the output lies beyond the horizon; theta
-    has the one that ``from_cv2`` describes.
+    Pillow's ``Image.transform`` takes the same: the rows of a matrix from output to input pixels without its
+    last entry, which is 1. Positions are 0 at the corner of the first pixel. If that corner of the output is
+    beyond the horizon, 1 has the wrong sign; so theta gets a sign as in ``from_cv2``.
 
-    On tensors with a fill value, torchvision weighs the picture twice in the pixels of its edge: where a
-    share m of a pixel is the picture v, it shows m^2 v + (1 - m) fill, and here it is m v + (1 - m) fill.
+    On tensors with a fill value, torchvision weights edge pixels twice. Where a share m of a pixel is the
+    picture v, torchvision shows m^2 v + (1 - m) fill, and this package m v + (1 - m) fill.
 
     Args:
         coefficients: (..., 8).
         size_in: (H, W) of the input.
-        size_out: the same of the output, which Pillow can change. Default: the input's.
-        align_corners: what the operator will be called with.
+        size_out: (H, W) of the output, which only Pillow can change. Default: ``size_in``.
+        align_corners: the ``align_corners`` of the operator.
 
     Returns:
-        theta (..., 3, 3).
+        Theta (..., 3, 3).
 
     Example:
         >>> from stn_triton import transforms
@@ -118,11 +115,11 @@ def from_torchvision(
 def to_torchvision(
     theta: Tensor, size_in: Sizes, size_out: Sizes | None = None, *, align_corners: bool = False
 ) -> Tensor:
-    """The ``coefficients`` of theta for ``perspective``; arguments as in ``from_torchvision``.
+    """Convert theta into ``coefficients`` for torchvision's ``perspective``; see ``from_torchvision``.
 
     Returns:
-        (..., 8), of an affine theta too. The scale and the sign of a homography are lost in them. If its
-        horizon goes through the corner of the output there are no coefficients: they are infinite.
+        (..., 8), also for an affine theta. They lose the scale and the sign of a homography, and are infinite
+        if its horizon goes through the corner of the output.
     """
     both_sizes(size_in, size_out, (2,))
     matrix = to_corner(to_pixels(theta, size_in, size_out, align_corners=align_corners))
@@ -141,11 +138,11 @@ def from_torchvision_affine(
     center: Numbers | None = None,
     align_corners: bool = False,
 ) -> Tensor:
-    """Theta of the parameters of ``torchvision.transforms.v2.functional.affine``, batched and differentiable.
+    """Convert the parameters of ``torchvision.transforms.v2.functional.affine`` into theta.
 
-    There the parameters are numbers and serve the whole batch (vision#8484, #2929). What
-    ``RandomAffine.make_params`` returns can be given as keywords. There is no way back: not every theta has
-    such parameters; ``to_torchvision`` serves every theta.
+    Each image can have its own parameters, and theta is differentiable; torchvision takes numbers for the
+    whole batch (vision#8484, #2929). The result of ``RandomAffine.make_params`` can be given as keywords.
+    There is no inverse, because not every theta has such parameters; ``to_torchvision`` takes every theta.
 
     Args:
         size_in: (H, W) of the images; the output has the same size.
@@ -153,12 +150,12 @@ def from_torchvision_affine(
         translate: (..., 2) pixels (x, y) by which the picture moves.
         scale: (...); above 1 enlarges the picture.
         shear: (..., 2) degrees (x, y).
-        center: (..., 2) pixels (x, y) from the corner of the first pixel, about which to turn. Default: the
-            centre.
-        align_corners: what the operator will be called with.
+        center: (..., 2) centre of rotation, pixels (x, y) from the corner of the first pixel. Default: the
+            image's centre.
+        align_corners: the ``align_corners`` of the operator.
 
     Returns:
-        theta (..., 2, 3), leading dimensions broadcast. Numbers follow tensors in dtype and device.
+        Theta (..., 2, 3), leading dimensions broadcast, in the dtype and on the device of the tensors.
 
     Example:
         >>> import torch, stn_triton
@@ -202,23 +199,24 @@ def from_monai(
     zero_centered: bool = False,
     align_corners: bool = False,
 ) -> Tensor:
-    """Theta of a matrix of MONAI's ``AffineTransform`` layer or, ``zero_centered``, ``Affine`` transform.
+    """Convert a matrix of MONAI's layer ``AffineTransform`` or its transform ``Affine`` into theta.
 
-    Theirs map output to input pixels, in the order of indices, as scipy's do. The first counts from the first
-    pixel, with either ``align_corners`` since MONAI#8690 (before, with its default True it was off by up to
-    half a pixel); the second from the centres of the images, with its default ``align_corners=False``.
-    MONAI's ``zero_centered=True`` in the first and ``align_corners=True`` in the second count in other units
-    than pixels: there 1 moves a picture of 8 pixels by 7 / 8 or 8 / 7 of one.
+    MONAI's matrices map output to input pixels, in the order of indices, like scipy's. For
+    ``AffineTransform`` positions are 0 at the first pixel's centre, with either ``align_corners`` since
+    MONAI#8690 (earlier versions, with their default True, are off by up to half a pixel). For ``Affine``
+    with its default ``align_corners=False``, positions are 0 at the images' centres: use ``zero_centered``.
+    ``AffineTransform`` with MONAI's ``zero_centered=True``, and ``Affine`` with ``align_corners=True``, use
+    other units than pixels: there 1 moves a picture of 8 pixels by 7 / 8 or 8 / 7 of one.
 
     Args:
-        matrix: (..., D, D + 1), or (..., D + 1, D + 1), whose last row is not looked at.
+        matrix: (..., D, D + 1), or (..., D + 1, D + 1), whose last row is ignored.
         size_in: (H, W) or (D, H, W) of the input.
-        size_out: the same of the output, MONAI's ``spatial_size``. Default: the input's.
+        size_out: (H, W) or (D, H, W) of the output, MONAI's ``spatial_size``. Default: ``size_in``.
         zero_centered: whether positions are 0 at the centres of the images.
-        align_corners: what the operator will be called with.
+        align_corners: the ``align_corners`` of the operator.
 
     Returns:
-        theta (..., D, D + 1).
+        Theta (..., D, D + 1).
 
     Example:
         >>> from stn_triton import transforms
@@ -244,10 +242,10 @@ def to_monai(
     zero_centered: bool = False,
     align_corners: bool = False,
 ) -> Tensor:
-    """The matrix of theta for MONAI; arguments as in ``from_monai``.
+    """Convert an affine theta into a matrix for MONAI; arguments as in ``from_monai``.
 
     Returns:
-        (..., D + 1, D + 1), for affine theta only.
+        (..., D + 1, D + 1).
     """
     extents = both_sizes(size_in, size_out)
     theta = affine_only(theta, size_in)

@@ -1,1 +1,1 @@
-"""Spatial transformers learn: networks on distorted digits, ``python -m stn_triton.examples.digits``."""
+"""Networks with spatial transformers on distorted digits: ``python -m stn_triton.examples.digits``."""

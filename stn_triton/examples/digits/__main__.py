@@ -1,4 +1,4 @@
-"""The command line of the digits: what it takes, what it does, what its exit codes mean."""
+"""The command line of the digits: its arguments, its outputs, its exit codes."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ need no download, or MNIST with --data. It runs on the CPU, a thread per network
 Writes into the output directory
   table.txt, results.json   means over the seeds, settings, machine
   networks.csv              a row per network
-  crops-*.png               what each transformer looks at: input, sampled region, crop, theta
+  crops-*.png               input, sampled region, crop and theta of each transformer
   invariance.png, .csv      accuracy over angle and shift, if the networks for it are among those trained
-  networks/                 the networks; what is trained there is not trained again
+  networks/                 the networks; those found there are not trained again
 Interrupt it at any time: the same command goes on from there.
 """
 
@@ -66,18 +66,18 @@ def build_parser() -> Parser:
         metavar="DIR",
         help="where the results go (default: digits-results, with --quick digits-results/quick)",
     )
-    parser.add_argument("--distortions", nargs="+", metavar="NAME", help="which (default: all)")
-    parser.add_argument("--models", nargs="+", metavar="NAME", help="which, as st-cnn-tps (default: all)")
+    parser.add_argument("--distortions", nargs="+", metavar="NAME", help="distortions (default: all)")
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="such as st-cnn-tps (default: all)")
     parser.add_argument(
         "--seeds", type=_positive, metavar="N", help="seeds per network (default: 3; --quick: 2)"
     )
     parser.add_argument(
-        "--steps", type=_positive, metavar="N", help="of training (default: 2000; --quick: 700)"
+        "--steps", type=_positive, metavar="N", help="training steps (default: 2000; --quick: 700)"
     )
     parser.add_argument(
         "--jobs", type=_positive, metavar="N", help="networks at once (default: one per core)"
     )
-    parser.add_argument("--fresh", action="store_true", help="begin anew; the earlier run goes to previous/")
+    parser.add_argument("--fresh", action="store_true", help="start over; the earlier run goes to previous/")
     return parser
 
 
@@ -140,7 +140,7 @@ def _plan(args: argparse.Namespace):
     distortions = chosen("--distortions", args.distortions, runs.FULL.models)
     models = chosen("--models", args.models, runs.MODELS)
     wanted = {
-        # Who asks for networks by name gets them on every distortion, also where the plan has fewer.
+        # Models given by name are trained on every distortion, also where the plan has fewer.
         name: models if args.models else plan.models.get(name, runs.FULL.models[name])
         for name in (distortions if args.distortions else plan.models)
     }
@@ -175,7 +175,7 @@ def _pictures(tasks, settings, source, networks: Path, out: Path) -> list[Path]:
 
 
 def _set_aside(out: Path) -> None:
-    """Move what an earlier run left into ``previous/``, in place of what is there."""
+    """Move the files of an earlier run into ``previous/``, replacing its contents."""
     previous = out / "previous"
     left = [path for path in out.glob("*") if path.name not in ("previous", "quick")]
     if left:

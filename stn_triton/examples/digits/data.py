@@ -1,4 +1,4 @@
-"""Handwritten digits: those that scikit-learn ships, or MNIST's files; split, and brought into one frame."""
+"""Handwritten digits of scikit-learn or MNIST, split, and resampled to frames of one size."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from stn_triton import affine_grid_sample
 from stn_triton.terminal import UsageError
 
 FRAME = 20
-"""Pixels of an undistorted image; MNIST's are 28."""
+"""Side of an undistorted image in pixels; MNIST's is 28."""
 DIGIT = 20 / 28
 """Share of the frame that the digit fills, as in MNIST."""
 TEST_SHARE = 0.25
-"""Of the bundled digits; MNIST comes split."""
+"""Share of the bundled digits for testing; MNIST is already split."""
 MAX_BYTES = 2**30
-"""Of the pixels in a file; MNIST's largest has 47 million."""
+"""Largest number of pixels in a file; MNIST has up to 47 million."""
 _PARTS = {"train": "train", "test": "t10k"}
 _KINDS = {"images": (3, "idx3"), "labels": (1, "idx1")}
 
@@ -46,18 +46,18 @@ class Digits:
 
 @dataclass(frozen=True)
 class Source:
-    """Where digits come from, and what there is."""
+    """A set of digits, with a name and a way to split them."""
 
     name: str
-    """For readers of a table."""
+    """Name in tables."""
     fingerprint: str
-    """Of the pixels and labels; other digits have another."""
+    """Hash of pixels and labels."""
     everything: Digits
     train_count: int | None
-    """The first so many are for training; None: the seed splits."""
+    """How many digits, from the first on, are for training; None: the seed decides."""
 
     def split(self, seed: int) -> tuple[Digits, Digits]:
-        """Train and test; for the bundled digits each seed has its own."""
+        """Split into training and test digits; each seed splits the bundled digits differently."""
         count = len(self.everything)
         if self.train_count is not None:
             order, first = torch.arange(count), self.train_count
@@ -68,7 +68,7 @@ class Source:
 
 
 def load(folder: Path | None = None) -> Source:
-    """The digits of MNIST's files in ``folder``, or for None those that scikit-learn ships.
+    """Load MNIST's files from ``folder``, or for None the digits bundled with scikit-learn.
 
     Raises:
         UsageError: a file is missing or damaged.
@@ -77,8 +77,8 @@ def load(folder: Path | None = None) -> Source:
 
 
 def bundled() -> Source:
-    """1797 real digits of 8 x 8 pixels: scikit-learn's copy of the test set of UCI's "Optical Recognition of
-    Handwritten Digits" (Alpaydin and Kaynak 1998)."""  # noqa: D205, D209
+    """Load 1797 real digits, 8 x 8 pixels: scikit-learn's copy of the test set of UCI's "Optical Recognition
+    of Handwritten Digits" (Alpaydin and Kaynak 1998)."""  # noqa: D205, D209
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -89,7 +89,7 @@ def bundled() -> Source:
 
 
 def mnist(folder: Path) -> Source:
-    """MNIST's four IDX files, plain or .gz.
+    """Load MNIST's four IDX files, plain or .gz.
 
     Raises:
         UsageError: a file is missing or damaged.
@@ -119,24 +119,24 @@ def mnist(folder: Path) -> Source:
         raise UsageError(f"{folder}: images for training and testing must have one size, got {shapes}")
     everything = torch.from_numpy(np.concatenate((images["train"], images["test"])))[:, None]
     targets = torch.from_numpy(np.concatenate((labels["train"], labels["test"]))).long()
-    # A batch at a time: all of them at once as fp32 would take five times the memory.
+    # One batch at a time: all images in fp32 at once would take five times the memory.
     frames = torch.cat([in_frame(part.float() / 255, 1) for part in everything.split(4096)])
     name = f"{folder.resolve().name} ({len(labels['train'])} for training, {len(labels['test'])} for testing)"
     return Source(name, _fingerprint(everything, targets), Digits(frames, targets), len(labels["train"]))
 
 
 def read_idx(path: Path, dims: int) -> np.ndarray:
-    """The bytes of an IDX file, plain or .gz: (n, H, W) for ``dims`` 3, (n,) for 1.
+    """Read the bytes of an IDX file, plain or .gz: (n, H, W) for ``dims`` 3, (n,) for 1.
 
     Raises:
-        UsageError: the file is damaged or no IDX file of bytes with so many dimensions.
+        UsageError: the file is damaged, or not an IDX file of bytes with ``dims`` dimensions.
     """
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rb") as file:
             head = file.read(4 + 4 * dims)
             shape = _shape_of(path, head, dims)
-            # Not all there is: what is packed may be a thousand times as large as the file.
+            # Reads at most one byte too many: a packed file may unpack to a thousand times its size.
             count = math.prod(shape)
             data = file.read(count + 1)
     except (OSError, EOFError, zlib.error) as error:
@@ -148,15 +148,15 @@ def read_idx(path: Path, dims: int) -> np.ndarray:
 
 
 def _shape_of(path: Path, head: bytes, dims: int) -> tuple[int, ...]:
-    """What the head of an IDX file promises, if it can be believed."""
+    """Read the shape from the head of an IDX file, and check that it is plausible."""
     magic = bytes((0, 0, 8, dims))
     if head[:4] != magic:
         raise UsageError(
-            f"{path} is no IDX file of bytes with {dims} dimensions: expected it to begin with "
+            f"{path} is not an IDX file of bytes with {dims} dimensions: expected it to begin with "
             f"{magic.hex()}, got {head[:4].hex() or 'nothing'}"
         )
     if len(head) != 4 + 4 * dims:
-        raise UsageError(f"{path} is damaged: its head takes {4 + 4 * dims} bytes, got {len(head)}")
+        raise UsageError(f"{path} is damaged: its head must have {4 + 4 * dims} bytes, got {len(head)}")
     shape = tuple(int(n) for n in np.frombuffer(head, dtype=">u4", offset=4))
     if math.prod(shape) > MAX_BYTES:
         raise UsageError(f"{path} is damaged or too large: {shape}, expected at most {MAX_BYTES} bytes")
@@ -164,7 +164,7 @@ def _shape_of(path: Path, head: bytes, dims: int) -> tuple[int, ...]:
 
 
 def in_frame(images: Tensor, share: float) -> Tensor:
-    """Images (n, 1, h, w) resampled smoothly into the middle ``share`` of a frame, (n, 1, FRAME, FRAME)."""
+    """Resample images (n, 1, h, w) into the middle ``share`` of a frame, (n, 1, FRAME, FRAME)."""
     theta = torch.eye(2, 3)[None] / share
     is_larger = images.shape[-1] < share * FRAME
     mode = "bicubic" if is_larger else "bilinear"

@@ -1,7 +1,7 @@
 """The distortions of the paper's Table 1 (Jaderberg et al. 2015, section 4.1 and appendix), on any frame.
 
-The paper's lengths are pixels of MNIST's 28; here they are shares of the frame. Everything is drawn from a
-generator, one operator call per batch.
+The paper's lengths are in pixels of MNIST's 28; here they are shares of the frame, the undistorted image.
+Random numbers come from a generator, and one operator call distorts a batch.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from stn_triton import affine_grid_sample, perspective_grid_sample, thin_plate_s
 R_ANGLE = 90.0
 RTS_ANGLE, RTS_SCALE = 45.0, (0.7, 1.2)
 SMALLER = (0.75, 1.0)
-"""The scale of P and E."""
+"""Range of scales in P and E."""
 P_CORNER = 5 / 28
-"""Standard deviation of a corner's shift, in frames; two of them are the most."""
+"""Standard deviation of a corner's shift, in frames; shifts are at most twice as large."""
 E_POINT, E_POINTS = 1.5 / 28, 4
 """Standard deviation of a control point's shift, in frames, and control points per side."""
 FRAGMENTS, FRAGMENT = 6, 6 / 28
-"""How many fragments of other digits clutter has, and their side, in frames."""
+"""Number of fragments of other digits in the clutter, and their side in frames."""
 
 
 @dataclass(frozen=True)
@@ -33,35 +33,35 @@ class Distortion:
     """One way to distort digits."""
 
     title: str
-    """For readers."""
+    """Description for readers."""
     canvas: float
     """Side of the distorted image, in frames."""
     draw: Callable[[Tensor, int, Generator], Tensor]
-    """(n, 1, f, f) frames, the canvas's pixels and a generator to (n, 1, size, size)."""
+    """Function of frames (n, 1, f, f), canvas size and generator; returns (n, 1, size, size)."""
 
     def size(self, frame: int) -> int:
-        """Pixels of the canvas for frames of so many."""
+        """Side of the canvas in pixels, for a frame of ``frame`` pixels."""
         return round(self.canvas * frame)
 
     def __call__(self, frames: Tensor, generator: Generator) -> Tensor:
-        """Distort (n, 1, f, f), each differently."""
+        """Distort each image of (n, 1, f, f) differently."""
         return self.draw(frames, self.size(frames.shape[-1]), generator)
 
 
 def generator(*key: int | str) -> Generator:
-    """Random numbers of their own for each key, the same on every machine and in every order of runs."""
+    """Make a random generator for a key, the same on every machine and in every order of runs."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def place(frames: Tensor, size: int, angle: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Frames turned counterclockwise by ``angle`` degrees, scaled and shifted, in a canvas.
+    """Place frames in a canvas: turned counterclockwise, scaled and shifted.
 
     Args:
         frames: (n, 1, f, f).
-        size: pixels of the canvas, whose pixels are those of the frame.
+        size: side of the canvas, in pixels of the frame.
         angle: (n,), degrees.
-        scale: (n,), 1 for the frame's own size.
+        scale: (n,), 1 keeps the frame's size.
         shift: (n, 2), pixels to the right and down, from the middle.
 
     Returns:
@@ -75,10 +75,10 @@ def place(frames: Tensor, size: int, angle: Tensor, scale: Tensor, shift: Tensor
 
 
 def homography(corners: Tensor) -> Tensor:
-    """(n, 3, 3) that take the four ``corners`` (n, 4, 2) to (-1, -1), (1, -1), (-1, 1), (1, 1)."""
+    """Find matrices (n, 3, 3) that map ``corners`` (n, 4, 2) to (-1, -1), (1, -1), (-1, 1), (1, 1)."""
     target = torch.tensor([[-1.0, -1], [1, -1], [-1, 1], [1, 1]], dtype=corners.dtype).expand_as(corners)
     from_ = torch.cat((corners, torch.ones_like(corners[..., :1])), -1)
-    # Two equations per corner, (row of x) p - x' (row of z) p = 0, in eight unknowns; the ninth is 1.
+    # Two equations per corner, (row of x) p - x' (row of z) p = 0, for eight unknowns; the ninth entry is 1.
     zero = torch.zeros_like(from_)
     equations = torch.cat(
         (
@@ -97,7 +97,7 @@ def _uniform(low: float, high: float, shape: tuple[int, ...], random: Generator)
 
 
 def _anywhere(frames: Tensor, size: int, scale: Tensor, random: Generator) -> Tensor:
-    """Shifts, in pixels, that leave the scaled frames within the canvas."""
+    """Draw shifts, in pixels, that keep the scaled frames within the canvas."""
     room = (size - scale * frames.shape[-1]).clamp(min=0) / 2
     return room[:, None] * _uniform(-1, 1, (len(frames), 2), random)
 
@@ -133,7 +133,7 @@ def _elastic(frames: Tensor, size: int, random: Generator) -> Tensor:
     side = torch.linspace(-1, 1, E_POINTS)
     points = torch.cartesian_prod(side, side).flip(1)
     noise = torch.randn((n, E_POINTS**2, 2), generator=random) * (2 * E_POINT)
-    # A spline reproduces linear maps, so the offsets of a scale scale the image exactly.
+    # A spline reproduces linear maps exactly, so the image is enlarged exactly.
     return thin_plate_spline_grid_sample(frames, (grow - 1) * points + noise, size)
 
 
@@ -142,7 +142,7 @@ def _cluttered(frames: Tensor, size: int, random: Generator) -> Tensor:
     one = torch.ones(n)
     canvas = place(frames, size, 0 * one, one, _anywhere(frames, size, one, random))
     side = round(FRAGMENT * frame)
-    # A fragment: a square of whole pixels of another digit of the batch, from anywhere within its frame.
+    # A fragment is a square of whole pixels from anywhere in the frame of another digit of the batch.
     owner = (torch.arange(n)[:, None] + torch.randint(1, max(n, 2), (n, FRAGMENTS), generator=random)) % n
     corner = torch.randint(frame - side + 1, (n, FRAGMENTS, 2), generator=random)
     to = torch.randint(size - side + 1, (n, FRAGMENTS, 2), generator=random)
@@ -167,4 +167,4 @@ DISTORTIONS = {
     "U": Distortion("upright, in the canvas of R", 1.0, _upright),
     "UL": Distortion("upright in the middle of the canvas of RTS", 1.5, _upright),
 }
-"""By name; the last two are for the comparison of invariances."""
+"""Distortions by name; the last two are for the comparison of invariances."""

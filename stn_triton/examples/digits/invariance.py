@@ -1,4 +1,4 @@
-"""Invariance by max pooling against invariance by a transformer: accuracy over angle and over shift."""
+"""Invariance by max pooling and by a transformer: accuracy over angle and over shift."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LEFT_RIGHT_UP_DOWN = torch.tensor([[-1.0, 0], [1, 0], [0, -1], [0, 1]])
 
 @dataclass(frozen=True)
 class Line:
-    """Networks that are compared: trained on what, of which kind, and how they are drawn."""
+    """A line of a panel: what its networks are and were trained on, and its style."""
 
     distortion: str
     model: str
@@ -36,16 +36,16 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """One measure of distortion."""
+    """A panel of the figure, for angles or shifts."""
 
     name: str
     axis: str
     values: tuple[float, ...]
     lines: tuple[Line, ...]
     place: Callable[[Tensor, int, float], list[Tensor]]
-    """Frames, pixels of the canvas and a value to the images at that value."""
+    """Function of frames, canvas size and value; returns the images at that value."""
     trained: float
-    """Up to which value the distorted networks saw undistorted ones' scale in training."""
+    """Largest angle or shift in the training on distorted digits, at scale 1."""
 
 
 def _turned(frames: Tensor, size: int, angle: float) -> list[Tensor]:
@@ -89,7 +89,7 @@ PANELS = (
 
 @dataclass(frozen=True)
 class Row:
-    """A network at one angle or shift."""
+    """Accuracy of a network at one angle or shift."""
 
     measure: str
     value: float
@@ -101,7 +101,7 @@ class Row:
 
 
 def measure(tasks: Iterable[Task], settings: Settings, source: Source, folder: Path) -> Iterator[Row]:
-    """Evaluate trained networks; those that no panel compares are left out."""
+    """Evaluate the trained networks that a panel compares."""
     for task in tasks:
         for panel in PANELS:
             if not any(
@@ -119,20 +119,20 @@ def measure(tasks: Iterable[Task], settings: Settings, source: Source, folder: P
 
 
 def is_complete(tasks: Iterable[Task]) -> bool:
-    """Whether these networks hold one for every line of every panel."""
+    """Whether there is a network for every line of every panel."""
     kinds = {(task.distortion, task.model) for task in tasks}
     return all((line.distortion, line.model) in kinds for panel in PANELS for line in panel.lines)
 
 
 def draw(rows: list[Row]) -> Figure:
-    """A panel for angles and one for shifts: means over seeds, and bands from the worst to the best."""
+    """Draw a panel for angles and one for shifts: means over seeds, bands from the worst to the best."""
     with mpl.rc_context({**pictures.STYLE, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(12.5, 5.8), layout="constrained")
         seeds = len({row.seed for row in rows})
         mean = f"Means of {seeds} seeds, bands from the worst seed to the best." if seeds > 1 else "One seed."
         figure.suptitle(
             "Invariance by max pooling and by a transformer: accuracy on test digits turned or shifted\n"
-            f"{mean} Grey: beyond what those trained on distorted digits saw.",
+            f"{mean} Grey: outside the range of the distorted training digits.",
             fontsize=10,
         )
         for ax, panel in zip(figure.subplots(1, len(PANELS), sharey=True), PANELS, strict=True):
@@ -163,7 +163,7 @@ def _panel(ax: Axes, panel: Panel, rows: list[Row]) -> None:
 
 
 def write_csv(rows: list[Row], path: Path) -> Path:
-    """A row per network and value."""
+    """Write a row per network and value."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(Row.__dataclass_fields__)

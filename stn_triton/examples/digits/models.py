@@ -12,7 +12,7 @@ from stn_triton.examples.digits.data import FRAME
 from stn_triton.nn import ConvolutionalLocalization, FullyConnectedLocalization, SpatialTransformer
 
 PARAMETERS = 100_000
-"""Of each network, transformer included; the classifier's hidden layer is as wide as that takes."""
+"""Parameters of each network, transformer included; the hidden layer's width follows from them."""
 CLASSES = 10
 _WIDEST = 4096
 
@@ -22,10 +22,10 @@ class Model:
     """A kind of network."""
 
     label: str
-    """For readers."""
+    """Name in tables and messages."""
     is_convolutional: bool
     transform: str | None
-    """Of the spatial transformer; None: there is none."""
+    """Transform of the spatial transformer; None for no transformer."""
 
 
 MODELS = {
@@ -40,16 +40,16 @@ MODELS = {
 MODELS = dict(
     sorted(MODELS.items(), key=lambda item: (item[1].transform is not None, item[1].is_convolutional))
 )
-"""By name, in the order of the paper's Table 1."""
+"""Models by name, in the order of the paper's Table 1."""
 
 
 class Network(nn.Module):
-    """A spatial transformer, or none, then a classifier of digits.
+    """A classifier of digits, alone or behind a spatial transformer.
 
     Args:
         name: one of ``MODELS``.
-        canvas: side of its input, in pixels.
-        parameters: how many it shall have, as nearly as the width of its hidden layer allows.
+        canvas: side of the input, in pixels.
+        parameters: number of parameters, met as nearly as the width of the hidden layer allows.
 
     Shape:
         (n, 1, canvas, canvas) to (n, 10).
@@ -77,26 +77,26 @@ class Network(nn.Module):
 
 
 def crop_size(canvas: int) -> int:
-    """Pixels of a crop's side: those of an undistorted image, or two thirds of the canvas if that is more.
+    """Side of a crop in pixels: that of an undistorted image, or two thirds of the canvas if that is more.
 
-    A crop starts as the whole canvas; shrunk by more, it would skip pixels, and their gradients.
+    A crop starts as the whole canvas, so a smaller one would skip pixels and their gradients.
     """
     return max(FRAME, round(canvas * 2 / 3))
 
 
 def count(module: nn.Module) -> int:
-    """Learnable parameters."""
+    """Count the learnable parameters."""
     return sum(p.numel() for p in module.parameters())
 
 
 def _transformer(model: Model, canvas: int) -> SpatialTransformer:
-    """The paper's, with a localisation network of the classifier's kind."""
+    """Build the paper's transformer, with a localisation network of the classifier's kind."""
     if model.is_convolutional:
         localization = ConvolutionalLocalization(1, channels=(8, 16), cells=5, out_features=64)
         if canvas > FRAME:
-            localization = nn.Sequential(nn.AvgPool2d(2), localization)  # where is asked for, not what
+            localization = nn.Sequential(nn.AvgPool2d(2), localization)  # details do not help to find a digit
     else:
-        localization = FullyConnectedLocalization(1, cells=canvas)  # a weight per pixel, as the paper's
+        localization = FullyConnectedLocalization(1, cells=canvas)  # a weight per pixel, as in the paper
     return SpatialTransformer(1, transform=model.transform, size=crop_size(canvas), localization=localization)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of what the transformers look at: input, sampled region, crop and theta."""
+"""Pictures of the transformers' crops: input, sampled region, crop and theta."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ EXAMPLES = 5
 _CELL, _NUMBERS, _HEAD, _LEFT = 1.15, 0.62, 0.75, 1.25  # inches
 _DPI = 130
 STYLE = {"font.size": 9, "text.parse_math": False}
-"""Of every picture."""
+"""Settings of matplotlib for every picture."""
 
 
 def outline(theta: Tensor, steps: int = 2) -> Tensor:
-    """Where lines of the output lie in the input, (lines, points, 2), normalised.
+    """Map lines of the output into the input: (lines, points, 2), normalised.
 
     Args:
-        theta: of one image: (2, 3), (3, 3), or offsets (P, 2) of a square grid of control points, whose lines
-            are then its rows and columns.
-        steps: lines per direction of a matrix; 2 for its box.
+        theta: for one image: (2, 3), (3, 3), or offsets (P, 2) of a square grid of control points. The lines
+            are the rows and columns of that grid.
+        steps: lines per direction if theta is a matrix; 2 for the crop's outline.
     """
     if theta.shape[-1] == 2:
         steps = round(len(theta) ** 0.5)
@@ -45,7 +45,7 @@ def outline(theta: Tensor, steps: int = 2) -> Tensor:
 
 
 def numbers(theta: Tensor) -> str:
-    """Theta in figures: its rows, or the mean and the largest of a spline's offsets."""
+    """Format theta as text: its rows, or the mean and the largest of a spline's offsets."""
     if theta.shape[-1] == 2:
         mean, far = theta.mean(0), theta[theta.norm(dim=1).argmax()]
         return "\n".join((f"{len(theta)} offsets", f"mean {_row(mean)}", f"largest {_row(far)}"))
@@ -55,10 +55,10 @@ def numbers(theta: Tensor) -> str:
 def draw(
     distortion: str, networks: Sequence[tuple[Task, State]], settings: Settings, source: Source
 ) -> Figure:
-    """A row per network with a transformer: test images with the sampled region, their crops and theta."""
+    """Draw a row per network with a transformer: test images with the sampled region, crops and theta."""
     tasks = [task for task, _ in networks]
     _, test_set = source.split(tasks[0].seed)
-    # One image of each of so many digits, evenly spread.
+    # One image each of the digits 1, 3, 5, 7, 9.
     wanted = torch.arange(EXAMPLES) * 2 + 1
     first = [int((test_set.labels == digit).nonzero()[0]) for digit in wanted]
     images, labels = fixed_images(distortion, tasks[0].seed, test_set, 1)
@@ -104,7 +104,6 @@ def draw(
                 left.text(
                     0, -0.06, numbers(theta), transform=left.transAxes, va="top", family="monospace", size=7
                 )
-                # Right of the numbers, under the crop.
                 said = (
                     f"{int(labels[i])}"
                     if seen[i] == labels[i]
@@ -115,7 +114,7 @@ def draw(
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a PNG, the same bytes for the same figure."""
+    """Write a PNG; equal figures give equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(STYLE):
         figure.savefig(path, dpi=_DPI, metadata={"Software": None})
@@ -133,7 +132,7 @@ def _show(ax: Axes, image: Tensor) -> None:
 
 
 def _region(ax: Axes, theta: Tensor, side: int) -> None:
-    """Draw the sampled region over the input; what lies outside the image shows in the margin."""
+    """Draw the sampled region over the input, with a margin for parts outside the image."""
     lines = (outline(theta) + 1) * (side / 2) - 0.5
     for i, line in enumerate(lines.tolist()):
         xs, ys = zip(*line, strict=True)

@@ -1,4 +1,4 @@
-"""Which networks there are to train, and training them in worker processes with progress shown."""
+"""Plans of networks to train, and their training in worker processes with a progress bar."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from stn_triton.examples.digits.models import MODELS
 from stn_triton.examples.digits.training import Result, Settings, State, Task, train
 
 FIRST_SEED = 1
-"""Seed 0 is for choosing settings."""
+"""Not 0: the settings were chosen with seed 0."""
 _POLL = 0.5  # seconds
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run trains, and how."""
+    """The networks and settings of a run."""
 
     models: dict[str, tuple[str, ...]]
-    """Of each distortion."""
+    """Models by distortion."""
     seeds: int
     settings: Settings
 
     def tasks(self) -> list[Task]:
-        """All networks, seed by seed, so that an unfinished run has whole columns early."""
+        """List all networks, seed by seed, so that an unfinished run has whole columns early."""
         return [
             Task(distortion, model, seed)
             for seed in range(FIRST_SEED, FIRST_SEED + self.seeds)
@@ -63,7 +63,7 @@ class WorkerError(RuntimeError):
 def finished(
     tasks: Iterable[Task], settings: Settings, source: data.Source, folder: Path
 ) -> dict[Task, Result]:
-    """The tasks whose networks are trained, and their results.
+    """Find the tasks whose networks are trained, and their results.
 
     Raises:
         UsageError: a file is damaged, or was made with other settings.
@@ -80,15 +80,15 @@ def run(
     folder: Path,
     jobs: int,
 ) -> dict[Task, Result]:
-    """Train every network that is not trained yet; each takes one thread.
+    """Train every network that is not trained yet, each in one thread.
 
     Args:
         tasks: the networks.
-        settings: how.
+        settings: settings of the run.
         source: the digits.
-        data_folder: where they were loaded from, for worker processes.
-        folder: where the networks' files are.
-        jobs: how many are trained at once; 1 trains in this process.
+        data_folder: folder of the digits, for worker processes.
+        folder: folder of the networks' files.
+        jobs: networks trained at once; 1 trains in this process.
 
     Raises:
         UsageError: a file is damaged, or was made with other settings.
@@ -123,7 +123,7 @@ def run(
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Threads are no use to networks as small as these, and many processes of many threads a nuisance."""
+    """Set one thread: the networks are too small for more, and processes may be many."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -157,11 +157,11 @@ def _in_processes(
                         yield task, future.result()
                     except BrokenExecutor as error:
                         raise WorkerError(
-                            f"a worker process was killed while it trained {task.label}, perhaps for memory; "
-                            "the same command goes on from there, with --jobs 1 in one process"
+                            f"a worker process was killed while it trained {task.label}, perhaps for lack of "
+                            "memory; the same command goes on from there, with --jobs 1 in one process"
                         ) from error
         except BaseException:
-            # Workers look at it every few steps; what they have saved stays.
+            # Workers check the event every few steps; their saved states stay.
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -171,7 +171,7 @@ _worker: dict = {}
 
 
 def _begin(steps, stop, settings: Settings, data_folder: Path | None, folder: Path) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process tells the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first stops the others
     torch.set_num_threads(1)
     _worker.update(steps=steps, stop=stop, settings=settings, folder=folder, source=data.load(data_folder))
 

@@ -1,4 +1,4 @@
-"""What a run found: rows, means over seeds, and the table of them."""
+"""Results of a run: a row per network, means over seeds, and their table."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ class Cell:
     """The networks of one kind on one distortion."""
 
     errors: tuple[float, ...]
-    """Percent, of each seed."""
+    """Percent, for each seed."""
     parameters: int
     cpu_seconds: float
-    """Of one network, the mean."""
+    """Mean per network."""
 
     @property
     def mean(self) -> float:
-        """Error in percent."""
+        """Mean error in percent."""
         return statistics.fmean(self.errors)
 
     @property
     def deviation(self) -> float | None:
-        """Sample standard deviation over the seeds; None for one."""
+        """Sample standard deviation over the seeds; None for one seed."""
         return statistics.stdev(self.errors) if len(self.errors) > 1 else None
 
     def __str__(self) -> str:
@@ -45,7 +45,7 @@ class Cell:
 
 
 Cells = dict[tuple[str, str], Cell]
-"""By distortion and model."""
+"""Cells by distortion and model."""
 
 
 def cells(results: dict[Task, Result]) -> Cells:
@@ -64,7 +64,7 @@ def cells(results: dict[Task, Result]) -> Cells:
 
 
 def table(found: Cells) -> str:
-    """Test errors, a line per model and a column per distortion."""
+    """Format the test errors, with a line per model and a column per distortion."""
     distortions = [name for name in DISTORTIONS if any(key[0] == name for key in found)]
     rows = [["model", *distortions, "parameters"]]
     for model, kind in MODELS.items():
@@ -88,7 +88,7 @@ def table(found: Cells) -> str:
 def write(
     folder: Path, results: dict[Task, Result], settings: Settings, source: Source, seeds: int
 ) -> list[Path]:
-    """Write ``networks.csv``, a row per network, ``results.json``, all of it, and ``table.txt``."""
+    """Write ``networks.csv`` (a row per network), ``results.json`` (everything) and ``table.txt``."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [{**asdict(task), **asdict(result)} for task, result in results.items()]
     paths = [folder / name for name in ("networks.csv", "results.json", "table.txt")]
@@ -124,7 +124,7 @@ def write(
 
 
 def head(source: Source, settings: Settings, seeds: int) -> str:
-    """What the figures of the table are."""
+    """Head of the table: its unit, steps and digits."""
     mean = f"mean of {seeds} seeds ± standard deviation" if seeds > 1 else "one seed"
     return (
         f"Test error in %, {mean}; {settings.steps} steps of {settings.batch} images each.\n"
@@ -133,7 +133,7 @@ def head(source: Source, settings: Settings, seeds: int) -> str:
 
 
 def machine() -> dict[str, str | int]:
-    """Where a run took place."""
+    """Describe the machine of a run."""
     return {
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
@@ -154,10 +154,10 @@ def _cpu() -> str:
 
 
 def verdicts(found: Cells) -> tuple[list[str], bool | None]:
-    """A line for each network and the same behind an affine transformer, on each distortion.
+    """Compare each network with the same network behind an affine transformer, on each distortion.
 
     Returns:
-        The lines, and whether the transformer came out ahead of the CNN anywhere; None without such a pair.
+        A line per comparison; and whether an ST-CNN beats its CNN anywhere, None without such a pair.
     """
     lines, is_ahead = [], None
     for distortion in DISTORTIONS:

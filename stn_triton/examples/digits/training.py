@@ -22,10 +22,10 @@ from stn_triton.nn import parameter_groups
 from stn_triton.terminal import UsageError
 
 ROUND = 16
-"""Batches that are distorted at once; the unit of progress."""
+"""Number of batches that are distorted at once."""
 ROUNDS_PER_SAVE = 3
-_WARM_UP = 0.2  # of the steps
-_LARGEST_GRADIENT = 5.0  # norm of all together
+_WARM_UP = 0.2  # share of the steps
+_LARGEST_GRADIENT = 5.0  # norm of all gradients together
 _TEST_BATCH = 1000
 
 
@@ -39,38 +39,38 @@ class Task:
 
     @property
     def name(self) -> str:
-        """For files."""
+        """Name in file names."""
         return f"{self.distortion}-{self.model}-seed{self.seed}"
 
     @property
     def label(self) -> str:
-        """For readers."""
+        """Name in messages."""
         return f"{self.distortion} {models.MODELS[self.model].label}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How every network of a run is trained and tested."""
+    """Settings of training and test for every network of a run."""
 
     steps: int = 2000
     batch: int = 64
     lr: float = 1e-2
-    """Of Adam, at the peak: it rises over the first fifth of the steps, then falls to 0 as a cosine."""
+    """Peak of Adam's learning rate: it rises over a fifth of the steps, then falls to 0 as a cosine."""
     transformer_lr: float = 3e-3
-    """In place of ``lr``, for networks with a transformer."""
+    """Replaces ``lr`` for networks with a transformer."""
     localization_lr_scale: float = 1.0
-    """Of ``transformer_lr``. The paper's SGD wants 0.1 or less; Adam scales gradients itself."""
+    """Share of ``transformer_lr``. The paper's SGD needs 0.1 or less; Adam scales gradients itself."""
     parameters: int = models.PARAMETERS
     test_copies: int = 8
-    """Distorted copies of each test image."""
+    """Number of distorted copies of each test image."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a trained network."""
+    """Result of a trained network."""
 
     error: float
-    """Share of the test images that it gets wrong, in percent."""
+    """Percentage of test images classified wrongly."""
     parameters: int
     cpu_seconds: float
     loss: float
@@ -78,17 +78,17 @@ class Result:
 
 
 class State:
-    """A network's file: while it is trained all that is needed to go on, then its weights and result."""
+    """A network's file: during training all that is needed to go on, then its weights and result."""
 
     def __init__(self, folder: Path, task: Task, settings: Settings, source: Source) -> None:
         self.path = folder / f"{task.name}.pt"
         self._facts = {**asdict(settings), "frame": FRAME, "digits": source.fingerprint}
 
     def load(self) -> dict[str, Any] | None:
-        """What is in the file; None if there is none.
+        """Load the file's contents; None if there is no file.
 
         Raises:
-            UsageError: it is damaged, or was made with other settings.
+            UsageError: the file is damaged, or was made with other settings.
         """
         if not self.path.exists():
             return None
@@ -105,7 +105,7 @@ class State:
             pickle.UnpicklingError,
         ) as error:
             raise UsageError(
-                f"{self.path} is damaged ({type(error).__name__}); delete it to train that network anew"
+                f"{self.path} is damaged ({type(error).__name__}); delete it to train that network again"
             ) from error
         if facts != self._facts:
             changes = "; ".join(
@@ -120,26 +120,26 @@ class State:
         return state
 
     def save(self, **contents: Any) -> None:
-        """Write the file; whatever interrupts that, the one before stays."""
+        """Write the file; an interruption leaves the old file as it was."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(f".{os.getpid()}.partial")
         torch.save({"facts": self._facts, **contents}, partial)
         os.replace(partial, self.path)
 
     def result(self) -> Result | None:
-        """Of a network whose training is done."""
+        """Result of the network; None while its training is not done."""
         state = self.load()
         return Result(**state["result"]) if state is not None and "result" in state else None
 
     def network(self, task: Task, settings: Settings) -> models.Network:
-        """The trained network, for evaluation."""
+        """Load the trained network, for evaluation."""
         network = build(task, settings)
         network.load_state_dict(self.load()["network"])
         return network.eval()
 
 
 def build(task: Task, settings: Settings) -> models.Network:
-    """The untrained network of a task, the same each time."""
+    """Build the untrained network of a task, with the same weights each time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(task.seed)
         return models.Network(task.model, DISTORTIONS[task.distortion].size(FRAME), settings.parameters)
@@ -148,19 +148,19 @@ def build(task: Task, settings: Settings) -> models.Network:
 def train(
     task: Task, settings: Settings, source: Source, folder: Path, progress: Callable[[int], None]
 ) -> Result:
-    """Train a network from where its file left it, or return the result that stands there.
+    """Train a network from the state in its file, or return the result if the file has one.
 
-    Networks of one seed and distortion see the same images in the same order, and so are compared in pairs.
+    Networks of one seed and distortion see the same images in the same order, so they can be compared.
 
     Args:
-        task: what to train.
-        settings: how.
+        task: the network to train.
+        settings: settings of the run.
         source: the digits.
-        folder: where the state is kept.
-        progress: told the number of steps just done.
+        folder: folder of the networks' files.
+        progress: called with the number of steps just done.
 
     Raises:
-        UsageError: its file is damaged, or was made with other settings.
+        UsageError: the file is damaged, or was made with other settings.
     """
     state = State(folder, task, settings, source)
     saved = state.load() or {"step": 0, "cpu_seconds": 0.0, "loss": 0.0}
@@ -204,20 +204,20 @@ def train(
 
 
 def predict(network: models.Network, images: Tensor) -> Tensor:
-    """The digit that the network sees in each image, int64 (n,)."""
+    """Classify images: the digit of each, int64 (n,)."""
     with torch.inference_mode():
         return torch.cat([network(part).argmax(1) for part in images.split(_TEST_BATCH)])
 
 
 def fixed_images(distortion: str, seed: int, digits: Digits, copies: int) -> tuple[Tensor, Tensor]:
-    """Distorted test images and their labels, the same for every network of a distortion and seed."""
+    """Make distorted test images and labels, the same for every network of a distortion and seed."""
     distort = DISTORTIONS[distortion]
     images = [distort(digits.frames, generator(seed, distortion, "test", copy)) for copy in range(copies)]
     return torch.cat(images), digits.labels.repeat(copies)
 
 
 def _round(task: Task, settings: Settings, digits: Digits, step: int) -> tuple[Tensor, Tensor]:
-    """The images of the next steps, freshly distorted; they depend on nothing but the step."""
+    """Distort images for the next steps; they depend only on task and step."""
     count = min(ROUND, settings.steps - step) * settings.batch
     random = generator(task.seed, task.distortion, "train", step)
     orders = [torch.randperm(len(digits), generator=random) for _ in range(-(-count // len(digits)))]
