@@ -1,4 +1,4 @@
-"""The scatter that the gather is measured against, where the operator gathers."""
+"""The rival of the operator's backward: the kernel that scatters, where the operator gathers."""
 
 from __future__ import annotations
 
@@ -31,19 +31,14 @@ class _Scatter(Function):
 def sampler(
     input: Tensor, theta: Tensor, size: Sequence[int], antialias: int = 0, **options: str | bool
 ) -> Tensor:
-    """The operator, whose backward is the scatter; antialiased if a factor is given."""
-    lacking = [f"{name}={options[name]!r}" for name in ("fill_value", "image_index") if name in options]
+    """The operator, whose backward scatters; antialiased if a factor is given."""
     if theta.ndim != 3 or len(theta) != len(input):
-        lacking.append(f"theta of shape {tuple(theta.shape)}, only one matrix per image")
-    if not input.dtype.is_floating_point:
-        lacking.append(f"gradients of {str(input.dtype).removeprefix('torch.')} images")
-    if lacking:
-        raise UnavailableError(f"the scatter is measured without {', '.join(lacking)}")
+        raise UnavailableError(f"theta of shape {tuple(theta.shape)}: the scatter has one matrix per image")
     return _Scatter.apply(input, theta, size, {**options, "antialias": antialias > 0})
 
 
 def _make() -> Sampler:
-    """Named, so that other processes can be sent the provider."""
+    """Return the sampler; a named function, because the provider is sent to other processes."""
     return sampler
 
 
