@@ -276,7 +276,7 @@ def test_what_is_timed_is_what_was_checked(name):
     """Each copy of the arguments gives the result that passed the gate."""
     case = suite.Case(suite.Plan(CPU, [], [], [], [], True, 1.0), small("digits-28"), "random")
     for pass_name in PASSES:
-        verdict, runs = case.prepare(PROVIDERS[name], pass_name, {name: PROVIDERS[name].make()}, {})
+        verdict, runs = case.prepare(PROVIDERS[name], pass_name, PROVIDERS[name].make())
         assert verdict["status"] == "ok"
         assert len(runs) == stopwatch.QUICK.most_copies
         first, *others = [run() for run in runs]

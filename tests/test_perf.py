@@ -459,7 +459,7 @@ def test_quick_run_on_a_gpu(tmp_path, drawn):
 
 class TestOverhead:
     def test_table(self, capsys, monkeypatch):
-        """As a table, of a measurement that is made up."""
+        """The measurement is made up."""
         rows = {"affine_grid_sample": 20.0, "eager pair": 10.0}
         made_up = {name: dict.fromkeys(overhead.PASSES, us) for name, us in rows.items()}
         monkeypatch.setattr(overhead, "measure", lambda device: made_up)

@@ -27,9 +27,8 @@ class Verdict(NamedTuple):
 class Gate:
     """The fp64 result of one workload and how much may differ from it.
 
-    The tolerance of each tensor is twice the largest error of the eager pair in fp32, plus one rounding of
-    the largest value to the tensor's dtype (for uint8, half a step). The reference is the eager pair too,
-    with the crops of an image in one grid: the same sums, without a copy of the image for each.
+    The reference is the eager pair. The tolerance of each tensor is twice the largest error of the pair in
+    fp32, plus one rounding of the largest value to the tensor's dtype (for uint8, half a step).
     """
 
     def __init__(self, data: Data, align_corners: bool = False) -> None:

@@ -1,7 +1,4 @@
-"""The passes of a sampler that are timed: functions without arguments that return the tensors they compute.
-
-The backward passes run over a graph that is recorded once and kept, so that they are timed alone.
-"""
+"""The passes of a sampler that are timed: functions without arguments that return the tensors they compute."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ def forward(sampler: Sampler, data: Data) -> Run:
 
 
 def backward(sampler: Sampler, data: Data, of_input: bool = True, of_theta: bool = True) -> Run:
-    """The gradients of input and theta, or of one alone, for a fixed grad_output."""
+    """The gradients of input and theta, or of one alone, over a graph that is recorded once and kept."""
     input = data.input.detach().requires_grad_(of_input)
     theta = data.theta.detach().requires_grad_(of_theta)
     output = sampler(input, theta, data.size, **data.options)

@@ -31,12 +31,12 @@ class Provider:
     label: str
     what: str
     make: Callable[[], Sampler]
-    # Whether -1 and 1 are the centres of the corner pixels: then it is checked against its own reference.
     align_corners: bool = False
-    # torch.compile needs a C++ compiler or a recent GPU; the rest must run everywhere.
+    """Whether -1 and 1 are the centres of the corner pixels: then it is checked against its own reference."""
     may_be_unavailable: bool = False
-    # How many times the error that the gate allows to others.
+    """Whether it may lack something, as torch.compile a C++ compiler; the rest must run everywhere."""
     slack: float = 1.0
+    """How many times the error that the gate allows to others."""
 
 
 def operator(input: Tensor, theta: Tensor, size: Sequence[int], antialias: int = 0, **options: str) -> Tensor:
@@ -93,6 +93,7 @@ def broadcast_grid(theta: Tensor, shape: Sequence[int], align_corners: bool = Fa
     return grid
 
 
+eager_corners = functools.partial(eager_pair, align_corners=True)
 eager_stacked = functools.partial(eager_pair, stacks=True)
 eager_broadcast = functools.partial(eager_stacked, make_grid=broadcast_grid)
 
@@ -114,29 +115,15 @@ def _make_compiled() -> Sampler:
 
 
 COMPILE = "compile"
+_CORNERS = "the eager pair with align_corners=True, which reaches cuDNN on GPUs of NVIDIA"
+_BROADCAST = "the grid by broadcasting, the crops of an image stacked in one grid, then F.grid_sample"
+_COMPILE = "torch.compile of the eager pair; in a quick run only if it is named"
 _ALL = (
     Provider(OPERATOR, "operator", "stn_triton.affine_grid_sample", lambda: operator),
     Provider(EAGER, "eager pair", "F.affine_grid, then F.grid_sample", lambda: eager_pair),
-    Provider(
-        "eager-corners",
-        "eager pair, align_corners",
-        "the eager pair with align_corners=True, which reaches cuDNN on GPUs of NVIDIA",
-        lambda: functools.partial(eager_pair, align_corners=True),
-        align_corners=True,
-    ),
-    Provider(
-        "eager-broadcast",
-        "eager, broadcast grid",
-        "the grid by broadcasting, the crops of an image stacked in one grid, then F.grid_sample",
-        lambda: eager_broadcast,
-    ),
-    Provider(
-        COMPILE,
-        "torch.compile",
-        "torch.compile of the eager pair; in a quick run only if it is named",
-        _make_compiled,
-        may_be_unavailable=True,
-    ),
+    Provider("eager-corners", "eager pair, align_corners", _CORNERS, lambda: eager_corners, True),
+    Provider("eager-broadcast", "eager, broadcast grid", _BROADCAST, lambda: eager_broadcast),
+    Provider(COMPILE, "torch.compile", _COMPILE, _make_compiled, may_be_unavailable=True),
 )
 PROVIDERS = {provider.name: provider for provider in _ALL}
 

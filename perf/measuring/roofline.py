@@ -1,16 +1,9 @@
 """The floor: the bytes that a pass must move, and how fast the device moves bytes.
 
-Each of the following once, in its dtype; theta is too small to count.
-
-    forward            unique input pixels touched + output
-    backward           grad_output where it reaches the input + unique input pixels touched + grad_input
-    forward+backward   the sum of both: five passes over memory where input and output are alike
-    theta              grad_output where it reaches the input + unique input pixels touched
-    input              grad_output where it reaches the input + grad_input
-
-Output and grad_input count whole: pixels outside and pixels that nothing touches must be written too. An
-image that several matrices share counts once. Bytes over time, as a share of what a copy of the device's
-memory moves in that time, is the fraction of the roofline.
+A forward reads each input pixel that has a part in the output once, and writes the whole output. A backward
+reads these pixels, and grad_output where it reaches the input, and writes the whole grad_input. Theta is too
+small to count. Bytes over time, as a share of what a copy of the device's memory moves in that time, is the
+fraction of the roofline.
 """
 
 from __future__ import annotations

@@ -27,9 +27,8 @@ class Effort:
     """How long to measure one pass of one workload under one map."""
 
     cpu_seconds: float
-    """For all providers together."""
+    """For all providers together; but at least ``cpu_rounds``."""
     cpu_rounds: int
-    """At least, however long they take."""
     gpu_rounds: int
     gpu_ms_per_round: float
     """For each provider."""
@@ -74,15 +73,13 @@ def _sample_cpu(functions: Mapping[str, Runs], effort: Effort) -> Samples:
     order = list(functions)
     turns = {name: itertools.cycle(runs) for name, runs in functions.items()}
     end = time.perf_counter() + effort.cpu_seconds
-    rounds = 0
-    while rounds < effort.cpu_rounds or time.perf_counter() < end:
+    while len(samples[order[0]]) < effort.cpu_rounds or time.perf_counter() < end:
         shuffled.shuffle(order)
         for name in order:
             run = next(turns[name])
             start = time.perf_counter()
             run()
             samples[name].append((time.perf_counter() - start) * 1e3)
-        rounds += 1
     return samples
 
 

@@ -74,7 +74,7 @@ def run(plan: Plan, progress: tqdm) -> Iterator[list[Row]]:
             if progress.disable:
                 print(f"{workload.name}: workload {number} of {len(plan.workloads)}", file=sys.stderr)
             samplers = {provider.name: provider.make() for provider in plan.providers}
-            failed: dict[tuple[str, str], str] = {}
+            failed: dict[tuple[str, str], str] = {}  # what did not compile is not compiled for the next map
             for map_name in plan.maps_of(workload):
                 if (yield from _run_map(plan, workload, map_name, samplers, failed, progress)):
                     return
@@ -120,10 +120,13 @@ def _run_map(
         for provider in plan.providers:
             progress.set_description_str(f"{title} {pass_name}: checking {provider.label}")
             row = rows[provider.name] = {**blank, "pass": pass_name, "provider": provider.name}
-            row |= {"status": UNAVAILABLE, "reason": reason}
-            if case is not None:
-                verdict, runs[provider.name] = case.prepare(provider, pass_name, samplers, failed)
+            key = provider.name, pass_name
+            row |= {"status": UNAVAILABLE, "reason": failed.get(key, reason)}
+            if case is not None and key not in failed:
+                verdict, runs[provider.name] = case.prepare(provider, pass_name, samplers[provider.name])
                 row |= verdict
+                if provider.may_be_unavailable and row["status"] == UNAVAILABLE:
+                    failed[key] = row["reason"]
             if row["status"] != OK and not stopwatch.is_alive(plan.device):
                 row |= {"status": FAILED, "reason": f"the GPU was lost, the run ends here: {row['reason']}"}
                 yield list(rows.values())
@@ -154,32 +157,18 @@ class Case:
         least = min(touched, data.grad_output.nbytes)
         self._copies = data.copies(stopwatch.copies_beyond_cache(least, plan.device, plan.effort))
 
-    def prepare(
-        self,
-        provider: Provider,
-        pass_name: str,
-        samplers: Mapping[str, Sampler],
-        failed: dict[tuple[str, str], str],
-    ) -> tuple[Row, list[Run]]:
-        """Check a provider; its verdict as a part of a row, and what to time if it passed.
-
-        ``failed`` keeps the reason of each provider and pass that did not compile, for the next map.
-        """
-        key = provider.name, pass_name
-        if key in failed:
-            return {"status": UNAVAILABLE, "reason": failed[key]}, []
+    def prepare(self, provider: Provider, pass_name: str, sampler: Sampler) -> tuple[Row, list[Run]]:
+        """Check a provider; its verdict as a part of a row, and the runs to time if it passed."""
         if pass_name != "forward" and not self._copies[0].input.is_floating_point():
             return {"status": UNAVAILABLE, "reason": "uint8 images have no gradients"}, []
         try:
-            make_run = functools.partial(PASSES[pass_name], samplers[provider.name])
+            make_run = functools.partial(PASSES[pass_name], sampler)
             runs = [make_run(self._copies[0])]
             tensors = dict(zip(COMPUTED[pass_name], runs[0](), strict=True))
             verdict = self._gate(provider.align_corners).check(tensors, provider.slack)
             runs += map(make_run, self._copies[1:]) if verdict.passed else ()
         except Exception as error:  # whatever it is, it belongs in the report
             no_memory = isinstance(error, torch.OutOfMemoryError) and provider.name != OPERATOR
-            if provider.may_be_unavailable:
-                failed[key] = one_line(error)
             may_fail = provider.may_be_unavailable or no_memory
             return {"status": UNAVAILABLE if may_fail else FAILED, "reason": one_line(error)}, []
         found = {"checked": verdict.tensor, "error": verdict.error, "tolerance": verdict.tolerance}

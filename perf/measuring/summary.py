@@ -52,30 +52,24 @@ def text(table: pd.DataFrame) -> str:
 
 
 def _speeds(table: pd.DataFrame, ratios: dict[str, pd.DataFrame]) -> str:
+    lines = []
     ours = table[table["provider"] == OPERATOR]
-    lines = ours.drop_duplicates(["workload", "pass"])[["workload", "shape", "pass"]]
-    by = lines.set_index(["workload", "pass"]).index
-    columns = {"ms": ("median_ms", "{:.3f}"), "roofline": ("roofline", "{:.0%}")}
-    if ours["peak_mib"].notna().any():
-        columns["peak MiB"] = ("peak_mib", "{:.1f}")
-    shown = {title: _means(ours, column, form).reindex(by) for title, (column, form) in columns.items()}
-    for name, rows in ratios.items():
-        noise = rows.groupby(["workload", "pass"])["in_noise"].all().map({True: "~", False: ""})
-        shown[f"x {name}"] = (_means(rows, "ratio", "{:.2f}x") + noise).reindex(by)
-    wrong = ours[ours["status"] == FAILED].set_index(["workload", "pass"]).index
-    shown["ms"] = shown["ms"].mask(by.isin(wrong), FAILED)
-    printed = pd.DataFrame({name: values.fillna("-").to_numpy() for name, values in shown.items()})
-    printed = pd.concat([lines.reset_index(drop=True), printed], axis=1)
-    maps = f"Geometric means over the maps: {', '.join(table['map'].unique())}.\n"
-    return printed.to_string(index=False) + "\n" + maps + _NOTES
+    for (workload, pass_name), rows in ours.groupby(["workload", "pass"], sort=False):
+        is_wrong = (rows["status"] == FAILED).any()
+        line = {"workload": workload, "shape": rows["shape"].iloc[0], "pass": pass_name}
+        line["ms"] = FAILED if is_wrong else _mean(rows["median_ms"], "{:.3f}")
+        for name, both in ratios.items():
+            some = both[(both["workload"] == workload) & (both["pass"] == pass_name)]
+            mark = "~" if len(some) and some["in_noise"].all() else ""
+            line[f"x {name}"] = _mean(some["ratio"], "{:.2f}x") + mark
+        line |= {"roofline": _mean(rows["roofline"], "{:.0%}"), "peak MiB": _mean(rows["peak_mib"], "{:.1f}")}
+        lines.append(line)
+    maps = f"Geometric means over the maps: {', '.join(table['map'].unique())}."
+    return "\n".join((pd.DataFrame(lines).to_string(index=False), maps, _NOTES))
 
 
-def _means(rows: pd.DataFrame, column: str, form: str) -> pd.Series:
-    """Geometric means of each workload and pass that has values, printed."""
-    known = rows[rows[column].notna()]
-    means = {key: form.format(geometric_mean(v)) for key, v in known.groupby(["workload", "pass"])[column]}
-    index = pd.MultiIndex.from_tuples(means, names=["workload", "pass"])
-    return pd.Series(list(means.values()), index=index, dtype=object)
+def _mean(values: pd.Series, form: str) -> str:
+    return form.format(geometric_mean(values)) if values.notna().any() else "-"
 
 
 def _losses(ratios: dict[str, pd.DataFrame]) -> Iterator[str]:
@@ -84,12 +78,10 @@ def _losses(ratios: dict[str, pd.DataFrame]) -> Iterator[str]:
         slower = rows[rows["ratio"] < 1].sort_values("ratio")
         if len(slower):
             noisy = int(slower["in_noise"].sum())
-            worst = slower[~slower["in_noise"]].head(_WORST)
-            named = [
-                " ".join(row[key] for key in CELL) + f" {row['ratio']:.2f}x" for _, row in worst.iterrows()
-            ]
-            label, counts = PROVIDERS[name].label, f"{len(slower)} of {len(rows)} rows, {noisy} within noise"
-            yield "\n  ".join([f"slower than {label} in {counts}", *named])
+            counts = f"{len(slower)} of {len(rows)} rows, {noisy} within noise"
+            yield f"slower than {PROVIDERS[name].label} in {counts}"
+            for _, row in slower[~slower["in_noise"]].head(_WORST).iterrows():
+                yield f"  {' '.join(row[CELL])}: {row['ratio']:.2f}x"
 
 
 def _without_time(table: pd.DataFrame) -> Iterator[str]:
@@ -105,9 +97,7 @@ def _machine(table: pd.DataFrame) -> str:
     if facts["device_type"] == "cpu":
         lines.append("On a CPU the operator runs its plain PyTorch path; its GPU kernels are not measured.")
     if facts["quick"]:
-        lines.append(
-            "A quick run: small batches, few maps and repetitions; good for a look, not to be quoted."
-        )
+        lines.append("A quick run: small batches, few maps and repetitions; a look, not to be quoted.")
     return "\n".join(lines)
 
 
@@ -115,9 +105,10 @@ def listing() -> str:
     """Workloads, maps, passes and providers, with what each of them is."""
     lines = ["workloads: shape of the input, of the output if another, dtype, layout; who has it"]
     for w in workloads.WORKLOADS.values():
-        size = f" to {'x'.join(map(str, w.size))}" if w.size else ""
-        shape = f"{'x'.join(map(str, w.shape))}{size} {str(w.dtype).removeprefix('torch.')} {w.layout}"
-        lines.append(f"  {w.name:33}{shape}" + (f"\n      {w.who}" if not w.sweep else ""))
+        shape, size = ("x".join(map(str, sides or ())) for sides in (w.shape, w.size))
+        size = f" to {size}" if size else ""
+        lines.append(f"  {w.name:33}{shape}{size} {str(w.dtype).removeprefix('torch.')} {w.layout}")
+        lines += [f"      {w.who}"] * (not w.sweep)
         lines += {f"      without the map {m}: {w.why_not(m)}" for m in MAPS if w.why_not(m)}
     return "\n".join(
         (

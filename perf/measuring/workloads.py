@@ -50,54 +50,37 @@ class Workload:
         return ""
 
 
-def _made() -> list[Workload]:
-    last, bf16 = {"memory_format": torch.channels_last}, {"dtype": torch.bfloat16}
-    photos, large, half = (64, 3, 224, 224), (64, 3, 448, 448), (224, 224)
-    after_64, after_256, after_512 = (32, 64, 56, 56), (32, 256, 56, 56), (32, 512, 28, 28)
-    stage, same = "feature maps of a ResNet-50, stage", "the same in channels_last; PyTorch's output is NCHW"
-    mixed = "the same in mixed precision; PyTorch samples in fp32: a bf16 grid cannot address a pixel"
-    crops = "1,000 regions of interest of one feature map; the eager pair expands it"
-    bytes_ = "augmentation of bytes; PyTorch converts, samples and rounds"
-    aliased = "photographs of 448 pixels brought to a network's 224 without antialiasing"
-    border = "augmentation with border padding; under the identity a third of the output lies outside"
-    fine = "shrinking {0} times without aliasing; PyTorch samples {0} times as fine and averages"
-    return [
-        Workload(
-            "digits-28", "a transformer in front of a classifier of handwritten digits", (256, 1, 28, 28)
-        ),
-        Workload("images-224", "augmentation of a batch of photographs", photos),
-        Workload("images-224-bf16", mixed, photos, **bf16),
-        Workload("images-224-uint8", bytes_, photos, torch.uint8),
-        Workload("features-64", f"{stage} 1", after_64),
-        Workload("features-64-channels-last", same, after_64, **last),
-        Workload("features-256", f"{stage} 1, after its bottlenecks", after_256),
-        Workload("features-256-channels-last", same, after_256, **last),
-        Workload("features-512", f"{stage} 2, after its bottlenecks", after_512),
-        Workload("features-512-channels-last", same, after_512, **last),
-        Workload("features-256-bf16-channels-last", f"{stage} 1, mixed precision", after_256, **bf16, **last),
-        Workload("features-64-bf16", "feature maps in mixed precision", after_64, **bf16),
-        Workload("pooled-7", "a transformer in front of a network's last pooling", (32, 2048, 7, 7)),
-        Workload("shrink-224", aliased, large, size=half),
-        Workload("image-4096", "one large image: microscopy, satellites, scans", (1, 3, 4096, 4096)),
-        Workload("crops-7", crops, (1, 256, 100, 152), size=(7, 7), crops=1000, scale=0.05),
-        Workload("volume-160", "registration of volumes of a brain, trilinear", (1, 1, 160, 192, 224)),
-        Workload("bicubic-224", "augmentation, bicubic", photos, options={"mode": "bicubic"}),
-        Workload("border-224", border, photos, scale=1.2247, options={"padding_mode": "border"}),
-        Workload("antialias-2", fine.format(2), large, size=half, options={"antialias": 2}),
-        Workload("antialias-4", fine.format(4), large, size=(112, 112), options={"antialias": 4}),
-        *(
-            Workload(f"{sweep}-{n}", f"how time grows with the {sweep}", shape(n), sweep=sweep)
-            for sweep, numbers, shape in (
-                ("size", (16, 64, 256, 1024), lambda n: (8, 8, n, n)),
-                ("batch", (1, 4, 16, 64, 256), lambda n: (n, 3, 128, 128)),
-                ("channels", (1, 4, 16, 64, 256), lambda n: (16, n, 64, 64)),
-            )
-            for n in numbers
-        ),
-    ]
-
-
-WORKLOADS = {workload.name: workload for workload in _made()}
+_LAST, _BF16 = {"memory_format": torch.channels_last}, {"dtype": torch.bfloat16}
+_PHOTOS, _LARGE, _HALF = (64, 3, 224, 224), (64, 3, 448, 448), (224, 224)
+_F64, _F256, _F512 = (32, 64, 56, 56), (32, 256, 56, 56), (32, 512, 28, 28)
+_FINE = "shrinking without aliasing; PyTorch samples more finely and averages"
+_ALL = (
+    Workload("digits-28", "a transformer in front of a classifier of handwritten digits", (256, 1, 28, 28)),
+    Workload("images-224", "augmentation of a batch of photographs", _PHOTOS),
+    Workload("images-224-bf16", "augmentation in mixed precision; PyTorch samples in fp32", _PHOTOS, **_BF16),
+    Workload("images-224-uint8", "augmentation of bytes; PyTorch converts and rounds", _PHOTOS, torch.uint8),
+    Workload("features-64", "feature maps after the first stage of a ResNet-50", _F64),
+    Workload("features-64-channels-last", "the layout that convolutions on GPUs prefer", _F64, **_LAST),
+    Workload("features-256", "feature maps after the first bottlenecks of a ResNet-50", _F256),
+    Workload("features-256-channels-last", "the layout that convolutions on GPUs prefer", _F256, **_LAST),
+    Workload("features-512", "feature maps after the second bottlenecks of a ResNet-50", _F512),
+    Workload("features-512-channels-last", "the layout that convolutions on GPUs prefer", _F512, **_LAST),
+    Workload("features-256-bf16-channels-last", "a ResNet-50 in mixed precision", _F256, **_BF16, **_LAST),
+    Workload("features-64-bf16", "feature maps in mixed precision", _F64, **_BF16),
+    Workload("pooled-7", "a transformer in front of a network's last pooling", (32, 2048, 7, 7)),
+    Workload("shrink-224", "large photographs brought to 224 without antialiasing", _LARGE, size=_HALF),
+    Workload("image-4096", "one large image: microscopy, satellites, scans", (1, 3, 4096, 4096)),
+    Workload("crops-7", "regions of interest", (1, 256, 100, 152), size=(7, 7), crops=1000, scale=0.05),
+    Workload("volume-160", "registration of volumes of a brain, trilinear", (1, 1, 160, 192, 224)),
+    Workload("bicubic-224", "augmentation, bicubic", _PHOTOS, options={"mode": "bicubic"}),
+    Workload("border-224", "a third outside", _PHOTOS, scale=1.2247, options={"padding_mode": "border"}),
+    Workload("antialias-2", _FINE, _LARGE, size=_HALF, options={"antialias": 2}),
+    Workload("antialias-4", _FINE, _LARGE, size=(112, 112), options={"antialias": 4}),
+    *(Workload(f"size-{n}", "", (8, 8, n, n), sweep="size") for n in (16, 64, 256, 1024)),
+    *(Workload(f"batch-{n}", "", (n, 3, 128, 128), sweep="batch") for n in (1, 4, 16, 64, 256)),
+    *(Workload(f"channels-{n}", "", (16, n, 64, 64), sweep="channels") for n in (1, 4, 16, 64, 256)),
+)
+WORKLOADS = {workload.name: workload for workload in _ALL}
 SWEEP_MAPS, SWEEP_PASSES = (maps.RANDOM,), ("forward", "forward+backward")
 ON_CPU = ("digits-28", "images-224", "features-64", "features-64-channels-last")
 QUICK = ("digits-28", "images-224", "images-224-bf16", "features-256", "features-256-channels-last")
@@ -171,23 +154,23 @@ def make(workload: Workload, device: torch.device, map_name: str | None = None) 
     else:
         input = torch.randn(workload.shape, generator=generator)
     theta = theta.to(device)
+    input = input.to(device, workload.dtype, memory_format=workload.memory_format)
+    grad_dtype = workload.dtype if workload.dtype.is_floating_point else torch.float32
     grad_output = torch.randn(count, channels, *size, generator=generator).to(device)
     at_kink = _at_kink(theta, size_in, size, options.get("antialias", 1))
-    grad_output = grad_output.masked_fill_(at_kink[:, None], 0)
-    form = {"memory_format": workload.memory_format}
-    grad_form = {} if workload.crops else form
+    grad_output = grad_output.masked_fill_(at_kink[:, None], 0).to(grad_dtype)
     if workload.crops:
         theta, grad_output = (t.unflatten(0, (batch, workload.crops)) for t in (theta, grad_output))
-    grad_dtype = workload.dtype if workload.dtype.is_floating_point else torch.float32
-    grad_output = grad_output.to(device, grad_dtype, **grad_form)
-    return Data(input.to(device, workload.dtype, **form), theta, grad_output, options)
+    else:
+        grad_output = grad_output.to(memory_format=workload.memory_format)
+    return Data(input, theta, grad_output, options)
 
 
 def _at_kink(theta: Tensor, size_in: Sequence[int], size: Sequence[int], fine: int) -> Tensor:
     """Which output pixels (N, *size) have a sample within rounding of a row or column of pixel centres.
 
-    The derivative for theta jumps there, so two correct fp32 results may differ by the whole jump. Under
-    either convention of corners; with ``fine`` samples per pixel and axis.
+    The derivative for theta jumps there, so two correct fp32 results may differ by the whole jump. Both
+    conventions of corners count; there are ``fine`` samples per pixel and axis.
     """
     extents = torch.tensor(list(reversed(size_in)), device=theta.device, dtype=torch.float64)
     shape = [len(theta), 1, *(n * fine for n in size)]
