@@ -1,20 +1,20 @@
 """A user's first training step in a new process: how many seconds until each part of it is done.
 
 ``python -m perf.first_call WORKLOAD`` prints a JSON object. With ``--stub`` the kernels are compiled and
-"launched" on a driver that does nothing, so that only the GPU's own time is missing; with ``--rehearse`` they
-are interpreted on a CPU, on tiny images.
+"launched" on a driver that does nothing, so that only the GPU's own time is missing. With ``--rehearse`` the
+operator runs on tiny images on a CPU.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 
@@ -23,7 +23,7 @@ def in_a_new_process(workload: str, *flags: str, timeout: float | None = None) -
 
     Raises:
         subprocess.TimeoutExpired: it took longer than ``timeout`` seconds.
-        subprocess.CalledProcessError: it failed; why stands on stderr.
+        subprocess.CalledProcessError: it failed; its messages are on stderr.
     """
     command = [sys.executable, "-m", "perf.first_call", workload, *flags]
     with tempfile.TemporaryDirectory(prefix="stn_triton_") as folder:
@@ -36,54 +36,45 @@ def in_a_new_process(workload: str, *flags: str, timeout: float | None = None) -
 
 def main(name: str, flag: str = "") -> None:
     """Time imports, data, a forward, its backward, and a second step."""
-    times: dict[str, float] = {}
-    compiled: list[bool] = []
-    wait: Callable[[], None] = lambda: None  # noqa: E731
-    start = time.perf_counter()
-
-    def lap(part: str) -> None:
-        nonlocal start
-        wait()
-        now = time.perf_counter()
-        times[f"{part}_s"], start = round(now - start, 4), now
-
+    laps = {"": time.perf_counter()}
     import torch
 
-    import stn_triton  # noqa: F401
+    import stn_triton
 
-    lap("import")
+    laps["import_s"] = time.perf_counter()
+    from triton import knobs
+
+    from perf import overhead
     from perf.evidence.stage import Stage
-    from perf.measuring import providers, workloads
+    from perf.measuring import workloads
+    from perf.tuning import launches
 
-    if not flag:
-        wait = torch.cuda.synchronize
-
+    wait = (lambda: None) if flag else torch.cuda.synchronize
+    compiled: list[bool] = []
+    knobs.compilation.listener = lambda *, cache_hit, **_: compiled.append(not cache_hit)
+    workload = workloads.WORKLOADS[name]
+    stage = Stage(Path(), 0.0, flag == "--rehearse")
     with contextlib.ExitStack() as stack:
         if flag == "--stub":
-            from perf import overhead
-            from perf.tuning import launches
-
             stack.enter_context(overhead.through_the_launcher())
-            data = launches.dry(workloads.WORKLOADS[name], torch.device("cpu"))
+            data = launches.dry(workload, torch.device("cpu"))
         else:
-            stage = Stage(Path(), 0.0, flag == "--rehearse")
-            data = workloads.make(stage.sized(workloads.WORKLOADS[name]), stage.device)
-        if flag != "--rehearse":
-            from triton import knobs
-
-            knobs.compilation.listener = lambda *, cache_hit, **_: compiled.append(not cache_hit)
+            data = workloads.make(stage.sized(workload), stage.device)
         is_trained = data.input.is_floating_point()
         leaves = [t.requires_grad_(is_trained) for t in (data.input, data.theta)]
-        lap("data")
-        before = sum(os.times()[:4])
+        wait()
+        laps["data_s"], before = time.perf_counter(), sum(os.times()[:4])
         for step in ("first", "second"):
-            output = providers.operator(*leaves, data.size, **data.options)
-            lap(f"{step}_forward")
+            output = stn_triton.affine_grid_sample(*leaves, data.size, **data.options)
+            wait()
+            laps[f"{step}_forward_s"] = time.perf_counter()
             if is_trained:
                 torch.autograd.grad(output, leaves, data.grad_output)
-                lap(f"{step}_backward")
-        times |= {"kernels": sum(compiled), "processor_s": round(sum(os.times()[:4]) - before, 4)}
-    print(json.dumps(times))
+                wait()
+                laps[f"{step}_backward_s"] = time.perf_counter()
+    seconds = {b: round(laps[b] - laps[a], 4) for a, b in itertools.pairwise(laps)}
+    compiling = {"kernels": sum(compiled), "processor_s": round(sum(os.times()[:4]) - before, 4)}
+    print(json.dumps(seconds | compiling))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """``python -m perf overhead``: the host time of a call, launches included.
 
 The image is so small that the eager pair is all dispatch. Without a GPU the operator runs on CPU tensors
-through Triton's own launcher and a CUDA driver that does nothing (`perf/kernels/stub_driver.py`). So
-everything is there but the driver's 2 to 3 us for a launch: the operator has 1 in inference and 2 with the
-backward here, where PyTorch's pair has 11 and 24.
+through Triton's own launcher and a CUDA driver that does nothing. Only the driver's 2 to 3 us for a launch
+are missing: the operator has 1 in inference and 2 with the backward, PyTorch's pair has 11 and 24.
 """
 
 from __future__ import annotations

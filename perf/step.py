@@ -1,14 +1,11 @@
 """``python -m perf step``: what spatial transformers cost in a training step.
 
-Jaderberg et al. 2015 (section 4.2) report that their network for house numbers, with four transformers, is
-"only 6% slower (forward and backward pass) than the CNN". Such networks are trained here for single steps
-(forward, backward, SGD) on random images.
+Networks like those of Jaderberg et al. 2015 (section 4.2) take single steps of SGD on random images.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import sys
 from collections.abc import Callable
@@ -28,8 +25,7 @@ from stn_triton.nn import ConvolutionalLocalization, FullyConnectedLocalization,
 _NOTES = """\
 slower: than without transformers; the paper's four made its house-number network 6 % slower, on a GPU of its
 time. share: the part of the step that the transformers add. "localisation only" trains the localisation
-networks and does not sample; the rest of "stn_triton" is the sampler's. Where the 20 to 80 % ranges overlap,
-that is noise."""
+networks and does not sample. Where the 20 to 80 % ranges overlap, that is noise."""
 
 
 class EagerTransformer(SpatialTransformer):
@@ -95,44 +91,38 @@ def digits(layer: Layer) -> nn.Module:
 
 
 class Network(NamedTuple):
-    """A network and the images that it is trained on."""
+    """A network, the shape (C, H, W) of its images, and the sizes of batches."""
 
     about: str
     make: Callable[[Layer], nn.Module]
     shape: tuple[int, int, int]
-    """Channels, height and width of an image."""
     batch: int
     cpu_batch: int
 
 
 _NUMBERS = "64 x 64 photographs, four transformers on feature maps of 3 to 128 channels"
 NETWORKS = {
-    "house-numbers": Network(_NUMBERS, house_numbers, (3, 64, 64), batch=128, cpu_batch=4),
+    "house-numbers": Network(_NUMBERS, house_numbers, (3, 64, 64), 128, 4),
     "digits": Network("28 x 28 digits, one transformer on the image", digits, (1, 28, 28), 256, 64),
 }
 
 
-def steps(network: Network, batch: int, device: torch.device) -> dict[str, Callable[[], None]]:
-    """A step of training for each provider, on the same images."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(batch, *network.shape, generator=generator).to(device)
-    labels = torch.randint(10, (batch,), generator=generator).to(device)
+def step_of(layer: Layer, network: Network, batch: int, device: torch.device) -> Callable[[], None]:
+    """A step of training; the images are the same for each layer. The first step is done."""
+    torch.manual_seed(0)
+    images = torch.rand(batch, *network.shape).to(device)
+    labels = torch.randint(10, (batch,)).to(device)
+    model = network.make(layer).to(device)
+    groups = model.parameters() if layer is None else parameter_groups(model, lr=1e-3)
+    optimizer = torch.optim.SGD(groups, lr=1e-3)
 
-    def step_of(layer: Layer) -> Callable[[], None]:
-        torch.manual_seed(0)
-        model = network.make(layer).to(device)
-        groups = model.parameters() if layer is None else parameter_groups(model, lr=1e-3)
-        optimizer = torch.optim.SGD(groups, lr=1e-3)
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
 
-        def step() -> None:
-            optimizer.zero_grad(set_to_none=True)
-            F.cross_entropy(model(images), labels).backward()
-            optimizer.step()
-
-        step()  # compiles kernels, allocates
-        return step
-
-    return {name: step_of(layer) for name, layer in PROVIDERS.items()}
+    step()  # compiles kernels, allocates
+    return step
 
 
 def table_of(samples: dict[str, list[float]]) -> pd.DataFrame:
@@ -146,16 +136,14 @@ def table_of(samples: dict[str, list[float]]) -> pd.DataFrame:
 def main(args: argparse.Namespace) -> int:
     """Print, for each network, what its transformers cost."""
     device = choose_device(args.device)
-    effort = dataclasses.replace(stopwatch.QUICK if args.quick else stopwatch.FULL, gpu_ms_per_round=50)
-    effort = dataclasses.replace(
-        effort, cpu_seconds=5 if args.quick else 30, gpu_rounds=5 if args.quick else 20
-    )
+    seconds, rounds = (5, 5) if args.quick else (30, 20)
+    effort = stopwatch.Effort(seconds, 5, gpu_rounds=rounds, gpu_ms_per_round=50, most_copies=1)
     facts = setting.facts(device)
     tables = []
     for name, network in NETWORKS.items():
         batch = network.cpu_batch if device.type == "cpu" else network.batch
         print(f"{name}: half a minute; with --quick, ten seconds ...", file=sys.stderr)
-        functions = {key: [step] for key, step in steps(network, batch, device).items()}
+        functions = {key: [step_of(layer, network, batch, device)] for key, layer in PROVIDERS.items()}
         table = table_of(stopwatch.sample(functions, device, effort))
         tables.append(table.rename_axis("provider").reset_index().assign(network=name, batch=batch, **facts))
         if not args.json:

@@ -147,6 +147,11 @@ def test_passes_compute_what_they_say_and_nothing_else():
         assert calls == needed
 
 
+@pytest.fixture(scope="module")
+def data():
+    return digits()
+
+
 class TestGate:
     @pytest.mark.parametrize("map_name", MAPS)
     @pytest.mark.parametrize("name", NOT_COMPILED)
@@ -203,10 +208,6 @@ class TestGate:
         (output,) = passes.forward(providers.eager_pair, data)()
         assert Gate(data).check({"output": output}).passed
         assert not Gate(data).check({"output": spoil(output)}).passed
-
-    @pytest.fixture(scope="class")
-    def data(self):
-        return digits()
 
 
 @pytest.mark.full

@@ -298,7 +298,7 @@ def test_few_samples_are_noise(samples, in_noise):
     assert summary.against(table, "eager")["in_noise"].tolist() == [in_noise]
     printed = summary.text(table)
     assert ("0.50x~" in printed) == in_noise
-    assert ("a b c 0.50x" in printed) == (not in_noise)
+    assert ("a b c: 0.50x" in printed) == (not in_noise)
 
 
 def test_on_a_gpu_rows_have_memory_and_replays(monkeypatch):

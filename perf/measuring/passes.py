@@ -1,4 +1,4 @@
-"""The passes of a sampler that are timed: functions without arguments that return the tensors they compute."""
+"""The passes of a sampler that are timed: functions that return the tensors they compute."""
 
 from __future__ import annotations
 

@@ -40,15 +40,11 @@ def picture(device: torch.device, facts: dict[str, str | int], path: Path) -> fl
     largest = float(difference.max())
     # A few pixels at edges differ most; the scale ends below them, so that the others show.
     top = float(np.quantile(difference, 0.995)) or largest or 1.0
-    panels = {
-        "original": photo,
-        "operator": ours.clip(0, 1),
-        "PyTorch\nF.affine_grid + F.grid_sample": theirs.clip(0, 1),
-        f"difference, white at {top:.1e}\nlargest {largest:.1e} of full scale": (difference / top).clip(0, 1),
-    }
+    title = f"difference, white at {top:.1e}\nlargest {largest:.1e} of full scale"
+    panels = {"original": photo / 255, "operator": ours, "PyTorch": theirs, title: difference / top}
     figure = Figure(figsize=(14, 5), layout="constrained")
     for ax, (title, image) in zip(figure.subplots(1, 4), panels.items(), strict=True):
-        ax.imshow(image, cmap="gray", vmin=0, vmax=1)
+        ax.imshow(image.clip(0, 1), cmap="gray", vmin=0, vmax=1)
         ax.set_title(title)
         ax.set_axis_off()
     figure.supxlabel(setting.summary(facts), fontsize=10)
