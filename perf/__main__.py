@@ -268,9 +268,9 @@ def _plot(commands) -> None:
         "plot",
         "draw the charts of a result file",
         """\
-Draw the charts of a result file of `bench`, or of the timings of `tune`, as PNG and SVG: speed-up per
-workload with losses in another colour, fraction of the roofline, scaling over size, batch and channels, peak
-memory, the landscape of block sizes. A chart whose rows are not there is not drawn; the output says why.
+Draw the charts of a speed.csv, which `bench` writes, as PNG and SVG: speed-up per workload with losses in
+another colour, fraction of the roofline, peak memory, scaling over size, batch and channels. A chart whose
+rows are not there is not drawn, and the output says so.
 """,
         "  python -m perf plot\n  python -m perf plot perf/results/cpu-epyc-2-threads.csv --out charts\n",
     )
@@ -286,10 +286,10 @@ def _report(commands) -> None:
         "report",
         "one self-contained HTML page of a result file",
         """\
-Make one HTML page with headline numbers, targets, charts, the whole table, the environment and the method. It
-needs no other file and no network.
+Make one HTML page with headline figures, charts, the whole table, the environment and the method. It needs no
+other file and no network.
 """,
-        "  python -m perf report\n  python -m perf report perf/results/h100.csv --out h100\n",
+        "  python -m perf report\n  python -m perf report perf/results/nvidia-h200.csv --out h200\n",
     )
     parser.add_argument(
         "results", type=Path, nargs="?", default=RESULTS, help="a CSV, or a directory of them (%(default)s)"
@@ -305,7 +305,7 @@ def _compare(commands) -> None:
         """\
 Compare the rows of two result files of one machine, for regressions between commits. A row is slower or
 faster only if its 20 to 80 % intervals do not overlap and the medians differ by more than the threshold.
-Where the eager pair of the same workload, map and pass changed beyond its own noise, the machine drifted:
+Where the eager pair of the same workload, map and pass changed beyond its own noise, the machine drifted, and
 that change is taken out of the others first. With another PyTorch the eager pair is no such yardstick.
 Where it changed by over 1.5x, or a row that would be slower or faster has fewer than 10 samples, the
 verdict is unclear, which is no failure. Exits with 1 if a row of the operator became slower or wrong.
