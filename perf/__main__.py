@@ -331,26 +331,25 @@ def _evidence(commands) -> None:
         "evidence",
         "all that a GPU can show in eight minutes",
         """\
-Compile, compare, and time on a GPU what says most about the operator, in a given time: is it right; gather
-against scatter; the operator against PyTorch on ten workloads; the host's time and the first call; block
-sizes; what Nsight Compute counts, where it is installed. Each step is a process with a share of the time, and
-results are written as they come: a crash, a hang or the end of the time costs only what was not yet measured.
-Run it in the directory of a checkout; it needs no network. With less than about six minutes, most steps are
-cut. Exits with 1 if something is wrong or a step broke; that the time ended is no fault.
-Writes into the output directory
+Compare and time on a GPU what says most about the operator, in a given time: is it right; how fast is it
+beside PyTorch on ten workloads; gather against scatter; the host's time and the first call; block sizes. Each
+step is a process with a share of the time, and results are written as they come: a crash, a hang or the end of
+the time costs only the results that were not yet found. Run it in the directory of a checkout; it needs no
+network. With less than about six minutes, most steps are cut. Exits with 1 if something is wrong or a step
+broke; the end of the time is no fault. Writes into the output directory
   evidence.json  all results
-  summary.txt    what is printed at the end: right or wrong, the ratios, what was not reached
-  evidence.png   the ratios as a chart
+  summary.txt    the printed summary: right or wrong, the ratios, the steps that were cut
+  evidence.png   the ratios as a picture
   speed.csv      rows as `bench` writes them, for `plot`, `report` and `compare`
   tuning.csv     timings of block sizes; block-sizes.json, the table of the best
-  evidence.log   what the steps and libraries said
+  evidence.log   messages of the steps and of libraries
 """,
         """\
   python -m perf evidence                          eight minutes, all of it
   python -m perf evidence --minutes 15             with more block sizes and workloads
-  python -m perf evidence --only compare backward  these steps alone
-  python -m perf evidence --plan --cores 16        what each step does and takes; measures nothing
-  python -m perf evidence --rehearse               play it on a CPU, with a crash and a hang; minutes
+  python -m perf evidence --only check backward    these steps alone
+  python -m perf evidence --plan                   what each step does and how long it may take
+  python -m perf evidence --rehearse               play it on a CPU, in about a minute
 """,
     )
     parser.add_argument(
@@ -364,20 +363,14 @@ Writes into the output directory
         "--out",
         type=Path,
         metavar="DIR",
-        help="where the results go (default: perf-results/evidence, of a rehearsal perf-results/rehearsal)",
+        help="a directory without results (default: perf-results/evidence-DATE, or rehearsal-DATE)",
     )
     parser.add_argument("--only", nargs="+", metavar="STEP", help="these steps alone; --plan names them")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--plan", action="store_true", help="print what each step does and takes, and stop")
+    form.add_argument("--plan", action="store_true", help="print the steps and their seconds, and stop")
     form.add_argument(
         "--rehearse", action="store_true", help="play all of it on a CPU: kernels interpreted, tiny workloads"
     )
-    form.add_argument(
-        "--count",
-        action="store_true",
-        help="for maintainers: compile all kernels without a GPU and record the seconds that --plan prints",
-    )
-    parser.add_argument("--cores", type=int, metavar="N", help="for --plan (default: those of this machine)")
     add_json(parser)
 
 
