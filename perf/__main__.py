@@ -333,8 +333,8 @@ def _evidence(commands) -> None:
         """\
 Compare and time on a GPU what says most about the operator, in a given time: is it right; how fast is it
 beside PyTorch on ten workloads; gather against scatter; the host's time and the first call; block sizes. Each
-step is a process with a share of the time, and results are written as they come: a crash, a hang or the end of
-the time costs only the results that were not yet found. Run it in the directory of a checkout; it needs no
+step is a process with a share of the time, and results are written as they come: a crash, a hang or the end
+of the time costs only the results that were not yet found. Run it in the directory of a checkout; it needs no
 network. With less than about six minutes, most steps are cut. Exits with 1 if something is wrong or a step
 broke; the end of the time is no fault. Writes into the output directory
   evidence.json  all results
@@ -363,7 +363,7 @@ broke; the end of the time is no fault. Writes into the output directory
         "--out",
         type=Path,
         metavar="DIR",
-        help="a directory without results (default: perf-results/evidence-DATE, or rehearsal-DATE)",
+        help="an empty or a new directory (default: perf-results/evidence-DATE, or rehearsal-DATE)",
     )
     parser.add_argument("--only", nargs="+", metavar="STEP", help="these steps alone; --plan names them")
     form = parser.add_mutually_exclusive_group()

@@ -59,15 +59,14 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _directory(out: Path | None, rehearse: bool) -> Path:
-    """Make the directory of the results; one that has results of another run is refused."""
+    """Make the directory of the results."""
     from perf.plot import make_directory
 
     name = "rehearsal" if rehearse else "evidence"
     out = (out or Path("perf-results") / time.strftime(f"{name}-%Y-%m-%d-%H%M%S")).resolve()
-    for name in ("evidence.json", "speed.csv", "tuning.csv"):
-        if (out / name).exists():
-            raise UsageError(f"--out: {out} has {name} of another run; expected a directory without")
     make_directory(out)
+    if any(out.iterdir()):
+        raise UsageError(f"--out: {out} has files; expected an empty directory, or none yet")
     return out
 
 

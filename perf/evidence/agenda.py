@@ -36,7 +36,7 @@ class Step:
     function: str
     """``module:function``. It is called with each item and the stage, and yields records."""
     items: Sequence[str]
-    """Names of the parts that the step does one after the other."""
+    """Names of its parts, which follow each other."""
     rehearsed: Sequence[str] = ()
     """The items of a rehearsal."""
 
@@ -54,6 +54,5 @@ STEPS = (
     Step("host", "host time of a call", 5, f"{_TIMING}:host", ["overhead"], ["overhead"]),
     Step("first-calls", "seconds of a first call", 40, f"{_TIMING}:first_call", _FIRST_CALLS, ["digits-28"]),
     Step("blocks", "the fastest block sizes", 45, f"{_MEASURE}:block_sizes", TELLING),
-    Step("torch-compile", "against torch.compile", 20, f"{_TIMING}:against_compile", TELLING),
-    Step("further", "against PyTorch, other workloads", 25, f"{_TIMING}:speed", _FURTHER),
+    Step("further", "against PyTorch, other workloads", 45, f"{_TIMING}:speed", _FURTHER),
 )

@@ -15,13 +15,12 @@ from perf.measuring.suite import one_line
 from stn_triton import tables
 
 SCATTER, BACKWARD = "scatter", "backward-"
-"""The provider, and how workloads begin, of gather against scatter."""
+"""The provider that scatters, and the beginning of the names of the workloads that compare it."""
 RIVALS = {
     "calls": (EAGER, "median_ms"),
     "graphs": (EAGER, "graph_ms"),
     "corners": ("eager-corners", "median_ms"),
     "broadcast": ("eager-broadcast", "median_ms"),
-    "compile": ("compile", "median_ms"),
 }
 """Columns of ratios: the rival, and which of its times is divided by the operator's."""
 _FORMS = {
@@ -31,9 +30,8 @@ _FORMS = {
 }
 _LEGEND = """\
 ms: a call of the operator. calls: 2.00x is twice as fast as the pair, F.affine_grid, then F.grid_sample;
-graphs: in CUDA graphs; corners: the pair with align_corners; broadcast: with a broadcast grid; compile: the
-pair under torch.compile. roofline: share of the copy bandwidth; memory: peak, share of the pair's. All are
-geometric means over the maps."""
+graphs: in CUDA graphs; corners: the pair with align_corners; broadcast: with a broadcast grid. roofline:
+share of the copy bandwidth. memory: peak, share of the pair's. All are geometric means over the maps."""
 _GATHER_LEGEND = """\
 ms: a backward of the operator, which gathers. scatter, eager: the time of a fused scatter, and of the pair,
 over it; above 1 the operator is faster. Times of CUDA graphs, without the host's, where calls are short."""
@@ -90,7 +88,7 @@ def backwards(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def failures(results: Record) -> list[str]:
-    """Everything that makes a run fail, a line each: wrong results, crashes, and that nothing was compared."""
+    """Everything that makes a run fail, a line each: wrong results, crashes, or nothing compared."""
     lines = [] if results["machine"] else ["no machine was found; evidence.log says why"]
     for name, step in results["steps"].items():
         lines += [f"{name}: {r['what']}: {r['problem']}" for r in step["records"] if not r["ok"]]
@@ -103,19 +101,22 @@ def failures(results: Record) -> list[str]:
 def text(results: Record, table: pd.DataFrame | None) -> str:
     """The whole summary as paragraphs; ``table`` has the rows of speed.csv, if there are any."""
     machine, problems = results["machine"], failures(results)
-    copy = f"copy bandwidth {machine.get('copy_gb_per_s', float('nan')):,.0f} GB/s"
-    rehearsal = "A REHEARSAL: kernels interpreted on a CPU, tiny workloads; its times mean nothing."
+    parts = []
+    if machine:
+        copy = machine.get("copy_gb_per_s", float("nan"))
+        parts.append(f"{setting.summary(machine)}\ncopy bandwidth {copy:,.0f} GB/s")
+    if results["rehearsal"]:
+        parts.append("A REHEARSAL: kernels interpreted on a CPU, tiny workloads; its times mean nothing.")
     passed = ", ".join(f"{name} {count}" for name, count in _passed(results).items())
-    parts = [
-        f"{setting.summary(machine)}\n{copy}" if machine else "",
-        rehearsal if results["rehearsal"] else "",
-        "\n  ".join(
-            ["FAILED" if problems else f"RIGHT; passed: {passed or 'nothing'}", *problems[:_MOST_LINES]]
-        ),
-    ]
+    verdict = "FAILED" if problems else f"RIGHT; passed: {passed or 'nothing was compared'}"
+    parts.append("\n  ".join([verdict, *problems[:_MOST_LINES]]))
     try:
-        parts += ["nothing was timed"] if table is None else [_speeds(table), _shown(backwards(table), _GATHER_LEGEND)]
-        parts.append("\n".join([*_host(results), *_blocks(results)]))
+        parts += (
+            ["nothing was timed"]
+            if table is None
+            else [_speeds(table), _shown(backwards(table), _GATHER_LEGEND)]
+        )
+        parts.append("\n".join(_other_lines(results)))
     except Exception as error:  # rows that nobody thought of must not cost the verdict
         parts.append(f"not shown: {one_line(error)}")
     lines = [f"{results['seconds_used']:.0f} of {results['seconds']:.0f} s used"]
@@ -150,24 +151,16 @@ def _shown(rows: pd.DataFrame, *lines: str) -> str:
     return "" if rows.empty else "\n".join([found, *lines])
 
 
-def _host(results: Record) -> Iterator[str]:
-    """Lines about the host's time of a call, and first calls."""
+def _other_lines(results: Record) -> Iterator[str]:
+    """Lines about the host's time of a call, first calls, and the gains of other block sizes."""
     for record in _records(results, "host"):
         if record["ok"]:
             ours, pair = (record["microseconds"][name] for name in ("affine_grid_sample", "eager pair"))
             each = ", ".join(f"{name} {us:.0f} ({pair[name]:.0f})" for name, us in ours.items())
             yield f"host time of a call in microseconds, operator (eager pair): {each}"
     for record in _records(results, "first-calls"):
-        first, second = (
-            sum(record.get(f"{number}_{part}_s", 0) for part in ("forward", "backward"))
-            for number in ("first", "second")
-        )
-        took = f"{first:.1f} s with its backward, the second {1e3 * second:.1f} ms"
-        yield f"{record['what']}: {record.get('problem') or took}"
-
-
-def _blocks(results: Record) -> Iterator[str]:
-    """Lines about the gains of other block sizes."""
+        seconds = record.get("first_forward_s", 0) + record.get("first_backward_s", 0)
+        yield f"{record['what']}: {record.get('problem') or f'{seconds:.1f} s with its backward'}"
     buckets = [bucket for record in _records(results, "blocks") for bucket in record.get("buckets", [])]
     for bucket in buckets:
         if (bucket["gain"] or 0) > 1.05:

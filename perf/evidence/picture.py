@@ -62,4 +62,6 @@ def _finish(ax: Axes, title: str, rows: pd.DataFrame, values: Sequence[float]) -
     ax.axvline(1, color=_INK, linewidth=1.2)
     ax.grid(axis="x", alpha=0.4)
     ax.set_axisbelow(True)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.35 / len(rows) - 0.04), ncols=2, frameon=False)
+    ax.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.35 / max(len(rows), 1) - 0.04), ncols=2, frameon=False
+    )

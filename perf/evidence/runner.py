@@ -73,12 +73,11 @@ class Runner:
                 pass
             found["status"] = ENDED if found["left"] else DONE
         finally:
-            took = time.monotonic() - began
-            found["seconds"] = round(found["seconds"] + took, 1)
+            found["seconds"] = round(found["seconds"] + time.monotonic() - began, 1)
             self._write()
         wrong = sum(not record["ok"] for record in found["records"])
-        parts = [f"{len(found['records'])} results", *[f"{wrong} WRONG"] * bool(wrong), *found["crashes"]]
-        self._say(f"    {found['status']} after {took:.0f} s: {', '.join(parts)}")
+        counts = [f"{len(found['records'])} results", *[f"{wrong} WRONG"] * bool(wrong), *found["crashes"]]
+        self._say(f"    {found['status']} after {found['seconds']:.0f} s: {', '.join(counts)}")
 
     def _process(self, step: Step, end: float, log: TextIO) -> bool:
         """Run one process of a step; returns whether another can go on with the items left."""

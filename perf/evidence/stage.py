@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,6 @@ class Stage:
     """Whether the step is played on a CPU: kernels interpreted, workloads tiny."""
     facts: Record = field(default_factory=dict)
     """The facts that the first step found: those of `perf.setting`, ``copy_gb_per_s``, ``workers``."""
-
-    def seconds_left(self) -> float:
-        """Seconds until the step will be stopped."""
-        return self.end - time.monotonic()
 
     @property
     def device(self) -> torch.device:
