@@ -111,15 +111,15 @@ def _tune(commands) -> None:
         """\
 Time up to 16 configurations of block sizes for every bucket of launches (kernel, variant, layout, dtype,
 channels, pixels, planes) that the workloads of `bench` reach, after checking that they give the result of
-the default, and write the table of this GPU into the package. What is done is kept in DIR/tuning.csv, a row
-per bucket and configuration, also when it is interrupted: run it again to go on. What a table has for older
-kernels is dropped. --quick writes DIR/<gpu>.json, which nothing reads.
+the default. The table of this GPU is written into the package. Timings are kept in DIR/tuning.csv, a row per
+bucket and configuration: run an interrupted command again to go on. Entries for older kernels are dropped
+from the table. --quick writes DIR/<gpu>.json, which nothing reads.
 """,
         """\
-  python -m perf tune                        the buckets of the workloads; it says how long
+  python -m perf tune                        the buckets of all workloads
   python -m perf tune --workloads crops-7    those of one workload
   python -m perf tune --only 'forward/*'     those of the forward kernel
-  python -m perf tune --fresh                begin anew; the CSV of the earlier run is set aside
+  python -m perf tune --fresh                begin again; the CSV of the earlier run is set aside
 """,
     )
     add_device(parser)
@@ -128,7 +128,7 @@ kernels is dropped. --quick writes DIR/<gpu>.json, which nothing reads.
     parser.add_argument(
         "--only", metavar="PATTERN", help="of their buckets, those with such names, as '*/c64/*'"
     )
-    parser.add_argument("--fresh", action="store_true", help="begin anew, whatever an earlier run found")
+    parser.add_argument("--fresh", action="store_true", help="begin again, whatever an earlier run found")
     parser.add_argument("--quick", action="store_true", help="few configurations of few buckets: a try")
     parser.add_argument(
         "--table",
@@ -147,45 +147,31 @@ def _static(commands) -> None:
         """\
 Compile what real calls launch, for GPUs that need not be here, and read the machine code: registers, spills,
 shared memory, theoretical occupancy, access widths, atomics, seconds to compile, and the instructions that a
-thread executes per element, the yardstick that `perf/results/instructions.json` keeps for each Triton.
-Triton's own launcher says what is compiled: calls are made on CPU tensors, but nothing is launched.
+thread executes per element, which `perf/results/instructions.json` records for each version of Triton.
+Triton's own launcher decides what is compiled: calls are made on CPU tensors, but nothing is launched.
 """,
         """\
   python -m perf static                          what the workloads of `perf bench` launch, for four GPUs
   python -m perf static --workloads features-64 --arch sm_90
-  python -m perf static --quick                  the yardstick kernels alone, for sm_90
+  python -m perf static --quick                  only the workloads that are recorded, for sm_90
   python -m perf static --variants --every 40    a sample of every mode, padding, dimension and kind of map
-  python -m perf static --check                  exit 1 if a yardstick kernel spills, compiles for over 3 s or
-                                                 executes over 5 % more instructions than recorded
-  python -m perf static --record                 write the yardstick anew
-  python -m perf static --space images-224 --out counted.csv   all block sizes that `perf tune` would try
+  python -m perf static --check                  exit 1 if a recorded kernel spills, takes over 3 s to compile
+                                                 or executes over 5 % more instructions than recorded
+  python -m perf static --record                 record the instructions per element again
+  python -m perf static --space --workloads images-224 --out counted.csv    all block sizes of `perf tune`
 """,
     )
-    parser.add_argument(
-        "--arch",
-        nargs="+",
-        default=["sm_80", "sm_90", "sm_100", "gfx942"],
-        metavar="NAME",
-        help="which GPUs (default: %(default)s)",
-    )
+    parser.add_argument("--arch", nargs="+", metavar="NAME", help="which GPUs: sm_80, sm_90, sm_100, gfx942")
     parser.add_argument("--workloads", nargs="+", metavar="NAME", help="which workloads (default: all)")
     parser.add_argument("--variants", action="store_true", help="instead every variant (over an hour a GPU)")
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="only every N-th kernel")
-    parser.add_argument("--quick", action="store_true", help="the yardstick kernels alone")
-    parser.add_argument("--record", action="store_true", help="write the instructions per element anew")
-    parser.add_argument("--check", action="store_true", help="compare them with what is recorded")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="only every N-th call")
     parser.add_argument(
-        "--space",
-        nargs="*",
-        metavar="WORKLOAD",
-        help="all block sizes of the kernels of workloads' training steps (default: the yardstick's)",
+        "--quick", action="store_true", help="only the workloads that are recorded, for sm_90"
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="the table that --space writes (default: perf/results/block-sizes-counted.csv)",
-    )
+    parser.add_argument("--record", action="store_true", help="record their instructions per element")
+    parser.add_argument("--check", action="store_true", help="compare these with the record")
+    parser.add_argument("--space", action="store_true", help="in all block sizes that `perf tune` would try")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the rows as a CSV")
     add_json(parser)
 
 
@@ -237,7 +223,7 @@ def _numerics(commands) -> None:
         "numerics",
         "errors against fp64, beside the eager pair's",
         """\
-Set the output and both gradients against fp64, for fp32, bf16 and fp16, sizes 28 to 8192, with and without
+Compare the output and both gradients with fp64, for fp32, bf16 and fp16, sizes 28 to 8192, with and without
 autocast: of the operator and of PyTorch's eager pair (F.affine_grid, then F.grid_sample) on the same
 arguments. Without a GPU the kernels run in Triton's interpreter, beside the path that CPUs take. Writes
 into the output directory
@@ -258,7 +244,7 @@ Exits with 1 if an error of the operator is larger than the pair's.
         "--results", type=Path, metavar="FILE", help="show the CSV of an earlier run, measure nothing"
     )
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--markdown", action="store_true", help="print the README's tables")
+    form.add_argument("--markdown", action="store_true", help="print the tables of docs/numerics.md")
     add_json(form)
 
 
