@@ -90,11 +90,11 @@ def _tune(parser: Parser) -> None:
 
     Times up to 16 configurations for every bucket of launches (kernel, variant, layout, dtype, channels,
     pixels, planes) that the workloads of `bench` reach, after checking that they give the result of the
-    default. Rows are kept in DIR/tuning.csv, also when the run is interrupted: run it again to go on.
-    --quick writes DIR/<gpu>.json, which nothing reads.
+    default. Timings are kept in DIR/tuning.csv: run an interrupted command again to go on. Entries for older
+    kernels are dropped from the table. --quick writes DIR/<gpu>.json, which nothing reads.
 
     Examples:
-      python -m perf tune                        the buckets of the workloads; it says how long
+      python -m perf tune                        the buckets of all workloads
       python -m perf tune --workloads crops-7    those of one workload
       python -m perf tune --only 'forward/*'     those of the forward kernel
     """
@@ -110,28 +110,26 @@ def _static(parser: Parser) -> None:
     """Compile every kernel without a GPU: registers, spills, occupancy, instructions.
 
     Compiles what real calls launch and reads the machine code, with the instructions that a thread executes
-    per element: the yardstick that `perf/results/instructions.json` keeps for each Triton.
+    per element, which `perf/results/instructions.json` records for each version of Triton.
 
     Examples:
       python -m perf static                        what the workloads of `bench` launch, for four GPUs
       python -m perf static --workloads features-64 --arch sm_90
       python -m perf static --variants --every 40  a sample of all modes, paddings, dimensions and maps
-      python -m perf static --check                exit 1 if a yardstick kernel spills, compiles for over 3 s
-                                                   or executes over 5 % more instructions than recorded
-      python -m perf static --space images-224 --out counted.csv
+      python -m perf static --check                exit 1 if a recorded kernel spills, compiles for over 3 s or
+                                                   executes over 5 % more instructions than recorded
+      python -m perf static --space --workloads images-224 --out counted.csv
     """
     _common(parser, device=False, out=False)
-    arch = ["sm_80", "sm_90", "sm_100", "gfx942"]
-    parser.add_argument("--arch", **NAMES, default=arch, help="which GPUs (default: %(default)s)")
+    parser.add_argument("--arch", **NAMES, help="which GPUs: sm_80, sm_90, sm_100, gfx942")
     parser.add_argument("--workloads", **NAMES, help="which workloads (default: all)")
     parser.add_argument("--variants", **FLAG, help="instead every variant (over an hour a GPU)")
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="only every N-th kernel")
-    parser.add_argument("--quick", **FLAG, help="the yardstick kernels alone")
-    parser.add_argument("--record", **FLAG, help="write the instructions per element again")
-    parser.add_argument("--check", **FLAG, help="compare them with the recorded ones")
-    space = "all block sizes that `tune` would try of workloads' training steps (default: the yardstick's)"
-    parser.add_argument("--space", nargs="*", metavar="WORKLOAD", help=space)
-    parser.add_argument("--out", **PATH, help="for --space (default: perf/results/block-sizes-counted.csv)")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="only every N-th call")
+    parser.add_argument("--quick", **FLAG, help="only the workloads that are recorded, for sm_90")
+    parser.add_argument("--record", **FLAG, help="record their instructions per element")
+    parser.add_argument("--check", **FLAG, help="compare these with the record")
+    parser.add_argument("--space", **FLAG, help="in all block sizes that `perf tune` would try")
+    parser.add_argument("--out", **PATH, help="also write the rows as a CSV")
 
 
 def _overhead(parser: Parser) -> None:
@@ -178,12 +176,12 @@ def _numerics(parser: Parser) -> None:
     parser.add_argument("--quick", **FLAG, help="the sizes 28 and 224 alone")
     parser.add_argument("--results", **PATH, help="show the CSV of an earlier run, measure nothing")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--markdown", **FLAG, help="print the README's tables")
+    form.add_argument("--markdown", **FLAG, help="print the tables of docs/numerics.md")
     add_json(form)
 
 
 def _plot(parser: Parser) -> None:
-    """Draw the charts of a result file of `bench`, or of the timings of `tune`, as PNG and SVG.
+    """Draw the charts of a speed.csv, which `bench` writes, as PNG and SVG.
 
     Examples:
       python -m perf plot perf/results/cpu-epyc-2-threads.csv --out charts
@@ -223,32 +221,29 @@ def _compare(parser: Parser) -> None:
 def _evidence(parser: Parser) -> None:
     """Measure all that a GPU can show in eight minutes: is it right, how fast is it.
 
-    Checks the results; times gather against scatter, the operator against PyTorch on ten workloads, the
-    host's part and the first call; searches block sizes. Results are written as they come: a crash, a hang or
-    the end of the time costs only what was not yet measured. Run it in the directory of a checkout; it needs
-    no network. Exits with 1 if something is wrong or a step broke. Writes into the output directory
-      evidence.json, summary.txt, evidence.png   all results, what is printed at the end, and the chart
-      speed.csv                                  rows as `bench` writes them
-      tuning.csv, block-sizes.json               timings of block sizes, and the table of the best
-      evidence.log                               what the steps and libraries said
+    Checks the results; times the operator against PyTorch, gather against scatter, the host's part and first
+    calls; searches block sizes. Results are written as they come: a crash, a hang or the end of the time
+    costs only the results that were not yet found. Run it in the directory of a checkout; it needs no
+    network. Exits with 1 if something is wrong or a step broke. Writes into the output directory
+      evidence.json, evidence.log                all results, and the messages of the steps
+      summary.txt, evidence.png                  the printed summary, and the ratios as a picture
+      speed.csv, tuning.csv, block-sizes.json    rows as `bench` and `tune` write them, and the best sizes
 
     Examples:
       python -m perf evidence                          eight minutes, all of it
-      python -m perf evidence --only compare backward  these steps alone
-      python -m perf evidence --plan --cores 16        what each step does and takes; measures nothing
-      python -m perf evidence --rehearse               play it on a CPU, with a crash and a hang; minutes
+      python -m perf evidence --only check backward    these steps alone
+      python -m perf evidence --plan                   what each step does and how long it may take
+      python -m perf evidence --rehearse               play it on a CPU, in about a minute
     """
     _common(parser, device=False, out=False)
-    out = "where the results go (default: perf-results/evidence, or perf-results/rehearsal)"
+    out = "an empty or a new directory (default: perf-results/evidence-DATE, or rehearsal-DATE)"
     parser.add_argument("--out", type=Path, metavar="DIR", help=out)
     minutes = "the time for all of it (default: %(default)g)"
     parser.add_argument("--minutes", type=float, default=8.0, metavar="M", help=minutes)
     parser.add_argument("--only", **NAMES, help="these steps alone; --plan names them")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--plan", **FLAG, help="print what each step does and takes, and stop")
+    form.add_argument("--plan", **FLAG, help="print the steps and their seconds, and stop")
     form.add_argument("--rehearse", **FLAG, help="play it on a CPU: interpreted kernels, tiny workloads")
-    form.add_argument("--count", **FLAG, help="for maintainers: record the seconds that --plan prints")
-    parser.add_argument("--cores", type=int, metavar="N", help="for --plan (default: those of this machine)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
