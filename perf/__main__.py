@@ -116,8 +116,8 @@ def _static(parser: Parser) -> None:
       python -m perf static                        what the workloads of `bench` launch, for four GPUs
       python -m perf static --workloads features-64 --arch sm_90
       python -m perf static --variants --every 40  a sample of all modes, paddings, dimensions and maps
-      python -m perf static --check                exit 1 if a recorded kernel spills, compiles for over 3 s or
-                                                   executes over 5 % more instructions than recorded
+      python -m perf static --check                exit 1 if a recorded kernel spills, compiles for over 3 s
+                                                   or executes over 5 % more instructions than recorded
       python -m perf static --space --workloads images-224 --out counted.csv
     """
     _common(parser, device=False, out=False)
