@@ -6,10 +6,11 @@ import argparse
 import importlib
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
+import torch
 from tqdm import tqdm
 
 from perf import EXIT_FAILED, EXIT_OK, UsageError, chosen, setting
@@ -43,12 +44,11 @@ def main(args: argparse.Namespace) -> int:
         print(f"\n{len(rows)} rows of {plan.count_rows()} are in {path}", file=sys.stderr)
         raise
     table = results.frame(rows, facts)
-    lines = [f"\nwrote {path}"]
     # Before anything is printed: if the reader of the output has left, the files must be there all the same.
-    is_drawn = draw(table, plan, args, lines.append)
+    lines, is_drawn = draw(table, plan.device, args.out)
     print(table.to_json(orient="records", indent=1) if args.json else summary.text(table))
     # Names of files must not mix with rows that another program reads.
-    print("\n".join(lines), file=sys.stderr if args.json else sys.stdout)
+    print(f"\nwrote {path}", *lines, sep="\n", file=sys.stderr if args.json else sys.stdout)
     return EXIT_OK if is_drawn and not (table["status"] == FAILED).any() else EXIT_FAILED
 
 
@@ -77,27 +77,18 @@ def make_plan(args: argparse.Namespace) -> suite.Plan:
     return replace(plan, copy_gb_per_s=roofline.copy_gb_per_s(device))
 
 
-def draw(table: pd.DataFrame, plan: suite.Plan, args: argparse.Namespace, say: Callable[[str], None]) -> bool:
-    """Write charts, page and photograph; if one of them fails say why, go on, and return False."""
-
-    def charts() -> None:
-        for path in importlib.import_module("perf.plot").draw(table, args.out):
-            say(f"wrote {path}")
-
-    def report() -> None:
-        say(f"wrote {importlib.import_module('perf.report').write(table, args.out)}")
-
-    def photograph() -> None:
-        path = args.out / "photograph.png"
-        module = importlib.import_module("perf.measuring.photograph")
-        largest = module.picture(plan.device, table.iloc[0].to_dict(), path)
-        say(f"wrote {path}: operator and PyTorch differ by at most {largest:.1e} of full scale")
-
-    is_drawn = True
-    for step in (charts, report, photograph):
+def draw(table: pd.DataFrame, device: torch.device, out: Path) -> tuple[list[str], bool]:
+    """Write charts, page and photograph; return lines about them, and whether all could be written."""
+    lines, is_drawn = [], True
+    for module, function, arguments in (
+        ("perf.plot", "draw", (table, out)),
+        ("perf.report", "write", (table, out)),
+        ("perf.measuring.photograph", "write", (table, out, device)),
+    ):
         try:
-            step()
+            written = getattr(importlib.import_module(module), function)(*arguments)
+            lines += [f"wrote {path}" for path in (written if isinstance(written, list) else [written])]
         except Exception as error:  # whatever it is, the rows are written
-            say(f"no {step.__name__}: {suite.one_line(error)}")
+            lines.append(f"no result of {module}: {suite.one_line(error)}")
             is_drawn = False
-    return is_drawn
+    return lines, is_drawn

@@ -42,7 +42,7 @@ def drawn(monkeypatch):
     """Stand-ins for the drawing and for the copy's speed; the numbers of rows that were drawn."""
     calls = []
     monkeypatch.setattr("perf.measuring.roofline.copy_gb_per_s", lambda device: 10.0)
-    monkeypatch.setattr(bench, "draw", lambda table, *_: calls.append(len(table)) or True)
+    monkeypatch.setattr(bench, "draw", lambda table, *_: (calls.append(len(table)) or [], True))
     return calls
 
 
@@ -181,19 +181,12 @@ def test_the_rows_stay_if_something_cannot_be_drawn(monkeypatch, tmp_path, broke
     def fails(*_):
         raise OSError("no font")
 
-    calls = []
-    for name, function, result in (
-        ("plot", "draw", []),
-        ("report", "write", "page"),
-        ("measuring.photograph", "picture", 0.0),
-    ):
-        stub = fails if name == broken else lambda *_, name=name, result=result: calls.append(name) or result
-        monkeypatch.setitem(sys.modules, f"perf.{name}", SimpleNamespace(**{function: stub}))
-    said = []
-    plan, args = SimpleNamespace(device=CPU), SimpleNamespace(out=tmp_path)
-    assert not bench.draw(pd.DataFrame([{"a": 1}]), plan, args, said.append)
-    assert len(calls) == 2
-    assert len([text for text in said if text.endswith("OSError: no font")]) == 1
+    for name in ("plot", "report", "measuring.photograph"):
+        draw = fails if name == broken else lambda *_: ["a file"]
+        monkeypatch.setitem(sys.modules, f"perf.{name}", SimpleNamespace(draw=draw, write=draw))
+    lines, is_drawn = bench.draw(pd.DataFrame(), CPU, tmp_path)
+    assert not is_drawn
+    assert sorted(lines) == [f"no result of perf.{broken}: OSError: no font", "wrote a file", "wrote a file"]
 
 
 def test_a_quick_run_compiles_only_what_is_named_and_once_for_all_maps(monkeypatch, measure):
@@ -395,15 +388,13 @@ class TestCommandLine:
         assert f"--workloads {choice[1]}" in message
 
 
-def test_photograph(monkeypatch, tmp_path):
+def test_photograph(tmp_path):
     photo = photograph.load()
     ours, theirs = photograph.warp(photo, CPU)
     assert ours.shape == theirs.shape == photo.shape
     assert abs(ours - theirs).max() < 1e-3
     assert abs(ours - photo / 255).mean() > 0.05
-    monkeypatch.setattr(photograph, "operator", lambda *args: providers.eager_pair(*args) + 0.25)
-    path = tmp_path / "photograph.png"
-    assert photograph.picture(CPU, setting.facts(CPU), path) == pytest.approx(0.25, rel=1e-5)
+    path = photograph.write(pd.DataFrame([setting.facts(CPU)]), tmp_path, CPU)
     image = photograph.imread(path)[..., :3]
     assert min(image.shape[:2]) > 300
     assert image.std() > 0.05

@@ -8,7 +8,6 @@ pytest.importorskip("pandas")
 from perf.measuring import workloads
 from perf.measuring.gate import Gate
 from perf.measuring.passes import COMPUTED, PASSES
-from perf.measuring.providers import UnavailableError
 from perf.measuring.rival_scatter import sampler
 from perf.measuring.workloads import Workload
 from stn_triton import policy, tuning
@@ -37,9 +36,3 @@ def test_it_scatters_and_passes_the_gate_of_all_providers(device, name, pass_nam
     verdict = Gate(data).check(dict(zip(COMPUTED[pass_name], tensors, strict=True)))
     assert verdict.passed, verdict
     assert launched[-1] == {"backward": "scatter", "input": "scatter_input", "theta": "theta"}[pass_name]
-
-
-@pytest.mark.parametrize("theta", [(2, 5, 2, 3), (1, 2, 3)])
-def test_it_has_one_matrix_per_image(theta):
-    with pytest.raises(UnavailableError, match="one matrix per image"):
-        sampler(torch.zeros(2, 3, 4, 4), torch.zeros(theta), (4, 4))

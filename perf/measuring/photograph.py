@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.cbook import get_sample_data
 from matplotlib.figure import Figure
@@ -32,8 +33,8 @@ def warp(photo: np.ndarray, device: torch.device) -> list[np.ndarray]:
     return [output[0].permute(1, 2, 0).cpu().numpy() for output in outputs]
 
 
-def picture(device: torch.device, facts: dict[str, str | int], path: Path) -> float:
-    """Save original, both warps and their difference as one PNG; return the largest difference."""
+def write(table: pd.DataFrame, out: Path, device: torch.device) -> Path:
+    """Save original, both warps and their difference as a PNG, with the machine of a table of rows."""
     photo = load()
     ours, theirs = warp(photo, device)
     difference = np.abs(ours - theirs).max(axis=2)
@@ -47,6 +48,7 @@ def picture(device: torch.device, facts: dict[str, str | int], path: Path) -> fl
         ax.imshow(image.clip(0, 1), cmap="gray", vmin=0, vmax=1)
         ax.set_title(title)
         ax.set_axis_off()
-    figure.supxlabel(setting.summary(facts), fontsize=10)
+    figure.supxlabel(setting.summary(table.iloc[0].to_dict()), fontsize=10)
+    path = out / "photograph.png"
     figure.savefig(path, dpi=110)
-    return largest
+    return path

@@ -19,10 +19,6 @@ Sampler = Callable[..., Tensor]
 """A function of input, theta, size and options."""
 
 
-class UnavailableError(RuntimeError):
-    """A provider cannot do what a workload needs; the message says why."""
-
-
 @dataclass(frozen=True)
 class Provider:
     """A way to sample: ``make`` gives a fresh sampler for each workload."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 import stn_triton
-from perf.measuring.providers import Provider, Sampler, UnavailableError
+from perf.measuring.providers import Provider, Sampler
 from stn_triton import launch
 from stn_triton.options import Options
 
@@ -28,13 +28,9 @@ class _Scatter(Function):
         return *grads[:2], None, None
 
 
-def sampler(
-    input: Tensor, theta: Tensor, size: Sequence[int], antialias: int = 0, **options: str | bool
-) -> Tensor:
-    """The operator, whose backward scatters; antialiased if a factor is given."""
-    if theta.ndim != 3 or len(theta) != len(input):
-        raise UnavailableError(f"theta of shape {tuple(theta.shape)}: the scatter has one matrix per image")
-    return _Scatter.apply(input, theta, size, {**options, "antialias": antialias > 0})
+def sampler(input: Tensor, theta: Tensor, size: Sequence[int], **options: str) -> Tensor:
+    """The operator, whose backward scatters; for one matrix per image."""
+    return _Scatter.apply(input, theta, size, options)
 
 
 def _make() -> Sampler:
@@ -42,10 +38,5 @@ def _make() -> Sampler:
     return sampler
 
 
-SCATTER = Provider(
-    "scatter",
-    "fused scatter",
-    "the operator, with both gradients by atomic additions in one pass over the output",
-    _make,
-    may_be_unavailable=True,
-)
+_WHAT = "the operator, with both gradients by atomic additions in one pass over the output"
+SCATTER = Provider("scatter", "fused scatter", _WHAT, _make, may_be_unavailable=True)

@@ -106,14 +106,9 @@ def _run_map(
         case = Case(plan, workload, map_name)
     except torch.OutOfMemoryError as error:
         reason = one_line(error)
-    blank = {
-        "workload": workload.name,
-        "shape": "x".join(map(str, workload.shape)),
-        "size": "x".join(map(str, workload.size or workload.shape[2:])),
-        "dtype": str(workload.dtype).removeprefix("torch."),
-        "layout": workload.layout,
-        "map": map_name,
-    }
+    shape, size = ("x".join(map(str, n)) for n in (workload.shape, workload.size or workload.shape[2:]))
+    blank = {"workload": workload.name, "shape": shape, "size": size, "layout": workload.layout}
+    blank |= {"dtype": str(workload.dtype).removeprefix("torch."), "map": map_name}
     for pass_name in plan.passes_of(workload):
         rows: dict[str, Row] = {}
         runs: dict[str, list[Run]] = {}
