@@ -65,7 +65,9 @@ def _speeds(table: pd.DataFrame, ratios: dict[str, pd.DataFrame]) -> str:
         line |= {"roofline": _mean(rows["roofline"], "{:.0%}"), "peak MiB": _mean(rows["peak_mib"], "{:.1f}")}
         lines.append(line)
     maps = f"Geometric means over the maps: {', '.join(table['map'].unique())}."
-    return "\n".join((pd.DataFrame(lines).to_string(index=False), maps, _NOTES))
+    printed = pd.DataFrame(lines)
+    printed = printed.loc[:, (printed != "-").any()]  # without peak memory on a CPU
+    return "\n".join((printed.to_string(index=False), maps, _NOTES))
 
 
 def _mean(values: pd.Series, form: str) -> str:

@@ -53,6 +53,8 @@ class Workload:
 _LAST, _BF16 = {"memory_format": torch.channels_last}, {"dtype": torch.bfloat16}
 _PHOTOS, _LARGE, _HALF = (64, 3, 224, 224), (64, 3, 448, 448), (224, 224)
 _F64, _F256, _F512 = (32, 64, 56, 56), (32, 256, 56, 56), (32, 512, 28, 28)
+_CROPS = "1,000 regions of interest of one feature map; the eager pair expands it"
+_BORDER = "augmentation with border padding; under the identity a third of the output lies outside"
 _FINE = "shrinking without aliasing; PyTorch samples more finely and averages"
 _ALL = (
     Workload("digits-28", "a transformer in front of a classifier of handwritten digits", (256, 1, 28, 28)),
@@ -70,10 +72,10 @@ _ALL = (
     Workload("pooled-7", "a transformer in front of a network's last pooling", (32, 2048, 7, 7)),
     Workload("shrink-224", "large photographs brought to 224 without antialiasing", _LARGE, size=_HALF),
     Workload("image-4096", "one large image: microscopy, satellites, scans", (1, 3, 4096, 4096)),
-    Workload("crops-7", "regions of interest", (1, 256, 100, 152), size=(7, 7), crops=1000, scale=0.05),
+    Workload("crops-7", _CROPS, (1, 256, 100, 152), size=(7, 7), crops=1000, scale=0.05),
     Workload("volume-160", "registration of volumes of a brain, trilinear", (1, 1, 160, 192, 224)),
     Workload("bicubic-224", "augmentation, bicubic", _PHOTOS, options={"mode": "bicubic"}),
-    Workload("border-224", "a third outside", _PHOTOS, scale=1.2247, options={"padding_mode": "border"}),
+    Workload("border-224", _BORDER, _PHOTOS, scale=1.2247, options={"padding_mode": "border"}),
     Workload("antialias-2", _FINE, _LARGE, size=_HALF, options={"antialias": 2}),
     Workload("antialias-4", _FINE, _LARGE, size=(112, 112), options={"antialias": 4}),
     *(Workload(f"size-{n}", "", (8, 8, n, n), sweep="size") for n in (16, 64, 256, 1024)),
