@@ -46,7 +46,7 @@ def _draw(table: pd.DataFrame) -> Figure:
         Line2D([], [], label=f"{_label(name, facts)}{', under autocast' if low else ''}", **_options(look))
         for (name, low), look in shown.items()
     ]
-    made = style.figure(
+    made, _ = style.figure(
         "Affine sampling: error over size",
         [setting.summary(facts), *lines],
         2.3 * len(dtypes) + 0.3,

@@ -43,7 +43,7 @@ def draw(table: pd.DataFrame, path: Path) -> bool:
         "time where calls are short."
     ]
     with mpl.rc_context(style.RC):
-        figure = style.figure(title, style.head(run, notes), 1.0 + _LINE * lines, _legend(), 3)
+        figure, _ = style.figure(title, style.head(run, notes), 1.0 + _LINE * lines, _legend(), 3)
         parts = [(_bars, bars)] * bool(bars) + [(_dots, gathers)] * bool(len(gathers))
         for ax, (draw_part, values) in zip(
             figure.subplots(1, len(parts), squeeze=False)[0], parts, strict=True
