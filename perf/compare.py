@@ -20,13 +20,15 @@ import pandas as pd
 from perf import EXIT_FAILED, EXIT_OK, UsageError, files
 from perf.files import EAGER, FAILED, KEY, OPERATOR, Run
 
+_SHOWN = [
+    *("verdict", "workload", "map", "pass", "provider"),
+    *("before_ms", "after_ms", "change", "drift", "reason"),
+]
 _VERDICTS = ["broke", "slower", "unclear", "gone", "new", "fixed", "faster", "same"]  # the worst first
 _MOST_DRIFT = 1.5  # a larger factor comes from a disturbed measurement
 _FEW_SAMPLES = 10  # quantiles of fewer do not show the noise
 _LINES = 40  # of the printed table
 _QUANTILES = ("q20_ms", "median_ms", "q80_ms")
-_NAMES = ["verdict", "workload", "map", "pass", "provider"]
-_NUMBERS = ["before_ms", "after_ms", "change", "drift"]
 
 
 def main(args: argparse.Namespace) -> int:
@@ -39,10 +41,8 @@ def main(args: argparse.Namespace) -> int:
         print(f"warning: {line}", file=sys.stderr)
     found = compare(before, after, args.threshold)
     if found["change"].isna().all():
-        both = f"{args.before} and {args.after}"
-        raise UsageError(
-            f"{both}: no row has a time in both; expected the same workloads, both quick or none"
-        )
+        expected = "expected the same workloads, both quick or none"
+        raise UsageError(f"{args.before} and {args.after}: no row has a time in both; {expected}")
     own = found.loc[found["provider"] == OPERATOR, "verdict"]
     counts = own.value_counts().to_dict()
     if args.json:
@@ -92,7 +92,7 @@ def compare(before: Run, after: Run, threshold: float) -> pd.DataFrame:
     both["verdict"] = np.select(list(conditions.values()), list(conditions), "same")
     both = both.assign(before_ms=old[1], after_ms=new[1], change=change, drift=drift.where(is_drift))
     both["reason"] = both["reason_after"].where(~has)
-    both = both.loc[had | has, [*_NAMES, *_NUMBERS, "reason"]].sort_values("change", ascending=False)
+    both = both.loc[had | has, _SHOWN].sort_values("change", ascending=False)
     rank = both["verdict"].map(_VERDICTS.index) * 2 + (both["provider"] != OPERATOR)
     return both.loc[rank.sort_values(kind="stable").index]
 
@@ -108,8 +108,7 @@ def _times(run: Run, key: list[str]) -> pd.DataFrame:
 def _only_run(path: Path) -> Run:
     runs = files.runs(files.read_speed(path))
     if len(runs) > 1:
-        names = ", ".join(run.name for run in runs)
-        raise UsageError(f"{path}: holds {len(runs)} runs ({names}); expected one: name its file")
+        raise UsageError(f"{path}: holds {len(runs)} runs ({', '.join(r.name for r in runs)}); expected one")
     return runs[0]
 
 

@@ -17,12 +17,12 @@ from perf import EXIT_OK, UsageError, files
 from perf.charts import scaling, speed_up, style
 from perf.files import Run
 
-_MAIN, _PARTS = ("forward", "forward+backward"), ("backward", "theta", "input")
+MAIN, PARTS = ("forward", "forward+backward"), ("backward", "theta", "input")
 _DRAWN = {
     f"{name}{suffix}": (measure.title, partial(speed_up.draw, measure=measure, passes=passes))
-    for suffix, passes in (("", _MAIN), ("-backward", _PARTS))
+    for suffix, passes in (("", MAIN), ("-backward", PARTS))
     for name, measure in speed_up.MEASURES.items()
-} | {"scaling": (scaling.TITLE, partial(scaling.draw, passes=_MAIN))}
+} | {"scaling": (scaling.TITLE, partial(scaling.draw, passes=MAIN))}
 
 
 class Chart(NamedTuple):
@@ -37,10 +37,7 @@ class Chart(NamedTuple):
 def main(args: argparse.Namespace) -> int:
     """Draw the charts of ``args.results`` into ``args.out``; print the files, and why a chart is missing."""
     for chart, paths in _write(files.read_speed(args.results), args.out):
-        print(
-            "\n".join(map(str, paths)) or f"not drawn: {chart.name}: no rows for the {chart.title}",
-            flush=True,
-        )
+        print(*(paths or [f"not drawn: {chart.name}: no rows for the {chart.title}"]), sep="\n", flush=True)
     return EXIT_OK
 
 
@@ -64,8 +61,7 @@ def make_directory(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        expected = "expected a directory that can be written"
-        raise UsageError(f"--out: {out}: {error.strerror}; {expected}") from None
+        raise UsageError(f"--out: {out}: {error.strerror}; expected a writable directory") from None
 
 
 def _write(table: pd.DataFrame, out: Path) -> Iterator[tuple[Chart, list[Path]]]:

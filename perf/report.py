@@ -18,14 +18,9 @@ import pandas as pd
 import stn_triton
 from perf import EXIT_OK, files, plot, setting
 from perf.charts import speed_up, style
-from perf.files import FAILED, OPERATOR, Run, geometric_mean, timed
+from perf.files import FACTS, FAILED, OPERATOR, Run, geometric_mean, timed
 
 _PAGE = Path(__file__).parent / "page"
-_COLUMNS = (
-    *("workload", "shape", "size", "dtype", "layout", "map", "pass", "provider", "status", "speedup"),
-    *("median_ms", "q20_ms", "q80_ms", "graph_ms", "gb_per_s", "roofline", "peak_mib", "samples"),
-    *("checked", "error", "tolerance"),
-)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -57,13 +52,14 @@ def _contents(run: Run) -> dict[str, object]:
     """Everything that the template shows of a run."""
     rows, facts, copied = run.rows, run.facts, run.rows["copy_gb_per_s"].median()
     device, commit, date = (facts[name] or f"unknown {name}" for name in ("device", "commit", "date"))
-    columns = [name for name in _COLUMNS if (rows[name].notna() & (rows[name] != "")).any()]
+    has_values = (rows.notna() & (rows != "")).any()
+    columns = [name for name in rows if has_values[name] and name not in (*FACTS, "quick", "reason")]
     cells = rows[columns].map(lambda v: v if isinstance(v, str) else "" if pd.isna(v) else f"{v:.4g}")
     lost = (rows["provider"] == OPERATOR) & ((rows["speedup"] < 1) | (rows["status"] == FAILED))
     reasons = rows[~timed(rows)].groupby(["status", "reason", "provider"], sort=False)["workload"]
     return {
         "title": f"{device}, commit {commit}, {date[:10]}{', quick run' if run.quick else ''}",
-        "notes": style.head(run),
+        "notes": style.facts(run),
         "numbers": list(numbers(run)),
         "columns": [name.replace("_", " ") for name in columns],
         "rows": cells.to_numpy().tolist(),
@@ -76,7 +72,7 @@ def _contents(run: Run) -> dict[str, object]:
 def numbers(run: Run) -> Iterator[tuple[str, str]]:
     """Yield the headline figures, each with its explanation. Sweeps repeat few shapes and are left out."""
     rows = run.rows[~run.rows["workload"].str.fullmatch(files.SWEEP)]
-    own = rows[timed(rows) & (rows["provider"] == OPERATOR)]
+    own = rows[timed(rows) & (rows["provider"] == OPERATOR) & rows["pass"].isin(plot.MAIN)]
     for measure in speed_up.MEASURES.values():
         for name, values in measure.values(rows)[own.index].dropna().groupby(own["pass"], sort=False):
             span = f"{measure.text(values.min())} to {measure.text(values.max())}"

@@ -56,7 +56,7 @@ def test_numbers_of_wrong_results_and_impossible_ones_are_dropped():
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, "no such file"),
+        (None, "No such file"),
         (b"", "is no result file"),
         (b"name,value\na,1\n", "is no result file"),
         (b"bucket,BLOCK_C,median_ms\na,1,2\n", "holds timings of `tune`"),

@@ -3,8 +3,6 @@
 import base64
 import hashlib
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -91,7 +89,7 @@ def test_every_row_is_in_the_table_and_losses_are_marked(html, table):
 
 
 def test_runs_are_apart_with_their_charts_facts_and_reasons(page):
-    assert "2 runs of different machines" in page.text.replace("2 runs  of", "2 runs of")
+    assert "2 runs of different machines" in page.text
     _, first, second = page.text.split("Imaginary H100 80GB HBM3, commit 4d55deb0d6, 2026-11-23")
     first, second = second.split("Imaginary EPYC, commit 4d55deb0d6, 2026-11-23, quick run")
     assert "FAILED differs by 0.5, allowed 0.001 compile 2 planes-7" in first
@@ -99,7 +97,7 @@ def test_runs_are_apart_with_their_charts_facts_and_reasons(page):
     assert "copy bandwidth, GB/s 2900" in first
     assert "H100" not in second
     assert "plain PyTorch path" in second
-    assert "Not drawn: memory" in second
+    assert "Not drawn: no rows for the peak memory of a call" in second
     assert [attrs["id"] for attrs in page.tags("section")] == ["run-1", "run-2"]
     pictures = page.tags("img")
     assert len(pictures) == 5  # speed and roofline of both, memory of one
@@ -160,13 +158,3 @@ def test_the_command_prints_the_path(tmp_path, capsys):
     assert main(["report", str(old), "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
     assert "copy bandwidth, GB/s not in the file" in Page((tmp_path / "report.html").read_text("utf-8")).text
-
-
-@pytest.mark.full
-@pytest.mark.skipif(shutil.which("node") is None, reason="needs node to run the page's script")
-def test_the_script_sorts_numbers_as_numbers():
-    line = next(line for line in SCRIPT.splitlines() if "const compare" in line)
-    values = '["9.5", "0.45", "", "0.5", "1e-05", "100"]'
-    script = f"{line}\nconsole.log({values}.sort(compare).join() + ['b-10','b-9'].sort(compare).join())"
-    done = subprocess.run(["node", "-e", script], capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() == ",1e-05,0.45,0.5,9.5,100b-9,b-10", done.stderr

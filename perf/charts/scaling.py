@@ -8,7 +8,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from perf.charts import style
 from perf.files import SWEEP, Run, timed
@@ -31,8 +30,8 @@ def draw(run: Run, passes: Sequence[str]) -> Figure | None:
     axes = [name for name in _AXES if name in set(rows["axis"])]
     looks = [style.line(name) for name in rows["provider"].unique()]
     legend = [Line2D([], [], **look) for look in [*looks, _MODEL]]
-    lines = style.head(run, [f"{_NOTE} Rows without a time: {style.counts(without)}."])
-    made = style.figure(f"Affine sampling: {TITLE}", lines, 2.9 * len(panels), legend, most=7)
+    note = _NOTE if without.empty else f"{_NOTE} Rows without a time: {style.counts(without)}."
+    made = style.figure(run, f"Affine sampling: {TITLE}", note, 2.9 * len(panels), legend)
     grid = made.subplots(len(panels), len(axes), sharex="col", sharey="row", squeeze=False)
     for line, name in zip(grid, panels, strict=True):
         line[0].set_ylabel(f"{name}\ntime of a call (log scale)")
@@ -57,8 +56,7 @@ def _panel(ax: Axes, rows: pd.DataFrame) -> None:
     model = (rows["model_mib"] * 2**20 / rows["copy_gb_per_s"] / 1e6).groupby(rows["n"]).median().dropna()
     ax.plot(model.index, model, **_MODEL)
     ax.set_xticks(sorted(set(rows["n"])))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_locator(LogLocator(numticks=9))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} ms"))
+    ax.minorticks_off()
+    ax.xaxis.set_major_formatter("{x:.0f}")
+    ax.yaxis.set_major_formatter("{x:g} ms")
     ax.grid()

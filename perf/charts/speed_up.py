@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from perf.charts import style
 from perf.files import EAGER, OPERATOR, SWEEP, Run, geometric_mean, value_of
@@ -71,18 +71,14 @@ def draw(run: Run, measure: Measure, passes: Sequence[str]) -> Figure | None:
     note += f" The first {MOST} of {len(every)} workloads." if len(every) > MOST else ""
     note += "" if measure.loss else f" Copy bandwidth: {rows['copy_gb_per_s'].median():.4g} GB/s."
     has_value = rows["value"].notna()
+    note += "" if has_value.all() else f" Rows without a value: {style.counts(rows[~has_value])}."
     left_out = [OPERATOR, EAGER] if measure.loss else [OPERATOR]
     rivals = rows.loc[has_value & ~rows["provider"].isin(left_out), "provider"].unique()
     marks = {name: style.line(name) | {"linestyle": ""} for name in rivals}
     bars = [Patch(**_bar(False), label="operator")]
     bars += [Patch(**_bar(True), label="operator, worse than the eager pair")] if measure.loss else []
-    made = style.figure(
-        f"Affine sampling: {measure.title}",
-        style.head(run, [f"{note} Rows without a value: {style.counts(rows[~has_value])}."]),
-        1 + 0.46 * len(workloads),
-        [*bars, *(Line2D([], [], **mark) for mark in marks.values())],
-        most=7,
-    )
+    legend = [*bars, *(Line2D([], [], **mark) for mark in marks.values())]
+    made = style.figure(run, f"Affine sampling: {measure.title}", note, 1 + 0.46 * len(workloads), legend)
     panels = [name for name in passes if name in set(rows["pass"])]
     grid = made.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
     for ax, name in zip(grid, panels, strict=True):
@@ -94,12 +90,11 @@ def draw(run: Run, measure: Measure, passes: Sequence[str]) -> Figure | None:
     if measure.is_speed:
         grid[0].set_xscale("log")
         grid[0].set_xticks(log_ticks(*grid[0].get_xlim(), 6 / len(panels)))
-        grid[0].xaxis.set_minor_locator(NullLocator())
+        grid[0].minorticks_off()
     else:
         grid[0].set_xlim(left=0)
         grid[0].xaxis.set_major_locator(MaxNLocator(5))
-    unit = "{:g}x" if measure.is_speed else "{:.0%}"
-    grid[0].xaxis.set_major_formatter(FuncFormatter(lambda value, _: unit.format(value)))
+    grid[0].xaxis.set_major_formatter("{x:g}x" if measure.is_speed else "{x:.0%}")
     return made
 
 
@@ -147,7 +142,5 @@ def _panel(ax: Axes, rows: pd.DataFrame, measure: Measure, marks: dict, workload
 
 
 def _label(row: pd.Series) -> str:
-    size = "" if row["shape"].endswith(f"x{row['size']}") or not row["size"] else f" → {row['size']}"
-    layout = "" if row["layout"] in ("", "NCHW") else f" {row['layout']}"
-    shape = f"{row['shape']}{size} {row['dtype']}{layout}"
-    return f"{style.shorten(row['workload'], 34)}\n{style.shorten(shape, 44)}"
+    shape = f"{row['shape']} → {row['size']} {row['dtype']} {row['layout'].replace('NCHW', '')}"
+    return f"{style.shorten(row['workload'], 34)}\n{style.shorten(shape.strip(), 44)}"

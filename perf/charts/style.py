@@ -41,7 +41,6 @@ _LOOKS = {
     "eager-corners": Look("#b58900", "^", "-."),
     "eager-broadcast": Look("#5b8c5a", "D", ":"),
     "compile": Look("#4fa3e0", "v", (0, (6, 1.5))),
-    "kornia": Look("#9467bd", "P", (0, (3, 1, 1, 1, 1, 1))),
     "scatter": Look("#b84a8c", "*", (0, (4, 1, 1, 1))),
 }
 
@@ -67,13 +66,12 @@ def shorten(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def head(run: Run, notes: Sequence[str] = ()) -> list[str]:
-    """The lines of a subtitle: hardware and versions, notes, and what a reader must know of any run."""
+def facts(run: Run) -> list[str]:
+    """Hardware and versions, and what a reader must know of any number of the run, in sentences."""
     on_cpu = "On a CPU the operator runs its plain PyTorch path, not its GPU kernels."
     quick = "Quick run: small batches, few repetitions; no measurement to cite."
     known = [on_cpu] * (run.facts["device_type"] == "cpu") + [quick] * run.quick
-    texts = [setting.summary(run.facts), *notes, *known]
-    return [part for text in texts for part in wrapped(shorten(text, 450))]
+    return [setting.summary(run.facts), *known]
 
 
 def counts(rows: pd.DataFrame) -> str:
@@ -87,23 +85,14 @@ def wrapped(text: str) -> list[str]:
     return textwrap.wrap(text, 150)
 
 
-def figure(
-    title: str, lines: Sequence[str], body: float, legend: Sequence[Artist] = (), most: int = 5
-) -> Figure:
-    """Make a figure with a title, lines of a subtitle, and a legend of up to ``most`` entries in a row.
-
-    Its axes, which have ``body`` inches of height, are laid out by matplotlib.
-    """
-    rows = -(-len(legend) // most)
-    foot = 0.1 + 0.26 * rows
-    height = 0.56 + 0.19 * len(lines) + body + foot
-    made = Figure(figsize=(WIDTH, height))
-    made.set_layout_engine("constrained", rect=(0, foot / height, 1, body / height))
-    made.text(0.01, 1 - 0.1 / height, title, fontsize=FONT + 4, fontweight="bold", va="top", color=INK)
-    small = {"fontsize": FONT - 1, "va": "top", "color": MUTED, "linespacing": 1.3}
-    made.text(0.01, 1 - 0.46 / height, "\n".join(lines), **small)
-    if legend:
-        made.legend(handles=list(legend), loc="lower center", ncols=-(-len(legend) // rows))
+def figure(run: Run, title: str, note: str, body: float, legend: Sequence[Artist]) -> Figure:
+    """Make a figure with a title, the facts of the run, a note and a legend, for axes ``body`` inches high."""
+    lines = [line for text in (*facts(run), note) for line in wrapped(shorten(text, 450))]
+    made = Figure((WIDTH, 1.2 + 0.17 * len(lines) + body), layout="constrained")
+    # Two empty lines leave room for the title, whose letters are larger.
+    made.suptitle("\n".join(["", "", *lines]), x=0.01, ha="left", fontsize=FONT - 1, color=MUTED)
+    made.text(0.01, 1 - 0.1 / made.get_figheight(), title, va="top", fontsize=FONT + 4, fontweight="bold")
+    made.legend(handles=list(legend), loc="outside lower center", ncols=min(len(legend), 7))
     return made
 
 
