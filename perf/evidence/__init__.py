@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import signal
 import sys
@@ -25,6 +26,7 @@ def main(args: argparse.Namespace) -> int:
         raise UsageError(f"--minutes: expected a number above 0, got {args.minutes:g}")
     names = chosen("--only", args.only, [step.name for step in STEPS])
     steps = [step for step in STEPS if step.name in names or step is STEPS[0]]
+    steps = [step for step in steps if step.rehearsed or not args.rehearse]
     if args.plan:
         total = sum(step.seconds for step in steps)
         for step in steps:
@@ -36,6 +38,7 @@ def main(args: argparse.Namespace) -> int:
 
     from perf.evidence import outcome
     from perf.evidence.runner import Runner
+    from perf.plot import make_directory
     from stn_triton import environment
 
     if not args.rehearse and not torch.cuda.is_available():
@@ -45,52 +48,41 @@ def main(args: argparse.Namespace) -> int:
         )
     if args.rehearse and (problem := environment.interpreter_problem()):
         raise UsageError(f"--rehearse: {problem}")
-    out = _directory(args.out, args.rehearse)
-    runner = Runner(steps, 60 * args.minutes, out, args.rehearse, _to_stderr)
+    name = "rehearsal" if args.rehearse else "evidence"
+    out = (args.out or Path("perf-results") / time.strftime(f"{name}-%Y-%m-%d-%H%M%S")).resolve()
+    make_directory(out)
+    if any(out.iterdir()):
+        raise UsageError(f"--out: {out} has files; expected an empty directory, or none yet")
+    say = functools.partial(print, file=sys.stderr, flush=True)
+    runner = Runner(steps, 60 * args.minutes, out, args.rehearse, say)
     # A lost terminal and a request to end are handled as Ctrl-C, which ends the steps' processes too.
     before = {one: signal.signal(one, signal.default_int_handler) for one in (signal.SIGTERM, signal.SIGHUP)}
     try:
         runner.run()
-    finally:
-        _summarize(runner.results, out, args.json)
+    finally:  # an interrupted run has a summary too
+        text = _summarize(runner.results, out)
+        print(json.dumps(runner.results) if args.json else f"\n{text}", flush=True)
+        say(f"\nin {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
         for one, handler in before.items():
             signal.signal(one, handler)
     return EXIT_FAILED if outcome.failures(runner.results) else EXIT_OK
 
 
-def _directory(out: Path | None, rehearse: bool) -> Path:
-    """Make the directory of the results."""
-    from perf.plot import make_directory
+def _summarize(results: dict, out: Path) -> str:
+    """Write the summary, draw the picture, and return the summary."""
+    import pandas as pd
 
-    name = "rehearsal" if rehearse else "evidence"
-    out = (out or Path("perf-results") / time.strftime(f"{name}-%Y-%m-%d-%H%M%S")).resolve()
-    make_directory(out)
-    if any(out.iterdir()):
-        raise UsageError(f"--out: {out} has files; expected an empty directory, or none yet")
-    return out
-
-
-def _summarize(results: dict, out: Path, as_json: bool) -> None:
-    """Print and write the summary, and draw the picture, also of an interrupted run."""
     from perf import files
-    from perf.evidence import outcome
+    from perf.evidence import outcome, picture
 
-    table = None
+    table, timings = None, out / "tuning.csv"
     with contextlib.suppress(UsageError):  # there are no rows
         table = files.read_speed(out / "speed.csv")
-    text = outcome.text(results, table)
+    text = outcome.text(results, table, pd.read_csv(timings) if timings.exists() else None)
     (out / "summary.txt").write_text(text + "\n")
-    print(json.dumps(results) if as_json else f"\n{text}", flush=True)
     if table is not None:
         try:
-            from perf.evidence import picture
-
             picture.draw(table, out / "evidence.png")
         except Exception as error:  # rows that cannot be drawn must not cost the results
-            _to_stderr(f"no picture: {error}")
-    _to_stderr(f"\nin {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
-
-
-def _to_stderr(text: str) -> None:
-    with contextlib.suppress(OSError):  # the terminal may be gone
-        print(text, file=sys.stderr, flush=True)
+            text += f"\nno picture: {error}"
+    return text

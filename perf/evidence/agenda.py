@@ -31,14 +31,11 @@ class Step:
 
     name: str
     what: str
-    seconds: float
-    """About its time on an H200 with 16 cores. The time left is shared in proportion to these."""
+    seconds: float  # on an H200 with 16 cores; the time left is shared in proportion
     function: str
     """``module:function``. It is called with each item and the stage, and yields records."""
     items: Sequence[str]
-    """Names of its parts, which follow each other."""
-    rehearsed: Sequence[str] = ()
-    """The items of a rehearsal."""
+    rehearsed: Sequence[str] = ()  # the items of a rehearsal
 
 
 _MEASURE, _TIMING = "perf.evidence.measure", "perf.evidence.timing"

@@ -98,8 +98,8 @@ def failures(results: Record) -> list[str]:
     return lines
 
 
-def text(results: Record, table: pd.DataFrame | None) -> str:
-    """The whole summary as paragraphs; ``table`` has the rows of speed.csv, if there are any."""
+def text(results: Record, table: pd.DataFrame | None, tuning: pd.DataFrame | None = None) -> str:
+    """The whole summary as paragraphs, with the rows of speed.csv and tuning.csv, if there are any."""
     machine, problems = results["machine"], failures(results)
     parts = []
     if machine:
@@ -116,7 +116,8 @@ def text(results: Record, table: pd.DataFrame | None) -> str:
             if table is None
             else [_speeds(table), _shown(backwards(table), _GATHER_LEGEND)]
         )
-        parts.append("\n".join(_other_lines(results)))
+        parts.append("\n".join(_host(results)))
+        parts += [] if tuning is None else ["\n".join(_blocks(results, tuning))]
     except Exception as error:  # rows that nobody thought of must not cost the verdict
         parts.append(f"not shown: {one_line(error)}")
     lines = [f"{results['seconds_used']:.0f} of {results['seconds']:.0f} s used"]
@@ -151,8 +152,8 @@ def _shown(rows: pd.DataFrame, *lines: str) -> str:
     return "" if rows.empty else "\n".join([found, *lines])
 
 
-def _other_lines(results: Record) -> Iterator[str]:
-    """Lines about the host's time of a call, first calls, and the gains of other block sizes."""
+def _host(results: Record) -> Iterator[str]:
+    """Lines about the host's time of a call, and first calls."""
     for record in _records(results, "host"):
         if record["ok"]:
             ours, pair = (record["microseconds"][name] for name in ("affine_grid_sample", "eager pair"))
@@ -161,11 +162,15 @@ def _other_lines(results: Record) -> Iterator[str]:
     for record in _records(results, "first-calls"):
         seconds = record.get("first_forward_s", 0) + record.get("first_backward_s", 0)
         yield f"{record['what']}: {record.get('problem') or f'{seconds:.1f} s with its backward'}"
-    buckets = [bucket for record in _records(results, "blocks") for bucket in record.get("buckets", [])]
-    for bucket in buckets:
-        if (bucket["gain"] or 0) > 1.05:
-            yield f"{bucket['bucket']}: {bucket['gain']:.2f}x by {bucket['config']}"
-    if buckets:
-        name = tables.slug(results["machine"]["device"])
-        yield f"block sizes of {len(buckets)} kinds of launches timed; any other gain is below 5 %;"
-        yield f"to use them in a checkout: cp block-sizes.json stn_triton/tuned/{name}.json"
+
+
+def _blocks(results: Record, tuning: pd.DataFrame) -> Iterator[str]:
+    """Lines about the gains of other block sizes than the default."""
+    times = tuning.set_index("bucket")
+    gains = times["median_ms"][times["is_default"]] / times["median_ms"][times["is_best"]]
+    yield from (
+        f"{bucket}: {gain:.2f}x by other block sizes" for bucket, gain in gains.items() if gain > 1.05
+    )
+    yield f"block sizes of {len(gains)} kinds of launches timed; any other gain is below 5 %;"
+    name = tables.slug(results["machine"]["device"])
+    yield f"to use them in a checkout: cp block-sizes.json stn_triton/tuned/{name}.json"

@@ -36,8 +36,7 @@ class Runner:
         self._start = time.monotonic()
         self._end = self._start + seconds - min(10.0, seconds / 10)  # time for the summary and the picture
         self._written = 0.0
-        self._item: str | None = None
-        """The item that has begun and is not done."""
+        self._item: str | None = None  # it has begun and is not done
         self.results: Record = {"seconds": seconds, "rehearsal": rehearse, "machine": {}, "steps": {}}
         for step in steps:
             left = list(step.rehearsed if rehearse else step.items)
@@ -83,25 +82,18 @@ class Runner:
         """Run one process of a step; returns whether another can go on with the items left."""
         found = self.results["steps"][step.name]
         seconds = end - time.monotonic()
-        task = {
-            "function": step.function,
-            "items": found["left"],
-            "out": str(self._out),
-            "seconds": seconds,
-            "rehearse": self._rehearse,
-            "facts": self.results["machine"],
-        }
+        task = {"function": step.function, "items": found["left"], "facts": self.results["machine"]}
+        task |= {"out": str(self._out), "seconds": seconds, "rehearse": self._rehearse}
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TRITON_INTERPRET": str(int(self._rehearse))}
         environment["STN_TRITON_AUTOTUNE"] = "0"  # block sizes are searched by the step of that name alone
         print(f"\n== {step.name}: {', '.join(found['left'])}", file=log, flush=True)
+        pipes = {"stdout": subprocess.PIPE, "stderr": log, "text": True}
         process = subprocess.Popen(
             [sys.executable, "-m", "perf.evidence", json.dumps(task)],
+            start_new_session=True,  # so that the processes that it starts can be killed with it
             cwd=ROOT,
             env=environment,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            start_new_session=True,  # so that the processes that it starts can be killed with it
+            **pipes,
         )
         timer = threading.Timer(seconds, _kill, [process])
         timer.start()
@@ -116,7 +108,7 @@ class Runner:
         if code == 0:
             return False
         if time.monotonic() >= end:
-            found["left"][:0] = [item] if item else []
+            found["left"] += [item] if item else []  # the last, because it may hang
             return False
         reason = f"exit code {code}" if code > 0 else signal.Signals(-code).name
         found["crashes"].append(f"{item or found['left'][0]}: crashed ({reason})")

@@ -18,12 +18,9 @@ Record = dict[str, Any]
 class Stage:
     """The surroundings of a step."""
 
-    out: Path
-    """The directory of the results."""
-    end: float
-    """When the step will be stopped, on the clock of ``time.monotonic``."""
-    rehearse: bool
-    """Whether the step is played on a CPU: kernels interpreted, workloads tiny."""
+    out: Path  # the directory of the results
+    end: float  # when the step will be stopped, on the clock of ``time.monotonic``
+    rehearse: bool  # whether it is played on a CPU: kernels interpreted, workloads tiny
     facts: Record = field(default_factory=dict)
     """The facts that the first step found: those of `perf.setting`, ``copy_gb_per_s``, ``workers``."""
 
