@@ -107,11 +107,10 @@ def providers_of(device: torch.device) -> dict[str, Provider]:
     return {KERNELS: operator, PAIR: pair}
 
 
-def refusal(provider: str, input: Tensor, autocast: torch.dtype | None) -> str:
-    """Why a provider must not be run on such images; empty if it may."""
+def refusal(input: Tensor, autocast: torch.dtype | None) -> str:
+    """Why the pair must not be run on such images; empty if it may."""
     is_half = input.element_size() == 2 and autocast is None
-    is_unsafe = provider == PAIR and not input.is_cuda and is_half and input[0, 0].numel() > 2**15
-    return UNADDRESSED if is_unsafe else ""
+    return UNADDRESSED if is_half and not input.is_cuda and input[0, 0].numel() > 2**15 else ""
 
 
 def short(dtype: torch.dtype | None) -> str:
@@ -172,7 +171,7 @@ def rows_of(dtype: torch.dtype, size: int, map_name: str, device: torch.device) 
     rows = []
     for autocast in AUTOCASTS[dtype]:
         errors: dict[str, list[Error]] = {}
-        reason = refusal(PAIR, case.input, autocast)
+        reason = refusal(case.input, autocast)
         for name, run in providers_of(device).items():
             errors[name] = [(math.nan, math.nan)] * len(QUANTITIES)
             if name != PAIR or not reason:
