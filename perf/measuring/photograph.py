@@ -41,7 +41,7 @@ def write(table: pd.DataFrame, out: Path, device: torch.device) -> Path:
     largest = float(difference.max())
     # A few pixels at edges differ most; the scale ends below them, so that the others show.
     top = float(np.quantile(difference, 0.995)) or largest or 1.0
-    title = f"difference, white at {top:.1e}\nlargest {largest:.1e} of full scale"
+    title = f"difference: white is {top:.0e}, largest {largest:.0e}"
     panels = {"original": photo / 255, "operator": ours, "PyTorch": theirs, title: difference / top}
     figure = Figure(figsize=(14, 5), layout="constrained")
     for ax, (title, image) in zip(figure.subplots(1, 4), panels.items(), strict=True):
