@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import base64
 import hashlib
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,7 +49,7 @@ def write(table: pd.DataFrame, out: Path) -> Path:
 
 def _contents(run: Run) -> dict[str, object]:
     """Everything that the template shows of a run."""
-    rows, facts, copied = run.rows, run.facts, run.rows["copy_gb_per_s"].median()
+    rows, facts, copied = run.rows, run.facts, run.rows["copy_gb_per_s"].dropna()
     device, commit, date = (facts[name] or f"unknown {name}" for name in ("device", "commit", "date"))
     has_values = (rows.notna() & (rows != "")).any()
     columns = [name for name in rows if has_values[name] and name not in (*FACTS, "quick", "reason")]
@@ -65,7 +64,7 @@ def _contents(run: Run) -> dict[str, object]:
         "rows": cells.to_numpy().tolist(),
         "lost": lost.tolist(),
         "without": [(*key, len(own), ", ".join(own.unique()[:8])) for key, own in reasons],
-        "facts": {**facts, "copy bandwidth, GB/s": "" if math.isnan(copied) else f"{copied:.4g}"},
+        "facts": {**facts, "copy bandwidth, GB/s": f"{copied.median():.4g}" if len(copied) else ""},
     }
 
 
