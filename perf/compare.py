@@ -20,10 +20,8 @@ import pandas as pd
 from perf import EXIT_FAILED, EXIT_OK, UsageError, files
 from perf.files import EAGER, FAILED, KEY, OPERATOR, Run
 
-_SHOWN = [
-    *("verdict", "workload", "map", "pass", "provider"),
-    *("before_ms", "after_ms", "change", "drift", "reason"),
-]
+_SHOWN = ["verdict", "workload", "map", "pass", "provider"]
+_SHOWN += ["before_ms", "after_ms", "change", "drift", "reason"]
 _VERDICTS = ["broke", "slower", "unclear", "gone", "new", "fixed", "faster", "same"]  # the worst first
 _MOST_DRIFT = 1.5  # a larger factor comes from a disturbed measurement
 _FEW_SAMPLES = 10  # quantiles of fewer do not show the noise

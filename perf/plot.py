@@ -7,7 +7,6 @@ import itertools
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import matplotlib as mpl
 import pandas as pd
@@ -25,19 +24,10 @@ _DRAWN = {
 } | {"scaling": (scaling.TITLE, partial(scaling.draw, passes=MAIN))}
 
 
-class Chart(NamedTuple):
-    """A chart of one run; without rows to draw it has no figure."""
-
-    run: Run
-    name: str
-    title: str
-    figure: Figure | None
-
-
 def main(args: argparse.Namespace) -> int:
-    """Draw the charts of ``args.results`` into ``args.out``; print the files, and why a chart is missing."""
-    for chart, paths in _write(files.read_speed(args.results), args.out):
-        print(*(paths or [f"not drawn: {chart.name}: no rows for the {chart.title}"]), sep="\n", flush=True)
+    """Draw the charts of ``args.results`` into ``args.out``; print the files, and which charts lack rows."""
+    for title, paths in _write(files.read_speed(args.results), args.out):
+        print(*(paths or [f"not drawn: no rows for the {title}"]), sep="\n", flush=True)
     return EXIT_OK
 
 
@@ -46,14 +36,18 @@ def draw(table: pd.DataFrame, out: Path) -> list[Path]:
     return [path for _, paths in _write(table, out) for path in paths]
 
 
-def draw_all(table: pd.DataFrame) -> Iterator[Chart]:
-    """Draw the charts of each run of a table. If there are several, each chart has its run in its name."""
+def draw_all(table: pd.DataFrame) -> Iterator[tuple[Run, str, str, Figure | None]]:
+    """Draw the charts of each run of a table.
+
+    Yields:
+        The run, a name for files, unlike any other chart's, the title, and the figure, None without rows.
+    """
     runs = files.runs(files.normal(table))
     for run, (name, (title, draw_one)) in itertools.product(runs, _DRAWN.items()):
         with mpl.rc_context(style.RC):
             figure = draw_one(run)
         name = name if len(runs) == 1 else f"{name}-{run.name}"
-        yield Chart(run, name, f"{title}, of {', '.join(draw_one.keywords['passes'])}", figure)
+        yield run, name, f"{title}, of {', '.join(draw_one.keywords['passes'])}", figure
 
 
 def make_directory(out: Path) -> None:
@@ -64,10 +58,10 @@ def make_directory(out: Path) -> None:
         raise UsageError(f"--out: {out}: {error.strerror}; expected a writable directory") from None
 
 
-def _write(table: pd.DataFrame, out: Path) -> Iterator[tuple[Chart, list[Path]]]:
+def _write(table: pd.DataFrame, out: Path) -> Iterator[tuple[str, list[Path]]]:
     make_directory(out)
-    for chart in draw_all(table):
-        paths = [out / f"{chart.name}.{form}" for form in ("png", "svg")] if chart.figure else []
+    for _, name, title, figure in draw_all(table):
+        paths = [out / f"{name}.{form}" for form in ("png", "svg")] if figure else []
         for path in paths:
-            path.write_bytes(style.render(chart.figure, path.suffix[1:]))
-        yield chart, paths
+            path.write_bytes(style.render(figure, path.suffix[1:]))
+        yield title, paths

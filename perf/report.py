@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import base64
 import hashlib
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,17 +31,17 @@ def main(args: argparse.Namespace) -> int:
 def write(table: pd.DataFrame, out: Path) -> Path:
     """Write the page of a table of ``bench`` into a directory, and return its path."""
     plot.make_directory(out)
-    charts = [
-        (chart, base64.b64encode(style.render(chart.figure, "svg")).decode() if chart.figure else "")
-        for chart in plot.draw_all(table)
-    ]
-    runs = {chart.run.name: _contents(chart.run) for chart, _ in charts}
+    runs: dict[str, dict] = {}
+    for run, _, title, figure in plot.draw_all(table):
+        svg = base64.b64encode(style.render(figure, "svg")).decode() if figure else ""
+        runs[run.name] = runs.get(run.name) or _contents(run)
+        runs[run.name]["charts"].append((title, svg))
     script = (_PAGE / "page.js").read_text()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     version = f"{stn_triton.__version__}, commit {setting.commit()}"
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string((_PAGE / "page.html").read_text())
-    html = template.render(runs=runs, charts=charts, script=script, digest=digest, version=version)
+    html = template.render(runs=list(runs.values()), script=script, digest=digest, version=version)
     path = out / "report.html"
     path.write_text(html, encoding="utf-8")
     return path
@@ -50,7 +49,7 @@ def write(table: pd.DataFrame, out: Path) -> Path:
 
 def _contents(run: Run) -> dict[str, object]:
     """Everything that the template shows of a run."""
-    rows, facts, copied = run.rows, run.facts, run.rows["copy_gb_per_s"].median()
+    rows, facts, copied = run.rows, run.facts, run.rows["copy_gb_per_s"].dropna()
     device, commit, date = (facts[name] or f"unknown {name}" for name in ("device", "commit", "date"))
     has_values = (rows.notna() & (rows != "")).any()
     columns = [name for name in rows if has_values[name] and name not in (*FACTS, "quick", "reason")]
@@ -61,11 +60,12 @@ def _contents(run: Run) -> dict[str, object]:
         "title": f"{device}, commit {commit}, {date[:10]}{', quick run' if run.quick else ''}",
         "notes": style.facts(run),
         "numbers": list(numbers(run)),
+        "charts": [],
         "columns": [name.replace("_", " ") for name in columns],
         "rows": cells.to_numpy().tolist(),
         "lost": lost.tolist(),
         "without": [(*key, len(own), ", ".join(own.unique()[:8])) for key, own in reasons],
-        "facts": {**facts, "copy bandwidth, GB/s": "" if math.isnan(copied) else f"{copied:.4g}"},
+        "facts": {**facts, "copy bandwidth, GB/s": f"{copied.median():.4g}" if len(copied) else ""},
     }
 
 

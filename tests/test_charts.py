@@ -24,7 +24,7 @@ HOSTILE = "<script>alert(1)</script> $\\frac{ $x^ & \"'\x00\x1b[31m\u202e {} %s\
 
 
 def drawn(rows):
-    return {chart.name: chart.figure for chart in plot.draw_all(pd.DataFrame(rows)) if chart.figure}
+    return {name: figure for _, name, _, figure in plot.draw_all(pd.DataFrame(rows)) if figure}
 
 
 def texts(figure):
@@ -43,32 +43,18 @@ def test_the_command_names_what_it_drew_and_what_it_did_not(tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"speed.png", "speed.svg"}
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [str(tmp_path / "speed.png"), str(tmp_path / "speed.svg")]
-    missing = {line.split(": ")[1] for line in lines[2:]}
-    assert missing == {
-        "speed-backward",
-        "roofline",
-        "roofline-backward",
-        "memory",
-        "memory-backward",
-        "scaling",
-    }
+    assert len(lines) == 8
+    assert lines[2].startswith("not drawn: no rows for the roofline")
+    assert lines[4].endswith("over F.affine_grid + F.grid_sample, of backward, theta, input")
     image = imread(tmp_path / "speed.png")[..., :3]
     assert image.shape[1] == round(style.WIDTH * 150)
     assert image.std() > 0.05
     letters = "".join(ET.parse(tmp_path / "speed.svg").getroot().itertext())
     for said in ("AMD EPYC", "torch 2.13.0", "commit 4d55deb0d6", "digits-28", "plain PyTorch path"):
         assert said in letters
-    before = (tmp_path / "speed.svg").read_bytes()
-    assert main(["plot", str(OLD), "--out", str(tmp_path)]) == 0
-    assert (tmp_path / "speed.svg").read_bytes() == before
-
-
-def test_an_output_that_is_a_file_exits_2(tmp_path, capsys):
-    (tmp_path / "taken").write_text("")
     with pytest.raises(SystemExit) as stop:
-        main(["plot", str(OLD), "--out", str(tmp_path / "taken")])
+        main(["plot", str(OLD), "--out", str(tmp_path / "speed.svg")])
     assert stop.value.code == 2
-    assert "--out" in capsys.readouterr().err
 
 
 class TestBars:
@@ -115,9 +101,6 @@ class TestBars:
     def test_runs_and_passes_are_apart_and_sweeps_stay_out(self):
         two = pd.concat([small(), small(facts=made_up.CPU).assign(quick=True), made_up.sweeps()])
         figures = drawn(two)
-        assert {"speed-1-imaginary-h100-80gb-hbm3-4d55deb0d6", "speed-2-imaginary-epyc-4d55deb0d6"} <= set(
-            figures
-        )
         said = " ".join(texts(figures["speed-2-imaginary-epyc-4d55deb0d6"]))
         assert "Quick run" in said
         assert "H100" not in said
@@ -126,9 +109,8 @@ class TestBars:
         assert "size-32" not in " ".join(texts(first))
         assert "Quick run" not in " ".join(texts(first))
 
-    @pytest.mark.parametrize(
-        ("low", "high"), [*itertools.product([1e-9, 0.003, 0.7, 1], [1.3, 5.5, 40, 1e9])]
-    )
+    @pytest.mark.parametrize("low", [1e-9, 0.003, 0.7, 1])
+    @pytest.mark.parametrize("high", [1.3, 5.5, 40, 1e9])
     def test_ticks_have_room_and_1_is_among_them(self, low, high):
         ticks = speed_up.log_ticks(low, high, 3)
         assert 1 in ticks
@@ -137,28 +119,21 @@ class TestBars:
         assert len(ticks) <= 7
 
 
-class TestScaling:
-    def figure(self):
-        table = made_up.sweeps(providers=("operator", "eager"))
-        mask = (table["workload"] == "size-2048") & (table["provider"] == "eager")
-        return drawn(without_time(table, mask, "FAILED", "out of memory"))["scaling"]
-
-    def test_axes_are_logarithmic_and_named(self):
-        figure = self.figure()
-        assert {(ax.get_xscale(), ax.get_yscale()) for ax in figure.axes} == {("log", "log")}
-        titles = [ax.get_title("left") for ax in figure.axes[:3]]
-        shapes = ["size: 16x3xNxN float32", "batch: Nx3x224x224 float32", "channels: 16xNx56x56 float32"]
-        assert titles == shapes
-        assert any("Rows without a time: 1 FAILED" in text for text in texts(figure))
-
-    def test_lines_have_a_band_and_the_byte_model(self):
-        ax, n = self.figure().axes[0], np.array(made_up.SWEEPS["size"])
-        own, eager, model = ax.lines
-        assert (len(own.get_xdata()), len(eager.get_xdata())) == (4, 3)
-        np.testing.assert_allclose(model.get_ydata(), 16 * 3 * n**2 * 8 / 2900e9 * 1e3, rtol=1e-6)
-        band = ax.collections[0].get_paths()[0].vertices[:, 1]
-        assert band.min() == pytest.approx(min(own.get_ydata()) * 0.95)
-        assert band.max() == pytest.approx(max(own.get_ydata()) * 1.05)
+def test_scaling_has_lines_with_bands_and_the_byte_model():
+    table = made_up.sweeps(providers=("operator", "eager"))
+    mask = (table["workload"] == "size-2048") & (table["provider"] == "eager")
+    figure = drawn(without_time(table, mask, "FAILED", "out of memory"))["scaling"]
+    assert {(ax.get_xscale(), ax.get_yscale()) for ax in figure.axes} == {("log", "log")}
+    titles = ["size: 16x3xNxN float32", "batch: Nx3x224x224 float32", "channels: 16xNx56x56 float32"]
+    assert [ax.get_title("left") for ax in figure.axes] == titles
+    assert any("Rows without a time: 1 FAILED" in text for text in texts(figure))
+    ax, n = figure.axes[0], np.array(made_up.SWEEPS["size"])
+    own, eager, model = ax.lines
+    assert (len(own.get_xdata()), len(eager.get_xdata())) == (4, 3)
+    np.testing.assert_allclose(model.get_ydata(), 16 * 3 * n**2 * 8 / 2900e9 * 1e3, rtol=1e-6)
+    band = ax.collections[0].get_paths()[0].vertices[:, 1]
+    assert band.min() == pytest.approx(min(own.get_ydata()) * 0.95)
+    assert band.max() == pytest.approx(max(own.get_ydata()) * 1.05)
 
 
 class TestForeignFiles:
@@ -181,18 +156,9 @@ class TestForeignFiles:
     @pytest.mark.full
     @pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), float("nan"), 1e-300, 1e300, 1e9, 1e-9])
     def test_values_beyond_reason_do_not_stop_a_chart(self, value):
-        columns = [
-            "speedup",
-            "roofline",
-            "median_ms",
-            "q20_ms",
-            "q80_ms",
-            "peak_mib",
-            "gb_per_s",
-            "model_mib",
-        ]
         table = pd.concat([small(passes=("forward",)), made_up.sweeps()], ignore_index=True)
-        table.loc[(table["provider"] == "operator") & (table.index % 2 == 0), columns] = value
+        numbers = table.select_dtypes(float).columns
+        table.loc[(table["provider"] == "operator") & (table.index % 2 == 0), numbers] = value
         figures = drawn(table)
         assert set(figures) == {"speed", "roofline", "memory", "scaling"}
         for figure in figures.values():

@@ -27,20 +27,13 @@ def test_an_old_file_gets_the_columns_it_lacks():
 
 def test_rows_survive_the_way_through_a_file(tmp_path):
     table = without_time(small(), slice(3, 3), "FAILED", "None")
+    table = table.astype({"samples": "Int64", "reason": "string", "peak_mib": "Float64"})
+    table.loc[4:5, ["samples", "reason", "peak_mib"]] = pd.NA
     table.loc[0, "commit"] = "12345e1099"
     table.to_csv(tmp_path / "speed.csv", index=False)
     read = files.read_speed(tmp_path)
     assert (read.loc[3, "reason"], read.loc[0, "commit"]) == ("None", "12345e1099")
     pd.testing.assert_frame_equal(read, files.normal(table), check_like=True)
-
-
-def test_a_table_that_never_was_a_file_may_have_missing_values_of_any_kind():
-    table = small().astype({"samples": "Int64", "reason": "string", "peak_mib": "Float64"})
-    table.loc[:3, ["samples", "reason", "peak_mib"]] = pd.NA
-    normal = files.normal(table)
-    assert normal.loc[:3, ["samples", "peak_mib"]].isna().all(axis=None)
-    assert (normal.loc[:3, "reason"] == "").all()
-    assert normal["samples"].dtype == float
 
 
 def test_numbers_of_wrong_results_and_impossible_ones_are_dropped():

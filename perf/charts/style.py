@@ -86,7 +86,7 @@ def wrapped(text: str) -> list[str]:
 
 
 def figure(run: Run, title: str, note: str, body: float, legend: Sequence[Artist]) -> Figure:
-    """Make a figure with a title, the facts of the run, a note and a legend, for axes ``body`` inches high."""
+    """Make a figure with a title, facts of the run, a note and a legend, for axes ``body`` inches high."""
     lines = [line for text in (*facts(run), note) for line in wrapped(shorten(text, 450))]
     made = Figure((WIDTH, 1.2 + 0.17 * len(lines) + body), layout="constrained")
     # Two empty lines leave room for the title, whose letters are larger.
