@@ -46,7 +46,7 @@ def check(item: str, stage: Stage) -> Iterator[Record]:
     options = ["-m", "stn_triton", "check", "--quick", "--json", "--device", str(stage.device), "--only"]
     commands = {name: [*options, name] for name in names[-1 if stage.rehearse else 0 :]}
     for name, done in side_by_side(commands, stage.facts["workers"]):
-        rows = json.loads(done.stdout)["rows"] if done.returncode in (0, 1) else []
+        rows = json.loads(done.stdout)["rows"] if done.stdout and done.returncode in (0, 1) else []
         problems = [f"{row['of']}: {row['text']}" for row in rows if row["status"] == "FAIL"]
         yield _record(name, done, problems, rows=rows)
 
@@ -56,18 +56,18 @@ def gpu_tests(item: str, stage: Stage) -> Iterator[Record]:
 
     They need pytest, none of its plugins, and none of `tests/conftest.py`. A rehearsal only collects them.
     """
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    environment = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": "", "COLUMNS": "300"}
     pytest = ["-m", "pytest", "-q", "-c", os.devnull, "--rootdir", ".", "--noconftest", "-W", "ignore"]
     pytest += ["-p", "no:cacheprovider", "--tb", "line"]
-    ((_, listing),) = side_by_side({"": [*pytest, "--collect-only", "tests/test_gpu.py"]}, 1)
+    ((_, listing),) = side_by_side({"": [*pytest, "--collect-only", "tests/test_gpu.py"]}, 1, **environment)
     is_large = item == "large"
     names = [name for name in listing.stdout.splitlines() if "::" in name and (_LARGE in name) == is_large]
     if stage.rehearse or not names:
-        yield _record(f"{len(names)} tests collected", listing)
+        yield _record(f"{len(names)} tests collected", listing, passed=0)
         return
     count = 1 if is_large else min(2 * stage.facts["workers"], len(names))
     parts = {f"{item} tests, part {i + 1} of {count}": [*pytest, *names[i::count]] for i in range(count)}
-    for part, done in side_by_side(parts, stage.facts["workers"]):
+    for part, done in side_by_side(parts, stage.facts["workers"], **environment):
         lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
         passed = re.search(r"(\d+) passed", done.stdout)
         yield _record(part, done, lines, passed=int(passed[1]) if passed else 0)
@@ -88,14 +88,17 @@ def block_sizes(item: str, stage: Stage) -> Iterator[Record]:
     yield _record(item, done)
 
 
-def side_by_side(commands: Mapping[str, Sequence[str]], workers: int) -> Iterator[tuple[str, Done]]:
+def side_by_side(
+    commands: Mapping[str, Sequence[str]], workers: int, **variables: str
+) -> Iterator[tuple[str, Done]]:
     """Run Python with these arguments, ``workers`` processes at a time; yield each name as its process ends.
 
-    A process that crashes costs no other one. Standard error goes to the log.
+    ``variables`` are added to the environment. Standard error goes to the log.
     """
 
     def run(arguments: Sequence[str]) -> Done:
-        return subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, *arguments]
+        return subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **variables})
 
     with ThreadPoolExecutor(workers) as threads:
         futures = {threads.submit(run, arguments): name for name, arguments in commands.items()}
@@ -105,6 +108,8 @@ def side_by_side(commands: Mapping[str, Sequence[str]], workers: int) -> Iterato
 
 def _record(what: str, done: Done, problems: Sequence[str] = (), **content: object) -> Record:
     """The record of a command, whose exit code says whether it succeeded."""
+    if done.returncode:
+        print(done.stdout)  # to the log
     problem = "; ".join(problems) or f"exit code {done.returncode}, see evidence.log"
     return {
         "what": what,

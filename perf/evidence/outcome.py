@@ -93,8 +93,9 @@ def failures(results: Record) -> list[str]:
     for name, step in results["steps"].items():
         lines += [f"{name}: {r['what']}: {r['problem']}" for r in step["records"] if not r["ok"]]
         lines += [f"{name}: {crash}" for crash in step["crashes"]]
-    if _passed(results) and not sum(_passed(results).values()):
-        lines.append("nothing was compared")
+    asked = _passed(results)
+    if asked and not any(_records(results, name) for name in asked):
+        lines.append(f"{', '.join(asked)}: nothing was compared")
     return lines
 
 
@@ -108,16 +109,14 @@ def text(results: Record, table: pd.DataFrame | None, tuning: pd.DataFrame | Non
     if results["rehearsal"]:
         parts.append("A REHEARSAL: kernels interpreted on a CPU, tiny workloads; its times mean nothing.")
     passed = ", ".join(f"{name} {count}" for name, count in _passed(results).items())
-    verdict = "FAILED" if problems else f"RIGHT; passed: {passed or 'nothing was compared'}"
+    verdict = "FAILED" if problems else f"RIGHT; passed: {passed}" if passed else "NOTHING COMPARED"
     parts.append("\n  ".join([verdict, *problems[:_MOST_LINES]]))
     try:
-        parts += (
-            ["nothing was timed"]
-            if table is None
-            else [_speeds(table), _shown(backwards(table), _GATHER_LEGEND)]
-        )
+        if table is not None:
+            parts += _speeds(table), _shown(backwards(table), _GATHER_LEGEND)
         parts.append("\n".join(_host(results)))
-        parts += [] if tuning is None else ["\n".join(_blocks(results, tuning))]
+        if tuning is not None:
+            parts.append("\n".join(_blocks(results, tuning)))
     except Exception as error:  # rows that nobody thought of must not cost the verdict
         parts.append(f"not shown: {one_line(error)}")
     lines = [f"{results['seconds_used']:.0f} of {results['seconds']:.0f} s used"]
@@ -168,9 +167,8 @@ def _blocks(results: Record, tuning: pd.DataFrame) -> Iterator[str]:
     """Lines about the gains of other block sizes than the default."""
     times = tuning.set_index("bucket")
     gains = times["median_ms"][times["is_default"]] / times["median_ms"][times["is_best"]]
-    yield from (
-        f"{bucket}: {gain:.2f}x by other block sizes" for bucket, gain in gains.items() if gain > 1.05
-    )
+    for bucket, gain in gains[gains > 1.05].items():
+        yield f"{bucket}: {gain:.2f}x by other block sizes"
     yield f"block sizes of {len(gains)} kinds of launches timed; any other gain is below 5 %;"
     name = tables.slug(results["machine"]["device"])
     yield f"to use them in a checkout: cp block-sizes.json stn_triton/tuned/{name}.json"
