@@ -1,109 +1,81 @@
 """A user's first training step in a new process: how many seconds until each part of it is done.
 
-Each workload runs in a process of its own whose caches are empty: ``python -m perf.first_call WORKLOAD``
-prints a JSON object. Without a GPU the kernels are compiled and "launched" on a driver that does nothing
-(`perf/kernels/stub_driver.py`), so that only the GPU's own time is missing.
+``python -m perf.first_call WORKLOAD`` prints a JSON object. With ``--stub`` the kernels are compiled and
+"launched" on a driver that does nothing, so that only the GPU's own time is missing. With ``--rehearse`` the
+operator runs on tiny images on a CPU.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-Times = dict[str, float]
 
 
-def in_a_new_process(workload: str, *flags: str, timeout: float | None = None) -> Times:
+def in_a_new_process(workload: str, *flags: str, timeout: float | None = None) -> dict[str, float]:
     """Seconds of each part, and how many kernels were compiled in how many processor seconds.
 
     Raises:
         subprocess.TimeoutExpired: it took longer than ``timeout`` seconds.
-        subprocess.CalledProcessError: it failed; why stands on stderr.
+        subprocess.CalledProcessError: it failed; its messages are on stderr.
     """
+    command = [sys.executable, "-m", "perf.first_call", workload, *flags]
     with tempfile.TemporaryDirectory(prefix="stn_triton_") as folder:
-        environment = {**os.environ, "TRITON_CACHE_DIR": folder}
-        command = [sys.executable, "-m", "perf.first_call", workload, *flags]
+        env = {**os.environ, "TRITON_CACHE_DIR": folder}
         done = subprocess.run(
-            command, env=environment, stdout=subprocess.PIPE, text=True, timeout=timeout, check=True
+            command, env=env, stdout=subprocess.PIPE, text=True, timeout=timeout, check=True
         )
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def main() -> None:
+def main(name: str, flag: str = "") -> None:
     """Time imports, data, a forward, its backward, and a second step."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("workload")
-    kinds = parser.add_mutually_exclusive_group()
-    kinds.add_argument("--rehearse", action="store_true", help="interpreted on a CPU, on tiny images")
-    kinds.add_argument("--stub", action="store_true", help="on a driver that does nothing")
-    args = parser.parse_args()
-    times: Times = {}
-    start = time.perf_counter()
-
-    def lap(name: str) -> None:
-        nonlocal start
-        now = time.perf_counter()
-        times[name], start = round(now - start, 4), now
-
+    laps = {"": time.perf_counter()}
     import torch
 
     import stn_triton
 
-    lap("import_s")
-    compiled: list[bool] = []
-    with contextlib.ExitStack() as stack:
-        data, wait = _prepared(args, stack)
-        if not args.rehearse:
-            from triton import knobs
+    laps["import_s"] = time.perf_counter()
+    from triton import knobs
 
-            knobs.compilation.listener = lambda *, cache_hit, **_: compiled.append(not cache_hit)
-        leaves = data.input, data.theta
+    from perf import overhead
+    from perf.evidence.stage import Stage
+    from perf.measuring import workloads
+    from perf.tuning import launches
+
+    wait = (lambda: None) if flag else torch.cuda.synchronize
+    compiled: list[bool] = []
+    knobs.compilation.listener = lambda *, cache_hit, **_: compiled.append(not cache_hit)
+    workload = workloads.WORKLOADS[name]
+    stage = Stage(Path(), 0.0, flag == "--rehearse")
+    with contextlib.ExitStack() as stack:
+        if flag == "--stub":
+            stack.enter_context(overhead.through_the_launcher())
+            data = launches.dry(workload, torch.device("cpu"))
+        else:
+            data = workloads.make(stage.sized(workload), stage.device)
         is_trained = data.input.is_floating_point()
-        if is_trained:
-            leaves = data.input.requires_grad_(), data.theta.requires_grad_()
+        leaves = [t.requires_grad_(is_trained) for t in (data.input, data.theta)]
         wait()
-        lap("data_s")
-        before = sum(os.times()[:4])
+        laps["data_s"], before = time.perf_counter(), sum(os.times()[:4])
         for step in ("first", "second"):
             output = stn_triton.affine_grid_sample(*leaves, data.size, **data.options)
             wait()
-            lap(f"{step}_forward_s")
+            laps[f"{step}_forward_s"] = time.perf_counter()
             if is_trained:
                 torch.autograd.grad(output, leaves, data.grad_output)
                 wait()
-                lap(f"{step}_backward_s")
-        times |= {"kernels": sum(compiled), "processor_s": round(sum(os.times()[:4]) - before, 4)}
-    print(json.dumps(times))
-
-
-def _prepared(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[Any, Callable[[], None]]:
-    """The workload's tensors, and what waits for their device."""
-    import torch
-
-    from perf.measuring import workloads
-
-    workload = workloads.WORKLOADS[args.workload]
-    if args.stub:
-        from perf import overhead
-        from perf.tuning import launches
-
-        stack.enter_context(overhead.through_the_launcher())
-        return launches.dry(workload, torch.device("cpu")), lambda: None
-    from perf.evidence.stage import Stage
-
-    stage = Stage(Path(), 0.0, args.rehearse)
-    data = workloads.make(stage.sized(workload), stage.device)
-    return data, (lambda: None) if args.rehearse else torch.cuda.synchronize
+                laps[f"{step}_backward_s"] = time.perf_counter()
+    seconds = {b: round(laps[b] - laps[a], 4) for a, b in itertools.pairwise(laps)}
+    compiling = {"kernels": sum(compiled), "processor_s": round(sum(os.times()[:4]) - before, 4)}
+    print(json.dumps(seconds | compiling))
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

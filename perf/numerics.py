@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import math
 import sys
 
 import pandas as pd
@@ -13,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from perf import EXIT_FAILED, EXIT_OK, setting
-from perf.accuracy import chart, error_tables, errors, implementations, inputs, interpreted
+from perf.accuracy import error_tables, errors, interpreted
 from perf.charts import style
 from perf.plot import make_directory
 from stn_triton.environment import choose_device
@@ -22,16 +20,15 @@ from stn_triton.environment import choose_device
 def main(args: argparse.Namespace) -> int:
     """Measure, or read an earlier run; print its tables and draw its chart."""
     if args.results is None:
-        table = run(choose_device(args.device), inputs.QUICK_SIZES if args.quick else inputs.SIZES)
+        table = run(choose_device(args.device), errors.QUICK_SIZES if args.quick else errors.SIZES)
     else:
         table = error_tables.read(args.results)
     make_directory(args.out)
     if args.results is None:
         error_tables.write(table, args.out / "numerics.csv")
-    (args.out / "numerics.png").write_bytes(style.render(chart.draw(table), "png"))
+    (args.out / "numerics.png").write_bytes(style.render(error_tables.chart(table), "png"))
     if args.json:
-        for row in table.to_dict("records"):
-            print(json.dumps({key: _plain(value) for key, value in row.items()}))
+        print(table.to_json(orient="records", lines=True, double_precision=15), end="")
     elif args.markdown:
         print(error_tables.markdown(table))
     else:
@@ -41,39 +38,32 @@ def main(args: argparse.Namespace) -> int:
 
 
 def run(device: torch.device, sizes: tuple[int, ...]) -> pd.DataFrame:
-    """Every cell, each row with the facts of the machine.
+    """Measure every cell; each row has the facts of the machine.
 
     Raises:
         UsageError: kernels cannot be interpreted in this process.
     """
     if device.type == "cpu":
         interpreted.choose()
-    facts = setting.facts(device)
-    who = implementations.of(device)
-    rows: list[errors.Row] = []
-    cells = list(itertools.product(inputs.MAPS, sizes, inputs.AUTOCASTS))
+    cells = list(itertools.product(errors.MAPS, sizes, errors.AUTOCASTS))
+    rows = []
     progress = tqdm(cells, "errors", disable=None, file=sys.stderr)
     for i, (map_name, size, dtype) in enumerate(progress, start=1):
-        what = f"{map_name} {size} {inputs.short(dtype)}"
+        what = f"{map_name} {size} {errors.short(dtype)}"
         progress.set_postfix_str(what)
         if progress.disable:
             print(f"{i} of {len(cells)}: {what}", file=sys.stderr, flush=True)
-        rows += errors.rows_of(dtype, size, map_name, who, device)
-    return pd.DataFrame(rows).assign(**facts)
-
-
-def _plain(value: object) -> object:
-    """JSON knows no NaN."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        rows += errors.rows_of(dtype, size, map_name, device)
+    return pd.DataFrame(rows).assign(**setting.facts(device))
 
 
 _EXPLANATION = """\
-forward: in units of the largest image value; grad_input: of the largest gradient of the output; grad_theta:
-of its norm. !: worse than the pair, by over 2 % in the RMS or twofold in the largest error; exit code 1.
-All get the same numbers in the images' dtype, theta too (outside autocast the pair takes no other), and are
-set against fp64 of these numbers. Under autocast the pair's grid is in the dtype of autocast, and on a CPU
-its sampler in fp32; the operator's coordinates are in fp32 always. From 1024 on, images are strips (see their
-shape) with the width of the square: what a long axis does to positions, in the time that there is. Samples
-within 1/64 pixel of a whole one, where the derivative by theta jumps, get no gradient.
-kernels: those of GPUs; on a CPU in Triton's interpreter, with a GPU's roundings, but for what a compiler
-contracts and how sums are split. CPU path: what the operator runs on CPUs."""
+Units: the largest image value (forward), the largest gradient of the output (grad_input), the norm of the
+gradient (grad_theta). !: worse than the pair, by over 2 % in the RMS or twofold in the largest error; exit
+code 1. All providers get the same numbers in the images' dtype, theta too (outside autocast the pair takes
+no other), and are compared with fp64 of these numbers. Under autocast the pair's grid is in the dtype of
+autocast, and on a CPU its sampler in fp32; the operator's coordinates are always in fp32. From 1024 on,
+images are strips (see their shape) as wide as the square, which shows what a long axis does to positions.
+Samples within 1/64 pixel of a whole one, where the derivative by theta jumps, get no gradient.
+kernels: those of GPUs. On a CPU Triton's interpreter runs them with a GPU's roundings, except that a
+compiler may contract operations and splits sums otherwise. CPU path: what the operator runs on CPUs."""

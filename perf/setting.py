@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 import platform
 import subprocess
 from pathlib import Path
@@ -18,7 +17,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 
 def facts(device: torch.device) -> dict[str, str | int]:
-    """What goes into each row of the CSV: hardware, driver, versions, commit and date."""
+    """The columns of each row of a CSV that name hardware, driver, versions, commit and date."""
     on_gpu = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else cpu_model(),
@@ -37,19 +36,6 @@ def facts(device: torch.device) -> dict[str, str | int]:
     }
 
 
-def busy() -> str:
-    """Whether other programs keep this machine's CPU busy, in a line; empty if not, or if nobody knows."""
-    try:
-        load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    except (AttributeError, OSError):
-        return ""
-    if load <= 0.5 * cores:
-        return ""
-    return (
-        f"load {load:.1f} on {cores} cores: other processes run, or just did; times on this CPU mean little"
-    )
-
-
 def summary(facts: dict[str, str | int]) -> str:
     """The facts in a line, for a chart's subtitle."""
     if facts["device_type"] == "cuda":
@@ -61,19 +47,11 @@ def summary(facts: dict[str, str | int]) -> str:
 
 
 def commit() -> str:
-    """The short hash of the checkout, with ``+dirty`` if code in it is changed; ``unknown`` outside one."""
-    # An installed copy may lie in some other project's checkout, whose commit says nothing.
-    if Path(_output("git", "rev-parse", "--show-toplevel") or "/").resolve() != _ROOT:
-        return UNKNOWN
-    sources = (":(glob)stn_triton/**", ":(glob)perf/**/*.py")
-    changed = _output("git", "status", "--porcelain", "--", *sources)
-    return _output("git", "rev-parse", "--short=10", "HEAD") + ("+dirty" if changed else "")
-
-
-def _output(*command: str) -> str:
-    """What a command prints, or nothing if it cannot run or fails."""
+    """The short hash of the checkout, with ``+dirty`` if a file in it is changed; ``unknown`` outside one."""
+    # Without .git here an installed copy may lie in another project's checkout, whose commit says nothing.
+    command = ("git", "describe", "--always", "--exclude=*", "--abbrev=10", "--dirty=+dirty")
     try:
         done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()
+        return UNKNOWN
+    return done.stdout.strip() if (_ROOT / ".git").exists() else UNKNOWN

@@ -1,20 +1,17 @@
 """``python -m perf step``: what spatial transformers cost in a training step.
 
-Jaderberg et al. 2015 (section 4.2) report that their network for house numbers, with four transformers, is
-"only 6% slower (forward and backward pass) than the CNN". Such networks are trained here for single steps
-(forward, backward, SGD) on random images: without transformers; with them; with the same layers on PyTorch's
-eager pair; and with layers that locate but do not warp, which tells the share of the localisation networks.
+Networks like those of Jaderberg et al. 2015 (section 4.2) take single steps of SGD on random images.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
-import json
 import sys
 from collections.abc import Callable
+from typing import NamedTuple
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,19 +22,21 @@ from stn_triton import SpatialTransformer
 from stn_triton.environment import choose_device
 from stn_triton.nn import ConvolutionalLocalization, FullyConnectedLocalization, parameter_groups
 
-PAPER = 0.06
+_NOTES = """\
+slower: than without transformers; the paper's four made its house-number network 6 % slower, on a GPU of its
+time. share: the part of the step that the transformers add. "localisation only" trains the localisation
+networks and does not sample. Where the 20 to 80 % ranges overlap, that is noise."""
 
 
 class EagerTransformer(SpatialTransformer):
     """The layer on PyTorch's two operators."""
 
     def warp(self, x: Tensor, theta: Tensor) -> Tensor:
-        """By a grid that is stored."""
-        grid = F.affine_grid(theta, x.shape, align_corners=False)
-        return F.grid_sample(x, grid, align_corners=False)
+        """Sample at a grid that is stored."""
+        return F.grid_sample(x, F.affine_grid(theta, x.shape, align_corners=False), align_corners=False)
 
 
-class _Heard(torch.autograd.Function):
+class _Unwarped(torch.autograd.Function):
     """The images as they are, and a gradient for theta that costs nothing."""
 
     @staticmethod
@@ -54,29 +53,18 @@ class LocatingTransformer(SpatialTransformer):
     """The layer without its sampler; its localisation network is trained all the same."""
 
     def warp(self, x: Tensor, theta: Tensor) -> Tensor:
-        """The input."""
-        return _Heard.apply(x, theta)
+        """Return the input."""
+        return _Unwarped.apply(x, theta)
 
 
 Layer = type[SpatialTransformer] | None
+WITHOUT = "no transformers"
 PROVIDERS: dict[str, Layer] = {
-    "no transformers": None,
+    WITHOUT: None,
     "stn_triton": SpatialTransformer,
     "eager pair": EagerTransformer,
     "localisation only": LocatingTransformer,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """A network and the images that it is trained on."""
-
-    about: str
-    make: Callable[[Layer], nn.Module]
-    shape: tuple[int, ...]
-    """Of an image, (C, H, W)."""
-    batch: int
-    cpu_batch: int
 
 
 def house_numbers(layer: Layer) -> nn.Module:
@@ -102,102 +90,68 @@ def digits(layer: Layer) -> nn.Module:
     return nn.Sequential(*first, *convolutions, nn.Flatten(), nn.Linear(32 * 4, 10))
 
 
+class Network(NamedTuple):
+    """A network, the shape (C, H, W) of its images, and the sizes of batches."""
+
+    about: str
+    make: Callable[[Layer], nn.Module]
+    shape: tuple[int, int, int]
+    batch: int
+    cpu_batch: int
+
+
+_NUMBERS = "64 x 64 photographs, four transformers on feature maps of 3 to 128 channels"
 NETWORKS = {
-    "house-numbers": Network(
-        "64 x 64 photographs, four transformers on feature maps of 3 to 128 channels",
-        house_numbers,
-        (3, 64, 64),
-        batch=128,
-        cpu_batch=4,
-    ),
+    "house-numbers": Network(_NUMBERS, house_numbers, (3, 64, 64), 128, 4),
     "digits": Network("28 x 28 digits, one transformer on the image", digits, (1, 28, 28), 256, 64),
 }
 
 
-def steps(network: Network, device: torch.device) -> dict[str, Callable[[], None]]:
-    """A step of training for each provider, on the same images."""
-    generator = torch.Generator().manual_seed(0)
-    batch = network.cpu_batch if device.type == "cpu" else network.batch
-    images = torch.rand(batch, *network.shape, generator=generator).to(device)
-    labels = torch.randint(10, (batch,), generator=generator).to(device)
-    made = {}
-    for name, layer in PROVIDERS.items():
-        torch.manual_seed(0)
-        model = network.make(layer).to(device)
-        groups = model.parameters() if layer is None else parameter_groups(model, lr=1e-3)
-        made[name] = _step(model, torch.optim.SGD(groups, lr=1e-3), images, labels)
-    return made
+def step_of(layer: Layer, network: Network, batch: int, device: torch.device) -> Callable[[], None]:
+    """A step of training; the images are the same for each layer. The first step is done."""
+    torch.manual_seed(0)
+    images = torch.rand(batch, *network.shape).to(device)
+    labels = torch.randint(10, (batch,)).to(device)
+    model = network.make(layer).to(device)
+    groups = model.parameters() if layer is None else parameter_groups(model, lr=1e-3)
+    optimizer = torch.optim.SGD(groups, lr=1e-3)
 
-
-def _step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
-) -> Callable[[], None]:
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         F.cross_entropy(model(images), labels).backward()
         optimizer.step()
 
+    step()  # compiles kernels, allocates
     return step
 
 
-def rows_of(samples: dict[str, list[float]]) -> list[dict[str, object]]:
-    """Of each provider the quantiles, how much slower than without transformers, and their share."""
-    medians = {name: stopwatch.quantiles(values)[1] for name, values in samples.items()}
-    without = medians["no transformers"]
-    return [
-        {
-            "provider": name,
-            **dict(zip(("low_ms", "median_ms", "high_ms"), stopwatch.quantiles(values), strict=True)),
-            "slower": medians[name] / without - 1,
-            "share": 1 - without / medians[name],
-        }
-        for name, values in samples.items()
-    ]
+def table_of(samples: dict[str, list[float]]) -> pd.DataFrame:
+    """Quantiles of each provider, how much slower than without transformers, and the transformers' share."""
+    values = {name: stopwatch.quantiles(times) for name, times in samples.items()}
+    table = pd.DataFrame.from_dict(values, orient="index", columns=["low_ms", "median_ms", "high_ms"])
+    without = table.loc[WITHOUT, "median_ms"]
+    return table.assign(slower=table["median_ms"] / without - 1, share=1 - without / table["median_ms"])
 
 
 def main(args: argparse.Namespace) -> int:
     """Print, for each network, what its transformers cost."""
     device = choose_device(args.device)
-    effort = dataclasses.replace(
-        stopwatch.QUICK if args.quick else stopwatch.FULL,
-        cpu_seconds=5 if args.quick else 30,
-        gpu_rounds=5 if args.quick else 20,
-        gpu_ms_per_round=50,
-    )
+    seconds, rounds = (5, 5) if args.quick else (30, 20)
+    effort = stopwatch.Effort(seconds, 5, gpu_rounds=rounds, gpu_ms_per_round=50, most_copies=1)
     facts = setting.facts(device)
-    is_tf32 = device.type == "cuda" and torch.backends.cudnn.allow_tf32
-    precision = "fp32 (convolutions in TF32, PyTorch's default)" if is_tf32 else "fp32"
-    if not args.json:
-        print(setting.summary(facts))
+    tables = []
     for name, network in NETWORKS.items():
         batch = network.cpu_batch if device.type == "cpu" else network.batch
-        print(f"{name}: about {_seconds(effort, device):.0f} seconds ...", file=sys.stderr)
-        functions = steps(network, device)
-        for step in functions.values():
-            step()  # compiles kernels, allocates
-        rows = rows_of(stopwatch.sample({key: [step] for key, step in functions.items()}, device, effort))
-        if args.json:
-            for row in rows:
-                print(json.dumps({"network": name, "batch": batch, **row, **facts}))
-            continue
-        print(f"\n{name}: {network.about}; batch {batch}, {precision}")
-        print(
-            f"  {'ms per training step':24}{'median':>9}{'20 %':>9}{'80 %':>9}{'slower by':>11}{'share':>8}"
-        )
-        for row in rows:
-            times = "".join(f"{row[key]:9.2f}" for key in ("median_ms", "low_ms", "high_ms"))
-            print(f"  {row['provider']:24}{times}{row['slower']:11.1%}{row['share']:8.1%}")
-    if not args.json:
-        print(
-            f"""
-slower by: than without transformers; the paper's four made its house-number network {PAPER:.0%} slower, on a
-GPU of its time. share: of the step, what the transformers add. What "localisation only" takes is
-the localisation networks'; the rest is the sampler's. Where the 20 to 80 % ranges overlap, that is noise."""
-        )
+        print(f"{name}: half a minute; with --quick, ten seconds ...", file=sys.stderr)
+        functions = {key: [step_of(layer, network, batch, device)] for key, layer in PROVIDERS.items()}
+        table = table_of(stopwatch.sample(functions, device, effort))
+        tables.append(table.rename_axis("provider").reset_index().assign(network=name, batch=batch, **facts))
+        if not args.json:
+            print(f"{name}: {network.about}; batch {batch}; milliseconds of a training step")
+            shares = dict.fromkeys(("slower", "share"), "{:.1%}".format)
+            print(table.to_string(float_format="{:.2f}".format, formatters=shares) + "\n")
+    if args.json:
+        print(pd.concat(tables).to_json(orient="records", lines=True), end="")
+    else:
+        print(f"{_NOTES}\n{setting.summary(facts)}")
     return EXIT_OK
-
-
-def _seconds(effort: stopwatch.Effort, device: torch.device) -> float:
-    if device.type == "cpu":
-        return effort.cpu_seconds * 1.2
-    return 5 + len(PROVIDERS) * effort.gpu_rounds * effort.gpu_ms_per_round / 1e3

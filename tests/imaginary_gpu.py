@@ -1,7 +1,6 @@
 """A GPU that is not there, for the tests of ``python -m perf tune``: its buckets, calls and clock."""
 
 import json
-from argparse import Namespace
 
 import pandas as pd
 import pytest
@@ -29,20 +28,16 @@ BUCKETS = [
 ]
 
 
-def same(bucket, config):
-    return torch.arange(6.0)
-
-
 class Clock:
     """Milliseconds of a launch, from a table of costs; counts launches, and may stop at one."""
 
-    def __init__(self, cost, stop_at=None, stop=KeyboardInterrupt):
-        self.cost, self.stop_at, self.stop = cost, stop_at, stop
+    def __init__(self, cost, stop_at=None):
+        self.cost, self.stop_at = cost, stop_at
         self.timed = []
 
     def __call__(self, launch, config, ms):
         if len(self.timed) == self.stop_at:
-            raise self.stop
+            raise KeyboardInterrupt
         bucket = launch(config)
         self.timed.append(bucket)
         median = self.cost(bucket, config)
@@ -50,34 +45,24 @@ class Clock:
 
 
 def cost(bucket, config):
-    """Some configuration or other is fastest; that of the theta kernel is the default."""
+    """The last configuration is the fastest; for the theta kernel the default."""
     configs = fastest.FULL.configs_of(bucket)
     index, last = configs.index(config), len(configs) - 1
     return 1 + (index if bucket.kernel == "theta" else last - index) / 10
 
 
-def count_timed(bucket):
-    """How often a whole search times a configuration of a bucket."""
-    configs = len(fastest.FULL.configs_of(bucket))
-    return configs + fastest.FULL.rounds * min(configs, 1 + fastest.FULL.finalists)
+BEST = {
+    bucket.name(): fastest.FULL.configs_of(bucket)[0 if bucket.kernel == "theta" else -1]
+    for bucket in BUCKETS
+}
 
 
-def expected_best(bucket):
-    return min(fastest.FULL.configs_of(bucket), key=lambda config: cost(bucket, config))
-
-
-def case(bucket, result=same):
-    """A call that launches nothing but asks for a configuration, as a call would."""
+def case(bucket, result=lambda bucket, config: torch.arange(6.0)):
+    """A call that launches nothing, but chooses a configuration as a call would."""
 
     def make(device):
         def run():
-            chosen = []
-
-            def launch(config):
-                chosen.append(config)
-                return bucket
-
-            config = tuning.configuration(bucket, device, launch)
+            config = tuning.configuration(bucket, device, lambda config: bucket)
             return (result(bucket, config),)
 
         return run
@@ -85,11 +70,11 @@ def case(bucket, result=same):
     return Case("imagined", make)
 
 
-def plan_of(*buckets, result=same):
-    return {bucket: case(bucket, result) for bucket in buckets}
+def plan_of(*buckets, **options):
+    return {bucket: case(bucket, **options) for bucket in buckets}
 
 
-def arguments(out, *options) -> Namespace:
+def arguments(out, *options):
     return build_parser().parse_args(["tune", "--out", str(out), *options])
 
 
@@ -105,22 +90,13 @@ def configs_of(path):
     return json.loads(path.read_text())["configs"]
 
 
-BEST = {bucket.name(): expected_best(bucket) for bucket in BUCKETS}
-
-
-@pytest.fixture(name="nowhere_else", autouse=True)
-def nowhere_else_fixture(tmp_path, monkeypatch):
-    """No table of this checkout is written."""
-    monkeypatch.setattr(tuning, "SHIPPED", tmp_path / "package" / "tuned")
-    (tmp_path / "package").mkdir()
+@pytest.fixture(name="shipped", autouse=True)
+def shipped_fixture(tmp_path, monkeypatch):
+    """The table that a run writes; none of this checkout is."""
+    monkeypatch.setattr(tuning, "SHIPPED", tmp_path / "package")
     tuning.shipped.cache_clear()
-    yield tmp_path
+    yield tuning.SHIPPED / "imaginary-gpu-80-gb.json"
     tuning.shipped.cache_clear()
-
-
-@pytest.fixture(name="shipped")
-def shipped_fixture(nowhere_else):
-    return tuning.SHIPPED / "imaginary-gpu-80-gb.json"
 
 
 @pytest.fixture(name="out")

@@ -1,15 +1,15 @@
 """The kernels on a machine without a GPU: Triton's interpreter, made to round as a GPU does, and faster.
 
 Triton's interpreter carries out each operation of a kernel in numpy, in the kernel's dtypes. In three things
-it is not what a GPU computes (Triton 3.7), and they are replaced here:
+it does not compute what a GPU computes (Triton 3.7), and they are replaced here:
 
 - it truncates fp32 to bf16, where a GPU rounds to nearest, ties to even;
 - its FMA rounds twice, where a GPU's rounds once. In fp64 the product of two fp32 numbers is exact;
 - it reduces several tensors at once one element after the other, in Python. Halves are added instead, as the
   lanes of a GPU are.
 
-What remains different is the compiler's: it may contract weighted sums into FMAs, and blocks are larger here
-(an interpreted program costs milliseconds, a lane next to nothing), so that sums are split otherwise.
+Two differences remain. A compiler may contract weighted sums into FMAs. And sums are split otherwise, because
+blocks are larger here: an interpreted program costs milliseconds, a lane next to nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from unittest import mock
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ _SIDE = 256  # of a square block, in pixels
 
 
 def choose() -> None:
-    """Have kernels interpreted from now on in this process; before Triton is first imported.
+    """Let kernels be interpreted from now on in this process; before Triton is first imported.
 
     Raises:
         UsageError: this process has imported it already, for a compiler.
@@ -47,8 +48,10 @@ def rounding_as_gpus(sides: Sequence[int]) -> Iterator[None]:
     """Within, interpreted kernels round as on a GPU and take images of one channel in large blocks.
 
     Args:
-        sides: height and width of the images, which blocks are to fit.
+        sides: height and width of the images, which determine the blocks.
     """
+    from triton.runtime.interpreter import InterpreterBuilder, ReduceOps
+
     rows, columns = (1 << (n - 1).bit_length() for n in sides)
     rows = min(rows, max(_SIDE, _SIDE**2 // columns))
     columns = min(columns, _SIDE**2 // rows)
@@ -57,18 +60,13 @@ def rounding_as_gpus(sides: Sequence[int]) -> Iterator[None]:
         config = policy.default(bucket)
         return {**config, "BLOCK_C": 1, "STEPS_C": 1, "RUN_C": 1, "BLOCK_H": rows, "BLOCK_W": columns}
 
-    from triton.runtime import interpreter
-
-    builder, reduce_ops = interpreter.InterpreterBuilder, interpreter.ReduceOps
-    before = builder.cast_impl, builder.create_fma, reduce_ops.generic_reduce
-    builder.cast_impl = _cast(before[0])
-    builder.create_fma = _fma
-    reduce_ops.generic_reduce = _reduce(before[2])
-    try:
-        with tuning.choosing(large_blocks):
-            yield
-    finally:
-        builder.cast_impl, builder.create_fma, reduce_ops.generic_reduce = before
+    with (
+        mock.patch.object(InterpreterBuilder, "cast_impl", _cast(InterpreterBuilder.cast_impl)),
+        mock.patch.object(InterpreterBuilder, "create_fma", _fma),
+        mock.patch.object(ReduceOps, "generic_reduce", _reduce(ReduceOps.generic_reduce)),
+        tuning.choosing(large_blocks),
+    ):
+        yield
 
 
 def _cast(original):
@@ -87,10 +85,9 @@ def _cast(original):
 def _fma(self, x, y, z):
     from triton.runtime.interpreter import TensorHandle
 
-    if z.data.dtype != np.float32:
-        return TensorHandle(x.data * y.data + z.data, z.dtype.scalar)
-    exact = x.data.astype(np.float64) * y.data.astype(np.float64)
-    return TensorHandle((exact + z.data.astype(np.float64)).astype(np.float32), z.dtype.scalar)
+    wide = np.float64 if z.data.dtype == np.float32 else z.data.dtype
+    exact = x.data.astype(wide) * y.data.astype(wide) + z.data.astype(wide)
+    return TensorHandle(exact.astype(z.data.dtype), z.dtype.scalar)
 
 
 def _reduce(original):

@@ -1,279 +1,146 @@
-"""Charts with a line per workload: speed-up, fraction of the roofline, peak memory.
+"""Bar charts with a line per workload: speed-up, fraction of the roofline, peak memory.
 
-Per workload and pass the operator has a bar, the geometric mean over the maps, with a whisker for the noise
-and a tick per map below it; the other providers are markers under it. Numbers stand to the right. What has no
-value stands there as text.
+The bar is the operator's geometric mean over the maps. Markers are the other providers.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from perf.charts import style
-from perf.charts.measures import SPEED, Cell, Measure, cell_of, percent, values_of
-from perf.files import EAGER, OK, OPERATOR, Run, sweep_of
+from perf.files import EAGER, OPERATOR, SWEEP, Run, geometric_mean, value_of
 
-_BAR, _MAPS, _OTHERS = -0.2, 0.09, 0.3  # where in a workload's line of height 1
-_TEXTS = (-0.27, -0.04, 0.18, 0.38)  # the same for the numbers on the right and what has none
-# Inches: a workload's line, above and below all of them; the names, the numbers of a panel, between panels.
-_LINE, _ABOVE, _BELOW = 0.58, 0.55, 0.55
-_NAMES, _NUMBERS, _GAP = 2.65, 1.75, 0.15
-_SMALL_SHARE = 0.25
-"""If no share is more, as on CPUs, a linear axis with 100 % on it would show nothing."""
-_MOST = 60
-"""Workloads of a chart; a foreign file may have any number."""
-_TICK = 0.42
-"""Inches between two ticks at least: their labels stand side by side."""
-_TITLES = {"theta": "gradient of theta alone", "input": "gradient of input alone"}
-_LETTERS = 27
-"""That fit beside a panel in small type."""
+MOST = 60
+"""Largest number of workloads in a chart; a foreign file may have any number."""
 
 
-def draw(run: Run, measure: Measure, passes: Sequence[str]) -> Figure:
-    """The chart of a measure, a panel per pass."""
-    rows = run.rows[[sweep_of(name) is None for name in run.rows["workload"]]]
-    rows = rows[rows["pass"].isin(passes)]
-    passes = [name for name in passes if name in set(rows["pass"])]
-    names = list(dict.fromkeys(rows["workload"]))
-    workloads = names[:_MOST]
+class Measure(NamedTuple):
+    """A ratio that is drawn as bars. Its ``loss`` is -1 if less than 1 is a loss, 1 if more is, else 0."""
+
+    title: str
+    values: Callable[[pd.DataFrame], pd.Series]
+    loss: int
+    is_speed: bool = False
+
+    def text(self, value: float) -> str:
+        """Write a speed with two decimals, a share in percent."""
+        digits = ".2g" if value < 0.1 else ".0f"
+        return f"{value:.2f}x" if self.is_speed else f"{100 * value:{digits}} %"
+
+
+MEASURES = {
+    "speed": Measure(
+        "speed-up over F.affine_grid + F.grid_sample",
+        lambda rows: value_of(rows, EAGER, "median_ms") / rows["median_ms"],
+        loss=-1,
+        is_speed=True,
+    ),
+    "roofline": Measure(
+        "roofline, bytes of the model per second as a share of the copy bandwidth",
+        lambda rows: rows["roofline"],
+        loss=0,
+    ),
+    "memory": Measure(
+        "peak memory of a call, as a share of the eager pair's",
+        lambda rows: rows["peak_mib"] / value_of(rows, EAGER, "peak_mib"),
+        loss=1,
+    ),
+}
+
+
+def draw(run: Run, measure: Measure, passes: Sequence[str]) -> Figure | None:
+    """Draw a panel per pass; None if no row of these passes has a value."""
+    rows = run.rows[run.rows["pass"].isin(passes) & ~run.rows["workload"].str.fullmatch(SWEEP)]
+    rows = rows.assign(value=measure.values(rows))
+    if rows["value"].isna().all():
+        return None
+    every = list(dict.fromkeys(rows["workload"]))
+    workloads = every[:MOST]
     rows = rows[rows["workload"].isin(workloads)]
-    providers = style.in_order(rows["provider"])
-    if measure.eager_is_one:
-        providers = [name for name in providers if name != EAGER]
-    absent = _absent(rows, providers)
-    mean = ["Geometric mean over the maps, whose values stand below it."] if rows["map"].nunique() > 1 else []
-    cut = [f"The first {_MOST} of {len(names)} workloads."] if len(names) > _MOST else []
-    lines = style.head(run, [" ".join([measure.note(rows), *mean, *cut]), *absent.values()])
-    shown = [name for name in providers if name not in absent]
-    rows = rows.assign(value=values_of(rows, measure))
-    cells = {
-        key: cell_of(part, measure)
-        for key, part in rows.groupby(["workload", "pass", "provider"], sort=False)
-        if key[2] in shown
-    }
-    height = _LINE * len(workloads)
-    body = _ABOVE + height + _BELOW
-    made, foot = style.figure(measure.title, lines, body, _legend(measure, shown, cells))
-    axes = _panels(made, len(passes), foot + _BELOW, height)
-    start, xlabel = _scale(axes[0], measure, cells)
-    for ax, pass_name in zip(axes, passes, strict=True):
-        title = _TITLES.get(pass_name, pass_name.replace("+", " + "))
-        ax.set_title(title, fontsize=style.FONT + 1, loc="left", pad=16)
-        ax.set_xlabel(xlabel, fontsize=style.FONT - 1)
-        for y, workload in enumerate(workloads):
-            own = {name: cells.get((workload, pass_name, name)) for name in shown}
-            _line(ax, y, {name: cell for name, cell in own.items() if cell}, measure, start)
-            ax.axhline(y - 0.5, color=style.GRID, linewidth=0.5, zorder=0)
-        _decorate(ax, measure)
-    labels = [_workload_label(rows[rows["workload"] == name].iloc[0]) for name in workloads]
-    axes[0].set_yticks(range(len(workloads)), labels, fontsize=style.FONT - 1)
-    axes[0].set_ylim(len(workloads) - 0.45, -0.55)
+    note = "Bars: the operator's geometric mean over the maps. Whiskers: its least to its largest value"
+    note += ", with the 20 to 80 % interval of the times." if measure.is_speed else "."
+    note += f" The first {MOST} of {len(every)} workloads." if len(every) > MOST else ""
+    note += "" if measure.loss else f" Copy bandwidth: {rows['copy_gb_per_s'].median():.4g} GB/s."
+    has_value = rows["value"].notna()
+    note += "" if has_value.all() else f" Rows without a value: {style.counts(rows[~has_value])}."
+    left_out = [OPERATOR, EAGER] if measure.loss else [OPERATOR]
+    rivals = rows.loc[has_value & ~rows["provider"].isin(left_out), "provider"].unique()
+    marks = {name: style.line(name) | {"linestyle": ""} for name in rivals}
+    bars = [Patch(**_bar(False), label="operator")]
+    bars += [Patch(**_bar(True), label="operator, worse than the eager pair")] if measure.loss else []
+    legend = [*bars, *(Line2D([], [], **mark) for mark in marks.values())]
+    made = style.figure(run, f"Affine sampling: {measure.title}", note, 1 + 0.46 * len(workloads), legend)
+    panels = [name for name in passes if name in set(rows["pass"])]
+    grid = made.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    for ax, name in zip(grid, panels, strict=True):
+        ax.set_title({"theta": "theta alone", "input": "input alone"}.get(name, name), pad=16)
+        _panel(ax, rows[rows["pass"] == name], measure, marks, workloads)
+    labels = [_label(rows[rows["workload"] == name].iloc[0]) for name in workloads]
+    grid[0].set_yticks(range(len(workloads)), labels)
+    grid[0].set_ylim(len(workloads) - 0.4, -0.6)
+    if measure.is_speed:
+        grid[0].set_xscale("log")
+        grid[0].set_xticks(log_ticks(*grid[0].get_xlim(), 6 / len(panels)))
+        grid[0].minorticks_off()
+    else:
+        grid[0].set_xlim(left=0)
+        grid[0].xaxis.set_major_locator(MaxNLocator(5))
+    grid[0].xaxis.set_major_formatter("{x:g}x" if measure.is_speed else "{x:.0%}")
     return made
 
 
-def _panels(made: Figure, count: int, bottom: float, height: float) -> list[Axes]:
-    """Axes side by side, each with room for its numbers; ``bottom`` and ``height`` in inches."""
-    made.set_layout_engine("none")
-    width = (style.WIDTH - _NAMES) / count - _NUMBERS - _GAP
-    axes: list[Axes] = []
-    for i in range(count):
-        left = _NAMES + i * (width + _NUMBERS + _GAP)
-        box = left / style.WIDTH, bottom / made.get_figheight(), width / style.WIDTH
-        first = axes[0] if axes else None
-        axes.append(made.add_axes((*box, height / made.get_figheight()), sharex=first, sharey=first))
-        axes[i].tick_params(labelleft=i == 0)
-    return axes
-
-
-def has_rows(run: Run, measure: Measure, passes: Sequence[str]) -> bool:
-    """Whether any row has a value of the measure, or for a speed the operator a reason for none."""
-    rows = run.rows[[sweep_of(name) is None for name in run.rows["workload"]]]
-    rows = rows[rows["pass"].isin(passes)]
-    failed = (rows["provider"] == OPERATOR) & (rows["status"] != OK) & (measure is SPEED)
-    return bool((values_of(rows, measure).notna() | failed).any())
-
-
-def _absent(rows: pd.DataFrame, providers: Sequence[str]) -> dict[str, str]:
-    """Rivals that have no time at all, each with a line that says why; said once and not on each workload."""
-    lines = {}
-    for name in providers:
-        own = rows[rows["provider"] == name]
-        if name != OPERATOR and (own["status"] != OK).all() and own["status"].nunique() == 1:
-            why = f" ({own['reason'].iloc[0]})" if own["reason"].nunique() == 1 else ""
-            text = f"{style.label(name)}: {style.shorten(own['status'].iloc[0], 30)} on every row"
-            lines[name] = style.shorten(f"{text}{why}", 145)
-    return lines
-
-
-def _line(ax: Axes, y: float, cells: dict[str, Cell], measure: Measure, start: float) -> None:
-    """One workload in one panel; the bar begins at ``start``."""
-    own = cells.get(OPERATOR)
-    if own and own.by_map:
-        _operator(ax, y, own, measure, start)
-    beside = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "va": "center"}
-    if own and own.by_map:
-        options = beside | {"xytext": (8, 0), "fontweight": "bold", "annotation_clip": False}
-        ax.annotate(measure.text(own.mean), (1, y + _TEXTS[0]), **options)
-        options = beside | {"xytext": (62, 0), "annotation_clip": False} | _SMALL
-        ax.annotate(measure.detail_text(own.amount), (1, y + _TEXTS[0]), **options)
-    for place, (text, color) in zip(_TEXTS[1:], _remarks(cells, measure), strict=False):
-        options = beside | {"xytext": (8, 0), "annotation_clip": False} | _SMALL | {"color": color}
-        ax.annotate(text, (1, y + place), **options)
-    for name, cell in cells.items():
-        if name == OPERATOR or not cell.by_map:
-            continue
-        lost = measure.is_loss(cell.mean)
-        color = style.LOSS if lost else style.INK
-        face = style.LOSS if lost else "none"
-        options = {"markersize": 6.5, "markeredgewidth": 1.2, "linestyle": "", "clip_on": False}
-        options |= {"markeredgecolor": color, "markerfacecolor": face}
-        ax.plot([cell.mean], [y + _OTHERS], marker=style.look(name).marker, **options)
-
-
-def _remarks(cells: dict[str, Cell], measure: Measure) -> list[tuple[str, str]]:
-    """Up to three short lines with their colours: the range over the maps, then what has no value and why."""
-    own = cells.get(OPERATOR)
-    lines = []
-    if own and own.by_map:
-        least, most = measure.text(min(own.by_map)), measure.text(max(own.by_map))
-        lines += [(f"{least} to {most}", style.MUTED)] if least != most else []
-    sharing: dict[str, list[str]] = {}
-    for name, cell in cells.items():
-        for problem in cell.problems:
-            sharing.setdefault(problem, []).append(style.label(name))
-    problems = [
-        f"{problem}: {'all' if len(names) == len(cells) > 1 else ', '.join(names)}"
-        for problem, names in sharing.items()
-    ]
-    wrapped = [part for p in problems for part in textwrap.wrap(p, _LETTERS, subsequent_indent="  ")]
-    room = 3 - len(lines)
-    if len(wrapped) > room:
-        wrapped = [style.shorten(p, _LETTERS) for p in problems]
-    if len(wrapped) > room:
-        wrapped = [*wrapped[: room - 1], f"and {len(wrapped) - room + 1} more: see the table"]
-    return lines + [(text, style.LOSS) for text in wrapped]
-
-
-_SMALL = {"fontsize": style.FONT - 2, "color": style.MUTED}
-
-
-def _operator(ax: Axes, y: float, cell: Cell, measure: Measure, start: float) -> None:
-    lost = measure.is_loss(cell.mean)
-    color = style.LOSS if lost else style.WIN
-    options = {"color": color, "hatch": style.HATCH if lost else None, "edgecolor": "white"}
-    ax.barh(y + _BAR, cell.mean - start, left=start, height=0.38, linewidth=0, **options)
-    low, high = cell.noise
-    if low < high:
-        for color, more in (("white", 1.8), ("black", 0)):  # black on white shows on any bar
-            widths = {"linewidth": 1.3 + more, "markeredgewidth": 1.3 + more, "markersize": 7 + more}
-            ax.plot([low, high], [y + _BAR] * 2, color=color, marker="|", clip_on=False, **widths)
-    if max(cell.by_map) > 1.005 * min(cell.by_map):
-        ends = [min(cell.by_map), max(cell.by_map)]
-        ax.plot(ends, [y + _MAPS] * 2, color=style.MUTED, linewidth=0.8)
-        options = {"marker": "|", "markersize": 5, "linestyle": "", "color": style.MUTED}
-        ax.plot(cell.by_map, [y + _MAPS] * len(cell.by_map), **options)
-
-
-def _decorate(ax: Axes, measure: Measure) -> None:
-    ax.axvline(1, color="black", linewidth=1.2, zorder=3)
-    above = {"transform": ax.get_xaxis_transform(), "ha": "center", "va": "bottom"}
-    ax.text(1, 1.002, measure.mark_text, **above, **_SMALL)
-    ax.grid(axis="x")
-    ax.spines["left"].set_visible(False)
-    ax.tick_params(axis="y", length=0)
-    ax.tick_params(axis="x", labelsize=style.FONT - 1)
-
-
-def _scale(ax: Axes, measure: Measure, cells: dict[tuple[str, str, str], Cell]) -> tuple[float, str]:
-    """Fit the axis to the values and 1; return where bars start, and the axis' label."""
-    shown = [v for cell in cells.values() for v in (cell.mean, *cell.noise)]
-    shown += [v for key, cell in cells.items() if key[2] == OPERATOR for v in cell.by_map]
-    shown = [v for v in shown if np.isfinite(v)] or [1.0]
-    low, high = min([*shown, 1]), max([*shown, 1])
-    inches = ax.get_position().width * style.WIDTH
-    if measure.base == 0:
-        is_linear = max(shown) > _SMALL_SHARE
-        ax.set_xscale("linear" if is_linear else "log")
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
-        if is_linear:
-            ax.set_xlim(0, 1.06 * high)
-            ax.xaxis.set_major_locator(FixedLocator(linear_ticks(1.06 * high, inches)))
-            return 0, measure.xlabel
-    else:
-        low, high = (low / 1.25, high * 1.25) if high / low < 2 else (low, high)
-        ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
-    ax.xaxis.set_minor_locator(NullLocator())
-    pad = (high / low) ** 0.04
-    low, high = low / pad, high * pad
-    ax.set_xlim(low, high)
-    ax.xaxis.set_major_locator(FixedLocator(log_ticks(low, high, inches)))
-    return measure.base or low, f"{measure.xlabel} (log scale)"
-
-
-def linear_ticks(high: float, inches: float) -> list[float]:
-    """Round values from 0 to ``high``, as close as their labels allow, 1 among them; ``high`` is over 1."""
-    least = _TICK * high / inches
-    step = next((step for step in (0.1, 0.2, 0.25, 0.5, 1) if step >= least), 0)
-    if not step:  # then 1 is too close to 0 for both to have a label
-        step = next(m * 10**e for e in itertools.count() for m in (1, 2, 5) if m * 10**e >= least)
-    ticks = [i * step for i in range(int(high / step) + 1)]
-    return ticks if step <= 1 else [1, *(tick for tick in ticks if tick >= 1 + least)]
-
-
 def log_ticks(low: float, high: float, inches: float) -> list[float]:
-    """Round values from ``low`` to ``high``, as close as their labels allow; 1 is between and among them."""
-    least = _TICK * math.log10(high / low) / inches
+    """Round values from ``low`` to ``high``, as many as have room for their labels; 1 is among them."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for digits in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3)):
+    for digits in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
         ticks = [d * 10.0**e for e in decades for d in digits if low <= d * 10.0**e <= high]
-        if all(math.log10(b / a) >= least for a, b in itertools.pairwise(ticks)):
+        if len(ticks) <= 2.2 * inches:
             return ticks
-    stride = max(1, math.ceil(least))
-    return [10.0**e for e in decades if e % stride == 0 and low <= 10.0**e <= high]
+    return [1.0]
 
 
-def _legend(measure: Measure, shown: Sequence[str], cells: dict[tuple[str, str, str], Cell]) -> list[Artist]:
-    handles: list[Artist] = []
-    own = [cell for key, cell in cells.items() if key[2] == OPERATOR and cell.by_map]
-    name = style.label(OPERATOR)
-    if own:
-        handles.append(Patch(facecolor=style.WIN, label=name))
-    if own and measure.loss:
-        loss = {"facecolor": style.LOSS, "edgecolor": "white", "hatch": style.HATCH, "linewidth": 0}
-        handles.append(Patch(**loss, label=f"{name}, {measure.loss}"))
-    if any(cell.noise[0] < cell.noise[1] for cell in own):
-        whisker = {"color": "black", "marker": "|", "markersize": 6, "linewidth": 1.3}
-        handles.append(Line2D([], [], **whisker, label="20 to 80 % of the runs"))
-    if any(max(cell.by_map) > 1.005 * min(cell.by_map) for cell in own):
-        ticks = {"color": style.MUTED, "marker": "|", "markersize": 5, "linewidth": 0.8}
-        handles.append(Line2D([], [], **ticks, label="each map"))
-    options = {"linestyle": "", "markersize": 6.5}
-    for other in shown:
-        if other != OPERATOR:
-            colors = {"markeredgecolor": style.INK, "markerfacecolor": "none"}
-            marker = style.look(other).marker
-            handles.append(Line2D([], [], **options, **colors, marker=marker, label=style.label(other)))
-    if measure.loss and any(other != OPERATOR for other in shown):
-        text = f"filled: {measure.loss}"
-        handles.append(Line2D([], [], **options, marker="s", color=style.LOSS, label=text))
-    return handles
+def _bar(is_loss: bool) -> dict[str, object]:
+    look = {"facecolor": style.LOSS, "hatch": style.HATCH} if is_loss else {"facecolor": style.WIN}
+    return look | {"edgecolor": "white", "linewidth": 0}
 
 
-def _workload_label(row: pd.Series) -> str:
-    size = f" → {row['size']}" if row["size"] and not row["shape"].endswith(f"x{row['size']}") else ""
-    layout = f" {row['layout']}" if row["layout"] not in ("", "NCHW") else ""
-    text = f"{row['shape']}{size} {row['dtype']}{layout}"
-    return f"{style.shorten(row['workload'], 34)}\n{style.shorten(text, 44)}"
+def _panel(ax: Axes, rows: pd.DataFrame, measure: Measure, marks: dict, workloads: Sequence[str]) -> None:
+    base = 1.0 if measure.is_speed else 0.0
+    for (workload, name), own in rows.groupby(["workload", "provider"], sort=False):
+        y, mean = workloads.index(workload), geometric_mean(own["value"])
+        if name in marks:
+            ax.plot([mean], [y + 0.3], **marks[name], clip_on=False)
+        if name != OPERATOR:
+            continue
+        is_loss, texts = measure.loss * (mean - 1) > 0, []
+        if mean > 0:
+            ax.barh(y - 0.1, mean - base, 0.44, base, **_bar(is_loss))
+            noise = [own["median_ms"] / own[q].fillna(own["median_ms"]) for q in ("q80_ms", "q20_ms")]
+            slow, fast = noise if measure.is_speed else (1, 1)
+            ends = (own["value"] * slow).min(), (own["value"] * fast).max()
+            ax.plot(ends, [y - 0.1] * 2, color="black", marker="|", linewidth=1.2)
+            time = f"  {geometric_mean(own['median_ms']):.3g} ms" * measure.is_speed
+            texts = [measure.text(mean) + time]
+        problems = own.loc[own["value"].isna(), "status"].value_counts().head(2)
+        texts += [f"{style.shorten(status, 16)}: {n} of {len(own)}" for status, n in problems.items()]
+        color = style.LOSS if is_loss or len(problems) else style.INK
+        ax.text(1.02, y, "\n".join(texts), transform=ax.get_yaxis_transform(), va="center", color=color)
+    ax.axvline(1, color="black", linewidth=1.2)
+    above = {"transform": ax.get_xaxis_transform(), "ha": "center", "va": "bottom", "color": style.MUTED}
+    ax.text(1, 1.002, "eager pair" if measure.loss else "100 %", **above)
+    ax.grid(axis="x")
+    ax.tick_params(axis="y", length=0)
+
+
+def _label(row: pd.Series) -> str:
+    shape = f"{row['shape']} → {row['size']} {row['dtype']} {row['layout'].replace('NCHW', '')}"
+    return f"{style.shorten(row['workload'], 34)}\n{style.shorten(shape.strip(), 44)}"

@@ -1,7 +1,6 @@
-"""What all charts share: colours, markers, line styles, the head of a figure and its legend.
+"""Parts that all charts share: colours, markers, line styles, the head of a figure and its legend.
 
-Each chart must also read without colour: dark stands against light, losses are hatched or filled, providers
-differ in marker and line style.
+Each chart can be read without colour: losses are hatched, providers differ in marker and line style.
 """
 
 from __future__ import annotations
@@ -10,9 +9,11 @@ import io
 import textwrap
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib as mpl
+import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
@@ -20,35 +21,14 @@ from perf import setting
 from perf.files import EAGER, OPERATOR, Run
 from perf.measuring.providers import PROVIDERS
 
-WIDTH = 12.5
-"""Of every figure, in inches."""
-FONT = 10
-INK, MUTED, GRID = "#111111", "#444444", "#d9d9d9"
-WIN, LOSS = "#1f4e8c", "#b3401d"
-HATCH = "//"
-RC = {
-    "font.size": FONT,
-    "axes.edgecolor": MUTED,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": GRID,
-    "grid.linewidth": 0.7,
-    "hatch.linewidth": 1.2,
-    # Names come from files; a dollar sign is no formula.
-    "text.parse_math": False,
-    # Text that stays text can be searched, selected and read aloud. The salt: the same rows, the same file.
-    "svg.fonttype": "none",
-    "svg.hashsalt": "stn_triton",
-}
-_DPI = 150
-_TITLE, _LINE, _LEGEND_LINE = 0.36, 0.19, 0.26  # inches
-_CHARACTERS = 150  # of a subtitle across the width
+WIDTH, FONT = 12.5, 10
+"""Width of every figure in inches, and the size of its letters in points."""
+INK, MUTED, WIN, LOSS, HATCH = "#111111", "#444444", "#1f4e8c", "#b3401d", "//"
+RC = mpl.rc_params_from_file(Path(__file__).with_name("charts.mplstyle"), use_default_template=False)
 
 
-@dataclass(frozen=True)
-class Look:
-    """How a provider is drawn."""
+class Look(NamedTuple):
+    """Colour, marker and line style of a provider."""
 
     color: str
     marker: str
@@ -61,84 +41,67 @@ _LOOKS = {
     "eager-corners": Look("#b58900", "^", "-."),
     "eager-broadcast": Look("#5b8c5a", "D", ":"),
     "compile": Look("#4fa3e0", "v", (0, (6, 1.5))),
-    "kornia": Look("#9467bd", "P", (0, (3, 1, 1, 1, 1, 1))),
     "scatter": Look("#b84a8c", "*", (0, (4, 1, 1, 1))),
 }
-_LABELS = {name: provider.label for name, provider in PROVIDERS.items()}
-# Not among the ways that users have: a kernel that the operator's own is measured against, made of Triton.
-_LABELS["scatter"] = "fused scatter"
-_UNKNOWN = Look("#555555", "X", (0, (1, 3)))
 
 
 def look(provider: str) -> Look:
-    """How a provider is drawn; one that this version does not know has a look too."""
-    return _LOOKS.get(provider, _UNKNOWN)
+    """The look of a provider; all providers that this version does not know share one."""
+    return _LOOKS.get(provider, Look("#555555", "X", (0, (1, 3))))
 
 
-def label(provider: str) -> str:
-    """A provider's name for readers."""
-    return _LABELS[provider] if provider in _LABELS else shorten(provider, 24)
-
-
-def in_order(providers: Sequence[str]) -> list[str]:
-    """Each provider once, the operator first and the known ones in their order."""
-    known = list(dict.fromkeys([*PROVIDERS, *_LOOKS]))
-    places = {name: i for i, name in enumerate(known)}
-    return sorted(dict.fromkeys(providers), key=lambda name: places.get(name, len(known)))
+def line(provider: str) -> dict[str, object]:
+    """Options of ``Axes.plot`` for a provider, with its name for readers as the label."""
+    # The fused scatter is a kernel to compare with, no provider that users can choose.
+    labels = {name: known.label for name, known in PROVIDERS.items()} | {"scatter": "fused scatter"}
+    color, marker, style = look(provider)
+    options = {"color": color, "marker": marker, "linestyle": style, "markerfacecolor": "white"}
+    if provider == OPERATOR:
+        options |= {"linewidth": 2.2, "markerfacecolor": color, "zorder": 3}
+    return options | {"label": labels.get(provider, shorten(provider, 24))}
 
 
 def shorten(text: str, limit: int) -> str:
-    """The text, cut if it is longer than a chart has room for."""
+    """Cut a text that is longer than the chart has room for."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def duration(ms: float) -> str:
-    """A time with its unit, three digits."""
-    return f"{ms:.3g} ms" if ms >= 0.1 else f"{ms * 1000:.3g} µs"
+def facts(run: Run) -> list[str]:
+    """Hardware and versions, and what a reader must know of any number of the run, in sentences."""
+    on_cpu = "On a CPU the operator runs its plain PyTorch path, not its GPU kernels."
+    quick = "Quick run: small batches, few repetitions; no measurement to cite."
+    known = [on_cpu] * (run.facts["device_type"] == "cpu") + [quick] * run.quick
+    return [setting.summary(run.facts), *known]
 
 
-def head(run: Run, notes: Sequence[str]) -> list[str]:
-    """The subtitle's lines: hardware and versions, then what the reader must know."""
-    lines = [setting.summary(run.facts), *notes]
-    if run.facts["device_type"] == "cpu":
-        lines.append("On a CPU the operator runs its plain PyTorch path, not its GPU kernels.")
-    if run.quick:
-        lines.append("Quick run: small batches, few repetitions.")
-    return [part for line in lines for part in wrapped(shorten(line, 450))]
+def counts(rows: pd.DataFrame) -> str:
+    """Count rows by status: ``3 FAILED, 1 skipped``; ``none`` if there are none."""
+    found = rows["status"].value_counts().items()
+    return ", ".join(f"{count} {shorten(status, 20)}" for status, count in found) or "none"
 
 
 def wrapped(text: str) -> list[str]:
-    """The lines of a subtitle."""
-    return textwrap.wrap(text, _CHARACTERS)
+    """Break a text into lines of a subtitle."""
+    return textwrap.wrap(text, 150)
 
 
-def figure(
-    title: str, lines: Sequence[str], body: float, legend: Sequence[Artist] = (), most: int = 5
-) -> tuple[Figure, float]:
-    """A figure with its head and legend, and where its body begins: inches from below, ``body`` high.
-
-    The legend has at most ``most`` entries in a row.
-    """
-    rows = -(-len(legend) // most)
-    top, foot = 0.2 + _TITLE + _LINE * len(lines), 0.1 + _LEGEND_LINE * rows
-    height = top + body + foot
-    made = Figure(figsize=(WIDTH, height))
-    made.set_layout_engine("constrained", rect=(0, foot / height, 1, body / height))
-    made.text(0.01, 1 - 0.1 / height, title, fontsize=FONT + 4, fontweight="bold", va="top", color=INK)
-    y = 1 - (0.1 + _TITLE) / height
-    made.text(0.01, y, "\n".join(lines), fontsize=FONT - 1, va="top", color=MUTED, linespacing=1.3)
-    if legend:
-        options = {"loc": "lower center", "ncols": -(-len(legend) // rows), "frameon": False}
-        made.legend(handles=list(legend), fontsize=FONT - 1, **options)
-    return made, foot
+def figure(run: Run, title: str, note: str, body: float, legend: Sequence[Artist]) -> Figure:
+    """Make a figure with a title, facts of the run, a note and a legend, for axes ``body`` inches high."""
+    lines = [line for text in (*facts(run), note) for line in wrapped(shorten(text, 450))]
+    made = Figure((WIDTH, 1.2 + 0.17 * len(lines) + body), layout="constrained")
+    # Two empty lines leave room for the title, whose letters are larger.
+    made.suptitle("\n".join(["", "", *lines]), x=0.01, ha="left", fontsize=FONT - 1, color=MUTED)
+    made.text(0.01, 1 - 0.1 / made.get_figheight(), title, va="top", fontsize=FONT + 4, fontweight="bold")
+    made.legend(handles=list(legend), loc="outside lower center", ncols=min(len(legend), 7))
+    return made
 
 
 def render(made: Figure, form: str) -> bytes:
-    """The figure as ``png`` or ``svg``, the same bytes each time."""
+    """Return the figure as ``png`` or ``svg``, the same bytes each time."""
     file = io.BytesIO()
     metadata = {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
     with mpl.rc_context(RC), warnings.catch_warnings():
         # A name from a file may have letters that the font lacks; they are drawn as boxes.
         warnings.filterwarnings("ignore", "Glyph")
-        made.savefig(file, format=form, dpi=_DPI, metadata=metadata)
+        made.savefig(file, format=form, metadata=metadata)
     return file.getvalue()

@@ -1,11 +1,28 @@
-"""The steps of `python -m perf evidence`, in the order of what one needs to know."""
+"""The steps of `python -m perf evidence`, in the order of what one needs to know, and their workloads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-Items = Callable[[bool], list[str]]
+from perf.measuring.workloads import WORKLOADS
+
+TELLING = (
+    *("images-224", "features-64", "digits-28", "volume-160", "crops-7", "features-256-bf16-channels-last"),
+    *("images-224-bf16", "features-64-channels-last", "pooled-7", "border-224"),
+)
+"""The most telling workloads first, because the end of the time cuts the last ones."""
+_BACKWARDS = {
+    "backward-3": WORKLOADS["images-224"],
+    "backward-64": WORKLOADS["features-64"],
+    "backward-border": WORKLOADS["border-224"],
+    # Large images: with digits of 28 pixels, the host's time would hide the kernels'.
+    "backward-1": replace(WORKLOADS["images-224"], shape=(64, 1, 224, 224)),
+    "backward-16": replace(WORKLOADS["features-64"], shape=(32, 16, 112, 112)),
+    "backward-256-bf16-channels-last": WORKLOADS["features-256-bf16-channels-last"],
+}
+BACKWARDS = {name: replace(like, name=name) for name, like in _BACKWARDS.items()}
+"""Workloads that compare the gather with a scatter: few and many channels, and under ``border``."""
 
 
 @dataclass(frozen=True)
@@ -14,92 +31,25 @@ class Step:
 
     name: str
     what: str
-    seconds: float
-    """Its weight, about what it took on an H200 beside 16 cores: the time left is shared among the steps left
-    in proportion to these. Their sum is about eight minutes."""
-    runs: str
-    """The function that does an item, as ``module:function`` of this package."""
-    items: Items
-    """What it does one after the other, named; of the whole (False) or of a rehearsal (True)."""
-    patience: float = 60
-    """Seconds without any word of it: then what it does is given up."""
+    seconds: float  # on an H200 with 16 cores; the time left is shared in proportion
+    function: str
+    """``module:function``. It is called with each item and the stage, and yields records."""
+    items: Sequence[str]
+    rehearsed: Sequence[str] = ()  # the items of a rehearsal
 
 
-def _one(name: str) -> Items:
-    return lambda rehearse: [name]
-
-
-def _around(*names: str) -> Items:
-    return lambda rehearse: ["before", *names, "after"]
-
-
-def _telling(*rehearsed: str) -> Items:
-    """The ten workloads; those named in a rehearsal."""
-
-    def items(rehearse: bool) -> list[str]:
-        from perf.evidence import subjects
-
-        return list(rehearsed) if rehearse else [workload.name for workload in subjects.TELLING]
-
-    return items
-
-
-def _compared(rehearse: bool) -> list[str]:
-    from perf.evidence import subjects
-
-    names = [workload.name for workload in subjects.compared()]
-    return ["uint8", "crops"] if rehearse else names
-
-
-def _backwards(rehearse: bool) -> list[str]:
-    from perf.evidence import subjects
-
-    return [workload.name for workload in subjects.backwards()][: 1 if rehearse else None]
-
-
-def _quick_first(rehearse: bool) -> list[str]:
-    """Last what has candidates that take long to compile."""
-    slow = ("features-64", "pooled-7")
-    return sorted(_telling("digits-28")(rehearse), key=lambda name: name in slow)
-
-
-def _calls(rehearse: bool) -> list[str]:
-    from perf.evidence import behaviour
-
-    return ["fill values", behaviour.ATOMIC[-1]] if rehearse else list(behaviour.CALLS)
-
-
-def _further(rehearse: bool) -> list[str]:
-    from perf.evidence import subjects
-
-    names = [workload.name for workload in subjects.FURTHER]
-    return [*(["image-4096"] if rehearse else names), "gpu tests"]
-
-
-def _first_calls(rehearse: bool) -> list[str]:
-    from perf.evidence import subjects
-
-    first, *others = ["digits-28"] if rehearse else [w.name for w in subjects.FIRST_CALLS]
-    return [first, "overhead", *others]
-
-
+_MEASURE, _TIMING = "perf.evidence.measure", "perf.evidence.timing"
+_FIRST_CALLS = ("images-224", "digits-28", "volume-160", "features-64")
+_FURTHER = [name for name, workload in WORKLOADS.items() if name not in TELLING and not workload.sweep]
 STEPS = (
-    Step("machine", "what this machine is, and how fast it copies", 10, "machine:run", _one("facts"), 120),
-    Step("compile", "compile what is launched later", 80, "compiling:run", _one("kernels"), 120),
-    Step("compare", "small workloads against fp64", 15, "right:compare", _compared, 15),
-    Step("behaviour", "repetition, graphs, streams, no waiting", 30, "behaviour:run", _calls, 15),
-    Step("check", "python -m stn_triton check --quick", 40, "right:check", _one("check --quick"), 30),
-    Step("tests", "tests/test_gpu.py", 45, "tests:run", _one("tests/test_gpu.py"), 45),
-    Step("backward", "gather against scatter", 50, "timing:backward", _backwards, 25),
-    Step("speed", "against PyTorch, ten workloads", 70, "timing:speed", _telling("crops-7"), 25),
-    Step("host", "host time; the first call", 50, "timing:host", _first_calls, 45),
-    Step("blocks", "block sizes", 45, "block_sizes:run", _quick_first, 45),
-    Step("profile", "Nsight Compute", 32, "profiling:run", _one("kernels"), 60),
-    Step("torch-compile", "against torch.compile", 20, "timing:against_compile", _telling("digits-28"), 60),
-    Step("further", "other workloads and tests", 15, "timing:further", _further, 60),
+    Step("machine", "hardware, versions, speed of a copy", 10, f"{_MEASURE}:machine", ["facts"], ["facts"]),
+    Step("check", "stn_triton check --quick", 140, f"{_MEASURE}:check", ["check"], ["check"]),
+    Step("tests", "the tests marked gpu", 50, f"{_MEASURE}:gpu_tests", ["small", "large"], ["small"]),
+    Step("compile", "compile what is timed", 25, f"{_MEASURE}:compile_ahead", ["workloads"]),
+    Step("speed", "against PyTorch", 70, f"{_TIMING}:speed", TELLING, ["digits-28"]),
+    Step("backward", "gather against scatter", 50, f"{_TIMING}:backward", [*BACKWARDS], ["backward-1"]),
+    Step("host", "host time of a call", 5, f"{_TIMING}:host", ["overhead"], ["overhead"]),
+    Step("first-calls", "seconds of a first call", 40, f"{_TIMING}:first_call", _FIRST_CALLS, ["digits-28"]),
+    Step("blocks", "the fastest block sizes", 45, f"{_MEASURE}:block_sizes", TELLING),
+    Step("further", "against PyTorch, other workloads", 45, f"{_TIMING}:speed", _FURTHER),
 )
-FAULTS = (
-    Step("crash", "a step that crashes", 15, "faults:crash", _around("crash", "spoilt"), 60),
-    Step("hang", "a step that hangs", 15, "faults:hang", _around("hang"), 1),
-)
-"""What a rehearsal has besides, to be stopped."""

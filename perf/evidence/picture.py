@@ -1,114 +1,67 @@
-"""The chart of the evidence: speed-up over the eager pair, and gather against scatter."""
+"""The picture of the evidence: how fast beside the eager pair, and gather against scatter."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 import pandas as pd
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
-from perf.charts import style
-from perf.charts.speed_up import log_ticks
-from perf.evidence.outcome import SCATTER, backwards, ratios
-from perf.files import EAGER, OPERATOR, geometric_mean, runs
+from perf import setting
+from perf.evidence.outcome import SCATTER, backwards, means
+from perf.files import EAGER, runs
 
-_LINE = 0.3
-"""Inches of a bar."""
-_GRAPH = {"marker": "d", "markersize": 8, "color": "white", "markeredgecolor": style.INK, "linestyle": ""}
-_LABELS = {SCATTER: "right: fused scatter", EAGER: "right: eager pair"}
+_FASTER, _SLOWER, _INK = "#1f4e8c", "#b3401d", "#111111"
+_TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+_MARK = {"linestyle": "", "markeredgecolor": _INK, "markerfacecolor": "white", "markersize": 7}
 
 
-def draw(table: pd.DataFrame, path: Path) -> bool:
-    """Draw the chart of the last run in the table as a PNG; returns whether there was anything to draw."""
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Draw the last run of a table of `bench` rows as a PNG."""
     run = runs(table)[-1]
-    found, gathers = ratios(run.rows), backwards(run.rows)
-    if found.empty and gathers.empty:
-        return False
-    bars = [
-        (f"{workload} {name}", *(geometric_mean(group[column]) for column in (EAGER, f"{EAGER}_graph")))
-        for (workload, name), group in found.groupby(["workload", "pass"], sort=False)
-    ]
+    pair, gather = means(run.rows), backwards(run.rows)
+    height = 1.9 + 0.3 * max(len(pair), len(gather))
+    figure = Figure(figsize=(13, height), layout="constrained")
     title = "The operator against PyTorch, and its gather against a scatter"
     title += ": A REHEARSAL, not measured on a GPU" if run.quick else ""
-    lines = max(len(bars), len(gathers))
-    notes = [
-        "The eager pair: F.affine_grid, then F.grid_sample. Left: geometric means over the maps. "
-        "Right: the operator gathers the gradient of images and scatters that of volumes; without the host's "
-        "time where calls are short."
-    ]
-    with mpl.rc_context(style.RC):
-        figure, _ = style.figure(title, style.head(run, notes), 1.0 + _LINE * lines, _legend(), 3)
-        parts = [(_bars, bars)] * bool(bars) + [(_dots, gathers)] * bool(len(gathers))
-        for ax, (draw_part, values) in zip(
-            figure.subplots(1, len(parts), squeeze=False)[0], parts, strict=True
-        ):
-            draw_part(ax, values)
-        path.write_bytes(style.render(figure, "png"))
-    return True
-
-
-def _legend() -> list[Artist]:
-    losing = {"facecolor": style.LOSS, "edgecolor": "white", "hatch": style.HATCH, "linewidth": 0}
-    dots = {"linestyle": "", "markersize": 7, "color": style.INK, "markerfacecolor": "none"}
-    return [
-        Patch(facecolor=style.WIN, label="left: a call, faster than the eager pair"),
-        Patch(**losing, label="left: a call, slower"),
-        Line2D([], [], **_GRAPH, label="left: in CUDA graphs, without the host's time"),
-        *(Line2D([], [], **dots, marker=style.look(name).marker, label=_LABELS[name]) for name in _LABELS),
-        Line2D(
-            [],
-            [],
-            **dots | {"markerfacecolor": style.LOSS},
-            marker="*",
-            label="right, filled: faster than the operator",
-        ),
-    ]
-
-
-def _bars(ax: Axes, bars: Sequence[tuple[str, float, float]]) -> None:
-    """Left: a bar for each workload and pass, as calls are; a mark where they are replayed in graphs."""
-    for y, (_, value, in_graphs) in enumerate(bars):
-        look = {"color": style.LOSS, "hatch": style.HATCH} if value < 1 else {"color": style.WIN}
-        ax.barh(y, value - 1, left=1, height=0.7, edgecolor="white", linewidth=0, **look)
-        ax.plot([in_graphs], [y], **_GRAPH)
-        place = {"xycoords": ax.get_yaxis_transform(), "xytext": (4, 0), "textcoords": "offset points"}
-        ax.annotate(f"{value:.2f}x", (1, y), va="center", fontsize=style.FONT - 2, **place)
-    values = [value for bar in bars for value in bar[1:]]
-    _finish(ax, "times as fast as the eager pair", [bar[0] for bar in bars], values)
-    ax.set_xlabel("logarithmic; the numbers are the bars'")
-
-
-def _dots(ax: Axes, gathers: pd.DataFrame) -> None:
-    """Right: both rivals' times over the gather's."""
-    values = {name: gathers[name] / gathers[OPERATOR] for name in _LABELS}
-    for name, own in values.items():
-        for y, value in enumerate(own):
-            face = style.LOSS if value < 1 else "none"
-            options = {"markeredgecolor": style.INK, "markerfacecolor": face, "linestyle": ""}
-            ax.plot([value], [y], marker=style.look(name).marker, markersize=7, **options)
-    labels = (gathers["workload"] + ", " + gathers["map"]).tolist()
-    _finish(
-        ax, "backward alone: time over the operator's", labels, [v for own in values.values() for v in own]
+    figure.suptitle(f"{title}\n{setting.summary(run.facts)}", fontsize=11)
+    left, right = figure.subplots(1, 2)
+    colors = [_SLOWER if value < 1 else _FASTER for value in pair["calls"]]
+    left.barh(range(len(pair)), pair["calls"] - 1, left=1, height=0.7, color=colors, label="calls")
+    left.plot(
+        pair["graphs"], range(len(pair)), **_MARK, marker="d", label="CUDA graphs, without the host's time"
     )
-    ax.set_xlabel("logarithmic; left of 1x the operator loses")
+    for place, value in enumerate(pair["calls"]):
+        left.annotate(
+            f"{value:.2f}x", (1.01, place), xycoords=left.get_yaxis_transform(), va="center", fontsize=8
+        )
+    title = "times as fast as F.affine_grid, then F.grid_sample (the pair)"
+    _finish(left, title, pair, [*pair["calls"], *pair["graphs"]])
+    for name, marker, label in ((SCATTER, "*", "fused scatter"), (EAGER, "s", "the pair")):
+        right.plot(gather[name], range(len(gather)), **_MARK, marker=marker, label=label)
+    title = "backward: time over the operator's, which gathers"
+    _finish(right, title, gather, [*gather[SCATTER], *gather[EAGER]])
+    figure.savefig(path, dpi=120)
 
 
-def _finish(ax: Axes, title: str, labels: Sequence[str], values: Sequence[float]) -> None:
-    ax.set_title(title, fontsize=style.FONT, loc="left")
-    ax.set_yticks(range(len(labels)), [style.shorten(label, 60) for label in labels], fontsize=style.FONT - 2)
-    ax.set_ylim(max(len(labels), 1) - 0.4, -0.6)
-    ax.axvline(1, color="black", linewidth=1.2)
-    ax.grid(axis="x")
-    known = [value for value in values if pd.notna(value) and value > 0] or [1.0]
+def _finish(ax: Axes, title: str, rows: pd.DataFrame, values: Sequence[float]) -> None:
+    """Title, labels of the rows, a logarithmic axis around 1, and the legend."""
+    known = [value for value in values if value > 0]  # not NaN
     low, high = min([*known, 0.8]) / 1.15, max([*known, 1.25]) * 1.15
-    ax.set_xscale("log", base=2)
-    ax.set_xlim(low, high)
+    ticks = [tick for tick in _TICKS if low <= tick <= high]
+    ax.set_title(title, fontsize=10, loc="left")
+    ax.set_yticks(range(len(rows)), [" ".join(name) for name in rows.index], fontsize=8)
+    ax.set_ylim(max(len(rows), 1) - 0.4, -0.6)
+    ax.set_xscale("log")
+    ax.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
-    ax.set_xticks(log_ticks(low, high, 3.5))
+    ax.set_xlim(low, high)
+    ax.axvline(1, color=_INK, linewidth=1.2)
+    ax.grid(axis="x", alpha=0.4)
+    ax.set_axisbelow(True)
+    ax.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.35 / max(len(rows), 1) - 0.04), ncols=2, frameon=False
+    )

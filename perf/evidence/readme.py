@@ -1,6 +1,6 @@
-"""``python -m perf.evidence.readme [speed.csv]``: the README's table and chart of a GPU, made anew.
+"""``python -m perf.evidence.readme [speed.csv]``: make the README's table and picture of a GPU.
 
-Without a file, from ``perf/results/nvidia-h200.csv``; a ``speed.csv`` of a new run takes its place first.
+They are made of ``perf/results/nvidia-h200.csv``, which is replaced by the file that is given.
 """
 
 from __future__ import annotations
@@ -8,24 +8,24 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from pathlib import Path
 
 import pandas as pd
 
 from perf import files, setting
 from perf.evidence import picture
-from perf.evidence.outcome import ratios
-from perf.files import EAGER, geometric_mean
+from perf.evidence.outcome import means
+from perf.evidence.runner import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 MEASURED = ROOT / "perf" / "results" / "nvidia-h200.csv"
 README = ROOT / "README.md"
-_COLUMNS = (("calls", EAGER), ("graphs", f"{EAGER}_graph"), ("corners", "eager-corners"))
 _PASSES = ("forward", "forward+backward")
+_FORMS = {"ms": "{:.2f}", "calls": "{:.2f}x", "graphs": "{:.2f}x", "corners": "{:.2f}x"}
+# The table from its header on, and the line below it that says what measured it.
+_TABLE = re.compile(r"^\| workload \|.*(?:\n\|.*)*(?:\n\n.*; copy bandwidth .*)?$", re.M)
 
 
 def main() -> None:
-    """Take over the run named on the command line, then write what is made of it."""
+    """Take over the file named on the command line, then replace the table and the picture."""
     if len(sys.argv) > 1:
         shutil.copyfile(sys.argv[1], MEASURED)
     table = files.read_speed(MEASURED)
@@ -34,45 +34,32 @@ def main() -> None:
     README.write_text(text.replace(committed(text), markdown(table)))
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """The README's table: a row per workload, its passes side by side; then what measured it."""
-    run = files.runs(table)[-1]
-    found = ratios(run.rows)
-    found = found.reindex(columns=[*found, *{name for _, name in _COLUMNS} - {*found}])
-    heads = [head for name in _PASSES for head in (f"{name}, ms", *(title for title, _ in _COLUMNS))]
-    lines = ["| workload | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
-    for workload, rows in found.groupby("workload", sort=False):
-        cells = [cell for name in _PASSES for cell in _cells(rows[rows["pass"] == name])]
-        lines.append(f"| {_title(str(workload), rows.iloc[0])} | {' | '.join(cells)} |")
-    copy = run.rows["copy_gb_per_s"].median()
-    return "\n".join([*lines, "", f"{setting.summary(run.facts)}; copy bandwidth {copy:,.0f} GB/s."])
-
-
 def committed(text: str) -> str:
     """The part of the README that :func:`markdown` wrote."""
-    found = re.search(r"^\| workload \| forward, ms .*?; copy bandwidth [\d,]+ GB/s\.$", text, re.M | re.S)
+    found = _TABLE.search(text)
     if not found:
         raise ValueError(
-            f"{README.name}: has no table of `| workload | forward, ms`; expected one to replace"
+            f"{README.name} has no table with the header `| workload |`; expected one to replace"
         )
     return found[0]
 
 
-def _title(workload: str, row: pd.Series) -> str:
-    size = "" if row["shape"].endswith(row["size"]) else f" to {row['size']}"
-    layout = "" if row["layout"] == "NCHW" else f", {row['layout']}"
-    return f"{workload}: {row['shape']}{size}, {row['dtype']}{layout}"
-
-
-def _cells(rows: pd.DataFrame) -> list[str]:
-    """Milliseconds of a call, then the ratios; a dash for what was not measured."""
-    if rows.empty:
-        return ["-"] * (1 + len(_COLUMNS))
-    values = [geometric_mean(rows[column]) for _, column in _COLUMNS]
-    return [
-        f"{geometric_mean(rows['median_ms']):.2f}",
-        *(f"{v:.2f}x" if pd.notna(v) else "-" for v in values),
-    ]
+def markdown(table: pd.DataFrame) -> str:
+    """The README's table: a row per workload, its passes side by side; then the machine that measured it."""
+    run = files.runs(table)[-1]
+    found = means(run.rows)
+    found = found.reindex(pd.MultiIndex.from_product([found.index.unique("workload"), _PASSES]))
+    heads = [head for name in _PASSES for head in (f"{name}, ms", *list(_FORMS)[1:])]
+    lines = ["| workload | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
+    for workload, passes in found.groupby(level=0, sort=False):
+        first = run.rows[run.rows["workload"] == workload].iloc[0]
+        size = "" if first["shape"].endswith(first["size"]) else f" to {first['size']}"
+        layout = "" if first["layout"] == "NCHW" else f", {first['layout']}"
+        values = [(form, row[name]) for _, row in passes.iterrows() for name, form in _FORMS.items()]
+        cells = " | ".join(form.format(value) if pd.notna(value) else "-" for form, value in values)
+        lines.append(f"| {workload}: {first['shape']}{size}, {first['dtype']}{layout} | {cells} |")
+    copy = run.rows["copy_gb_per_s"].median()
+    return "\n".join([*lines, "", f"{setting.summary(run.facts)}; copy bandwidth {copy:,.0f} GB/s."])
 
 
 if __name__ == "__main__":

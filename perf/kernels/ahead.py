@@ -1,9 +1,9 @@
-"""Kernels compiled ahead of their launch, into Triton's cache, in a process that needs no GPU.
+"""Compile kernels before their launch, into Triton's cache, in a process that needs no GPU.
 
-The calls that will launch them are made here on tensors of the same shapes and strides, whose memory nothing
-touches; where Triton would launch a kernel it only compiles it. So what is compiled is what Triton's own
-launcher asks for later: the same types, constants and divisibilities, under the same key of the cache. (The
-addresses are multiples of 16 in both: PyTorch aligns CPU tensors to 64 bytes, CUDA tensors to 512.)
+The calls that will launch them are made here on CPU tensors of the same shapes and strides, whose memory
+nothing touches. Where Triton would launch a kernel, it only compiles it. So Triton's own launcher decides
+what is compiled: types, constants, divisibilities and the key of the cache are those of the later launch.
+(Addresses are multiples of 16 in both: PyTorch aligns CPU tensors to 64 bytes, CUDA tensors to 512.)
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-import stn_triton.policy
 from perf.measuring import providers
 from perf.measuring.passes import PASSES, Run
 from perf.measuring.providers import Provider
@@ -37,16 +36,20 @@ Target = tuple[str, Any, int]
 """Backend, architecture and lanes of a warp: ("cuda", 90, 32)."""
 
 
-class Launch(NamedTuple):
-    """A kernel that a call launches."""
+class Compiled(NamedTuple):
+    """A kernel that a call would launch."""
 
-    number: int
-    """How many the call launches before."""
     name: str
-    """Of its bucket; of the kernel if it has none."""
+    """Name of its bucket, or of the kernel if it has none."""
     bucket: Bucket | None
-    key: str
-    """What Triton tells compiled kernels apart by."""
+    config: Config | None
+    """The block sizes; None without a bucket."""
+    kernel: Any
+    """Triton's ``CompiledKernel``."""
+    seconds: float
+    """Processor time that compiling took."""
+    is_cached: bool
+    """Whether Triton's cache had it."""
 
 
 class Task(NamedTuple):
@@ -55,7 +58,7 @@ class Task(NamedTuple):
     workload: Workload
     pass_name: str
     bucket: Bucket | None
-    """None for a provider whose kernels have no buckets: then all that its call launches."""
+    """None for a provider whose kernels have no buckets: then every launch of its call."""
     config: Config | None = None
     """The block sizes; None for the default."""
     provider: Provider | None = None
@@ -68,48 +71,47 @@ class Task(NamedTuple):
 
 
 def tasks_of(workloads: list[Workload], passes: tuple[str, ...]) -> list[Task]:
-    """What the passes of workloads launch with the default block sizes, each kernel of a workload once."""
-    found: list[Task] = []
+    """List the launches of workloads with the default block sizes, each kernel of a workload once."""
+    found: dict[tuple[str, Bucket], Task] = {}
     for workload in workloads:
-        buckets: set[Bucket] = set()
-        for pass_name in passes:
-            if pass_name != "forward" and not workload.dtype.is_floating_point:
-                continue
-            run = PASSES[pass_name](providers.operator, launches.dry(workload))
-            for bucket in launches.reached(run):
-                if bucket not in buckets:
-                    buckets.add(bucket)
-                    found.append(Task(workload, pass_name, bucket))
-    return found
+        for name in passes if workload.dtype.is_floating_point else ("forward",):
+            for bucket in launches.reached(PASSES[name](providers.operator, launches.dry(workload))):
+                found.setdefault((workload.name, bucket), Task(workload, name, bucket))
+    return list(found.values())
 
 
-def launches_of(run: Run, target: Target) -> list[Launch]:
-    """What a call launches with the default block sizes; nothing is compiled."""
-    found: list[Launch] = []
-    order = _Order()
+def compile_call(
+    run: Run,
+    target: Target,
+    choose: tuning.Chooser = lambda bucket, run: policy.default(bucket),
+    is_wanted: Callable[[Bucket | None], object] = lambda bucket: True,
+) -> list[Compiled]:
+    """Compile the kernels that a call would launch.
 
-    def note(*, key: str, fn: Any, **_: Any) -> bool:
-        bucket = order.bucket
-        name = bucket.name() if bucket else fn.name.rpartition(".")[2]
-        found.append(Launch(order.number, name, bucket, f"{fn.name} {key}"))
-        return True  # so that Triton does not compile
-
-    with mock.patch.object(knobs.runtime, "jit_cache_hook", note):
-        _run(run, target, order, lambda: True)
-    return found
-
-
-def compile_launch(
-    run: Run, launch: Launch, target: Target, config: Config | None = None
-) -> tuple[dict[str, Any], Any]:
-    """Compile one of a call's launches, with the default block sizes or a ``config``.
-
-    Returns:
-        What `compiling` yields, and the kernel.
+    Args:
+        run: makes the call, on CPU tensors.
+        target: the GPU to compile for.
+        choose: returns the block sizes of a bucket.
+        is_wanted: whether to compile a launch of a bucket, or of a kernel without one; called once for each.
     """
-    order = _Order(lambda bucket, order: config if order.number == launch.number else None)
-    result, (kernel,) = _run(run, target, order, lambda: order.number == launch.number)
-    return result, kernel
+    found: dict[str, Compiled] = {}
+    bucket = config = None
+
+    def note(chosen: Bucket, launch: tuning.Launch) -> Config:
+        nonlocal bucket, config
+        bucket, config = chosen, choose(chosen, launch)
+        return config
+
+    def done(kernel: Any, seconds: float, is_cached: bool) -> None:
+        nonlocal bucket, config
+        if kernel is not None:
+            name = bucket.name() if bucket else kernel.metadata.name
+            found.setdefault(kernel.hash, Compiled(name, bucket, config, kernel, seconds, is_cached))
+        bucket = config = None
+
+    with compiling(target, lambda: is_wanted(bucket), done), tuning.choosing(note), launches.OntoKernels():
+        run()
+    return list(found.values())
 
 
 def compile_task(
@@ -118,74 +120,41 @@ def compile_task(
     """Compile the kernel of a task, with the block sizes that calls on a ``device`` of that name use.
 
     Returns:
-        What `compiling` yields; and of the last kernel, if it is NVIDIA's and asked for, registers and so
-        on, as `perf.kernels.compiled.described` has them.
+        Processor ``seconds``, the number of ``kernels``, and whether all were ``cached``. If ``describes``
+        and the target is NVIDIA's, also registers and so on of the last kernel, see `compiled.described`.
     """
 
     def run() -> None:
         sampler = task.provider.make() if task.provider else providers.operator
         PASSES[task.pass_name](sampler, launches.dry(task.workload, CPU))()
 
-    def config_of(bucket: Bucket, order: _Order) -> Config:
-        return task.config if bucket == task.bucket and task.config else usual(bucket, None)
+    def choose(bucket: Bucket, run: tuning.Launch) -> Config:
+        own = task.config if bucket == task.bucket else None
+        return own or table.get(bucket) or policy.default(bucket)
 
-    usual = usual_configs(device)
-    order = _Order(config_of)
-    result, kernels = _run(run, target, order, lambda: task.bucket is None or order.bucket == task.bucket)
-    if not kernels:
+    table = {} if device is None else tuning.shipped(device)
+    made = compile_call(run, target, choose, lambda bucket: task.bucket in (None, bucket))
+    if not made:
         raise RuntimeError(f"{task.name()}: nothing was launched")
+    result = {"seconds": sum(one.seconds for one in made), "kernels": len(made)}
+    result["cached"] = all(one.is_cached for one in made)
     if describes and target[0] == "cuda":
         from perf.kernels import compiled
 
         with contextlib.suppress(Exception):  # not every Triton brings the tools that read machine code
-            facts = compiled.described(kernels[-1], f"sm_{target[1]}")
+            facts = compiled.described(made[-1].kernel, f"sm_{target[1]}")
             result |= {key: value for key, value in facts.items() if key != "code"}
     return result
 
 
-class _Order:
-    """Which launch of a call comes next."""
-
-    def __init__(self, config_of: Callable[[Bucket, _Order], Config | None] | None = None) -> None:
-        self.number = 0
-        self.bucket: Bucket | None = None
-        self._config_of = config_of
-
-    def choose(self, bucket: Bucket, run: object = None) -> Config:
-        self.bucket = bucket
-        return (self._config_of and self._config_of(bucket, self)) or policy.default(bucket)
-
-    def passed(self) -> None:
-        self.number, self.bucket = self.number + 1, None
-
-
-def _run(
-    run: Run, target: Target, order: _Order, is_wanted: Callable[[], bool]
-) -> tuple[dict[str, Any], list[Any]]:
-    kernels: list[Any] = []
-    with (
-        compiling(target, is_wanted, kernels, order.passed) as result,
-        tuning.choosing(order.choose),
-        launches.OntoKernels(),
-    ):
-        run()
-    return result, kernels
-
-
-def usual_configs(device: str | None) -> tuning.Chooser:
-    """What chooses block sizes as calls do: those of the GPU's table, else the default."""
-    table = {} if device is None else tuning.shipped(device)
-    return lambda bucket, run: table.get(bucket) or policy.default(bucket)
-
-
 class _NoDriver:
-    """What Triton asks of a driver before it launches: of one device, whose target is given."""
+    """Stands for Triton's driver before a launch: one device of a given target."""
 
     def __init__(self, target: Target) -> None:
         self._target = GPUTarget(*target)
 
     def get_current_device(self) -> int:
-        """A number for each target: Triton keeps a device's kernels by its number."""
+        """Return another number for each target: Triton keeps a device's kernels by its number."""
         return zlib.crc32(repr(self._target).encode())
 
     def get_current_stream(self, device: int) -> int:
@@ -198,61 +167,49 @@ class _NoDriver:
 @contextlib.contextmanager
 def compiling(
     target: Target,
-    is_wanted: Callable[[], bool],
-    kernels: list[Any] | None = None,
-    passed: Callable[[], object] = lambda: None,
+    is_wanted: Callable[[], object],
+    done: Callable[[Any, float, bool], object] = lambda *_: None,
 ) -> Iterator[dict[str, Any]]:
-    """Compile what would be launched, on CPU tensors, where ``is_wanted``; launch nothing.
+    """Within, launches on CPU tensors only compile their kernels, those where ``is_wanted`` is true.
 
-    ``passed`` is called after each launch. Yields a dictionary that has at the end the ``seconds`` of
-    processor time that compiling took, the number of ``kernels``, and whether all were ``cached``. The
-    kernels themselves come into the list.
+    Args:
+        target: the GPU to compile for.
+        is_wanted: called before each launch.
+        done: called after each launch with the kernel (None if it was not wanted), the seconds of processor
+            time that it took, and whether Triton's cache had it.
+
+    Yields:
+        A dictionary that has at the end the sum of ``seconds``, the number of ``kernels`` that were not yet
+        known to this process, and whether all of them were ``cached``.
     """
     launch = JITFunction.run
-    kernels = [] if kernels is None else kernels
-    hits: list[bool] = []
-    result: dict[str, Any] = {}
-    seconds = 0.0
+    result: dict[str, Any] = {"seconds": 0.0, "kernels": 0, "cached": True}
 
     def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        nonlocal seconds
+        kernel, before, began = None, result["kernels"], _processor_seconds()
         if is_wanted():
-            began = _processor_seconds()
             kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
-            kernels.extend([kernel] * (kernel is not None))
-            seconds += _processor_seconds() - began
-        passed()
+        seconds = _processor_seconds() - began
+        result["seconds"] += seconds
+        done(kernel, seconds, result["kernels"] == before or was_hit)
 
     def listen(*, cache_hit: bool, **_: Any) -> None:
-        hits.append(cache_hit)
+        nonlocal was_hit
+        was_hit = cache_hit
+        result["kernels"] += 1
+        result["cached"] &= cache_hit
 
+    was_hit = True
     driver.set_active(_NoDriver(target))
-    options = functools.partial(stn_triton.policy.compile_options, is_hip=target[0] == "hip")
+    options = functools.partial(policy.compile_options, is_hip=target[0] == "hip")
     with (
         mock.patch.object(JITFunction, "run", run),
         mock.patch.object(knobs.compilation, "listener", listen),
-        mock.patch.object(stn_triton.policy, "compile_options", options),
+        mock.patch.object(policy, "compile_options", options),
     ):
         yield result
-    began = _processor_seconds()
-    if target[0] == "cuda":
-        _build_launchers(kernels)
-    seconds += _processor_seconds() - began
-    result |= {"seconds": seconds, "kernels": len(hits), "cached": all(hits)}
-
-
-def _build_launchers(kernels: list[Any]) -> None:
-    """Triton 3.6 builds a C function for each signature when a kernel is first launched; later ones have one.
-
-    It takes a C compiler a quarter of a second and needs the driver's library, which is not everywhere.
-    """
-    with contextlib.suppress(Exception):
-        from triton.backends.nvidia.driver import CudaLauncher
-
-        for kernel in {id(kernel): kernel for kernel in kernels}.values():
-            CudaLauncher(kernel.src, kernel.metadata)
 
 
 def _processor_seconds() -> float:
-    """Of this process and of those that it waited for; what others do on the machine does not count."""
-    return sum(os.times()[:4])  # user and system, its own and its children's
+    """Seconds of user and system time of this process and of the children that it waited for."""
+    return sum(os.times()[:4])

@@ -1,7 +1,7 @@
-"""Which calls a check of the machine code makes: those of the workloads, and one of every variant.
+"""The calls whose kernels `static` compiles: those of the workloads, and one of every variant.
 
-A call is run on CPU tensors of which only shapes and strides are known; `perf.kernels.ahead` compiles what it
-would launch on a GPU. Autograd decides what comes after the forward, so grad_outputs have real strides.
+A call is made on CPU tensors of which only shapes and strides are known; `perf.kernels.ahead` compiles what
+it would launch on a GPU.
 """
 
 from __future__ import annotations
@@ -23,51 +23,44 @@ from perf.tuning import launches
 from stn_triton.check.engine import deterministic
 from stn_triton.options import LABEL_DTYPES, MODES, PADDING_MODES
 
-RUNS = ("forward", "backward", "theta", "input")
-"""The passes of workloads; together they launch every kernel that a training step may need."""
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 _POINTS = (2, 3)
 _MAP_NORESERVE = 0x4000
-"""Linux's; Python's mmap has no name for it before 3.13."""
-_KINDS = ("affine", "antialias", "projective", "spline")
-_MATRICES = ("one each", "many", "index")
+"""A flag of Linux; Python's mmap has no name for it before 3.13."""
 
 
 @dataclass(frozen=True)
 class WorkloadCall:
-    """A pass of a workload."""
+    """The passes of a workload that together launch every kernel that a training step may need."""
 
     workload: Workload
-    pass_name: str
-    grad_output: str = ""
-    """Its layout if not the image's: NCHW, channels_last, or expanded, as `sum` leaves it."""
 
     @property
     def name(self) -> str:
-        """The call in a few words."""
-        grad = f" (grad_output {self.grad_output})" if self.grad_output else ""
-        return f"{self.workload.name} {self.pass_name}{grad}"
+        """The workload's name."""
+        return self.workload.name
 
     def run(self) -> None:
-        """Make the call."""
+        """Make the calls."""
         data = launches.dry(self.workload, torch.device("cpu"))
-        if self.grad_output:
-            data = replace(data, grad_output=_laid_out(data.grad_output, self.grad_output))
-        PASSES[self.pass_name](operator, data)()
+        is_learned = self.workload.dtype.is_floating_point
+        for name in ("forward", "backward", "theta", "input") if is_learned else ("forward",):
+            PASSES[name](operator, data)()
 
 
 @dataclass(frozen=True)
 class VariantCall:
-    """A call with its gradients, all that can be asked for."""
+    """A forward and the gradients of each set of arguments for which a user may want them."""
 
     mode: str
     padding_mode: str
     dim: int = 2
     kind: str = "affine"
+    """affine, antialias, projective or spline."""
     matrices: str = "one each"
-    """many: (N, K, ...), two per image; index: the same by an ``image_index``."""
+    """many: theta of (N, K, ...), two per image; index: two per image by an ``image_index``."""
     has_tangents: bool = False
-    """Also second derivatives, which launch the kernels of tangents."""
+    """Also take second derivatives, which launch the kernels of tangents."""
     dtype: torch.dtype = torch.float32
     channels: int = 64
     layout: str = "NCHW"
@@ -75,7 +68,7 @@ class VariantCall:
     is_far: bool = False
     """Whether rows lie so far apart that an offset within an image takes 64 bits."""
     is_exact: bool = False
-    """Whether PyTorch's deterministic mode is on: what is scattered is added as whole numbers."""
+    """Whether PyTorch's deterministic mode is on: scattered values are added as whole numbers."""
 
     @property
     def name(self) -> str:
@@ -87,12 +80,12 @@ class VariantCall:
         return " ".join((*words, *(word for word, is_set in flags.items() if is_set)))
 
     def run(self) -> None:
-        """Make the call for each set of gradients that one may want."""
+        """Make the call once for each set of gradients."""
         function, input, theta, keywords = self._arguments()
-        fill = keywords.get("fill_value")
         if not self.dtype.is_floating_point:
             function(input, theta, **keywords)
             return
+        fill = keywords.get("fill_value")
         for wanted in ((input, theta, fill), (input,), (theta,)):
             for tensor in (input, theta, fill):
                 if tensor is not None:
@@ -100,12 +93,14 @@ class VariantCall:
             leaves = [tensor for tensor in wanted if tensor is not None]
             output = function(input, theta, **keywords)
             grad = self._image(output).requires_grad_(self.has_tangents)
-            if self.has_tangents:
-                with deterministic(self.is_exact):
-                    _differentiate_twice(output, leaves, grad)
-                continue
             with deterministic(self.is_exact):
-                torch.autograd.grad(output, leaves, grad)
+                grads = torch.autograd.grad(output, leaves, grad, create_graph=self.has_tangents)
+                if self.has_tangents:
+                    # A gradient of fill values has one axis; its direction is expanded, as `sum` leaves it.
+                    blank = [
+                        torch.empty_like(g) if g.ndim > 1 else g.new_empty(()).expand_as(g) for g in grads
+                    ]
+                    torch.autograd.grad(grads, (grad, *leaves), blank, allow_unused=True)
 
     def _arguments(self) -> tuple[Callable[..., Tensor], Tensor, Tensor, dict[str, object]]:
         images, count = 4, 4 if self.matrices == "one each" else 8
@@ -132,30 +127,16 @@ class VariantCall:
         return function, input, theta, keywords
 
     def _image(self, like: Tensor) -> Tensor:
-        """Memory of a tensor's shape (..., C, H, W), as the call has its images."""
-        outer, *pixel = like.shape[: -self.dim - 1], *like.shape[-self.dim - 1 :]
+        """Return memory of a tensor's shape (..., C, H, W), in the layout of the call's images."""
+        outer, shape = like.shape[: -self.dim - 1], like.shape[-self.dim - 1 :]
         make = far if self.is_far else _empty
-        return make((math.prod(outer), *pixel), self.dtype, self.layout).unflatten(0, outer)
-
-
-def of_workloads(workloads: Sequence[Workload], mixed: bool = True) -> list[WorkloadCall]:
-    """All passes of workloads; if ``mixed``, those of feature maps under mixed memory formats too."""
-    plain, others = [], []
-    for workload in workloads:
-        passes = RUNS if workload.dtype.is_floating_point else RUNS[:1]
-        plain += [WorkloadCall(workload, name) for name in passes]
-        if mixed and workload.name.startswith("features"):
-            other = "NCHW" if workload.layout == "channels_last" else "channels_last"
-            others += [
-                WorkloadCall(workload, name, how) for how in (other, "expanded") for name in passes[1:]
-            ]
-    return plain + others
+        return make((math.prod(outer), *shape), self.dtype, self.layout).unflatten(0, outer)
 
 
 def variants() -> list[VariantCall]:
     """Every mode, padding, dimension, kind of map and way to share images; layouts and dtypes take turns.
 
-    And a sample of them with exact sums.
+    A few calls of special dtypes and strides come first, a sample with exact sums last.
     """
     names = ("channels", "layout", "dtype", "align_corners")
     turns = itertools.cycle(
@@ -169,12 +150,13 @@ def variants() -> list[VariantCall]:
             (16, "NCHW", torch.float64, True),
         )
     )
+    kinds, matrices = ("affine", "antialias", "projective", "spline"), ("one each", "many", "index")
     found = []
-    for has_tangents, dim, mode, padding, kind, matrices in itertools.product(
-        (False, True), (2, 3), MODES, PADDING_MODES, _KINDS, _MATRICES
+    for tangents, dim, mode, padding, kind, how in itertools.product(
+        (False, True), (2, 3), MODES, PADDING_MODES, kinds, matrices
     ):
-        if dim == 2 or (mode != "bicubic" and kind in ("affine", "antialias")):
-            call = VariantCall(mode, padding, dim, kind, matrices, has_tangents)
+        if dim == 2 or (mode != "bicubic" and kind in kinds[:2]):
+            call = VariantCall(mode, padding, dim, kind, how, tangents)
             found.append(replace(call, **dict(zip(names, next(turns), strict=True))))
     plain = VariantCall("bilinear", "zeros", channels=16)
     special = [replace(plain, dtype=torch.uint8, channels=3)]
@@ -190,7 +172,7 @@ def variants() -> list[VariantCall]:
 
 
 def far(shape: Sequence[int], dtype: torch.dtype, layout: str) -> Tensor:
-    """An image whose planes span over 2^31 elements, and more: addresses without memory behind them."""
+    """Return an image whose planes span over 2^31 elements: addresses without memory behind them."""
     row, n, c, *pixel, w = len(shape) - 2, *range(len(shape) - 2), len(shape) - 1
     strides, extent = [0] * len(shape), 1
     for axis in (w, *pixel, c, n) if layout == "NCHW" else (c, w, *pixel, n):
@@ -207,15 +189,3 @@ def _empty(shape: Sequence[int], dtype: torch.dtype, layout: str) -> Tensor:
     if form == torch.channels_last and len(shape) == 5:
         form = torch.channels_last_3d
     return torch.empty(shape, dtype=dtype, memory_format=form)
-
-
-def _laid_out(tensor: Tensor, layout: str) -> Tensor:
-    if layout == "expanded":
-        return torch.empty((), dtype=tensor.dtype).expand(tensor.shape)
-    return _empty(tensor.shape, tensor.dtype, layout)
-
-
-def _differentiate_twice(output: Tensor, leaves: Sequence[Tensor], grad: Tensor) -> None:
-    grads = torch.autograd.grad(output, leaves, grad, create_graph=True)
-    directions = [torch.empty_like(g) if g.ndim > 1 else _laid_out(g, "expanded") for g in grads]
-    torch.autograd.grad(grads, (grad, *leaves), directions, allow_unused=True)

@@ -1,4 +1,4 @@
-"""What the machine code of compiled kernels shows."""
+"""What the machine code of a compiled kernel shows: registers, occupancy, counts of instructions."""
 
 from __future__ import annotations
 
@@ -6,115 +6,116 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import triton
 
 from perf.kernels import disassembly
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_NVIDIA = {
+    "spills": r"LDL|STL",
+    "instructions": r"",
+    "atomics": r"REDG?\b|ATOM",
+    "fp64": r"DADD|DMUL|DFMA|DSETP|MUFU\.\w*64H",
+    "loads": r"LDG",
+    "wide_loads": r"LDG.*\.128",
+    "stores": r"STG",
+    "wide_stores": r"STG.*\.128",
+}
+_AMD = {
+    "instructions": r"v_|s_|gl|ds|bu",
+    "atomics": r".*_atomic",
+    "fp64": r"v_(add|mul|fma|rcp)_f64",
+    "loads": r"(global|buffer)_load",
+    "wide_loads": r"(global|buffer)_load_dwordx4",
+    "stores": r"(global|buffer)_store",
+    "wide_stores": r"(global|buffer)_store_dwordx4",
+}
+
+
+class _Limits(NamedTuple):
+    """Resources of one multiprocessor."""
+
+    shared: int
+    """Bytes."""
+    warps: int = 64
+    blocks: int = 32
+    registers: int = 2**16
+    granularity: int = 256
+    """Registers are handed to a warp in multiples of this number."""
+    lanes: int = 32
+
+
+_LIMITS = {
+    "sm_80": _Limits(163 * 1024),
+    "sm_90": _Limits(227 * 1024),
+    "sm_100": _Limits(227 * 1024),
+    # A compute unit: four times 512 vector registers for each of 64 lanes, at most 8 warps each.
+    "gfx942": _Limits(64 * 1024, warps=32, registers=4 * 512 * 64, granularity=8 * 64, lanes=64),
+}
+ARCHITECTURES = tuple(_LIMITS)
+
+
+def target_of(arch: str) -> tuple[str, object, int]:
+    """Backend, architecture and lanes of a warp, as Triton names them."""
+    return ("hip", arch, 64) if arch.startswith("gfx") else ("cuda", int(arch.removeprefix("sm_")), 32)
 
 
 def described(compiled: triton.compiler.CompiledKernel, arch: str) -> dict[str, object]:
-    """What the machine code of a kernel for an architecture such as sm_90 or gfx942 shows.
+    """Read the machine code of a kernel for an architecture such as sm_90 or gfx942.
 
-    ``registers`` per thread (vector registers on AMD), ``stack`` and ``shared`` in bytes, ``spills``,
-    ``occupancy`` (the share of the warps that a multiprocessor can hold; None for an architecture that is not
-    known here), counts of instructions, and ``code`` for NVIDIA, see `disassembly.Code`.
+    Returns:
+        ``registers`` per thread (vector registers on AMD), ``stack`` and ``shared`` in bytes, ``spills``,
+        ``occupancy`` (a share of the warps that a multiprocessor can hold; None for an architecture that is
+        not in ``ARCHITECTURES``), counts of instructions, and for NVIDIA ``code``, a `disassembly.Code`.
     """
-    result = {"shared": compiled.metadata.shared}
-    result |= _amd(compiled) if arch.startswith("gfx") else _nvidia(compiled)
-    known = arch in _LIMITS
-    warps, registers = compiled.metadata.num_warps, result["registers"]
-    return {**result, "occupancy": _occupancy(arch, warps, registers, result["shared"]) if known else None}
+    facts = _amd(compiled) if arch.startswith("gfx") else _nvidia(compiled)
+    facts["shared"] = compiled.metadata.shared
+    facts["occupancy"] = None
+    if arch in _LIMITS:
+        warps = compiled.metadata.num_warps
+        facts["occupancy"] = _occupancy(_LIMITS[arch], warps, facts["registers"], facts["shared"])
+    return facts
 
 
 def _nvidia(compiled: triton.compiler.CompiledKernel) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
-        usage = _run("cuobjdump", "-res-usage", cubin)
-        sass = _run("nvdisasm", "-c", cubin)
-    code = disassembly.read(sass)
-    opcodes = disassembly.opcodes(sass)
+        usage, sass = (
+            subprocess.run([_TOOLS / tool, option, cubin], check=True, capture_output=True, text=True).stdout
+            for tool, option in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
+        )
     return {
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),
         "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
-        "spills": _count(opcodes, r"LDL|STL"),
-        "instructions": opcodes.total(),
-        "atomics": _count(opcodes, r"REDG?\b|ATOM"),
-        "fp64": _count(opcodes, r"DADD|DMUL|DFMA|DSETP|MUFU\.\w*64H"),
-        "loads": _count(opcodes, r"LDG"),
-        "wide_loads": _count(opcodes, r"LDG.*\.128"),
-        "stores": _count(opcodes, r"STG"),
-        "wide_stores": _count(opcodes, r"STG.*\.128"),
-        "code": code,
+        **_counts(disassembly.opcodes(sass), _NVIDIA),
+        "code": disassembly.read(sass),
     }
 
 
 def _amd(compiled: triton.compiler.CompiledKernel) -> dict[str, object]:
     assembly = compiled.asm["amdgcn"]
+    noted = {"registers": "vgpr_count", "stack": "private_segment_fixed_size", "spills": "vgpr_spill_count"}
     opcodes = Counter(re.findall(r"^\s+([a-z]+_[a-z0-9_]+)\b", assembly, re.M))
-
-    def noted(name: str) -> int:
-        return int(re.search(rf"\.{name}:\s+(\d+)", assembly)[1])
-
     return {
-        "registers": noted("vgpr_count"),
-        "stack": noted("private_segment_fixed_size"),
-        "spills": noted("vgpr_spill_count"),
-        "instructions": sum(n for name, n in opcodes.items() if name[:2] in ("v_", "s_", "gl", "ds", "bu")),
-        "atomics": _count(opcodes, r".*_atomic"),
-        "fp64": _count(opcodes, r"v_(add|mul|fma|rcp)_f64"),
-        "loads": _count(opcodes, r"(global|buffer)_load"),
-        "wide_loads": _count(opcodes, r"(global|buffer)_load_dwordx4"),
-        "stores": _count(opcodes, r"(global|buffer)_store"),
-        "wide_stores": _count(opcodes, r"(global|buffer)_store_dwordx4"),
+        **{key: int(re.search(rf"\.{name}:\s+(\d+)", assembly)[1]) for key, name in noted.items()},
+        **_counts(opcodes, _AMD),
     }
 
 
-def _count(opcodes: Counter[str], pattern: str) -> int:
-    return sum(n for name, n in opcodes.items() if re.match(pattern, name))
+def _counts(opcodes: Counter[str], patterns: dict[str, str]) -> dict[str, int]:
+    return {
+        name: sum(n for opcode, n in opcodes.items() if re.match(pattern, opcode))
+        for name, pattern in patterns.items()
+    }
 
 
-@dataclass(frozen=True)
-class _Limits:
-    """Of one multiprocessor: warps, blocks, registers in 32 bits, how many go to a warp at once, bytes."""
-
-    warps: int
-    blocks: int
-    registers: int
-    granularity: int
-    shared: int
-
-
-_NVIDIA = _Limits(warps=64, blocks=32, registers=2**16, granularity=256, shared=227 * 1024)
-_LIMITS = {
-    "sm_80": replace(_NVIDIA, shared=163 * 1024),
-    "sm_90": _NVIDIA,
-    "sm_100": _NVIDIA,
-    # A compute unit: four times 512 vector registers for each of 64 lanes, at most 8 warps each.
-    "gfx942": _Limits(warps=32, blocks=32, registers=4 * 512 * 64, granularity=8 * 64, shared=64 * 1024),
-}
-ARCHITECTURES = tuple(_LIMITS)
-
-
-def target_of(arch: str) -> tuple[str, object, int]:
-    """What Triton compiles for: backend, architecture and lanes of a warp."""
-    return ("hip", arch, 64) if arch.startswith("gfx") else ("cuda", int(arch.removeprefix("sm_")), 32)
-
-
-def _occupancy(arch: str, warps: int, registers: int, shared: int) -> float:
-    limits = _LIMITS[arch]
-    lanes = 64 if arch.startswith("gfx") else 32
-    per_warp = -(-registers * lanes // limits.granularity) * limits.granularity
+def _occupancy(limits: _Limits, warps: int, registers: int, shared: int) -> float:
+    per_warp = -(-registers * limits.lanes // limits.granularity) * limits.granularity
     blocks = min(limits.blocks, limits.warps // warps, limits.registers // (per_warp * warps))
     if shared:
         blocks = min(blocks, limits.shared // (shared + 1024))
     return blocks * warps / limits.warps
-
-
-def _run(tool: str, *arguments: object) -> str:
-    command = [str(_TOOLS / tool), *map(str, arguments)]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -1,1 +1,1 @@
-"""What `bench` measures with: workloads, passes, providers, the gate, the clock and the byte model."""
+"""The parts of `bench`: workloads, passes, providers, the gate, the clock and the byte model."""

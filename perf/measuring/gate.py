@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from perf.measuring import passes
+from perf.measuring.passes import COMPUTED, PASSES
 from perf.measuring.providers import eager_stacked
 from perf.measuring.workloads import Data
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What the gate found on the tensor that used most of its tolerance."""
+class Verdict(NamedTuple):
+    """The finding of the gate on the tensor that used most of its tolerance."""
 
     passed: bool
     tensor: str
@@ -26,25 +25,23 @@ class Verdict:
 
 
 class Gate:
-    """The fp64 result of one workload and what may differ from it.
+    """The fp64 result of one workload and how much may differ from it.
 
-    The tolerance of each tensor is twice the largest error of the eager pair in fp32, plus one rounding of
-    the largest value to the tensor's dtype (for uint8, half a step). The reference is the eager pair too,
-    with the crops of an image in one grid: the same sums, without a copy of the image for each.
+    The reference is the eager pair. The tolerance of each tensor is twice the largest error of the pair in
+    fp32, plus one rounding of the largest value to the tensor's dtype (for uint8, half a step).
     """
 
     def __init__(self, data: Data, align_corners: bool = False) -> None:
         sampler = functools.partial(eager_stacked, align_corners=align_corners)
-        has_gradients = data.input.is_floating_point()
-        name = "forward+backward" if has_gradients else "forward"
-        run, names = passes.PASSES[name], passes.COMPUTED[name]
-        self._exact = dict(zip(names, run(sampler, data.to(torch.float64))(), strict=True))
-        in_fp32 = dict(zip(names, run(sampler, data.to(torch.float32))(), strict=True))
-        self._dtypes = {
-            "output": data.input.dtype,
-            "grad_input": data.input.dtype,
-            "grad_theta": data.theta.dtype,
-        }
+        name = "forward+backward" if data.input.is_floating_point() else "forward"
+
+        def result(dtype: torch.dtype) -> dict[str, Tensor]:
+            wide = data.mapped(lambda tensor: tensor.to(dtype))
+            return dict(zip(COMPUTED[name], PASSES[name](sampler, wide)(), strict=True))
+
+        self._dtypes = dict.fromkeys(("output", "grad_input"), data.input.dtype)
+        self._dtypes["grad_theta"] = data.theta.dtype
+        self._exact, in_fp32 = result(torch.float64), result(torch.float32)
         self._tolerances = {
             name: 2 * _error(in_fp32[name], exact) + _rounding(exact, self._dtypes[name])
             for name, exact in self._exact.items()
@@ -59,16 +56,12 @@ class Gate:
     def _check_one(self, name: str, tensor: Tensor, slack: float) -> Verdict:
         exact, dtype, tolerance = self._exact[name], self._dtypes[name], slack * self._tolerances[name]
         if tensor.shape != exact.shape or tensor.dtype != dtype:
-            expected = f"expected {tuple(exact.shape)} {dtype}"
-            got = f"{name} is {tuple(tensor.shape)} {tensor.dtype}"
-            return Verdict(False, name, float("nan"), tolerance, f"{got}, {expected}")
+            got, expected = (f"{tuple(t.shape)} {d}" for t, d in ((tensor, tensor.dtype), (exact, dtype)))
+            return Verdict(False, name, float("nan"), tolerance, f"{name} is {got}, expected {expected}")
         error = _error(tensor, exact)
-        # Written so that a NaN fails.
-        if error <= tolerance:
-            return Verdict(True, name, error, tolerance)
-        return Verdict(
-            False, name, error, tolerance, f"{name} is off by {error:.2g}, allowed {tolerance:.2g}"
-        )
+        passed = error <= tolerance  # False for a NaN
+        reason = "" if passed else f"{name} is off by {error:.2g}, allowed {tolerance:.2g}"
+        return Verdict(passed, name, error, tolerance, reason)
 
 
 def _error(tensor: Tensor, exact: Tensor) -> float:

@@ -1,10 +1,8 @@
-"""What is timed of a sampler: functions without arguments that return the tensors they compute.
-
-The backward passes run over a graph that is recorded once and kept, so that they are timed alone.
-"""
+"""The passes of a sampler that are timed: functions that return the tensors they compute."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -21,9 +19,13 @@ def forward(sampler: Sampler, data: Data) -> Run:
     return lambda: (sampler(data.input, data.theta, data.size, **data.options),)
 
 
-def backward(sampler: Sampler, data: Data) -> Run:
-    """The gradients of input and theta for a fixed grad_output."""
-    return _backward(sampler, data, of_input=True, of_theta=True)
+def backward(sampler: Sampler, data: Data, of_input: bool = True, of_theta: bool = True) -> Run:
+    """The gradients of input and theta, or of one alone, over a graph that is recorded once and kept."""
+    input = data.input.detach().requires_grad_(of_input)
+    theta = data.theta.detach().requires_grad_(of_theta)
+    output = sampler(input, theta, data.size, **data.options)
+    wanted = (input,) * of_input + (theta,) * of_theta
+    return lambda: torch.autograd.grad(output, wanted, data.grad_output, retain_graph=True)
 
 
 def forward_backward(sampler: Sampler, data: Data) -> Run:
@@ -37,30 +39,12 @@ def forward_backward(sampler: Sampler, data: Data) -> Run:
     return run
 
 
-def theta_alone(sampler: Sampler, data: Data) -> Run:
-    """The gradient of theta alone: a transformer in front of a network, on images."""
-    return _backward(sampler, data, of_input=False, of_theta=True)
-
-
-def input_alone(sampler: Sampler, data: Data) -> Run:
-    """The gradient of input alone: augmentation inside a network, by given maps."""
-    return _backward(sampler, data, of_input=True, of_theta=False)
-
-
-def _backward(sampler: Sampler, data: Data, *, of_input: bool, of_theta: bool) -> Run:
-    input = data.input.detach().requires_grad_(of_input)
-    theta = data.theta.detach().requires_grad_(of_theta)
-    output = sampler(input, theta, data.size, **data.options)
-    wanted = (input,) * of_input + (theta,) * of_theta
-    return lambda: torch.autograd.grad(output, wanted, data.grad_output, retain_graph=True)
-
-
 PASSES: dict[str, Callable[[Sampler, Data], Run]] = {
     "forward": forward,
     "backward": backward,
     "forward+backward": forward_backward,
-    "theta": theta_alone,
-    "input": input_alone,
+    "theta": functools.partial(backward, of_input=False),
+    "input": functools.partial(backward, of_theta=False),
 }
 COMPUTED = {
     "forward": ("output",),
@@ -69,4 +53,4 @@ COMPUTED = {
     "theta": ("grad_theta",),
     "input": ("grad_input",),
 }
-"""The names of what the runs of each pass return, in order."""
+"""The names of the tensors that the runs of each pass return, in order."""

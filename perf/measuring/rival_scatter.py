@@ -1,4 +1,4 @@
-"""The scatter that the gather is measured against, where the operator gathers."""
+"""The rival of the operator's backward: the kernel that scatters, where the operator gathers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 import stn_triton
-from perf.measuring.providers import Provider, Sampler, UnavailableError
+from perf.measuring.providers import Provider, Sampler
 from stn_triton import launch
 from stn_triton.options import Options
 
@@ -28,29 +28,15 @@ class _Scatter(Function):
         return *grads[:2], None, None
 
 
-def sampler(
-    input: Tensor, theta: Tensor, size: Sequence[int], antialias: int = 0, **options: str | bool
-) -> Tensor:
-    """The operator, whose backward is the scatter; antialiased if a factor is given."""
-    lacking = [f"{name}={options[name]!r}" for name in ("fill_value", "image_index") if name in options]
-    if theta.ndim != 3 or len(theta) != len(input):
-        lacking.append(f"theta of shape {tuple(theta.shape)}, only one matrix per image")
-    if not input.dtype.is_floating_point:
-        lacking.append(f"gradients of {str(input.dtype).removeprefix('torch.')} images")
-    if lacking:
-        raise UnavailableError(f"the scatter is measured without {', '.join(lacking)}")
-    return _Scatter.apply(input, theta, size, {**options, "antialias": antialias > 0})
+def sampler(input: Tensor, theta: Tensor, size: Sequence[int], **options: str) -> Tensor:
+    """The operator, whose backward scatters; for one matrix per image."""
+    return _Scatter.apply(input, theta, size, options)
 
 
 def _make() -> Sampler:
-    """Named, so that other processes can be sent the provider."""
+    """Return the sampler; a named function, because the provider is sent to other processes."""
     return sampler
 
 
-SCATTER = Provider(
-    "scatter",
-    "fused scatter",
-    "the operator, with both gradients by atomic additions in one pass over the output",
-    _make,
-    may_be_unavailable=True,
-)
+_WHAT = "the operator, with both gradients by atomic additions in one pass over the output"
+SCATTER = Provider("scatter", "fused scatter", _WHAT, _make, may_be_unavailable=True)

@@ -1,7 +1,7 @@
 """Timing: samples of several functions, taken in turns so that a drift of the machine meets all of them.
 
 Each function is a list of runs that differ only in where their arguments lie in memory. They are called one
-after the other, so that what a run reads has left the cache since its last turn.
+after the other, so that the memory that a run reads has left the cache since its last turn.
 """
 
 from __future__ import annotations
@@ -27,22 +27,23 @@ class Effort:
     """How long to measure one pass of one workload under one map."""
 
     cpu_seconds: float
-    """For all providers together."""
+    """For all providers together; but at least ``cpu_rounds``."""
     cpu_rounds: int
-    """At least, however long they take."""
     gpu_rounds: int
     gpu_ms_per_round: float
-    """Of each provider."""
+    """For each provider."""
     most_copies: int
-    """Of arguments in memory; tiny ones stay in the cache, where what made them would have left them too."""
+    """Largest number of copies of the arguments."""
 
 
 FULL = Effort(cpu_seconds=1.0, cpu_rounds=5, gpu_rounds=5, gpu_ms_per_round=12, most_copies=256)
 QUICK = Effort(cpu_seconds=0.1, cpu_rounds=3, gpu_rounds=3, gpu_ms_per_round=4, most_copies=4)
+_UNTIMED = 5
+"""Calls at the beginning of a turn: after a wait the host is slow (on an EPYC up to 3.6 times)."""
 
 
 def cache_bytes(device: torch.device) -> int:
-    """The size of the last cache before the memory; 32 MiB where a CPU does not tell."""
+    """The size of the last cache before the memory; 32 MiB where a CPU does not say."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).L2_cache_size
     sizes = [p.read_text() for p in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
@@ -54,17 +55,15 @@ def copies_beyond_cache(least_bytes: int, device: torch.device, effort: Effort) 
     return min(max(math.ceil(2 * cache_bytes(device) / max(least_bytes, 1)), 1), effort.most_copies)
 
 
-def sample(functions: Mapping[str, Runs], device: torch.device, effort: Effort) -> Samples:
-    """Milliseconds of each call of each function, the first run of which must have been called."""
-    if device.type == "cpu":
-        return _sample_cpu(functions, effort)
-    return _sample_gpu(functions, effort)
-
-
 def quantiles(samples: list[float]) -> tuple[float, float, float]:
     """The 20, 50 and 80 % quantiles."""
     low, median, high = np.quantile(samples, (0.2, 0.5, 0.8))
     return float(low), float(median), float(high)
+
+
+def sample(functions: Mapping[str, Runs], device: torch.device, effort: Effort) -> Samples:
+    """Milliseconds of each call of each function, the first run of which must have been called."""
+    return _sample_cpu(functions, effort) if device.type == "cpu" else _sample_gpu(functions, effort)
 
 
 def _sample_cpu(functions: Mapping[str, Runs], effort: Effort) -> Samples:
@@ -74,24 +73,20 @@ def _sample_cpu(functions: Mapping[str, Runs], effort: Effort) -> Samples:
     order = list(functions)
     turns = {name: itertools.cycle(runs) for name, runs in functions.items()}
     end = time.perf_counter() + effort.cpu_seconds
-    rounds = 0
-    while order and (rounds < effort.cpu_rounds or time.perf_counter() < end):
+    while len(samples[order[0]]) < effort.cpu_rounds or time.perf_counter() < end:
         shuffled.shuffle(order)
         for name in order:
             run = next(turns[name])
             start = time.perf_counter()
             run()
             samples[name].append((time.perf_counter() - start) * 1e3)
-        rounds += 1
     return samples
 
 
 def _sample_gpu(functions: Mapping[str, Runs], effort: Effort) -> Samples:
     """CUDA events around each call; the host waits only between the turns of functions.
 
-    So a call that takes the host longer to launch than the GPU to do counts with the host's time. The first
-    calls of a turn are not timed: after a wait the host is slow (on an AMD EPYC the first took 3.6 times as
-    long as the later ones, the second 1.3 times).
+    So a call that takes the host longer to launch than the GPU to do counts with the host's time.
     """
     turns = {name: itertools.cycle(runs) for name, runs in functions.items()}
     calls = {}
@@ -104,10 +99,6 @@ def _sample_gpu(functions: Mapping[str, Runs], effort: Effort) -> Samples:
             before = min(_UNTIMED, calls[name] // 4)  # long calls are few, and the host's time is not theirs
             samples[name] += _timed_calls(turn, calls[name], len(functions[name]), before)
     return samples
-
-
-_UNTIMED = 5
-"""Calls at the beginning of a turn."""
 
 
 def _timed_calls(turn: Iterator[Callable[[], object]], count: int, copies: int, before: int) -> list[float]:
@@ -129,38 +120,35 @@ def _timed_calls(turn: Iterator[Callable[[], object]], count: int, copies: int, 
 
 
 _failed_captures: list[str] = []
-"""What failed to be captured in this process; nothing is captured after it."""
 
 
 def replayed(functions: Mapping[str, Runs], effort: Effort) -> tuple[dict[str, float], dict[str, Exception]]:
     """Medians, in milliseconds per call, of CUDA graphs of each function's runs; and why others have none.
 
-    A replay launches all of a graph at once, so the host's time does not count.
+    A replay launches all of a graph at once, so the host's time does not count. After a failed capture none
+    is tried in this process: PyTorch before 2.12 leaves its allocator believing that the capture goes on.
     """
     graphs, errors = {}, {}
     for name, runs in functions.items():
         if _failed_captures:
-            errors[name] = RuntimeError(f"not tried, since {_failed_captures[0]}")
+            errors[name] = RuntimeError(f"not tried, since a capture of {_failed_captures[0]} failed")
             continue
         try:
             graphs[name] = [_captured(runs).replay]
         except Exception as error:  # whatever it is, it belongs in the report
-            # PyTorch before 2.12 leaves its allocator believing that the capture goes on.
-            _failed_captures.append(f"a capture of {name} failed")
+            _failed_captures.append(name)
             errors[name] = error.__context__ or error
             torch.cuda.synchronize()
     samples = _sample_gpu(graphs, effort)
-    medians = {name: quantiles(values)[1] / len(functions[name]) for name, values in samples.items()}
-    return medians, errors
+    return {name: quantiles(values)[1] / len(functions[name]) for name, values in samples.items()}, errors
 
 
 def _captured(runs: Runs) -> torch.cuda.CUDAGraph:
-    # PyTorch asks for a call on a side stream before the capture.
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+    # PyTorch wants a call on a side stream before the capture.
+    stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+    stream.wait_stream(current)
     with torch.cuda.stream(stream):
         runs[0]()
-    current = torch.cuda.current_stream()
     current.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     try:

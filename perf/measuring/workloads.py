@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor
 from perf import chosen
 from perf.measuring import maps
 
-SEED = 0
 # Not smaller: the largest error of a handful of theta gradients is chance, and the gate's tolerance with it.
 _QUICK_BATCH = 16
 # In pixels; far above the rounding of an fp32 coordinate at the sizes below.
@@ -28,24 +27,20 @@ class Workload:
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
     memory_format: torch.memory_format = torch.contiguous_format
-    cpu: bool = False
-    """Whether a CPU has the time for it unasked."""
-    quick: bool = False
-    """Whether it is in the first look on a GPU; on a CPU that looks at all of its own."""
     size: tuple[int, ...] | None = None
     """Of the output, if not the input's."""
     crops: int = 0
-    """Matrices per image, in a dimension of their own, each at a random place; 0 for one, in its middle."""
+    """Matrices per image, each at a random place, in a dimension of their own; 0 for one, in its middle."""
     scale: float = 1.0
     """The share of the picture, along each axis, that the identity shows."""
     options: Mapping[str, str | int] = field(default_factory=dict)
-    """mode and padding_mode; antialias as the samples per pixel and axis that the identity asks for."""
+    """mode and padding_mode; antialias as the samples per pixel and axis that the identity needs."""
     sweep: str = ""
-    """What grows from one to the next of a row of workloads: these have few maps and passes."""
+    """The dimension that grows in a row of workloads, which have few maps and passes."""
 
     @property
     def layout(self) -> str:
-        """The memory format by the name that the field gives it."""
+        """The usual name of the memory format."""
         return "channels_last" if self.memory_format == torch.channels_last else "NCHW"
 
     def why_not(self, map_name: str) -> str:
@@ -55,135 +50,43 @@ class Workload:
         return ""
 
 
-SWEEP_MAPS, SWEEP_PASSES = (maps.RANDOM,), ("forward", "forward+backward")
-
-
-def _feature_maps() -> Iterator[Workload]:
-    """Stages of a ResNet-50, in both layouts."""
-    for channels, side, where in (
-        (64, 56, "after its first stage"),
-        (256, 56, "at the end of its first stage of bottlenecks"),
-        (512, 28, "at the end of its second stage of bottlenecks"),
-    ):
-        shape = (32, channels, side, side)
-        plain = Workload(
-            f"features-{channels}",
-            f"a spatial transformer inside a convolutional network, {where}",
-            shape,
-            cpu=channels == 64,
-            quick=channels == 256,
-        )
-        yield plain
-        yield replace(
-            plain,
-            name=f"{plain.name}-channels-last",
-            who="the same in channels_last, as convolutions on GPUs prefer; PyTorch's output is NCHW",
-            memory_format=torch.channels_last,
-        )
-    yield Workload(
-        "features-256-bf16-channels-last",
-        "what a ResNet-50 in mixed precision has at the end of its first stage",
-        (32, 256, 56, 56),
-        dtype=torch.bfloat16,
-        memory_format=torch.channels_last,
-    )
-
-
-def _sweeps() -> Iterator[Workload]:
-    """One number grows at a time: what is latency, what is bandwidth, and where one ends."""
-    for n in (16, 64, 256, 1024):
-        yield Workload(f"size-{n}", "how time grows with the size of an image", (8, 8, n, n), sweep="size")
-    for n in (1, 4, 16, 64, 256):
-        yield Workload(f"batch-{n}", "how time grows with the batch", (n, 3, 128, 128), sweep="batch")
-    for n in (1, 4, 16, 64, 256):
-        yield Workload(f"channels-{n}", "how time grows with the channels", (16, n, 64, 64), sweep="channels")
-
-
-_IMAGES = Workload(
-    "images-224",
-    "affine augmentation of a batch of photographs",
-    (64, 3, 224, 224),
-    cpu=True,
-    quick=True,
-)
+_LAST, _BF16 = {"memory_format": torch.channels_last}, {"dtype": torch.bfloat16}
+_PHOTOS, _LARGE, _HALF = (64, 3, 224, 224), (64, 3, 448, 448), (224, 224)
+_F64, _F256, _F512 = (32, 64, 56, 56), (32, 256, 56, 56), (32, 512, 28, 28)
+_CROPS = "1,000 regions of interest of one feature map; the eager pair expands it"
+_BORDER = "augmentation with border padding; under the identity a third of the output lies outside"
+_FINE = "shrinking without aliasing; PyTorch samples more finely and averages"
 _ALL = (
-    Workload(
-        "digits-28",
-        "a spatial transformer in front of a classifier of handwritten digits",
-        (256, 1, 28, 28),
-        cpu=True,
-        quick=True,
-    ),
-    _IMAGES,
-    replace(
-        _IMAGES,
-        name="images-224-bf16",
-        who="the same in mixed precision; PyTorch samples in fp32, since a bf16 grid cannot address a pixel",
-        dtype=torch.bfloat16,
-        cpu=False,
-    ),
-    replace(
-        _IMAGES,
-        name="images-224-uint8",
-        who="augmentation before the conversion to floating point; PyTorch converts, samples and rounds",
-        dtype=torch.uint8,
-        cpu=False,
-        quick=False,
-    ),
-    *_feature_maps(),
-    Workload(
-        "features-64-bf16",
-        "feature maps in mixed precision",
-        (32, 64, 56, 56),
-        dtype=torch.bfloat16,
-    ),
-    Workload("pooled-7", "a spatial transformer in front of a network's last pooling", (32, 2048, 7, 7)),
-    Workload(
-        "shrink-224",
-        "photographs of 448 pixels brought to a network's 224, sampled without antialiasing",
-        (64, 3, 448, 448),
-        size=(224, 224),
-    ),
+    Workload("digits-28", "a transformer in front of a classifier of handwritten digits", (256, 1, 28, 28)),
+    Workload("images-224", "augmentation of a batch of photographs", _PHOTOS),
+    Workload("images-224-bf16", "augmentation in mixed precision; PyTorch samples in fp32", _PHOTOS, **_BF16),
+    Workload("images-224-uint8", "augmentation of bytes; PyTorch converts and rounds", _PHOTOS, torch.uint8),
+    Workload("features-64", "feature maps after the first stage of a ResNet-50", _F64),
+    Workload("features-64-channels-last", "the layout that convolutions on GPUs prefer", _F64, **_LAST),
+    Workload("features-256", "feature maps after the first bottlenecks of a ResNet-50", _F256),
+    Workload("features-256-channels-last", "the layout that convolutions on GPUs prefer", _F256, **_LAST),
+    Workload("features-512", "feature maps after the second bottlenecks of a ResNet-50", _F512),
+    Workload("features-512-channels-last", "the layout that convolutions on GPUs prefer", _F512, **_LAST),
+    Workload("features-256-bf16-channels-last", "a ResNet-50 in mixed precision", _F256, **_BF16, **_LAST),
+    Workload("features-64-bf16", "feature maps in mixed precision", _F64, **_BF16),
+    Workload("pooled-7", "a transformer in front of a network's last pooling", (32, 2048, 7, 7)),
+    Workload("shrink-224", "large photographs brought to 224 without antialiasing", _LARGE, size=_HALF),
     Workload("image-4096", "one large image: microscopy, satellites, scans", (1, 3, 4096, 4096)),
-    Workload(
-        "crops-7",
-        "1,000 regions of interest of one feature map; the eager pair expands it",
-        (1, 256, 100, 152),
-        size=(7, 7),
-        crops=1000,
-        scale=0.05,
-    ),
+    Workload("crops-7", _CROPS, (1, 256, 100, 152), size=(7, 7), crops=1000, scale=0.05),
     Workload("volume-160", "registration of volumes of a brain, trilinear", (1, 1, 160, 192, 224)),
-    replace(
-        _IMAGES,
-        name="bicubic-224",
-        who="affine augmentation of a batch of photographs, bicubic",
-        cpu=False,
-        quick=False,
-        options={"mode": "bicubic"},
-    ),
-    replace(
-        _IMAGES,
-        name="border-224",
-        who="augmentation with border padding; under the identity a third of the output lies outside",
-        cpu=False,
-        quick=False,
-        scale=1.2247,
-        options={"padding_mode": "border"},
-    ),
-    *(
-        Workload(
-            f"antialias-{factor}",
-            f"shrinking {factor} times without aliasing; PyTorch samples {factor} times as fine and averages",
-            (64, 3, 448, 448),
-            size=(448 // factor,) * 2,
-            options={"antialias": factor},
-        )
-        for factor in (2, 4)
-    ),
-    *_sweeps(),
+    Workload("bicubic-224", "augmentation, bicubic", _PHOTOS, options={"mode": "bicubic"}),
+    Workload("border-224", _BORDER, _PHOTOS, scale=1.2247, options={"padding_mode": "border"}),
+    Workload("antialias-2", _FINE, _LARGE, size=_HALF, options={"antialias": 2}),
+    Workload("antialias-4", _FINE, _LARGE, size=(112, 112), options={"antialias": 4}),
+    *(Workload(f"size-{n}", "", (8, 8, n, n), sweep="size") for n in (16, 64, 256, 1024)),
+    *(Workload(f"batch-{n}", "", (n, 3, 128, 128), sweep="batch") for n in (1, 4, 16, 64, 256)),
+    *(Workload(f"channels-{n}", "", (16, n, 64, 64), sweep="channels") for n in (1, 4, 16, 64, 256)),
 )
 WORKLOADS = {workload.name: workload for workload in _ALL}
+SWEEP_MAPS, SWEEP_PASSES = (maps.RANDOM,), ("forward", "forward+backward")
+ON_CPU = ("digits-28", "images-224", "features-64", "features-64-channels-last")
+QUICK = ("digits-28", "images-224", "images-224-bf16", "features-256", "features-256-channels-last")
+"""The first look on a GPU; a CPU has the same workloads in every run."""
 
 
 @dataclass(frozen=True)
@@ -197,46 +100,37 @@ class Data:
 
     @property
     def size(self) -> tuple[int, ...]:
-        """Of the output."""
+        """Lengths of the output's axes."""
         return tuple(self.grad_output.shape[2 - self.input.ndim :])
 
-    def to(self, dtype: torch.dtype) -> Data:
-        """The same values with every tensor in ``dtype``."""
-        return replace(
-            self,
-            input=self.input.to(dtype),
-            theta=self.theta.to(dtype),
-            grad_output=self.grad_output.to(dtype),
-        )
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Data:
+        """Replace each tensor by ``change`` of it."""
+        return replace(self, **{n: change(getattr(self, n)) for n in ("input", "theta", "grad_output")})
 
     def copies(self, count: int) -> list[Data]:
         """This and ``count - 1`` copies of it, elsewhere in memory."""
-        names = ("input", "theta", "grad_output")
-        others = [replace(self, **{n: getattr(self, n).clone() for n in names}) for _ in range(count - 1)]
-        return [self, *others]
+        return [self, *(self.mapped(Tensor.clone) for _ in range(count - 1))]
 
 
 def choose(names: Sequence[str] | None, device: torch.device, quick: bool = False) -> list[Workload]:
     """Workloads by name; None stands for all that the device, or a first look at it, is meant for.
 
+    Quick ones have a smaller batch, except for those of a sweep.
+
     Raises:
         UsageError: a name is unknown.
     """
-    if names is None:
-        if device.type == "cpu":
-            return [w for w in WORKLOADS.values() if w.cpu]
-        return [w for w in WORKLOADS.values() if w.quick or not quick]
-    return [WORKLOADS[name] for name in chosen("--workloads", names, WORKLOADS)]
+    if names is None and (quick or device.type == "cpu"):
+        names = ON_CPU if device.type == "cpu" else QUICK
+    found = [WORKLOADS[name] for name in chosen("--workloads", names, WORKLOADS)]
+    return [
+        replace(w, shape=(min(w.shape[0], _QUICK_BATCH), *w.shape[1:])) if quick and not w.sweep else w
+        for w in found
+    ]
 
 
-def shape_of(workload: Workload, quick: bool = False) -> tuple[int, ...]:
-    """The input's shape, which has a smaller batch if it must be ``quick``; a sweep's points stay apart."""
-    batch, *rest = workload.shape
-    return (min(batch, _QUICK_BATCH) if quick and not workload.sweep else batch, *rest)
-
-
-def make(workload: Workload, device: torch.device, quick: bool = False, map_name: str | None = None) -> Data:
-    """The workload's tensors under a map, the same values on every device; ``quick`` makes the batch smaller.
+def make(workload: Workload, device: torch.device, map_name: str | None = None) -> Data:
+    """The workload's tensors under a map, with the same values on every device.
 
     Without a name the map is random, or the identity where the workload has no random ones.
 
@@ -247,9 +141,8 @@ def make(workload: Workload, device: torch.device, quick: bool = False, map_name
         map_name = "identity" if workload.why_not(maps.RANDOM) else maps.RANDOM
     if workload.why_not(map_name):
         raise ValueError(f"map_name: {workload.name} has no {map_name}: {workload.why_not(map_name)}")
-    generator = torch.Generator().manual_seed(SEED)
-    shape = shape_of(workload, quick)
-    batch, channels, *size_in = shape
+    generator = torch.Generator().manual_seed(0)
+    batch, channels, *size_in = workload.shape
     size = workload.size or tuple(size_in)
     count = batch * max(workload.crops, 1)
     theta = maps.matrices(map_name, count, size_in, generator, workload.scale)
@@ -259,28 +152,27 @@ def make(workload: Workload, device: torch.device, quick: bool = False, map_name
     if "antialias" in options:
         options["antialias"] = max(1, round(options["antialias"] * maps.MAPS[map_name].shrink))
     if workload.dtype == torch.uint8:
-        input = torch.randint(256, shape, generator=generator)
+        input = torch.randint(256, workload.shape, generator=generator)
     else:
-        input = torch.randn(shape, generator=generator)
+        input = torch.randn(workload.shape, generator=generator)
+    theta = theta.to(device)
+    input = input.to(device, workload.dtype, memory_format=workload.memory_format)
+    grad_dtype = workload.dtype if workload.dtype.is_floating_point else torch.float32
     grad_output = torch.randn(count, channels, *size, generator=generator).to(device)
-    at_kink = _at_kink(theta.to(device), size_in, size, options.get("antialias", 1))
-    grad_output = grad_output.masked_fill_(at_kink[:, None], 0)
+    at_kink = _at_kink(theta, size_in, size, options.get("antialias", 1))
+    grad_output = grad_output.masked_fill_(at_kink[:, None], 0).to(grad_dtype)
     if workload.crops:
         theta, grad_output = (t.unflatten(0, (batch, workload.crops)) for t in (theta, grad_output))
-
-    def place(images: Tensor, dtype: torch.dtype) -> Tensor:
-        form = workload.memory_format if images.ndim == input.ndim else torch.contiguous_format
-        return images.to(device, dtype, memory_format=form)
-
-    grad_dtype = workload.dtype if workload.dtype.is_floating_point else torch.float32
-    return Data(place(input, workload.dtype), theta.to(device), place(grad_output, grad_dtype), options)
+    else:
+        grad_output = grad_output.to(memory_format=workload.memory_format)
+    return Data(input, theta, grad_output, options)
 
 
 def _at_kink(theta: Tensor, size_in: Sequence[int], size: Sequence[int], fine: int) -> Tensor:
     """Which output pixels (N, *size) have a sample within rounding of a row or column of pixel centres.
 
-    The derivative for theta jumps there, so two correct fp32 results may differ by the whole jump. Under
-    either convention of corners; with ``fine`` samples per pixel and axis.
+    The derivative for theta jumps there, so two correct fp32 results may differ by the whole jump. Both
+    conventions of corners count; there are ``fine`` samples per pixel and axis.
     """
     extents = torch.tensor(list(reversed(size_in)), device=theta.device, dtype=torch.float64)
     shape = [len(theta), 1, *(n * fine for n in size)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,8 +20,9 @@ from stn_triton.buckets import Bucket
 from stn_triton.tuning import Config, Launch
 
 Timer = Callable[[Launch, Config, int], list[float]]
-"""Milliseconds of each of several launches with a configuration, repeated for so many milliseconds."""
+"""Returns the milliseconds of each of several launches with a configuration, repeated for so many ms."""
 WRONG, LOST = "wrong", "lost the GPU"
+"""Beginnings of a status: the result differs from the default's; no more can run in this process."""
 
 
 @dataclass(frozen=True)
@@ -30,18 +30,19 @@ class Effort:
     """How thoroughly to search a bucket."""
 
     first_ms: int
-    """Of timing each configuration, to drop the hopeless."""
+    """Time for each configuration in the first round, which finds the finalists."""
     rounds: int
     round_ms: int
-    """Of timing the default and the best few in turns, so that a drift of the clock meets all of them."""
+    """Time for each finalist in each later round. They take turns, so that clock drift meets all of them."""
     finalists: int
+    """Number of configurations besides the default that are timed again."""
     configs: int
-    """At most so many of a bucket's space."""
+    """Largest number of configurations to try."""
     most_seconds: float = math.inf
-    """Leave out what takes longer than that to compile, but for the default."""
+    """Configurations that take longer to compile are left out, except the default."""
 
     def configs_of(self, bucket: Bucket) -> list[Config]:
-        """What to try of a bucket's space, the default first."""
+        """The configurations to try for a bucket, the default first."""
         default, *others = tuning.candidates(bucket, self.configs)
         return [default, *(c for c in others if seconds_of(bucket, c) <= self.most_seconds)]
 
@@ -52,32 +53,24 @@ QUICK = Effort(first_ms=5, rounds=3, round_ms=10, finalists=2, configs=4)
 
 @dataclass
 class Result:
-    """What became of one configuration."""
+    """The outcome for one configuration."""
 
     config: Config
     is_default: bool
     status: str = OK
     """ok, or why it has no time."""
     quantiles: tuple[float, float, float] | None = None
-    """Of a launch, 20, 50 and 80 %, in ms; of the second timing for those that had one."""
+    """20, 50 and 80 % quantiles of a launch in ms; of the later rounds for finalists."""
     is_best: bool = False
 
 
 def seconds_of(bucket: Bucket, config: Config) -> float:
-    """About how long it takes to try a configuration, nearly all to compile it: one core, for sm_90.
+    """Estimate how long it takes to try a configuration: nearly all of it to compile, on one core, for sm_90.
 
-    The longest are gathers that list output pixels, which unroll their loads for a block of channels: those
-    of `policy.space` took up to 4.5 s of an AMD EPYC, other kernels 0.4 to 3 s.
+    Gathers that list output pixels take longest, because they unroll their loads for a block of channels:
+    those of `policy.space` took up to 4.5 s of an AMD EPYC, other kernels 0.4 to 3 s.
     """
     return 4.5 if bucket.is_gather() and config["STEPS_C"] > 1 else 1.5
-
-
-def expected_seconds(bucket: Bucket, configs: Sequence[Config]) -> list[float]:
-    """About how long each configuration of a bucket takes: the default alone, the others on all cores."""
-    first, *others = (seconds_of(bucket, config) for config in configs)
-    on_one = sum(others)
-    share = min(on_one / (os.cpu_count() or 1), autotuner.SECONDS) / on_one if others else 1.0
-    return [first, *(share * seconds for seconds in others)]
 
 
 def named(config: Config) -> str:
@@ -86,7 +79,7 @@ def named(config: Config) -> str:
 
 
 def time_on_gpu(launch: Launch, config: Config, ms: int) -> list[float]:
-    """CUDA events around each launch, the L2 cache flushed before it."""
+    """Time launches by CUDA events, with the L2 cache flushed before each."""
     from triton.testing import do_bench
 
     return do_bench(partial(launch, config), warmup=max(ms // 4, 1), rep=ms, return_mode="all")
@@ -94,7 +87,7 @@ def time_on_gpu(launch: Launch, config: Config, ms: int) -> list[float]:
 
 @dataclass(frozen=True)
 class Gpu:
-    """What is tuned, the facts about it, and how to use it."""
+    """The GPU to tune, the facts about it, and how to use it."""
 
     device: torch.device
     facts: Mapping[str, object]
@@ -107,43 +100,45 @@ def search(
 ) -> list[Result]:
     """Try the configurations of a bucket that ``run`` launches; calls ``step`` after each.
 
-    After the default the others are compiled side by side; what takes over 30 seconds is left out. The result
-    of ``run`` with any of them must be that with the default, but for rounding; its timing is that of the
-    bucket's kernel alone. The best is the default unless another is clearly faster.
+    After the default has run, the others are compiled side by side; those that take over 30 seconds are left
+    out. With each of them the result of ``run`` must equal the result with the default, except for rounding.
+    Only the bucket's kernel is timed. The default is the best unless another is clearly faster.
 
     Raises:
-        Exception: the call does not run with the default, or the GPU does not live on.
+        Exception: the call does not run with the default, or the GPU no longer works.
     """
     configs = effort.configs_of(bucket)
-    results: list[Result] = []
+    results = [Result(config, is_default=config is configs[0]) for config in configs]
     expected = launch = None
     errors: list[Exception | None] = [None] * len(configs)
-    for i, config in enumerate(configs):
-        result = Result(config, is_default=i == 0)
-        results.append(result)
+    for i, result in enumerate(results):
         try:
             if errors[i] is not None:
                 raise errors[i]
-            tensors, launched = _with(bucket, config, run)
+            tensors, launched = _with(bucket, result.config, run)
             if i == 0:
                 expected, launch = tensors, launched
                 errors[1:] = autotuner.compile_ahead(configs[1:], launch, autotuner.SECONDS)
-            wrong = difference(tensors, expected)
-            if wrong:
+            if wrong := difference(tensors, expected):
                 result.status = f"{WRONG}: {wrong}"
             else:
-                result.quantiles = stopwatch.quantiles(gpu.timer(launch, config, effort.first_ms))
+                result.quantiles = stopwatch.quantiles(gpu.timer(launch, result.config, effort.first_ms))
         except Exception as error:  # it does not compile, or needs more than the GPU has
             result.status = one_line(error)
             if launch is None:
                 raise
             if not gpu.is_alive(gpu.device):
-                raise RuntimeError(f"with {named(config)}: {result.status}") from error
+                raise RuntimeError(f"with {named(result.config)}: {result.status}") from error
         step()
     timed = [result for result in results if result.quantiles]
     timed.sort(key=lambda result: (not result.is_default, result.quantiles[1]))
     finalists = timed[: 1 + effort.finalists]
-    _time_in_turns(finalists, launch, gpu.timer, effort)
+    samples: list[list[float]] = [[] for _ in finalists]
+    for _ in range(effort.rounds):
+        for result, mine in zip(finalists, samples, strict=True):
+            mine += gpu.timer(launch, result.config, effort.round_ms)
+    for result, mine in zip(finalists, samples, strict=True):
+        result.quantiles = stopwatch.quantiles(mine)
     best = autotuner.fastest(configs[0], [(result.config, result.quantiles) for result in finalists])
     for result in finalists:
         result.is_best = result.config == best
@@ -151,7 +146,7 @@ def search(
 
 
 def _with(bucket: Bucket, config: Config, run: Run) -> tuple[Sequence[Tensor], Launch]:
-    """What a call returns if its launch of a bucket has a configuration, and that launch."""
+    """Make a call with a configuration for a bucket; returns its results, and the launch of the bucket."""
     launches: list[Launch] = []
 
     def choose(other: Bucket, launch: Launch) -> Config:
@@ -167,20 +162,11 @@ def _with(bucket: Bucket, config: Config, run: Run) -> tuple[Sequence[Tensor], L
     return tensors, launches[0]
 
 
-def _time_in_turns(results: list[Result], launch: Launch, timer: Timer, effort: Effort) -> None:
-    samples = [[] for _ in results]
-    for _ in range(effort.rounds):
-        for result, mine in zip(results, samples, strict=True):
-            mine += timer(launch, result.config, effort.round_ms)
-    for result, mine in zip(results, samples, strict=True):
-        result.quantiles = stopwatch.quantiles(mine)
-
-
 def difference(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> str:
-    """How results differ by more than rounding, in words; nothing if they do not.
+    """Describe how results differ by more than rounding; empty if they do not.
 
-    Sums over an image are split differently by each configuration: 1e-4 of the largest value (1e-10 in fp64),
-    and a step of the result's dtype. A pixel left out or done twice is far beyond that.
+    Each configuration splits the sums over an image differently. Allowed are 1e-4 of the largest value (1e-10
+    in fp64) and a step of the result's dtype; a pixel left out or done twice is far beyond that.
     """
     for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
         if (a.shape, a.dtype) != (e.shape, e.dtype):
@@ -199,7 +185,7 @@ def difference(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> str:
 
 @contextlib.contextmanager
 def _poisoned() -> Iterator[None]:
-    """Fresh memory is NaN, so that a pixel that is not written differs from one that was right before."""
+    """Within, fresh memory is NaN, so that a pixel that is not written shows."""
     before = torch.are_deterministic_algorithms_enabled()
     only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -2,68 +2,53 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable
-from typing import Any
 
-from perf.files import OK
+import pandas as pd
+
+from perf.files import OK, geometric_mean
 from perf.tuning.fastest import LOST, WRONG, named
-from perf.tuning.state import State, config_of
+from perf.tuning.state import Keeper
 from stn_triton.buckets import Bucket
+from stn_triton.policy import CONFIG_KEYS
 
 _MOST_LINES = 60
 
 
-def gains(buckets: Iterable[Bucket], state: State) -> dict[str, Any]:
-    """Per bucket the default's median over the best's, of the same rounds; and over all of them.
-
-    ``geometric_mean`` counts the buckets where the default was the best, as 1; it is None without any bucket.
-    """
-    rows = []
-    for bucket in buckets:
-        best, default = state.best(bucket), state.default(bucket)
-        if best is None:
-            continue
-        rows.append(
-            {
-                "bucket": bucket.name(),
-                "default_ms": default and default["median_ms"],
-                "best_ms": best["median_ms"],
-                "gain": default and default["median_ms"] / best["median_ms"],
-                "config": config_of(best),
-                "is_default": best["is_default"],
-            }
-        )
-    known = [row["gain"] for row in rows if row["gain"]]
-    return {
-        "buckets": rows,
-        "geometric_mean": statistics.geometric_mean(known) if known else None,
-        "default_best": sum(row["is_default"] for row in rows),
-    }
+def gains(buckets: Iterable[Bucket], keeper: Keeper) -> pd.DataFrame:
+    """A row per bucket that is done: ms of the default and of the best, their ratio, the best block sizes."""
+    rows = keeper.rows[keeper.rows["bucket"].isin([bucket.name() for bucket in buckets])]
+    best = rows[rows["is_best"].astype(bool)].set_index("bucket")
+    default = rows[rows["is_default"].astype(bool)].set_index("bucket")["median_ms"]
+    table = pd.DataFrame({"default_ms": default.reindex(best.index), "best_ms": best["median_ms"]})
+    table["gain"] = table["default_ms"] / table["best_ms"]
+    table["config"] = best[list(CONFIG_KEYS)].to_dict("records")
+    table["is_default"] = best["is_default"].astype(bool)
+    return table.reset_index()
 
 
-def faults(buckets: Iterable[Bucket], state: State) -> tuple[list[str], int]:
-    """Wrong results and launches that broke the GPU, in words; and how many other configurations failed."""
-    rows = [row for bucket in buckets for row in state.rows.get(bucket, []) if row["status"] != OK]
+def faults(buckets: Iterable[Bucket], keeper: Keeper) -> tuple[list[str], int]:
+    """Describe wrong results and launches that broke the GPU; and count other configurations that failed."""
+    rows = keeper.rows[keeper.rows["bucket"].isin([bucket.name() for bucket in buckets])]
+    rows = rows[rows["status"] != OK].to_dict("records")
     grave = [row for row in rows if row["status"].startswith((WRONG, LOST))]
-    told = [f"{row['bucket']} with {named(config_of(row))}: {row['status']}" for row in grave]
-    return told, len(rows) - len(grave)
+    lines = [
+        f"{row['bucket']} with {named({k: row[k] for k in CONFIG_KEYS})}: {row['status']}" for row in grave
+    ]
+    return lines, len(rows) - len(grave)
 
 
-def printed(found: dict[str, Any]) -> str:
-    """The table of gains, the largest first, and what they come to."""
-    rows = sorted(found["buckets"], key=lambda row: (row["is_default"], -(row["gain"] or 1)))
-    width = max((len(row["bucket"]) for row in rows), default=6)
-    lines = [f"{'bucket':{width}}  default ms   best ms    gain  best"] if rows else []
-    for row in rows[:_MOST_LINES]:
-        default = f"{row['default_ms']:10.4f}" if row["default_ms"] else f"{'failed':>10}"
-        gain = f"{row['gain']:6.2f}x" if row["gain"] else " " * 7
-        best = "the default" if row["is_default"] else named(row["config"])
-        lines.append(f"{row['bucket']:{width}}  {default}{row['best_ms']:10.4f} {gain}  {best}")
-    if len(rows) > _MOST_LINES:
-        lines.append(f"... and {len(rows) - _MOST_LINES} more, in tuning.csv")
-    if found["geometric_mean"]:
-        mean, best = found["geometric_mean"], found["default_best"]
-        lines += ["", f"gain over the default: {mean:.3f}x, the geometric mean over buckets ({len(rows)})"]
-        lines.append(f"buckets where the default was the best, or as good within noise: {best}")
-    return "\n".join(lines)
+def printed(table: pd.DataFrame) -> str:
+    """The table of gains, the largest first, and their mean."""
+    if table.empty:
+        return "no bucket has a time"
+    shown = table.sort_values("gain", ascending=False).head(_MOST_LINES)
+    shown = shown.assign(best=shown["config"].map(named).mask(shown["is_default"], "the default"))
+    text = shown[["bucket", "default_ms", "best_ms", "gain", "best"]].to_string(
+        index=False, float_format="%.4f", na_rep="failed"
+    )
+    count, mean = len(table), geometric_mean(table["gain"])
+    more = [f"... and {count - len(shown)} more, in tuning.csv"] if count > len(shown) else []
+    gain = f"\ngain over the default: {mean:.3f}x, the geometric mean over buckets ({count})"
+    ties = f"buckets where the default was the best, or as good within noise: {table['is_default'].sum()}"
+    return "\n".join((text, *more, gain, ties))

@@ -1,7 +1,7 @@
-"""Which buckets of launches there are to tune, and a call for each that launches it.
+"""The buckets of launches that there are to tune, and for each a call that launches it.
 
-Nothing here computes a bucket: calls are run dry, on meta tensors, and the launcher says which buckets it
-reached.
+Nothing here computes a bucket: calls are run dry, on meta tensors, and the launcher reports the buckets that
+it reached.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ class Case(NamedTuple):
     """A call that launches a bucket, on tensors of its own."""
 
     source: str
-    """Where it comes from: a workload and a pass."""
+    """Its workload and its pass."""
     make: Callable[[torch.device], Run]
+    """Makes the call for a device."""
 
 
 Plan = dict[Bucket, Case]
-"""What to tune, in this order."""
+"""The buckets to tune, in this order."""
 
 
 class OntoKernels(TorchDispatchMode):
@@ -51,7 +52,7 @@ class OntoKernels(TorchDispatchMode):
 
 
 def reached(run: Run) -> list[Bucket]:
-    """The buckets that a call launches, in order; it is run once, with the defaults."""
+    """Make a call once, with the default block sizes; returns the buckets that it launches, in order."""
     found: dict[Bucket, None] = {}
 
     def choose(bucket: Bucket, launch: tuning.Launch) -> tuning.Config:
@@ -64,31 +65,33 @@ def reached(run: Run) -> list[Bucket]:
 
 
 def of_workloads(chosen: Sequence[Workload], passes: Sequence[str] = tuple(PASSES)) -> tuple[Plan, list[str]]:
-    """The buckets that workloads reach, each with the first call that does; and what calls cannot be made."""
+    """Find the buckets that workloads reach.
+
+    Returns:
+        Each bucket with the first call that reaches it; and a line for each call that cannot be made.
+    """
     plan: Plan = {}
     problems = []
     for workload in chosen:
         data = dry(workload)
         for name in passes:
-            make_pass = PASSES[name]
             source = f"{workload.name} {name}"
             try:
-                buckets = reached(make_pass(operator, data))
+                buckets = reached(PASSES[name](operator, data))
             except Exception as error:  # an image without gradients, for example
                 problems.append(f"{source}: {error}")
                 continue
-            make = functools.partial(_run_of_workload, workload, name)
-            for bucket in buckets:
-                plan.setdefault(bucket, Case(source, make))
+            case = Case(source, functools.partial(_make, workload, name))
+            plan |= {bucket: case for bucket in buckets if bucket not in plan}
     return plan, problems
 
 
-def _run_of_workload(workload: Workload, pass_name: str, device: torch.device) -> Run:
+def _make(workload: Workload, pass_name: str, device: torch.device) -> Run:
     return PASSES[pass_name](operator, _data(workload, device))
 
 
 def _data(workload: Workload, device: torch.device) -> Data:
-    """Kept until another's is made, for its next bucket: they come workload by workload."""
+    """Make tensors of a workload. The last ones are kept, because buckets come workload by workload."""
     if (workload.name, device) not in _made:
         _made.clear()
         _made[workload.name, device] = workloads.make(workload, device)
@@ -96,13 +99,12 @@ def _data(workload: Workload, device: torch.device) -> Data:
 
 
 def dry(workload: Workload, device: torch.device = META) -> Data:
-    """Tensors of a workload's shapes and strides, of which only that is known: nothing is written to them."""
-    with FakeTensorMode(allow_non_fake_inputs=True):  # the shapes, without the work
+    """Make tensors of a workload's shapes and strides; their memory is not written."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
         fake = workloads.make(workload, torch.device("cpu"))
-    fields = {field.name: getattr(fake, field.name) for field in dataclasses.fields(fake)}
-    tensors = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
     blank = {
-        name: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=device)
-        for name, t in tensors.items()
+        name: torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device)
+        for name, value in vars(fake).items()
+        if isinstance(value, Tensor)
     }
     return dataclasses.replace(fake, **blank)

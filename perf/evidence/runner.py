@@ -1,0 +1,150 @@
+"""Runs steps one after the other, each in a process with a share of the time, and keeps their results.
+
+A step's share of the time left is in proportion to its seconds, so time that a step does not use goes to
+later ones. A process whose share is over is killed with all processes that it started. One that crashes is
+started again for the items after the crash. Steps that were cut go on at the end, if time is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from perf.evidence.agenda import Step
+from perf.evidence.stage import Record
+
+ROOT = Path(__file__).resolve().parents[2]
+DONE, ENDED, NOT_REACHED = "done", "its time ended", "not reached"
+
+
+class Runner:
+    """The run: its clock, its steps, and ``results``, which evidence.json has as they come."""
+
+    def __init__(
+        self, steps: Sequence[Step], seconds: float, out: Path, rehearse: bool, say: Callable[[str], None]
+    ) -> None:
+        self._steps, self._out, self._rehearse, self._say = steps, out, rehearse, say
+        self._start = time.monotonic()
+        self._end = self._start + seconds - min(10.0, seconds / 10)  # time for the summary and the picture
+        self._written = 0.0
+        self._item: str | None = None  # it has begun and is not done
+        self.results: Record = {"seconds": seconds, "rehearsal": rehearse, "machine": {}, "steps": {}}
+        for step in steps:
+            left = list(step.rehearsed if rehearse else step.items)
+            empty = {"seconds": 0.0, "left": left, "crashes": [], "records": []}
+            self.results["steps"][step.name] = {"what": step.what, "status": NOT_REACHED, **empty}
+
+    def run(self) -> None:
+        """Run all steps, then those that were cut, as long as there is time."""
+        with (self._out / "evidence.log").open("w") as log:
+            self._write()
+            self._round(self._steps, log)
+            self._round([step for step in self._steps if self.results["steps"][step.name]["left"]], log)
+
+    def _round(self, steps: Sequence[Step], log: TextIO) -> None:
+        """Run steps; the first of all must find a machine, or the others are not tried."""
+        for number, step in enumerate(steps):
+            left = self._end - time.monotonic()
+            share = left * step.seconds / sum(other.seconds for other in steps[number:])
+            if step is self._steps[0]:
+                share = max(share, left / 3)  # the first imports on a machine may take a minute
+            elif not self.results["machine"]:
+                return
+            if share > 1:
+                self._step(step, share, log)
+
+    def _step(self, step: Step, seconds: float, log: TextIO) -> None:
+        found = self.results["steps"][step.name]
+        self._say(f"{step.name}: {step.what}, at most {seconds:.0f} s")
+        began = time.monotonic()
+        found["status"] = "interrupted"
+        try:
+            while found["left"] and self._process(step, began + seconds, log):
+                pass
+            found["status"] = ENDED if found["left"] else DONE
+        finally:
+            found["seconds"] = round(found["seconds"] + time.monotonic() - began, 1)
+            self._write()
+        wrong = sum(not record["ok"] for record in found["records"])
+        counts = [f"{len(found['records'])} results", *[f"{wrong} WRONG"] * bool(wrong), *found["crashes"]]
+        self._say(f"    {found['status']} after {found['seconds']:.0f} s: {', '.join(counts)}")
+
+    def _process(self, step: Step, end: float, log: TextIO) -> bool:
+        """Run one process of a step; returns whether another can go on with the items left."""
+        found = self.results["steps"][step.name]
+        seconds = end - time.monotonic()
+        task = {"function": step.function, "items": found["left"], "facts": self.results["machine"]}
+        task |= {"out": str(self._out), "seconds": seconds, "rehearse": self._rehearse}
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TRITON_INTERPRET": str(int(self._rehearse))}
+        environment["STN_TRITON_AUTOTUNE"] = "0"  # block sizes are searched by the step of that name alone
+        print(f"\n== {step.name}: {', '.join(found['left'])}", file=log, flush=True)
+        pipes = {"stdout": subprocess.PIPE, "stderr": log, "text": True}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "perf.evidence", json.dumps(task)],
+            start_new_session=True,  # so that the processes that it starts can be killed with it
+            cwd=ROOT,
+            env=environment,
+            **pipes,
+        )
+        timer = threading.Timer(seconds, _kill, [process])
+        timer.start()
+        try:
+            for line in process.stdout:
+                self._take(found, line)
+            code = process.wait()
+        finally:
+            timer.cancel()
+            _kill(process)
+            item, self._item = self._item, None
+        if code == 0:
+            return False
+        if time.monotonic() >= end:
+            found["left"] += [item] if item else []  # the last, because it may hang
+            return False
+        reason = f"exit code {code}" if code > 0 else signal.Signals(-code).name
+        found["crashes"].append(f"{item or found['left'][0]}: crashed ({reason})")
+        return item is not None
+
+    def _take(self, found: Record, line: str) -> None:
+        """Keep the content of a line of a process."""
+        try:
+            message: dict[str, Any] = json.loads(line)
+        except ValueError:  # the process was killed as it wrote
+            return
+        if "begun" in message:
+            self._item = message["begun"]
+            found["left"].remove(self._item)
+        elif "done" in message:
+            self._item = None
+        else:
+            self.results["machine"] |= message.pop("facts", {})
+            # An item that was cut is done again, and finds the same results again.
+            key = [message["item"], message["what"], message["ok"]]
+            others = [one for one in found["records"] if [one["item"], one["what"], one["ok"]] != key]
+            found["records"] = [*others, message]
+        if time.monotonic() > self._written + 1:
+            self._write()
+
+    def _write(self) -> None:
+        """Replace the file as a whole, so that it can be read at any time."""
+        self._written = time.monotonic()
+        self.results["seconds_used"] = round(self._written - self._start, 1)
+        path = self._out / "evidence.json"
+        path.with_suffix(".new").write_text(json.dumps(self.results, indent=1))
+        path.with_suffix(".new").replace(path)
+
+
+def _kill(process: subprocess.Popen) -> None:
+    """End a process and everything that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -1,1 +1,0 @@
-"""What `report` writes: the parts of the page."""
