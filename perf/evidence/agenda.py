@@ -41,8 +41,9 @@ class Step:
 _MEASURE, _TIMING = "perf.evidence.measure", "perf.evidence.timing"
 _FIRST_CALLS = ("images-224", "digits-28", "volume-160", "features-64")
 _FURTHER = [name for name, workload in WORKLOADS.items() if name not in TELLING and not workload.sweep]
+# The first has time for the first imports on a machine, which may take long.
 STEPS = (
-    Step("machine", "hardware, versions, speed of a copy", 10, f"{_MEASURE}:machine", ["facts"], ["facts"]),
+    Step("machine", "hardware, versions, speed of a copy", 40, f"{_MEASURE}:machine", ["facts"], ["facts"]),
     Step("check", "stn_triton check --quick", 140, f"{_MEASURE}:check", ["check"], ["check"]),
     Step("tests", "the tests marked gpu", 50, f"{_MEASURE}:gpu_tests", ["small", "large"], ["small"]),
     Step("compile", "compile what is timed", 25, f"{_MEASURE}:compile_ahead", ["workloads"]),

@@ -44,23 +44,19 @@ class Runner:
             self.results["steps"][step.name] = {"what": step.what, "status": NOT_REACHED, **empty}
 
     def run(self) -> None:
-        """Run all steps, then those that were cut, as long as there is time."""
+        """Run all steps, then those that were cut, as long as there is time.
+
+        The first of all must find a machine, or the others are not tried.
+        """
         with (self._out / "evidence.log").open("w") as log:
             self._write()
-            self._round(self._steps, log)
-            self._round([step for step in self._steps if self.results["steps"][step.name]["left"]], log)
-
-    def _round(self, steps: Sequence[Step], log: TextIO) -> None:
-        """Run steps; the first of all must find a machine, or the others are not tried."""
-        for number, step in enumerate(steps):
-            left = self._end - time.monotonic()
-            share = left * step.seconds / sum(other.seconds for other in steps[number:])
-            if step is self._steps[0]:
-                share = max(share, left / 3)  # the first imports on a machine may take a minute
-            elif not self.results["machine"]:
-                return
-            if share > 1:
-                self._step(step, share, log)
+            for _ in range(2):
+                steps = [step for step in self._steps if self.results["steps"][step.name]["left"]]
+                for number, step in enumerate(steps):
+                    left = self._end - time.monotonic()
+                    share = left * step.seconds / sum(other.seconds for other in steps[number:])
+                    if share > 1 and (step is self._steps[0] or self.results["machine"]):
+                        self._step(step, share, log)
 
     def _step(self, step: Step, seconds: float, log: TextIO) -> None:
         found = self.results["steps"][step.name]
