@@ -1,4 +1,4 @@
-"""What ``python -m perf tune`` tunes: buckets by dry runs, and the search on real kernels, interpreted."""
+"""``python -m perf tune``: buckets by dry runs, and the search on real kernels, interpreted."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What the compiler makes of the kernels, for GPUs that need not be here."""
+"""The machine code of the kernels, for GPUs that need not be here."""
 
 import itertools
 import json
@@ -77,12 +77,13 @@ class TestKernels:
     @pytest.mark.full
     @pytest.mark.parametrize("arch", ["sm_80", "sm_100", "gfx942"])
     def test_for_other_gpus(self, arch):
-        rows = check("--workloads", "digits-28", "features-64-channels-last", "--arch", arch, kernels=STEP)
+        workloads = ["digits-28", "features-64-channels-last"][: 2 if arch == "sm_100" else 1]
+        rows = check("--workloads", *workloads, "--arch", arch, kernels=STEP)
         assert {row["arch"] for row in rows} == {arch}
 
     @pytest.mark.full
     def test_of_some_variants(self):
-        check("--variants", "--every", "97", "--arch", "sm_90", kernels=["forward", "scatter"])
+        check("--variants", "--every", "151", "--arch", "sm_90", kernels=["forward", "scatter"])
 
 
 @pytest.mark.full
@@ -92,7 +93,7 @@ from perf.kernels import ahead, calls
 names = set()
 for call in calls.variants():
     ahead.compile_call(call.run, ("cuda", 90, 32), is_wanted=lambda b: names.add(b.name() if b else ""))
-print("\\\\n".join(names))
+print(*names)
 """
     done = uninterpreted.python("-c", code)
     assert done.returncode == 0, done.stderr
@@ -217,13 +218,12 @@ class TestCommandLine:
     @pytest.mark.full
     def test_all_block_sizes_as_a_table(self, tmp_path):
         path = tmp_path / "counted.csv"
-        done = static("--space", "--workloads", "digits-28", "--out", path)
+        done = static("--space", "--workloads", "images-224-uint8", "--out", path)
         table = pd.read_csv(path)
-        sizes = table.groupby("kernel").size()
-        assert (sizes > 2).all()
-        assert len(sizes) == 4
+        bucket = Bucket.parse(table["kernel"].iloc[0])
+        assert table[list(CONFIG_KEYS)].to_dict("records") == policy.space(bucket)
+        assert set(table["kernel"]) == {bucket.name()}
         assert table["per_element"].notna().all()
-        assert not table.duplicated(["kernel", *CONFIG_KEYS]).any()
         assert len(done.stdout.splitlines()) == len(table) + 1
 
     @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """No call waits for the GPU: none reads a number back, and none but a first one brings a number along.
 
-The kernels' side of each call runs on meta tensors, which have no numbers to read: reading one raises. What
-is left to watch for is a tensor of another device. A GPU's own word on it is in `test_gpu.py`.
+The kernels' side of each call runs on meta tensors, which have no numbers to read: reading one raises. So it
+remains to look for tensors of another device. `test_gpu.py` tests the same on a GPU.
 """
 
 import contextlib

@@ -1,1 +1,1 @@
-"""What `static` works with: kernels compiled without a GPU, and their machine code."""
+"""Kernels compiled without a GPU, and their machine code."""

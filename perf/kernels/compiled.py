@@ -1,4 +1,4 @@
-"""What the machine code of a compiled kernel shows: registers, occupancy, counts of instructions."""
+"""Facts in the machine code of a compiled kernel: registers, occupancy, counts of instructions."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """A CUDA driver that does nothing, so that Triton's own binder, compiler and launcher run without a GPU.
 
 Every call of the library that is built here succeeds. Triton takes it for a GPU of compute capability 9.0,
-compiles kernels for it and "launches" them on CPU tensors: its launcher reads every argument, asks for each
-pointer and calls ``cuLaunchKernelEx``, which returns. Nothing is computed. What the host does is all there:
-signatures, cache keys, and microseconds per launch, but for the driver's own.
+compiles kernels for it and "launches" them on CPU tensors: its launcher reads every argument and pointer and
+calls ``cuLaunchKernelEx``, which returns. Nothing is computed. The host does everything else that it does for
+a launch: signatures, cache keys, the launch itself.
 
 It needs a C compiler (`CC`, or gcc), as Triton itself does before version 3.7.
 """
@@ -22,8 +22,8 @@ from pathlib import Path
 
 ARCHITECTURE = (9, 0)
 _ATTRIBUTES = {1: 1024, 10: 32, 12: 65536, 16: 132, 97: 232448}
-"""Of an H100, by CUDA's numbers: threads of a block, lanes of a warp, registers of a block, multiprocessors,
-bytes of shared memory that a block may ask for. All others are 49152."""
+"""Attributes of an H100, by CUDA's numbers: threads of a block, lanes of a warp, registers of a block,
+multiprocessors, largest shared memory of a block in bytes. All others are 49152."""
 _SOURCE = r"""
 typedef unsigned long long address;
 static long launches = 0;
@@ -57,7 +57,7 @@ address stub_last(int i) {return last[i];}
 
 
 def _source(nvidia: Path) -> str:
-    """The library in C. Whatever else this version of Triton may call gets a function that succeeds."""
+    """The library in C. All other functions that this version of Triton may call return 0."""
     cases = " ".join(f"case {number}: *v = {value}; break;" for number, value in _ATTRIBUTES.items())
     source = _SOURCE % cases
     text = "".join(path.read_text() for path in nvidia.glob("driver.*"))
@@ -70,9 +70,9 @@ def install() -> ctypes.CDLL:
     """Make it Triton's driver in this process, for good.
 
     Returns:
-        The library. ``stub_launches()`` counts launches; ``stub_last(0)`` is the stream of the last, and
-        ``stub_last(1)`` to ``stub_last(3)`` are its first arguments, pointers. After ``stub_watch(n)``, up to
-        ``stub_last(n)``, n at most 32, are those that follow; all must be numbers of 32 bits.
+        The library. ``stub_launches()`` counts launches. ``stub_last(0)`` is the stream of the last one, and
+        ``stub_last(1)`` to ``stub_last(3)`` are its first arguments, pointers. After ``stub_watch(n)``, n at
+        most 32, the arguments up to ``stub_last(n)`` follow; they must be numbers of 32 bits.
 
     Raises:
         OSError: there is no C compiler.

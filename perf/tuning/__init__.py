@@ -1,1 +1,1 @@
-"""What `tune` works with: buckets of launches, the search among configurations, and its state."""
+"""Buckets of launches, the search among their configurations, and its state."""

@@ -1,4 +1,4 @@
-"""What tuning gained over the default configurations, as data and as text."""
+"""The gain of tuning over the default configurations, as data and as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was timed so far, in a CSV from which a later run goes on; and the table of the best block sizes."""
+"""The timings so far, in a CSV from which a later run goes on; and the table of the best block sizes."""
 
 from __future__ import annotations
 
