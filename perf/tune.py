@@ -19,13 +19,15 @@ from tqdm import tqdm
 from perf import EXIT_FAILED, EXIT_OK, UsageError, setting
 from perf.measuring import workloads
 from perf.tuning import gains, launches
-from perf.tuning.fastest import FULL, LOST, QUICK, Gpu, Result, one_line, search, seconds_of
+from perf.tuning.fastest import FULL, LOST, QUICK, Gpu, Result, one_line, search
 from perf.tuning.launches import Plan
 from perf.tuning.state import Keeper
 from stn_triton import policy, tables, tuning
 from stn_triton.environment import choose_device
 
 QUICK_BUCKETS = 4
+_SECONDS = 2.0
+"""About how long a core compiles a configuration."""
 
 
 def main(args: argparse.Namespace) -> int:
@@ -61,8 +63,8 @@ def tune(args: argparse.Namespace, gpu: Gpu, plan: Plan, left_out: Sequence[str]
     todo = {bucket: effort.configs_of(bucket) for bucket in plan if not keeper.is_done(bucket)}
     if len(todo) < len(plan):
         _say(f"skipped, because {keeper.path} has them: {len(plan) - len(todo)} of {len(plan)} buckets")
-    seconds = sum(seconds_of(bucket, config) for bucket, configs in todo.items() for config in configs)
-    count, minutes = sum(map(len, todo.values())), seconds / (os.cpu_count() or 1) / 60
+    count = sum(map(len, todo.values()))
+    minutes = count * _SECONDS / (os.cpu_count() or 1) / 60
     _say(f"to tune: {len(todo)} buckets, {count} configurations, about {minutes:.0f} min to compile them")
     keeper.write_table()
     try:

@@ -228,11 +228,10 @@ def test_real_kernels_are_compiled_side_by_side_and_found_when_they_are_launched
     import threading
     import torch
     from perf.kernels import ahead
-    from perf.tuning import launches
     from stn_triton import autotuner, tuning
     from triton import knobs
 
-    hits, threads, kernels = [], set(), []
+    hits, threads = [], set()
 
     def choose(bucket, run):
         configs = tuning.candidates(bucket, 3)
@@ -244,13 +243,13 @@ def test_real_kernels_are_compiled_side_by_side_and_found_when_they_are_launched
         hits.append(cache_hit)
         threads.add(threading.get_ident())
 
-    arguments = torch.rand(2, 8, 16, 16), torch.eye(2, 3).repeat(2, 1, 1), None, None, (16, 16)
-    done = lambda kernel, *_: kernels.append(kernel)
-    with ahead.compiling(("cuda", 90, 32), lambda: True, done), launches.OntoKernels():
+    def call():
         knobs.compilation.listener = listen
-        with tuning.choosing(choose):
-            torch.ops.stn_triton.affine_grid_sample(*arguments, "bilinear", "zeros", False, False, ())
-    assert [bool(kernel and kernel.asm["cubin"]) for kernel in kernels] == [True], kernels
+        arguments = torch.rand(2, 8, 16, 16), torch.eye(2, 3).repeat(2, 1, 1), None, None, (16, 16)
+        torch.ops.stn_triton.affine_grid_sample(*arguments, "bilinear", "zeros", False, False, ())
+
+    (made,) = ahead.compile_call(call, ("cuda", 90, 32), choose)
+    assert made.kernel.asm["cubin"]
     assert hits == [False] * 3, hits  # the launch of the one that was chosen compiles nothing
     assert threading.get_ident() not in threads
     print("as it should be")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -38,13 +37,10 @@ class Effort:
     """Number of configurations besides the default that are timed again."""
     configs: int
     """Largest number of configurations to try."""
-    most_seconds: float = math.inf
-    """Configurations that take longer to compile are left out, except the default."""
 
     def configs_of(self, bucket: Bucket) -> list[Config]:
         """The configurations to try for a bucket, the default first."""
-        default, *others = tuning.candidates(bucket, self.configs)
-        return [default, *(c for c in others if seconds_of(bucket, c) <= self.most_seconds)]
+        return tuning.candidates(bucket, self.configs)
 
 
 FULL = Effort(first_ms=10, rounds=5, round_ms=20, finalists=5, configs=16)
@@ -62,15 +58,6 @@ class Result:
     quantiles: tuple[float, float, float] | None = None
     """20, 50 and 80 % quantiles of a launch in ms; of the later rounds for finalists."""
     is_best: bool = False
-
-
-def seconds_of(bucket: Bucket, config: Config) -> float:
-    """Estimate how long it takes to try a configuration: nearly all of it to compile, on one core, for sm_90.
-
-    Gathers that list output pixels take longest, because they unroll their loads for a block of channels:
-    those of `policy.space` took up to 4.5 s of an AMD EPYC, other kernels 0.4 to 3 s.
-    """
-    return 4.5 if bucket.is_gather() and config["STEPS_C"] > 1 else 1.5
 
 
 def named(config: Config) -> str:

@@ -64,7 +64,7 @@ def reached(run: Run) -> list[Bucket]:
     return list(found)
 
 
-def of_workloads(chosen: Sequence[Workload], passes: Sequence[str] = tuple(PASSES)) -> tuple[Plan, list[str]]:
+def of_workloads(chosen: Sequence[Workload]) -> tuple[Plan, list[str]]:
     """Find the buckets that workloads reach.
 
     Returns:
@@ -74,7 +74,7 @@ def of_workloads(chosen: Sequence[Workload], passes: Sequence[str] = tuple(PASSE
     problems = []
     for workload in chosen:
         data = dry(workload)
-        for name in passes:
+        for name in PASSES:
             source = f"{workload.name} {name}"
             try:
                 buckets = reached(PASSES[name](operator, data))
