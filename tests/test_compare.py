@@ -86,6 +86,7 @@ def test_the_drift_is_taken_out_of_the_change(compare):
     ours = row_of(document)
     assert (ours["before_ms"], ours["after_ms"]) == (1.0, 1.6)
     assert (ours["change"], ours["drift"]) == pytest.approx((1.6 / 1.2, 1.2))
+    assert row_of(document, "eager")["verdict"] == "slower"
     code, document, err = compare(cell(), cell(1.3, 3.9, facts=made_up.CUDA | {"torch": "2.14.0"}))
     assert (row_of(document)["verdict"], row_of(document)["drift"], code) == ("slower", None, 1)
     assert "torch: 2.13.0+cu128 before, 2.14.0 after" in err
