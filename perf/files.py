@@ -1,7 +1,6 @@
 """Result files of ``bench``: reading them, and telling apart the runs that they hold.
 
-A result file may come from another version, another machine or another person, and may be damaged. Reading
-it imports no torch.
+A result file may come from another version, another machine or another person, and may be damaged.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def test_a_directory_means_its_speed_csv_or_else_all_result_files(tmp_path):
 
 
 def test_runs_are_told_apart_but_not_by_their_date_alone():
-    other = small(facts=made_up.CUDA | {"commit": "0123456789"})
+    other = small(facts=made_up.CUDA | {"device": "Imaginary T4"})
     again = small(facts=made_up.CUDA | {"date": "2026-12-01"})
     found = files.runs(files.normal(pd.concat([small(), small(facts=made_up.CPU), other, again])))
     assert [len(run.rows) for run in found] == [len(small())] * 4
