@@ -1,7 +1,7 @@
 """Kernels read and write nothing but elements of their tensors, and write every element of an output.
 
 On a GPU guard bands show stray writes, and two kinds of poison in the gaps stray reads. In the interpreter
-each address is compared with those of the elements, too. Of compiled kernels `tests/sanitize.py` tells nearly
+each address is compared with those of the elements, too. Of compiled kernels `tools/sanitize.py` tells nearly
 as much: there each tensor is an allocation of its own, without bands, whose ends memcheck knows, and
 initcheck which of its places have no value. Stray writes into gaps show only without it.
 """

@@ -1,9 +1,9 @@
 """Mutate the kernels: change one place after another and see whether a test fails.
 
-    python tests/mutate.py                     # a sample of some 400 mutants, of every file and kind
-    python tests/mutate.py --list --only taps  # what would be changed in one file; nothing is run
-    python tests/mutate.py --only walk.visit   # the mutants of one function in the sample
-    python tests/mutate.py --all --jobs 16     # every mutant
+    python tools/mutate.py                     # a sample of some 400 mutants, of every file and kind
+    python tools/mutate.py --list --only taps  # what would be changed in one file; nothing is run
+    python tools/mutate.py --only walk.visit   # the mutants of one function in the sample
+    python tools/mutate.py --all --jobs 16     # every mutant
 
 First every test runs once, to learn which lines of the kernels it reaches and how long it takes; then, for
 each mutant, the tests that reach it, first those that failed for others and those that take least. Results
@@ -28,13 +28,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
 import mutants  # noqa: E402
 import trials  # noqa: E402
 from mutants import Mutant  # noqa: E402
 
-EQUIVALENTS = trials.TESTS / "equivalents.json"
+EQUIVALENTS = Path(__file__).with_name("equivalents.json")
 COLUMNS = ("file", "function", "line", "kind", "before", "after", "status", "by", "how", "seconds")
 
 

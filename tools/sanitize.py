@@ -1,7 +1,7 @@
 """NVIDIA's compute-sanitizer over the tests that run kernels on a GPU: memcheck, racecheck, initcheck.
 
-    python tests/sanitize.py
-    python tests/sanitize.py --tools memcheck --logs logs -- tests/test_kernels.py -k identity
+    python tools/sanitize.py
+    python tools/sanitize.py --tools memcheck --logs logs -- tests/test_kernels.py -k identity
 
 Every tool runs all tests once, many times slower than without it, and leaves its reports and the output of
 pytest in a folder. Memory is not cached by PyTorch meanwhile: within its large blocks a stray access would

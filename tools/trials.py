@@ -26,7 +26,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1] / "tests"
 KERNELS = TESTS.parent / "stn_triton" / "kernels"
 # Those that launch kernels and check what comes out; others run the plain PyTorch path.
 FILES = (
