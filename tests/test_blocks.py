@@ -1,5 +1,7 @@
 """Every kernel cut into small blocks: several tiles and blocks of channels, none of which fits."""
 
+import itertools
+
 import pytest
 import torch
 import triton
@@ -75,15 +77,19 @@ def blocks(request):
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize("blocks", ["nchw", "channels_last"], indirect=True)
+# Interpreted kernels are slow: there, each call has one layout, in turns. A kernel sees both, in two calls.
+LAYOUTS = ("nchw", "channels_last")
+PAIRS = [(name, LAYOUTS[i % 2]) for i, name in enumerate(CALLS)]
+if torch.cuda.is_available():
+    PAIRS = list(itertools.product(CALLS, LAYOUTS))
+
+
+@pytest.mark.parametrize(("name", "blocks"), PAIRS, indirect=["blocks"])
+@pytest.mark.sample(14)
 def test_equal_plain_pytorch(device, blocks, name):
     """In fp64, so that nothing but a mistake is left."""
     layout, used = blocks
     args, options, tangents = arguments(name)
-    # In the layouts by turns: a kernel sees the other one in another call.
-    if (list(CALLS).index(name) + (layout == "nchw")) % 2 and device.type != "cuda":
-        pytest.skip("interpreted kernels are slow")
     torch.use_deterministic_algorithms("scatter" not in name)  # and poisons what is not written
     expected = results(reference if tangents is None else reference_tangent, args, options, tangents)
     form = torch.contiguous_format
@@ -116,6 +122,7 @@ def test_equal_plain_pytorch(device, blocks, name):
         ("bilinear", "zeros", "index"),
     ],
 )
+@pytest.mark.sample(5)
 def test_three_channels_in_a_block_of_their_own(device, monkeypatch, mode, padding, kind, form):
     """The one block that is no power of two. A fourth channel would be the next image's."""
     used = []

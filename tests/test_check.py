@@ -68,6 +68,7 @@ def test_this_machine_passes(capsys):
     assert max(map(len, lines)) <= 80 or "/" in max(lines, key=len), "a path may be longer"
 
 
+@pytest.mark.full
 def test_all_of_it_passes_in_less_than_a_minute_of_a_cpu():
     """As README and ``--help`` say; in processor time, for who else is busy is not its fault."""
     before = os.times()
@@ -200,6 +201,7 @@ DEFECTS = {
 
 
 @pytest.mark.parametrize("name", DEFECTS)
+@pytest.mark.sample(2)
 def test_a_planted_defect_fails_its_rows_and_no_others(name, capsys, monkeypatch):
     (function, wrong), expected = DEFECTS[name]
     monkeypatch.setattr(reference, function, wrong)
@@ -273,6 +275,7 @@ def test_what_is_allowed_is_little():
 
 
 class TestJson:
+    @pytest.mark.full
     def test_output_is_json_alone(self):
         """In a process of its own, as a user would redirect it."""
         command_line = [sys.executable, "-m", "stn_triton", "check", "--quick", "--json", *CPU, "--only"]
@@ -597,6 +600,7 @@ class TestCommandLine:
         assert process.returncode == 130
         assert told == "\ninterrupted\n"
 
+    @pytest.mark.full
     def test_importing_the_package_imports_no_check(self):
         script = "import stn_triton, sys; print([m for m in sys.modules if m.startswith('stn_triton.check')])"
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)

@@ -61,6 +61,7 @@ class TestRules:
     @pytest.mark.parametrize("dim", [2, 3])
     @pytest.mark.parametrize("padding_mode", ["border", "fill"])
     @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.sample(40)
     def test_shards_joined_are_the_whole(self, kind, padding_mode, dim, op):
         variant = variants.Variant(dim, "bilinear", padding_mode, kind, False)
         if not variant.exists():
@@ -101,6 +102,7 @@ class TestRules:
 
 
 class TestRegistration:
+    @pytest.mark.full
     def test_an_import_is_silent_and_the_rules_wait_for_dtensor(self):
         script = """
 import sys, stn_triton, torch
@@ -132,11 +134,13 @@ def failures(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.full
 def test_two_processes(failures, name):
     for rank, failed in enumerate(failures):
         assert failed[name] is None, f"process {rank}: {failed[name]}"
 
 
+@pytest.mark.full
 def test_the_example_of_the_readme_runs(tmp_path):
     text = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
     (example,) = (e for e in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "init_device_mesh" in e)
