@@ -1,18 +1,19 @@
 """Mutate the kernels: change one place after another and see whether a test fails.
 
     python tools/mutate.py                     # a sample of some 400 mutants, of every file and kind
+    python tools/mutate.py --ordinary          # the same, by the tests of the ordinary command alone
     python tools/mutate.py --list --only taps  # what would be changed in one file; nothing is run
     python tools/mutate.py --only walk.visit   # the mutants of one function in the sample
     python tools/mutate.py --all --jobs 16     # every mutant
 
-First every test runs once, to learn which lines of the kernels it reaches and how long it takes; then, for
-each mutant, the tests that reach it, first those that failed for others and those that take least. Results
-are kept in the folder of --out: a run that was stopped goes on where it was, and what survived is tried on
-tests that are new. Kernels are interpreted: no GPU is needed, and none is used. Where 32 bits stand for 64,
-the tests of large tensors come last, which also compile kernels.
+First every test runs once, to learn which lines of the kernels it reaches and how long it takes. Then, for
+each mutant, the tests that reach it run until one fails: ordinary ones first, of these the ones that failed
+for other mutants, then the fastest. Facts are kept in the folder of --out, so that a run that was stopped
+goes on where it was; mutants that survived are tried again. Kernels are interpreted: no GPU is needed.
 
 A mutant that changes no result is listed in equivalents.json with the reason, by its text: an entry that
-matches no mutant is an error. Exit code 1 if a mutant survives that is not listed.
+matches no mutant is an error. The results are in mutants.csv. Exit code 1 if a mutant survives that is not
+listed.
 """
 
 import argparse
@@ -20,12 +21,10 @@ import csv
 import hashlib
 import itertools
 import json
-import math
-import shutil
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
@@ -35,10 +34,12 @@ import trials  # noqa: E402
 from mutants import Mutant  # noqa: E402
 
 EQUIVALENTS = Path(__file__).with_name("equivalents.json")
-COLUMNS = ("file", "function", "line", "kind", "before", "after", "status", "by", "how", "seconds")
+COLUMNS = (*Mutant._fields, "status", "by", "tier", "how", "seconds")
+PATIENCE = 10  # seconds of CPU time, beyond five times the usual, after which a test counts as endless
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     head, _, rest = __doc__.partition("\n\n")
     found = argparse.ArgumentParser(
         "mutate.py", description=head, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -49,61 +50,50 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of the sample (default: 0)")
     add("--only", default="", metavar="TEXT", help="of these, those whose file.function.kind contains it")
     add("--list", action="store_true", help="list the mutants and run nothing")
-    add("--json", action="store_true", help="print results as JSON on stdout")
+    add("--ordinary", action="store_true", help="run no test with the marker `full`")
     add("--jobs", type=int, default=1, help="processes at once (default: 1)")
-    add("--budget", type=float, default=math.inf, metavar="S", help="the first tests, that take S seconds")
-    help = "CPU time beyond five times the usual after which a test is called endless (default: 10)"
-    add("--patience", type=float, default=10, metavar="S", help=help)
     add("--out", type=Path, default=Path("mutation-results"), help="folder of results")
-    add("--kernels", type=Path, default=trials.KERNELS, help=argparse.SUPPRESS)
-    add("--equivalents", type=Path, default=EQUIVALENTS, help=argparse.SUPPRESS)
+    add("--kernels", type=Path, default=trials.KERNELS, help="folder of the kernels (default: the package's)")
+    add("--equivalents", type=Path, default=EQUIVALENTS, help="list of mutants that change no result")
     add("--tests", type=Path, nargs="*", help="test files (default: those that launch kernels)")
     return found
 
 
-def equivalents(path: Path, every: Iterable[Mutant]) -> dict[str, str]:
-    """Reasons by the names of mutants. ValueError for an entry that matches none."""
+def equivalents(path: Path, every: Iterable[Mutant]) -> dict[Mutant, str]:
+    """Read the mutants that change no result, with the reasons. ValueError for an entry that matches none."""
     by_text = defaultdict(list)
     for mutant in every:
         by_text[mutant.file, mutant.function, mutant.before, mutant.after].append(mutant)
-    reasons, stale = {}, []
-    for group in json.loads(path.read_text()) if path.exists() else []:
-        for entry in group["mutants"]:
-            found = by_text.get(tuple(entry))
-            if found is None:
-                stale.append(" | ".join(entry))
-            for mutant in found or ():
-                reasons[mutant.name()] = group["reason"]
+    listed = [(tuple(e), group["reason"]) for group in json.loads(path.read_text()) for e in group["mutants"]]
+    stale = [" | ".join(entry) for entry, _ in listed if entry not in by_text]
     if stale:
-        raise ValueError(f"{path.name} lists what no mutant is:\n" + "\n".join(stale))
-    return reasons
+        raise ValueError(f"{path.name} has entries that match no mutant:\n" + "\n".join(stale))
+    return {mutant: reason for entry, reason in listed for mutant in by_text[entry]}
 
 
 def digest(*paths: Path) -> str:
+    """Return a digest of the contents of files."""
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(paths))).hexdigest()[:16]
 
 
-class Log:
-    """Facts in lines of JSON, each under a key and valid for a state of the files that it was found on."""
+class Log(dict):
+    """Facts by keys of text, kept in a file of JSON lines."""
 
     def __init__(self, path: Path):
-        self.path, self.facts = path, {}
+        self.path = path
         if path.exists():
-            for line in path.read_text().splitlines():
-                key, state, fact = json.loads(line)
-                self.facts[key] = state, fact
+            self.update(map(json.loads, path.read_text().splitlines()))
 
-    def get(self, key: str, state: str) -> dict | None:
-        known, fact = self.facts.get(key, (None, None))
-        return fact if known == state else None
-
-    def add(self, key: str, state: str, fact: dict) -> None:
-        self.facts[key] = state, fact
+    def add(self, key: str, fact: dict) -> dict:
+        """Keep a fact, and return it."""
+        self[key] = fact
         with self.path.open("a") as file:
-            file.write(json.dumps([key, state, fact]) + "\n")
+            print(json.dumps([key, fact]), file=file)
+        return fact
 
 
 def progress(things: Iterable, total: int, words: str) -> Iterator:
+    """Show on stderr how many of some things are done."""
     from tqdm import tqdm
 
     return tqdm(things, words, total, disable=None)
@@ -114,136 +104,114 @@ class Suite:
 
     def __init__(self, items: dict, args: argparse.Namespace):
         self.items, self.args = items, args
-        self.log = Log(args.out / "reached.jsonl")
-        kernels = digest(*args.kernels.glob("*.py"))
-        files = {item.path: digest(item.path) for item in items.values()}
-        self.states = {name: f"{kernels} {files[item.path]}" for name, item in items.items()}
+        self.is_full = {name: item.get_closest_marker("full") is not None for name, item in items.items()}
         self.kills: Counter = Counter()
         self.facts: dict[str, dict] = {}
 
     def learn(self) -> None:
         """Run the tests that are not known yet. RuntimeError if one fails without any mutant."""
-        unknown = [pair for pair in self.items.items() if self.log.get(pair[0], self.states[pair[0]]) is None]
+        log = Log(self.args.out / "reached.jsonl")
+        kernels = digest(*self.args.kernels.glob("*.py"))
+        files = {item.path: digest(item.path) for item in self.items.values()}
+        keys = {name: f"{name} {kernels} {files[item.path]}" for name, item in self.items.items()}
+        unknown = [pair for pair in self.items.items() if keys[pair[0]] not in log]
         chunks = [unknown[i : i + 32] for i in range(0, len(unknown), 32)]
         with tempfile.TemporaryDirectory() as place:
-            files = [Path(place) / path.name for path in sorted(self.args.kernels.glob("*.py"))]
-            for file in files:
-                file.write_text(trials.marked(self.args.kernels / file.name))
-            kernels = [file for file in files if file.name != "__init__.py"]
-            forks = (lambda c=chunk: trials.Fork(c, kernels) for chunk in chunks)
-            for _, trial in progress(trials.run_all(forks, self.args.jobs), len(chunks), "tests, by 32"):
+            for file in self.args.kernels.glob("*.py"):
+                (Path(place) / file.name).write_text(trials.marked(file))
+            kernels = [file for file in sorted(Path(place).iterdir()) if file.name != "__init__.py"]
+            tasks = ((chunk, kernels, {}) for chunk in chunks)
+            for _, trial in progress(trials.run_all(tasks, self.args.jobs), len(chunks), "tests, by 32"):
                 if trial.killer:
                     raise RuntimeError(f"{trial.killer} fails on the kernels as they are: {trial.how}")
                 for name, fact in trial.passed.items():
-                    self.log.add(name, self.states[name], fact)
-        self.facts = {name: self.log.get(name, self.states[name]) for name in self.items}
+                    log.add(keys[name], fact)
+        self.facts = {name: log[keys[name]] for name in self.items}
 
     def reaching(self, mutant: Mutant) -> list[str]:
-        """Tests that reach its lines: those that found others, then one of each function in turn."""
+        """Return the tests that reach it, best ones first, and one of each function in turn."""
         lines = set(range(mutant.line, mutant.end_line + 1))
         turns = defaultdict(list)
         for name, fact in sorted(self.facts.items(), key=lambda pair: pair[1]["seconds"]):
-            if not mutant.function or lines & set(fact.get("lines", {}).get(mutant.file, ())):
+            if not mutant.function or lines & set(fact["lines"].get(mutant.file, ())):
                 turns[name.split("[")[0]].append(name)
         order = [name for turn in itertools.zip_longest(*turns.values()) for name in turn if name]
-        return sorted(order, key=lambda name: -self.kills[mutant.file, mutant.function, name])
+        kills = lambda name: self.kills[mutant.file, mutant.function, name]  # noqa: E731
+        return sorted(order, key=lambda name: (self.is_full[name], -kills(name)))
 
-    def fork(self, mutant: Mutant, mutated: Path, passed: Iterable[str]) -> trials.Fork:
-        """Start its tests on a file that has it, but for those that it passed before."""
-        items, limits, spent, passed = [], {}, 0, set(passed)
-        for name in self.reaching(mutant):
-            seconds = self.facts[name]["seconds"]
-            spent += seconds
-            is_affordable = spent <= self.args.budget or spent == seconds
-            if is_affordable and self.key(name) not in passed:
-                items.append((name, self.items[name]))
-                limits[name] = self.args.patience + 5 * seconds
-        return trials.Fork(items, [mutated], limits)
+    def attempt(self, chosen: list[Mutant]) -> Iterator[tuple[Mutant, dict]]:
+        """Try mutants on the tests, and yield each with what came out."""
+        with tempfile.TemporaryDirectory() as place:
 
-    def key(self, name: str) -> str:
-        """The test as it is now."""
-        return f"{name} {self.states[name]}"
+            def task(number: int, mutant: Mutant) -> tuple:
+                file = Path(place) / str(number) / mutant.file
+                file.parent.mkdir()
+                file.write_text(mutants.mutated(self.args.kernels / mutant.file, mutant))
+                names = self.reaching(mutant)
+                limits = {name: PATIENCE + 5 * self.facts[name]["seconds"] for name in names}
+                return [(name, self.items[name]) for name in names], [file], limits
 
-
-def attempt(left: list[tuple[Mutant, dict]], suite: Suite) -> Iterator[tuple[Mutant, dict]]:
-    """Try mutants, each with what is known of it, on the tests: what is known then."""
-    kernels, sources = suite.args.kernels, {}
-    with tempfile.TemporaryDirectory() as place:
-
-        def start(number):
-            mutant, known = left[number]
-            source = sources.setdefault(mutant.file, (kernels / mutant.file).read_text())
-            mutated = Path(place) / str(number) / mutant.file
-            mutated.parent.mkdir()
-            mutated.write_text(mutant.applied(source))
-            return suite.fork(mutant, mutated, known.get("passed", ()))
-
-        forks = (lambda n=number: start(n) for number in range(len(left)))
-        for number, trial in progress(trials.run_all(forks, suite.args.jobs), len(left), "mutants"):
-            mutant, known = left[number]
-            if not trial.killer and mutant.kind == "width" and suite.args.tests is None:
-                last = trials.in_a_copy(Path(place) / str(number) / mutant.file)
-                trial = last._replace(seconds=trial.seconds + last.seconds, passed=trial.passed)
-            shutil.rmtree(Path(place) / str(number))
-            passed = sorted({*known.get("passed", ()), *map(suite.key, trial.passed)})
-            seconds = round(trial.seconds + known.get("seconds", 0), 2)
-            if trial.killer:
-                suite.kills[mutant.file, mutant.function, trial.killer] += 1
-                yield mutant, {"status": "killed", "by": trial.killer, "how": trial.how, "seconds": seconds}
-            else:
-                by = f"{len(passed)} of {len(suite.reaching(mutant))} tests passed"
-                yield mutant, {"status": "survived", "by": by, "seconds": seconds, "passed": passed}
+            tasks = itertools.starmap(task, enumerate(chosen))
+            for number, trial in progress(trials.run_all(tasks, self.args.jobs), len(chosen), "mutants"):
+                mutant, fact = chosen[number], {"seconds": trial.seconds}
+                if trial.killer:
+                    self.kills[mutant.file, mutant.function, trial.killer] += 1
+                    tier = "full" if self.is_full.get(trial.killer) else "ordinary"
+                    fact |= {"status": "killed", "by": trial.killer, "tier": tier, "how": trial.how}
+                else:
+                    fact |= {"status": "survived", "by": f"{len(trial.passed)} tests passed"}
+                yield mutant, fact
 
 
-def run(chosen: list[Mutant], args: argparse.Namespace, report: Callable[[Mutant, dict], None]) -> None:
-    """Try each on the tests, or look up what came out before; ``report`` is called with it."""
+def run(chosen: list[Mutant], args: argparse.Namespace) -> dict[Mutant, dict]:
+    """Try each mutant on the tests unless its killer is known, and return what came out."""
     log, state = Log(args.out / "trials.jsonl"), digest(*args.kernels.glob("*.py"))
-    known = {mutant: log.get(mutant.name(), state) or {} for mutant in chosen}
-    for mutant, fact in known.items():
-        if fact.get("status") == "killed":
-            report(mutant, fact)
-    left = [(mutant, fact) for mutant, fact in known.items() if fact.get("status") != "killed"]
+    keys = {mutant: json.dumps([state, args.ordinary, *mutant]) for mutant in chosen}
+    left = [mutant for mutant in chosen if log.get(keys[mutant], {}).get("status") != "killed"]
     failed = []
 
-    def work(items):
+    def work(items: dict) -> None:
         try:
             suite = Suite(items, args)
             suite.learn()
-            for mutant, fact in attempt(left, suite):
-                log.add(mutant.name(), state, fact)
-                report(mutant, fact)
+            for mutant, fact in suite.attempt(left):
+                log.add(keys[mutant], fact)
+                if fact["status"] == "survived":
+                    print(f"survived: {', '.join(map(str, mutant))} ({fact['by']})", flush=True)
         except BaseException as error:  # pytest would swallow it
             failed.append(error)
 
     if left:
-        code = trials.collected(work, args.tests or [trials.TESTS / name for name in trials.FILES])
+        options = ["-m", "not full"] if args.ordinary else []
+        code = trials.collected(work, args.tests or trials.FILES, options)
         if failed:
             raise failed[0]
         if code:
             raise RuntimeError(f"pytest could not collect the tests: exit code {code}")
+    return {mutant: log[keys[mutant]] for mutant in chosen}
 
 
 def summary(rows: list[dict]) -> str:
-    """Counts by file and by kind."""
+    """Count the results by file, by kind, and in all."""
     lines = []
     for key in ("file", "kind"):
         table = defaultdict(Counter)
         for row in rows:
             table[row[key]][row["status"]] += 1
         lines.append(f"{key:14s} {'killed':>9s} {'equivalent':>11s} {'survived':>9s}")
-        for name, counts in sorted(table.items()):
-            lines.append(
-                f"{name:14s} {counts['killed']:9d} {counts['equivalent']:11d} {counts['survived']:9d}"
-            )
+        for name, n in sorted(table.items()):
+            lines.append(f"{name:14s} {n['killed']:9d} {n['equivalent']:11d} {n['survived']:9d}")
         lines.append("")
     total = Counter(row["status"] for row in rows)
+    by_ordinary = sum(row.get("tier") == "ordinary" for row in rows)
     return "\n".join(lines) + (
-        f"{len(rows)} mutants: {total['killed']} killed, {total['equivalent']} equivalent, "
-        f"{total['survived']} survived"
+        f"{len(rows)} mutants: {total['killed']} killed, {by_ordinary} of them by ordinary tests, "
+        f"{total['equivalent']} equivalent, {total['survived']} survived"
     )
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
     args = parser().parse_args(argv)
     every = mutants.of_files(sorted(args.kernels.glob("*.py")))
     try:
@@ -252,33 +220,21 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     chosen = every if args.all else mutants.sample(every, args.count, args.seed)
-    place = lambda m: f"{m.file.removesuffix('.py')}.{m.function}.{m.kind}"  # noqa: E731
-    chosen = [m for m in chosen if args.only in place(m)]
-    rows = []
-
-    def report(mutant: Mutant, fact: dict) -> None:
-        row = {name: fact.get(name, getattr(mutant, name, "")) for name in COLUMNS}
-        rows.append(row)
-        if row["status"] == "survived" and not args.json:
-            print(f"survived: {mutant.file}:{mutant.line} {mutant.function} ({row['by']})", file=sys.stderr)
-            print(json.dumps([mutant.file, mutant.function, mutant.before, mutant.after]), flush=True)
-
+    chosen = [m for m in chosen if args.only in f"{m.file.removesuffix('.py')}.{m.function}.{m.kind}"]
     if args.list:
         for m in chosen:
-            print(f"{m.name()} {m.file}:{m.line} {m.function} {m.kind}: {m.before} -> {m.after}")
+            print(f"{m.file}:{m.line} {m.function} {m.kind}: {m.before} -> {m.after}")
         print(f"{len(chosen)} of {len(every)} mutants, {len(reasons)} listed as equivalent")
         return 0
     args.out.mkdir(parents=True, exist_ok=True)
-    for mutant in chosen:
-        if mutant.name() in reasons:
-            report(mutant, {"status": "equivalent", "by": reasons[mutant.name()]})
-    run([m for m in chosen if m.name() not in reasons], args, report)
-    rows.sort(key=lambda row: (row["file"], row["line"], row["kind"], row["before"], row["after"]))
+    found = run([mutant for mutant in chosen if mutant not in reasons], args)
+    found |= {m: {"status": "equivalent", "how": reasons[m]} for m in chosen if m in reasons}
+    rows = [{**mutant._asdict(), **fact} for mutant, fact in sorted(found.items())]
     with (args.out / "mutants.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    print(json.dumps(rows) if args.json else summary(rows))
+    print(summary(rows))
     return int(any(row["status"] == "survived" for row in rows))
 
 

@@ -12,12 +12,8 @@ import itertools
 import json
 import math
 import os
-import re
 import resource
-import select
-import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,40 +22,38 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-TESTS = Path(__file__).resolve().parents[1] / "tests"
-KERNELS = TESTS.parent / "stn_triton" / "kernels"
+ROOT = Path(__file__).resolve().parents[1]
+KERNELS = ROOT / "stn_triton" / "kernels"
 # Those that launch kernels and check what comes out; others run the plain PyTorch path.
-FILES = (
-    *("test_blocks.py", "test_search.py", "test_variants.py"),
-    *("test_kernels.py", "test_splines.py", "test_derivatives.py"),
-)
+FILES = [
+    ROOT / "tests" / f"test_{name}.py"
+    for name in ("blocks", "search", "variants", "kernels", "splines", "derivatives", "scatter", "large")
+]
 
 
 class Trial(NamedTuple):
-    """What a run of some tests came to; ``killer`` is the test that failed, None if all passed."""
+    """The outcome of some tests."""
 
     killer: str | None
+    """The test that failed; None if all passed."""
     how: str
-    seconds: float  # of CPU time
-    passed: dict[str, dict]  # by test: its seconds, and the lines it reached where they were asked for
+    seconds: float
+    """Of CPU time."""
+    passed: dict[str, dict]
+    """By test its ``seconds``, and the ``lines`` of marked files that it reached."""
 
 
-def collected(work: Callable[[dict], object], files: Iterable[Path], options: Iterable[str] = ()) -> int:
-    """Let pytest collect the files, and call ``work`` with the tests by name; pytest's exit code."""
+def collected(work: Callable[[dict], object], files: Iterable[Path], options: Iterable[str]) -> int:
+    """Let pytest collect the files and call ``work`` with the tests by name; return pytest's exit code."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # kernels are interpreted
-    import hypothesis
     import pytest
     import torch
 
     torch.set_num_threads(1)  # a forked process has no thread pool
-    # An example that fails is enough: no smaller one is looked for.
-    phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
-    hypothesis.settings.register_profile("mutants", phases=phases, database=None)
-    hypothesis.settings.load_profile("mutants")
 
     class Loop:
-        def pytest_runtestloop(self, session):
-            warm()
+        def pytest_runtestloop(self, session: pytest.Session) -> bool:
+            rewrite_kernels()
             work({f"{item.path.name}::{item.nodeid.partition('::')[2]}": item for item in session.items})
             return True
 
@@ -68,11 +62,12 @@ def collected(work: Callable[[dict], object], files: Iterable[Path], options: It
 
 
 def kernel_modules() -> dict[str, ModuleType]:
+    """Return the modules of kernels by name."""
     return {name: module for name, module in sys.modules.items() if name.startswith("stn_triton.kernels.")}
 
 
-def warm() -> None:
-    """Triton's interpreter rewrites each function when it is first called: once, and not in every fork."""
+def rewrite_kernels() -> None:
+    """Do once, instead of in every fork, what Triton's interpreter does at the first call of a function."""
     from triton.runtime.interpreter import InterpretedFunction
 
     for module in kernel_modules().values():
@@ -82,7 +77,7 @@ def warm() -> None:
 
 
 def use(file: Path) -> None:
-    """Load a file of kernels in place of the package's, and give what is in it to all that imported it."""
+    """Load a file of kernels in place of the package's, and give its names to all that imported them."""
     sys.modules["stn_triton.kernels"].__path__ = [str(file.parent)]
     importlib.invalidate_caches()
     mutated = sys.modules[f"stn_triton.kernels.{file.stem}"]
@@ -97,29 +92,23 @@ def use(file: Path) -> None:
 
 
 REACHED: dict[str, set[int]] = {}
-"""Lines of kernels, by file: what `marked` files add to while they run."""
+"""Lines of kernels by file. Marked files add to them while they run."""
 
 
 def marked(path: Path) -> str:
-    """The source of a file of kernels, in which each statement says that it is reached.
+    """Return the source of a file of kernels in which each statement reports that it is reached.
 
-    Tracing would do without, but costs more than the interpreter: this costs nothing.
+    Tracing would need no change of the source, but costs more than the interpreter; this costs nothing.
     """
     tree = ast.parse(path.read_text())
-    bodies = [
-        body
-        for function in tree.body
-        if isinstance(function, ast.FunctionDef)
-        for node in ast.walk(function)
-        for body in (getattr(node, "body", []), getattr(node, "orelse", []))
-        if isinstance(body, list)
-    ]
-    for body in bodies:
-        for statement in list(body):
-            inner = getattr(statement, "body", None)
-            end = inner[0].lineno - 1 if inner else statement.end_lineno
-            call = f"__reached__({path.name!r}, {statement.lineno}, {end})"
-            body.insert(body.index(statement), ast.parse(call).body[0])
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    for node in [inner for function in functions for inner in ast.walk(function)]:
+        for body in (getattr(node, "body", None), getattr(node, "orelse", None)):
+            for statement in list(body) if isinstance(body, list) else ():
+                inner = getattr(statement, "body", None)
+                end = inner[0].lineno - 1 if inner else statement.end_lineno
+                call = f"__reached__({path.name!r}, {statement.lineno}, {end})"
+                body.insert(body.index(statement), ast.parse(call).body[0])
     return ast.unparse(tree)
 
 
@@ -127,136 +116,88 @@ def _reach(name: str, first: int, last: int) -> None:
     REACHED.setdefault(name, set()).update(range(first, last + 1))
 
 
-def _one(item, next_item) -> tuple[str | None, dict]:
-    """Run a test. Why it failed, or None; its CPU time, and the lines of marked files that it reached."""
+def _failure(item: object, next_item: object) -> str | None:
+    """Run a test and return why it failed, or None."""
     from _pytest.runner import runtestprotocol
 
-    REACHED.clear()
-    start = time.process_time()
-    reports = runtestprotocol(item, log=False, nextitem=next_item)
-    facts: dict = {"seconds": round(time.process_time() - start, 3)}
-    if REACHED:
-        facts["lines"] = {name: sorted(lines) for name, lines in REACHED.items()}
-    for report in reports:
+    for report in runtestprotocol(item, log=False, nextitem=next_item):
         if report.failed:
             crash = getattr(report.longrepr, "reprcrash", None)
-            return str(crash.message if crash else report.longrepr).strip().split("\n")[0][:200], facts
-    return None, facts
+            return str(crash.message if crash else report.longrepr).strip().split("\n")[0][:200]
+    return None
 
 
-def _child(write: int, items: list, files: Iterable[Path], limits: Mapping[str, float]) -> None:
-    """Tell of every test in a line of JSON, until one fails."""
-    tell = os.fdopen(write, "w", buffering=1)
-    quiet = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(quiet, 1), os.dup2(quiet, 2)
+def _run(items: list, files: Iterable[Path], limits: Mapping[str, float], report: Callable) -> None:
+    """Run (name, item) pairs on files of kernels until one fails, and report each in a dictionary."""
     try:
         builtins.__reached__ = _reach
         for file in files:
             use(file)
     except Exception as error:
-        print(json.dumps({"failed": "import", "why": f"{type(error).__name__}: {error}"[:200]}), file=tell)
-        return
-    for (name, item), (_, next_item) in zip(items, [*items[1:], (None, None)], strict=True):
+        return report({"failed": "import", "why": f"{type(error).__name__}: {error}"[:200]})
+    for (name, item), (_, next_item) in itertools.pairwise([*items, (None, None)]):
         # A loop without end takes CPU time, which no other process does: busy machines kill nothing.
-        used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-        limit = math.ceil(used + limits.get(name, 3600))
+        limit = math.ceil(time.process_time() + limits.get(name, 3600))
         resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
-        print(json.dumps({"started": name}), file=tell)
-        why, facts = _one(item, next_item)
-        print(json.dumps({"failed": name, "why": why} if why else {"passed": name, **facts}), file=tell)
-        if why:
-            return
+        report({"started": name})
+        REACHED.clear()
+        start = time.process_time()
+        if why := _failure(item, next_item):
+            return report({"failed": name, "why": why})
+        lines = {file: sorted(found) for file, found in REACHED.items()}
+        report({"passed": name, "seconds": round(time.process_time() - start, 3), "lines": lines})
+    return None
 
 
-class Fork:
-    """Runs (name, item) pairs in a process of its own until one fails.
+def _child(path: Path, *task: object) -> None:
+    """Be the forked process of a task, which reports in lines of JSON, and end."""
+    with contextlib.suppress(BaseException):
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1), os.dup2(quiet, 2)
+        with path.open("w", buffering=1) as file:
+            _run(*task, lambda fact: print(json.dumps(fact), file=file))
+    os._exit(0)
 
-    ``files`` of kernels take the place of the package's. ``limits`` are seconds of CPU time, by test, after
-    which it is called endless.
+
+def _outcome(path: Path, status: int, seconds: float) -> Trial:
+    """Read what a process that has ended reported."""
+    started, killer, how, passed = None, None, "", {}
+    for event in map(json.loads, path.read_text().splitlines()):
+        started = event.get("started", started)
+        killer, how = event.get("failed", killer), event.get("why", how)
+        if "passed" in event:
+            passed[event["passed"]] = {"seconds": event["seconds"], "lines": event["lines"]}
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        killer, how = started, "endless" if number == signal.SIGXCPU else signal.Signals(number).name
+    elif killer is None and started is not None and started not in passed:
+        killer, how = started, "left the process"
+    return Trial(killer, how, round(seconds, 2), passed)
+
+
+def run_all(tasks: Iterable[tuple], jobs: int) -> Iterator[tuple[int, Trial]]:
+    """Run tasks in forks of this process, ``jobs`` at once.
+
+    Args:
+        tasks: (name, item) pairs, files of kernels that take the place of the package's, and by name the
+            seconds of CPU time after which a test counts as endless.
+        jobs: how many run at once.
+
+    Yields:
+        The number of a task and its outcome, in the order in which they end.
     """
-
-    def __init__(self, items: list, files: Iterable[Path] = (), limits: Mapping[str, float] | None = None):
-        self.count, self.passed, self.started, self.killer, self.how = len(items), {}, None, None, ""
-        read, write = os.pipe()
-        self.process = os.fork()
-        if self.process == 0:
-            with contextlib.suppress(BaseException):
-                os.close(read)
-                _child(write, items, files, limits or {})
-            os._exit(0)
-        os.close(write)
-        self.told = os.fdopen(read, "rb", buffering=0)
-        self.rest = b""
-
-    def fileno(self) -> int:
-        return self.told.fileno()
-
-    def listen(self) -> Trial | None:
-        """Read what the process told meanwhile; in the end, what came out."""
-        data = self.told.read(2**20)
-        *lines, self.rest = (self.rest + data).split(b"\n")
-        for event in map(json.loads, lines):
-            self.started = event.get("started", self.started)
-            self.killer, self.how = event.get("failed", self.killer), event.get("why", self.how)
-            if "passed" in event:
-                self.passed[event.pop("passed")] = event
-        return None if data else self._end()
-
-    def _end(self) -> Trial:
-        self.told.close()
-        _, status, usage = os.wait4(self.process, 0)
-        if os.WIFSIGNALED(status):
-            number = os.WTERMSIG(status)
-            self.killer = self.started
-            self.how = "endless" if number == signal.SIGXCPU else signal.Signals(number).name
-        elif self.killer is None and len(self.passed) < self.count:
-            self.killer, self.how = self.started, "left the process"
-        return Trial(self.killer, self.how, round(usage.ru_utime + usage.ru_stime, 2), self.passed)
-
-    def kill(self) -> None:
-        os.kill(self.process, signal.SIGKILL)
-
-
-def in_a_copy(mutated: Path) -> Trial:
-    """Run the tests of large tensors in a copy of the checkout: some compile in processes of their own.
-
-    RuntimeError if pytest does not get to run them.
-    """
-    start = resource.getrusage(resource.RUSAGE_CHILDREN)
-    with tempfile.TemporaryDirectory() as place:
-        for name in ("stn_triton", "perf", "tests"):
-            ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(TESTS.parent / name, Path(place) / name, ignore=ignored)
-        shutil.copy(TESTS.parent / "pyproject.toml", place)
-        shutil.copy(mutated, Path(place) / "stn_triton" / "kernels")
-        options = ("-x", "-q", "-p", "no:xdist", "-o", "addopts=")
-        command = [sys.executable, "-m", "pytest", *options, "tests/test_large.py"]
-        done = subprocess.run(
-            command, cwd=place, env={**os.environ, "PYTHONPATH": place}, capture_output=True, text=True
-        )
-    end = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = round(end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime, 2)
-    found = re.search(r"^(?:FAILED|ERROR) tests/(.+?)(?: - (.*))?$", done.stdout, re.MULTILINE)
-    if done.returncode not in (0, 1) or (done.returncode == 1 and not found):
-        raise RuntimeError(f"pytest ends with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    killer, how = found.groups("") if found else (None, "")
-    return Trial(killer, how, seconds, {})
-
-
-def run_all(forks: Iterable[Callable[[], Fork]], jobs: int) -> Iterator[tuple[int, Trial]]:
-    """Start forks one after the other, so many at once; the number and the outcome of each as it ends."""
-    waiting = enumerate(forks)
-    running: dict[Fork, int] = {}
-    try:
+    waiting, running = enumerate(tasks), {}
+    with tempfile.TemporaryDirectory() as folder:
         while True:
-            for number, start in itertools.islice(waiting, jobs - len(running)):
-                running[start()] = number
+            for number, task in itertools.islice(waiting, jobs - len(running)):
+                path = Path(folder) / str(number)
+                path.touch()
+                process = os.fork()
+                if process == 0:
+                    _child(path, *task)
+                running[process] = number
             if not running:
                 return
-            for fork in select.select(list(running), [], [])[0]:
-                trial = fork.listen()
-                if trial is not None:
-                    yield running.pop(fork), trial
-    finally:
-        for fork in running:
-            fork.kill()
+            process, status, usage = os.wait4(-1, 0)
+            number = running.pop(process)
+            yield number, _outcome(Path(folder) / str(number), status, usage.ru_utime + usage.ru_stime)
