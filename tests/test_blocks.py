@@ -78,14 +78,15 @@ def blocks(request):
 
 
 # Interpreted kernels are slow: there, each call has one layout, in turns. A kernel sees both, in two calls.
-LAYOUTS = ("nchw", "channels_last")
+LAYOUTS = ("channels_last", "nchw")
 PAIRS = [(name, LAYOUTS[i % 2]) for i, name in enumerate(CALLS)]
 if torch.cuda.is_available():
     PAIRS = list(itertools.product(CALLS, LAYOUTS))
+SLOW = ("bicubic", "antialias", "volume antialias", "tangent bicubic", "tangent volume", "scatter volume")
+PAIRS = [pytest.param(*pair, marks=[pytest.mark.full] if pair[0] in SLOW else []) for pair in PAIRS]
 
 
 @pytest.mark.parametrize(("name", "blocks"), PAIRS, indirect=["blocks"])
-@pytest.mark.sample(14)
 def test_equal_plain_pytorch(device, blocks, name):
     """In fp64, so that nothing but a mistake is left."""
     layout, used = blocks

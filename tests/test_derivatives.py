@@ -59,7 +59,7 @@ def test_every_entry_of_every_second_derivative():
     [*(("all", v) for v in KERNELS), *(("theta", v) for v in KERNELS[::2])],
     ids=lambda value: value.name() if isinstance(value, Variant) else value,
 )
-@pytest.mark.sample(12)
+@pytest.mark.sample(10)
 def test_the_kernels_equal_plain_pytorch(device, variant, moving):
     args = case(variant).to(device, torch.float64)
     tangents = tangents_of(args)
