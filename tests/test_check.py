@@ -55,6 +55,7 @@ def check(capsys, *arguments):
     return code, found, titles
 
 
+@pytest.mark.full
 def test_this_machine_passes(capsys):
     assert main(["check", "--quick", *CPU]) == 0
     printed = capsys.readouterr()

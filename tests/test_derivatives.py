@@ -35,7 +35,7 @@ def leaves_of(args):
 
 
 @pytest.mark.parametrize("variant", SMOOTH, ids=Variant.name)
-@pytest.mark.sample(20)
+@pytest.mark.sample(16)
 def test_gradgradcheck(variant):
     args = case(variant, 1, *SIZES[variant.dim])
     leaves = leaves_of(args)

@@ -134,7 +134,7 @@ def atomics(poisoned):
 @pytest.mark.usefixtures("atomics")
 @pytest.mark.parametrize(("mode", "padding_mode"), [p[:2] for p in PRODUCT[::2]])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.sample(8)
+@pytest.mark.sample(6)
 def test_scattering_agrees_with_the_oracle(device, launched, mode, padding_mode, layout):
     """However often tuning launches it: it adds to what is there."""
     options = Options(mode, padding_mode, points=GRID)

@@ -35,7 +35,7 @@ def spread(cases: list[dict], count: int) -> list[int]:
 
 
 def mark_full(items: Iterable[pytest.Item]) -> None:
-    """Of each test with the marker ``sample``, mark all cases as ``full`` but the chosen ones."""
+    """Mark as ``full`` all cases of a test with the marker ``sample`` but the chosen ones."""
     cases = defaultdict(list)
     for item in items:
         if item.get_closest_marker("sample"):
