@@ -26,7 +26,7 @@ os.environ.pop("STN_TRITON_AUTOTUNE", None)
 
 
 def _patch_once_per_launch():
-    """Triton's interpreter patches its language anew for each call of a helper: half the time of a test."""
+    """Triton's interpreter patches its language again for each call of a helper: half the time of a test."""
     from triton.runtime import interpreter
 
     original, original_call = interpreter._patch_lang, interpreter.GridExecutor.__call__
@@ -86,7 +86,7 @@ def _make_room_on_the_stack():
 
 
 def _trace_no_kernels():
-    """Coverage leaves kernels out, but asks at each call in the interpreter: twice the time of a test."""
+    """Coverage leaves kernels out, but checks each call in the interpreter: twice the time of a test."""
     from triton.runtime import interpreter
 
     original = interpreter.GridExecutor.__call__
@@ -180,7 +180,7 @@ def _gradients_stay_on(request):
     """A test that leaves them off makes others fail, far away.
 
     In one of about ten long runs with PyTorch 2.14 or 2.15 the dispatcher is without autograd after a test,
-    also after one that neither calls an operator of this package nor compiles anything. Since PyTorch 2.13 at
+    also after one that calls no operator of this package and compiles nothing. Since PyTorch 2.13 at
     the latest, a guard that ends writes back all keys that it found when it was made; one that ends late
     brings back a state of the past: `test_dispatch.py::test_an_exception_dropped_late_leaves_autograd_on`
     shows that in PyTorch alone. Which guard it is in those runs is not known. They go on with autograd, and

@@ -88,7 +88,7 @@ PAIRS = [pytest.param(*pair, marks=[pytest.mark.full] if pair[0] in SLOW else []
 
 @pytest.mark.parametrize(("name", "blocks"), PAIRS, indirect=["blocks"])
 def test_equal_plain_pytorch(device, blocks, name):
-    """In fp64, so that nothing but a mistake is left."""
+    """Only a mistake makes a difference in fp64."""
     layout, used = blocks
     args, options, tangents = arguments(name)
     torch.use_deterministic_algorithms("scatter" not in name)  # and poisons what is not written
@@ -158,7 +158,7 @@ def tile_kernel(x_ptr, y_ptr, K: tl.constexpr):
 
 @pytest.mark.parametrize("tile", [(8, 8), (8, 32), (16, 16), (4, 8), (2, 16)])
 def test_a_warp_takes_a_patch_of_four_rows(device, tile):
-    """And all warps together take each pixel once."""
+    """All warps together take each pixel once."""
     x, y = (torch.empty(tile[0] * tile[1], dtype=torch.int32, device=device) for _ in range(2))
     ones = dict.fromkeys(Constants._fields, 1)
     tile_kernel[(1,)](x, y, constants(**{**ones, "DIM": 2, "BLOCK_H": tile[0], "BLOCK_W": tile[1]}))

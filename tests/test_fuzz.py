@@ -151,7 +151,7 @@ def check_kernels(example, device):
     args, options = expanded(example), example.options
     expected = expected_of(args, options, not options.points, device)
     is_compared = bool((~expected.lost).any()) and args.grad.numel() > 0
-    hypothesis.event("numbers are compared" if is_compared else "empty, or no position can be told")
+    hypothesis.event("numbers are compared" if is_compared else "empty, or no position is certain")
     result = run_kernels(example, expected, device)
     eps = torch.finfo(contract.coordinate_dtype(args.input.dtype)).eps
     is_alone = args.image_index is None and len(args.theta) == len(args.input)
@@ -161,7 +161,7 @@ def check_kernels(example, device):
 
 
 def public_function(args, options):
-    """As a user would call it."""
+    """Call the public function as a user would."""
     arguments = {"mode": options.mode, "padding_mode": options.padding_mode, "fill_value": args.fill}
     arguments |= {"align_corners": options.align_corners, "image_index": args.image_index}
     theta, images = args.theta, len(args.input)
@@ -269,7 +269,7 @@ def test_a_hundredth_too_much_is_found(device, monkeypatch, check, part):
 
 
 def gradients(device, input, theta, grad, options):
-    """Of theta: the kernels', both ways; plain PyTorch's; the oracle's."""
+    """Return the gradients of theta: the kernels', both ways; plain PyTorch's; the oracle's."""
     args = [torch.tensor(t, dtype=torch.float32) for t in (grad, input, theta)]
     here = [t.to(device) for t in args]
     masks = [(needs, True, False) for needs in (True, False)]

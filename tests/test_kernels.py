@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 
 
 def parts(*results):
-    """Of several results, the output and the gradients that there are, each with its name."""
+    """Yield by name the output and the gradients of several results; parts that are None are left out."""
     for name, *tensors in zip(oracle.Truth._fields, *results, strict=True):
         if tensors[0] is not None:
             yield name, *tensors

@@ -41,7 +41,7 @@ def budget(part, expected, dtype):
 @pytest.mark.parametrize("variant", CELLS, ids=Variant.name)
 @pytest.mark.sample(34)
 def test_agrees_with_the_oracle_that_shares_positions(device, variant):
-    """In fp32, in a layout that takes turns."""
+    """Every second cell is in channels_last; numbers are fp32."""
     is_last = EXISTING.index(variant) % 2
     layout = CHANNELS_LAST[variant.dim] if is_last else torch.contiguous_format
     args = case(variant).to(device, torch.float32, layout)
@@ -181,7 +181,7 @@ def test_the_identity_copies_bit_for_bit(device, dtype, variant, channels_last):
 
 
 def test_a_shrink_of_up_to_a_64th_is_none(device):
-    """For a matrix of rounded numbers may be that of a rotation."""
+    """A matrix of rounded numbers may be that of a rotation."""
     args = case(Variant(2, "bilinear", "zeros", "plain", False), 2, (9, 9), (9, 9)).to(device, torch.float32)
     for scale, is_shrunk in ((1.015, False), (1.018, True)):
         args = args._replace(theta=torch.eye(2, 3, device=device).repeat(len(args.theta), 1, 1) * scale)
@@ -283,7 +283,7 @@ def test_antialias_changes_nothing_where_a_map_does_not_shrink(device):
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("dim", [2, 3])
 def test_antialias_is_sampling_at_a_multiple_of_the_size_and_averaging(device, dim, align_corners):
-    """By 3 along x and by 2 along y, as the matrix asks for."""
+    """The matrix shrinks by 3 along x and by 2 along y."""
     size_in, size = ((8, 12), (4, 4)) if dim == 2 else ((2, 8, 12), (2, 4, 4))
     factors = [2, 3] if dim == 2 else [1, 2, 3]
     args = case(Variant(dim, "bilinear", "zeros", "antialias", align_corners), 2, size_in, size)
@@ -328,7 +328,7 @@ def test_slopes_too_small_to_divide_by(device, value, entry):
 
 
 def test_a_far_reflection_counts_each_pixel_once(device):
-    """Where one mirror image cannot be told from the next."""
+    """Numbers so large do not tell one mirror image from the next."""
     theta = torch.tensor([[[0.5, 0, 2 * 2.0**24 * 1.01], [0, 0.5, 0]]], device=device)
     grad = torch.ones(1, 1, 1, 72, device=device)
     image = torch.zeros(1, 1, 1, 2, device=device)
@@ -393,7 +393,7 @@ def test_the_index_may_have_any_strides(device):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.int64], ids=str)
 def test_an_index_out_of_range_reads_and_writes_nothing_of_others(device, dtype):
-    """As on a GPU, where nobody can look first: its output is NaN, 0 for integers, its gradients zero."""
+    """On a GPU no call can check first: the output is NaN, or 0 for integers, and gradients are zero."""
     args = case(Variant(2, "bilinear", "zeros", "index", False)).to(device, torch.float32)
     good = torch.tensor([2, 0, 2], device=device)
     for bad in (-1, 3, 2**40):
@@ -420,7 +420,7 @@ def test_an_index_out_of_range_reads_and_writes_nothing_of_others(device, dtype)
 @pytest.mark.parametrize("dtype", LABEL_DTYPES, ids=str)
 @pytest.mark.sample(8)
 def test_labels_are_copied(device, dtype, kind):
-    """Of 2 and of 16 channels, and where nothing is finite; against plain PyTorch, which looks pixels up."""
+    """Images have 2 or 16 channels, and one map is NaN. Plain PyTorch looks pixels up by their index."""
     for padding_mode, channels in zip(PADDING_MODES, (16, 2, 2, 2, 16), strict=True):
         args = case(Variant(2, "nearest", padding_mode, kind, False), channels).to("cpu", torch.float32)
         labels = torch.randint(-(2**62), 2**62, args.input.shape).to(dtype)
