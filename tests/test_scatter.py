@@ -52,7 +52,7 @@ def arguments(name, device):
 
 
 def gradients(args, options=None, tangents=None, exact=True, blocks=None):
-    """Return the gradient of the image, by additions in memory; that of theta is computed too unless in fp32."""
+    """Return the gradient of the image, by additions in memory; theta has one too unless in fp32."""
     options = Options() if options is None else options
     was = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(exact)
@@ -75,7 +75,7 @@ def gradients(args, options=None, tangents=None, exact=True, blocks=None):
 
 
 def is_same(first, other):
-    """Compare bits: NaN differs from itself, and -0 does not differ from 0."""
+    """Compare bits, because as numbers NaN differs from itself and -0 equals 0."""
     number = {2: torch.int16, 4: torch.int32, 8: torch.int64}[first.itemsize]
     return torch.equal(first.view(number), other.view(number))
 
@@ -117,7 +117,7 @@ def small(kind, dim=2, grad=None):
 
 
 def shares(args, options):
-    """Return the addition of each output pixel, (P, *input.shape[1:]) in fp64: under zeros its taps differ."""
+    """Return what each output pixel adds, (P, *input.shape[1:]) in fp64; under zeros its taps differ."""
     pixels = args.grad[0, 0].numel()
     alone = torch.diag(args.grad.flatten()).view(pixels, 1, *args.grad.shape[2:])
     many = args._replace(
