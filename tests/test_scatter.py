@@ -129,7 +129,6 @@ def shares(args, options):
 
 
 @pytest.mark.parametrize(("kind", "dim"), [("plain", 2), ("projective", 2), ("plain", 3)])
-@pytest.mark.sample(1)
 def test_sums_are_exact_and_rounded_once(device, kind, dim):
     args = small(kind, dim)
     expected = shares(args.to(device, torch.float32), Options()).sum(0)
