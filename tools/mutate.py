@@ -133,7 +133,8 @@ class Suite:
         lines = set(range(mutant.line, mutant.end_line + 1))
         turns = defaultdict(list)
         for name, fact in sorted(self.facts.items(), key=lambda pair: pair[1]["seconds"]):
-            if not mutant.function or lines & set(fact["lines"].get(mutant.file, ())):
+            reached = set(fact["lines"].get(mutant.file, ()))
+            if reached and (not mutant.function or lines & reached):
                 turns[name.split("[")[0]].append(name)
         order = [name for turn in itertools.zip_longest(*turns.values()) for name in turn if name]
         kills = lambda name: self.kills[mutant.file, mutant.function, name]  # noqa: E731
