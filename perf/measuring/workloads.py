@@ -35,8 +35,8 @@ class Workload:
     """The share of the picture, along each axis, that the identity shows."""
     options: Mapping[str, str | int] = field(default_factory=dict)
     """mode and padding_mode; antialias as the samples per pixel and axis that the identity needs."""
-    sweep: str = ""
-    """The dimension that grows in a row of workloads, which have few maps and passes."""
+    sweep: bool = False
+    """Whether it is one of a row of workloads that differ in one number, which have few maps and passes."""
 
     @property
     def layout(self) -> str:
@@ -55,7 +55,8 @@ _PHOTOS, _LARGE, _HALF = (64, 3, 224, 224), (64, 3, 448, 448), (224, 224)
 _F64, _F256, _F512 = (32, 64, 56, 56), (32, 256, 56, 56), (32, 512, 28, 28)
 _CROPS = "1,000 regions of interest of one feature map; the eager pair expands it"
 _BORDER = "augmentation with border padding; under the identity a third of the output lies outside"
-_FINE = "shrinking without aliasing; PyTorch samples more finely and averages"
+_FINE = "shrinking without aliasing (no random maps); PyTorch samples more finely and averages"
+_SWEEP = {"who": "a sweep: random maps alone, forward with and without backward", "sweep": True}
 _ALL = (
     Workload("digits-28", "a transformer in front of a classifier of handwritten digits", (256, 1, 28, 28)),
     Workload("images-224", "augmentation of a batch of photographs", _PHOTOS),
@@ -78,9 +79,9 @@ _ALL = (
     Workload("border-224", _BORDER, _PHOTOS, scale=1.2247, options={"padding_mode": "border"}),
     Workload("antialias-2", _FINE, _LARGE, size=_HALF, options={"antialias": 2}),
     Workload("antialias-4", _FINE, _LARGE, size=(112, 112), options={"antialias": 4}),
-    *(Workload(f"size-{n}", "", (8, 8, n, n), sweep="size") for n in (16, 64, 256, 1024)),
-    *(Workload(f"batch-{n}", "", (n, 3, 128, 128), sweep="batch") for n in (1, 4, 16, 64, 256)),
-    *(Workload(f"channels-{n}", "", (16, n, 64, 64), sweep="channels") for n in (1, 4, 16, 64, 256)),
+    *(Workload(f"size-{n}", shape=(8, 8, n, n), **_SWEEP) for n in (16, 64, 256, 1024)),
+    *(Workload(f"batch-{n}", shape=(n, 3, 128, 128), **_SWEEP) for n in (1, 4, 16, 64, 256)),
+    *(Workload(f"channels-{n}", shape=(16, n, 64, 64), **_SWEEP) for n in (1, 4, 16, 64, 256)),
 )
 WORKLOADS = {workload.name: workload for workload in _ALL}
 SWEEP_MAPS, SWEEP_PASSES = (maps.RANDOM,), ("forward", "forward+backward")
