@@ -15,9 +15,7 @@ from stn_triton.terminal import Parser, add_command, add_device, add_json, run
 
 DESCRIPTION = "Measure stn_triton's operator on the device at hand: a GPU if there is one, else the CPU."
 EPILOG = """\
-examples:
-  python -m perf bench --quick        a first look, in under a minute
-  python -m perf COMMAND --help       the arguments of a command, with examples
+`python -m perf COMMAND --help` has examples. Begin with `python -m perf bench --quick`.
 
 exit codes, of every command:
   0    done
@@ -25,7 +23,7 @@ exit codes, of every command:
   2    a wrong argument, or no command
   130  interrupted with Ctrl-C
 """
-RESULTS = Path("perf-results")
+RESULTS = {"type": Path, "default": Path("perf-results")}
 PATH = {"type": Path, "metavar": "FILE"}
 FLAG = {"action": "store_true"}
 NAMES = {"nargs": "+", "metavar": "NAME"}
@@ -43,16 +41,14 @@ def build_parser() -> Parser:
 
 
 def _add_out(parser: Parser) -> None:
-    help = "where the results go (default: %(default)s)"
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help=help)
+    parser.add_argument("--out", **RESULTS, metavar="DIR", help="where the results go (default: %(default)s)")
 
 
 def _bench(parser: Parser) -> None:
     """Time the operator and its rivals; draw charts and a page of the results.
 
-    Each result is first checked against PyTorch's eager pair (F.affine_grid, then F.grid_sample) in fp64; one
-    that is wrong gets no time. Writes speed.csv, charts, report.html and photograph.png over those of an
-    earlier run.
+    Each result is first checked against PyTorch's eager pair (F.affine_grid, then F.grid_sample) in fp64.
+    Writes speed.csv, charts, report.html and photograph.png over those of an earlier run.
 
     Examples:
       python -m perf bench --workloads images-224 --maps zoom-2
@@ -70,8 +66,8 @@ def _bench(parser: Parser) -> None:
 def _tune(parser: Parser) -> None:
     """Find the fastest block sizes for this GPU and write the table that the library uses.
 
-    A bucket is a kind of launch: kernel, variant, layout, dtype, channels, pixels, planes. Timings are kept
-    in DIR/tuning.csv: run an interrupted command again to go on. --quick writes a table that nothing reads.
+    Timings are kept in DIR/tuning.csv: run an interrupted command again to go on. A bucket is a kind of
+    launch: kernel, variant, layout, dtype, channels, pixels, planes.
 
     Examples:
       python -m perf tune --workloads crops-7    the buckets of one workload
@@ -81,7 +77,7 @@ def _tune(parser: Parser) -> None:
     parser.add_argument("--workloads", **NAMES, help="which workloads (default: all)")
     parser.add_argument("--only", metavar="PATTERN", help="only buckets with such names, as '*/c64/*'")
     parser.add_argument("--fresh", **FLAG, help="begin again; the CSV of the earlier run is set aside")
-    parser.add_argument("--quick", **FLAG, help="few configurations of few buckets: a try")
+    parser.add_argument("--quick", **FLAG, help="a try of few configurations; nothing reads its table")
     parser.add_argument("--table", **PATH, help="the table to write (default: the library's, for this GPU)")
     _add_out(parser)
     add_json(parser)
@@ -90,9 +86,8 @@ def _tune(parser: Parser) -> None:
 def _static(parser: Parser) -> None:
     """Compile every kernel without a GPU: registers, spills, occupancy, instructions.
 
-    `perf/results/instructions.json` records the instructions that a thread executes per element, for each
-    version of Triton. --check exits with 1 if a recorded kernel spills, compiles for over 3 s, or executes
-    over 5 % more of them than recorded.
+    `perf/results/instructions.json` is the record of instructions per element, for each version of Triton.
+    --check exits with 1 if a kernel spills, compiles for over 3 s, or executes over 5 % more than recorded.
 
     Examples:
       python -m perf static --workloads features-64 --arch sm_90
@@ -120,9 +115,9 @@ def _overhead(parser: Parser) -> None:
       python -m perf overhead --first-calls digits-28 --json
     """
     add_device(parser)
-    first = "seconds of a new process's first training step (default: the workloads of a quick bench)"
+    first = "instead seconds of a new process's first training step (default: the workloads of a quick bench)"
     parser.add_argument("--first-calls", nargs="*", metavar="WORKLOAD", help=first)
-    parser.add_argument("--out", **PATH, help="where to write the table of first calls, as a CSV")
+    parser.add_argument("--out", **PATH, help="also write the first calls as a CSV")
     add_json(parser)
 
 
@@ -162,8 +157,7 @@ def _plot(parser: Parser) -> None:
     Examples:
       python -m perf plot perf/results/cpu-epyc-2-threads.csv --out charts
     """
-    help = "a CSV, or a directory of them (default: %(default)s)"
-    parser.add_argument("results", type=Path, nargs="?", default=RESULTS, help=help)
+    parser.add_argument("results", nargs="?", **RESULTS, help="a CSV, or a directory (default: %(default)s)")
     _add_out(parser)
 
 
@@ -179,10 +173,9 @@ def _report(parser: Parser) -> None:
 def _compare(parser: Parser) -> None:
     """Compare two result files: what became faster or slower, beyond the noise.
 
-    A row is slower or faster if its 20 to 80 % intervals do not overlap and the medians differ by more than
-    the threshold, after a drift of the machine, seen in the eager pair, is taken out. With fewer than 10
-    samples, or where the pair changed by over 1.5x, the verdict is unclear. Exits with 1 if a row of the
-    operator became slower or wrong.
+    A row changed if its 20 to 80 % intervals do not overlap and the medians differ by more than the
+    threshold, after a change of the eager pair is taken out. If the pair changed by over 1.5x, or there are
+    fewer than 10 samples, it is unclear. Exits with 1 if a row of the operator became slower or wrong.
 
     Examples:
       python -m perf compare before/speed.csv after/speed.csv
@@ -190,17 +183,16 @@ def _compare(parser: Parser) -> None:
     """
     for name in ("before", "after"):
         parser.add_argument(name, type=Path, help="a CSV, or the directory of one")
-    share = "relative difference that counts (default: %(default)s)"
-    parser.add_argument("--threshold", type=float, default=0.05, metavar="SHARE", help=share)
+    help = "relative difference that counts (default: %(default)s)"
+    parser.add_argument("--threshold", type=float, default=0.05, metavar="SHARE", help=help)
     add_json(parser)
 
 
 def _evidence(parser: Parser) -> None:
     """Measure all that a GPU can show in eight minutes: is it right, how fast is it.
 
-    Results are written as they come: a crash, a hang or the end of the time costs only later ones. Run it in
-    the directory of a checkout; it needs no network. Exits with 1 if something is wrong or a step broke.
-    Writes evidence.json, its log, summary.txt, a picture, and the files of `bench` and `tune`.
+    Writes results as they come: evidence.json, its log, summary.txt, a picture, and files of `bench` and
+    `tune`. Run it in the directory of a checkout. Exits with 1 if something is wrong or a step broke.
 
     Examples:
       python -m perf evidence --only check backward
@@ -208,8 +200,7 @@ def _evidence(parser: Parser) -> None:
     """
     out = "an empty or a new directory (default: perf-results/evidence-DATE, or rehearsal-DATE)"
     parser.add_argument("--out", type=Path, metavar="DIR", help=out)
-    minutes = "the time for all of it (default: %(default)g)"
-    parser.add_argument("--minutes", type=float, default=8.0, metavar="M", help=minutes)
+    parser.add_argument("--minutes", type=float, default=8.0, metavar="M", help="for all of it (default: 8)")
     parser.add_argument("--only", **NAMES, help="these steps alone; --plan names them")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--plan", **FLAG, help="print the steps and their seconds, and stop")

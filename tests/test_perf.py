@@ -4,10 +4,10 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ pytest.importorskip("matplotlib")
 
 from perf import bench, overhead, setting  # noqa: E402
 from perf.__main__ import main  # noqa: E402
+from perf.files import FACTS  # noqa: E402
 from perf.kernels import stub_driver  # noqa: E402
 from perf.measuring import passes, photograph, providers, results, stopwatch, suite, summary, workloads  # noqa: E402
 from perf.measuring.maps import MAPS  # noqa: E402
@@ -30,13 +31,7 @@ QUICK_RUN = {"digits-28": list(passes.PASSES), "size-16": ["forward", "forward+b
 RIVALS = ["operator", "eager", "eager-corners", "eager-broadcast"]
 DIGITS = ["bench", "--device", "cpu", "--quick", "--workloads", "digits-28", "--maps", "random"]
 ONE_PASS = [*DIGITS, "--passes", "forward", "--providers", "operator"]
-FACTS = ["device", "device_type", "driver", "toolkit", "cpu", "threads", "platform", "python", "torch"]
-COLUMNS = [
-    *("workload", "shape", "size", "dtype", "layout", "map", "pass", "provider", "status", "reason"),
-    *("q20_ms", "median_ms", "q80_ms", "samples", "graph_ms", "speedup", "peak_mib", "model_mib"),
-    *("gb_per_s", "roofline", "checked", "error", "tolerance", "quick", "copy_gb_per_s"),
-    *(*FACTS, "triton", "stn_triton", "commit", "date"),
-]
+COLUMNS = [*results.MEASURED, "quick", "copy_gb_per_s", *FACTS]
 
 
 @pytest.fixture
@@ -141,10 +136,7 @@ def test_a_wrong_provider_fails_without_a_time(with_sampler, measure, capsys, dr
 def test_a_provider_that_raises_is_reported_with_its_reason(
     with_sampler, measure, capsys, name, error, status, code
 ):
-    def broken(input, theta, size):
-        raise error(f"no such\ncompiler in {Path.home()}/bin")
-
-    with_sampler(broken, name)
+    with_sampler(mock.Mock(side_effect=error(f"no such\ncompiler in {Path.home()}/bin")), name)
     found, table = measure(*DIGITS, "--passes", "forward", "--providers", name)
     assert found == code
     assert set(table.loc[table["provider"] == name, "status"]) == {status}
@@ -155,10 +147,7 @@ def test_a_provider_that_raises_is_reported_with_its_reason(
 
 
 def test_a_lost_gpu_ends_the_run_with_the_rows_so_far(with_sampler, measure, monkeypatch):
-    def broken(*_):
-        raise RuntimeError("illegal memory access")
-
-    with_sampler(broken, "eager-corners")
+    with_sampler(mock.Mock(side_effect=RuntimeError("illegal memory access")), "eager-corners")
     monkeypatch.setattr(stopwatch, "is_alive", lambda device: False)
     code, table = measure(*DIGITS, "--providers", "eager-corners", "eager-broadcast")
     assert code == 1
@@ -168,14 +157,9 @@ def test_a_lost_gpu_ends_the_run_with_the_rows_so_far(with_sampler, measure, mon
 
 @pytest.mark.parametrize("broken", ["charts", "page", "photograph"])
 def test_the_rows_stay_if_something_cannot_be_drawn(monkeypatch, tmp_path, broken):
-    def draw(name):
-        if name == broken:
-            raise OSError("no font")
-        return ["a file"]
-
     for name, module in (("charts", "plot"), ("page", "report"), ("photograph", "photograph")):
-        fake = lambda *_, name=name: draw(name)  # noqa: E731
-        monkeypatch.setattr(bench, module, SimpleNamespace(draw=fake, write=fake))
+        draw = mock.Mock(return_value=["a file"], side_effect=OSError("no font") if name == broken else None)
+        monkeypatch.setattr(bench, module, SimpleNamespace(draw=draw, write=draw))
     lines, is_drawn = bench.draw(pd.DataFrame(), CPU, tmp_path)
     assert not is_drawn
     assert len(lines) == 3
@@ -204,15 +188,8 @@ def test_bytes_have_no_gradients_and_rows_that_say_so(monkeypatch, measure):
 
 
 def test_an_interrupt_keeps_the_rows_so_far(monkeypatch, measure, capsys, drawn):
-    calls = []
-
-    def sample(*arguments):
-        calls.append(None)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return stopwatch_sample(*arguments)
-
-    stopwatch_sample = stopwatch.sample
+    samples = {"operator": [1.0], "eager": [2.0]}
+    sample = mock.Mock(side_effect=[samples, samples, KeyboardInterrupt])
     monkeypatch.setattr(stopwatch, "sample", sample)
     code, table = measure(*DIGITS, "--providers", "operator")
     assert code == 130
@@ -236,11 +213,10 @@ def test_json_is_all_that_standard_output_has(measure, capsys, tmp_path):
 
 
 def test_files_are_written_though_nobody_reads_the_output(monkeypatch, tmp_path, drawn):
-    def closed(text):
-        raise BrokenPipeError
-
-    fileno = os.open(os.devnull, os.O_WRONLY)
-    stub = SimpleNamespace(write=closed, flush=lambda: None, fileno=lambda: fileno)
+    with open(os.devnull, "w") as null:
+        stub = mock.Mock(
+            **{"write.side_effect": BrokenPipeError, "fileno.return_value": os.dup(null.fileno())}
+        )
     monkeypatch.setattr(sys, "stdout", stub)
     assert main([*ONE_PASS, "--out", str(tmp_path)]) == 1
     assert drawn == [2]
@@ -264,27 +240,21 @@ def test_on_a_gpu_rows_have_memory_and_replays(monkeypatch):
     """The GPU's branch of a case, on a CPU that plays one."""
     graphs = []
 
-    class Event(SimpleNamespace):
-        def record(self):
-            self.time = time.perf_counter()
-
-        def elapsed_time(self, end):
-            return (end.time - self.time) * 1e3
-
     def captured(runs):
         graphs.append(len(runs))
         if len(graphs) == 3:
             raise RuntimeError("cudaErrorStreamCaptureUnsupported")
         return SimpleNamespace(replay=lambda: [run() for run in runs])
 
-    make = workloads.make
+    make, sample = workloads.make, stopwatch.sample
     monkeypatch.setattr(workloads, "make", lambda workload, device, map_name: make(workload, CPU, map_name))
+    on_gpu = lambda functions, effort: sample(functions, CPU, effort) if functions else {}  # noqa: E731
+    monkeypatch.setattr(stopwatch, "_sample_gpu", on_gpu)
     monkeypatch.setattr(stopwatch, "cache_bytes", lambda device: 2**13)
     monkeypatch.setattr(stopwatch, "peak_bytes", lambda run: 3 * 2**20)
     monkeypatch.setattr(stopwatch, "_captured", captured)
     monkeypatch.setattr(stopwatch, "_failed_captures", [])
     monkeypatch.setattr(suite, "_GRAPH_MS", 1e4)
-    monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
     small = replace(workloads.WORKLOADS["digits-28"], shape=(2, 1, 28, 28))
     names = ["forward", "backward", "forward+backward"]
@@ -404,18 +374,14 @@ class TestOverhead:
         printed = capsys.readouterr().out.splitlines()
         assert "inference 20.00 10.00 2.00" in [" ".join(line.split()) for line in printed]
 
-    def test_what_it_needs_is_named(self, capsys, monkeypatch):
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
+    @pytest.mark.parametrize(
+        ("interprets", "named"), [("1", "TRITON_INTERPRET is set"), ("0", "C compiler here: cc is missing")]
+    )
+    def test_what_it_needs_is_named(self, capsys, monkeypatch, interprets, named):
+        monkeypatch.setenv("TRITON_INTERPRET", interprets)
+        monkeypatch.setattr(stub_driver, "install", mock.Mock(side_effect=OSError("cc is missing")))
         assert exits_with_2("overhead", "--device", "cpu")
-        assert "TRITON_INTERPRET is set" in capsys.readouterr().err
-
-        def no_compiler():
-            raise OSError("cc is missing")
-
-        monkeypatch.setenv("TRITON_INTERPRET", "0")
-        monkeypatch.setattr(stub_driver, "install", no_compiler)
-        assert exits_with_2("overhead", "--device", "cpu")
-        assert "needs a C compiler here: cc is missing" in capsys.readouterr().err
+        assert named in capsys.readouterr().err
 
     @pytest.mark.full
     def test_json_is_all_that_is_printed(self):

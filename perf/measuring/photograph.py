@@ -20,8 +20,7 @@ def warp(photo: np.ndarray, device: torch.device) -> list[np.ndarray]:
     image = torch.from_numpy(photo / np.float32(255)).permute(2, 0, 1)[None].contiguous().to(device)
     height, width = image.shape[2:]
     # A rotation by 25 degrees at 1.3 times the scale. The ratio of the axes keeps it free of shear.
-    cos, sin = 1.178, 0.549
-    rows = [[cos, -sin * height / width, 0.1], [sin * width / height, cos, -0.05]]
+    rows = [[1.178, -0.549 * height / width, 0.1], [0.549 * width / height, 1.178, -0.05]]
     theta = torch.tensor([rows], device=device)
     outputs = [sampler(image, theta, (height, width)) for sampler in (operator, eager_pair)]
     return [output[0].permute(1, 2, 0).cpu().numpy() for output in outputs]

@@ -59,10 +59,8 @@ def quantiles(samples: list[float]) -> tuple[float, float, float]:
 
 def sample(functions: Mapping[str, Runs], device: torch.device, effort: Effort) -> Samples:
     """Milliseconds of each call of each function, the first run of which must have been called."""
-    return _sample_cpu(functions, effort) if device.type == "cpu" else _sample_gpu(functions, effort)
-
-
-def _sample_cpu(functions: Mapping[str, Runs], effort: Effort) -> Samples:
+    if device.type != "cpu":
+        return _sample_gpu(functions, effort)
     samples: Samples = {name: [] for name in functions}
     order, shuffled = list(functions), random.Random(0)
     turns = {name: itertools.cycle(runs) for name, runs in functions.items()}
