@@ -202,6 +202,7 @@ def _evidence(parser: Parser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help=out)
     parser.add_argument("--minutes", type=float, default=8.0, metavar="M", help="for all of it (default: 8)")
     parser.add_argument("--only", **NAMES, help="these steps alone; --plan names them")
+    add_json(parser)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--plan", **FLAG, help="print the steps and their seconds, and stop")
     form.add_argument("--rehearse", **FLAG, help="play it on a CPU: interpreted kernels, tiny workloads")
