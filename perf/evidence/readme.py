@@ -12,8 +12,7 @@ import sys
 import pandas as pd
 
 from perf import files, setting
-from perf.evidence import picture
-from perf.evidence.outcome import means
+from perf.evidence.outcome import draw, means
 from perf.evidence.runner import ROOT
 
 MEASURED = ROOT / "perf" / "results" / "nvidia-h200.csv"
@@ -28,10 +27,10 @@ def main() -> None:
     """Take over the file named on the command line, then replace the table and the picture."""
     if len(sys.argv) > 1:
         shutil.copyfile(sys.argv[1], MEASURED)
-    table = files.read_speed(MEASURED)
-    picture.draw(table, MEASURED.with_suffix(".png"))
+    run = files.runs(files.read_speed(MEASURED))[-1]
+    draw(run, MEASURED.with_suffix(".png"))
     text = README.read_text()
-    README.write_text(text.replace(committed(text), markdown(table)))
+    README.write_text(text.replace(committed(text), markdown(run)))
 
 
 def committed(text: str) -> str:
@@ -44,9 +43,8 @@ def committed(text: str) -> str:
     return found[0]
 
 
-def markdown(table: pd.DataFrame) -> str:
+def markdown(run: files.Run) -> str:
     """The README's table: a row per workload, its passes side by side; then the machine that measured it."""
-    run = files.runs(table)[-1]
     found = means(run.rows)
     found = found.reindex(pd.MultiIndex.from_product([found.index.unique("workload"), _PASSES]))
     heads = [head for name in _PASSES for head in (f"{name}, ms", *list(_FORMS)[1:])]

@@ -17,10 +17,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
-from perf.evidence.agenda import Step
-from perf.evidence.stage import Record
+from perf.evidence.stage import Record, Step
 
 ROOT = Path(__file__).resolve().parents[2]
 DONE, ENDED, NOT_REACHED = "done", "its time ended", "not reached"
@@ -35,8 +34,6 @@ class Runner:
         self._steps, self._out, self._rehearse, self._say = steps, out, rehearse, say
         self._start = time.monotonic()
         self._end = self._start + seconds - min(10.0, seconds / 10)  # time for the summary and the picture
-        self._written = 0.0
-        self._item: str | None = None  # it has begun and is not done
         self.results: Record = {"seconds": seconds, "rehearsal": rehearse, "machine": {}, "steps": {}}
         for step in steps:
             left = list(step.rehearsed if rehearse else step.items)
@@ -83,60 +80,58 @@ class Runner:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TRITON_INTERPRET": str(int(self._rehearse))}
         environment["STN_TRITON_AUTOTUNE"] = "0"  # block sizes are searched by the step of that name alone
         print(f"\n== {step.name}: {', '.join(found['left'])}", file=log, flush=True)
-        pipes = {"stdout": subprocess.PIPE, "stderr": log, "text": True}
         process = subprocess.Popen(
             [sys.executable, "-m", "perf.evidence", json.dumps(task)],
             start_new_session=True,  # so that the processes that it starts can be killed with it
             cwd=ROOT,
             env=environment,
-            **pipes,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
         )
         timer = threading.Timer(seconds, _kill, [process])
         timer.start()
+        item = None  # the item that has begun and is not done
         try:
             for line in process.stdout:
-                self._take(found, line)
+                with contextlib.suppress(json.JSONDecodeError):  # the process was killed as it wrote
+                    item = self._take(found, json.loads(line), item)
             code = process.wait()
         finally:
             timer.cancel()
             _kill(process)
-            item, self._item = self._item, None
         if code == 0:
             return False
+        if item:
+            found["left"].remove(item)
         if time.monotonic() >= end:
             found["left"] += [item] if item else []  # the last, because it may hang
             return False
         reason = f"exit code {code}" if code > 0 else signal.Signals(-code).name
-        found["crashes"].append(f"{item or found['left'][0]}: crashed ({reason})")
+        found["crashes"].append(f"{item or 'no item'}: crashed ({reason})")
         return item is not None
 
-    def _take(self, found: Record, line: str) -> None:
-        """Keep the content of a line of a process."""
-        try:
-            message: dict[str, Any] = json.loads(line)
-        except ValueError:  # the process was killed as it wrote
-            return
+    def _take(self, found: Record, message: Record, item: str | None) -> str | None:
+        """Keep a message of a step's process; returns the item that it works on after it."""
         if "begun" in message:
-            self._item = message["begun"]
-            found["left"].remove(self._item)
-        elif "done" in message:
-            self._item = None
-        else:
-            self.results["machine"] |= message.pop("facts", {})
-            # An item that was cut is done again, and finds the same results again.
-            key = [message["item"], message["what"], message["ok"]]
-            others = [one for one in found["records"] if [one["item"], one["what"], one["ok"]] != key]
-            found["records"] = [*others, message]
-        if time.monotonic() > self._written + 1:
-            self._write()
+            return message["begun"]
+        if "done" in message:
+            found["left"].remove(item)
+            return None
+        self.results["machine"] |= message.pop("facts", {})
+        # An item that was cut is done again, and finds the same results again.
+        key = [message["item"], message["what"], message["ok"]]
+        others = [one for one in found["records"] if [one["item"], one["what"], one["ok"]] != key]
+        found["records"] = [*others, message]
+        self._write()
+        return item
 
     def _write(self) -> None:
         """Replace the file as a whole, so that it can be read at any time."""
-        self._written = time.monotonic()
-        self.results["seconds_used"] = round(self._written - self._start, 1)
-        path = self._out / "evidence.json"
-        path.with_suffix(".new").write_text(json.dumps(self.results, indent=1))
-        path.with_suffix(".new").replace(path)
+        self.results["seconds_used"] = round(time.monotonic() - self._start, 1)
+        new = self._out / "evidence.json.new"
+        new.write_text(json.dumps(self.results, indent=1))
+        new.replace(self._out / "evidence.json")
 
 
 def _kill(process: subprocess.Popen) -> None:
