@@ -1,4 +1,4 @@
-"""What the steps do, item by item: run the project's commands side by side, and time the operator.
+"""The work of each step: run the project's commands side by side, and time the operator.
 
 Rows of times are those of `bench`, and go into the same kind of file, ``speed.csv``.
 """
