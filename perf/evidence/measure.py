@@ -102,14 +102,42 @@ def block_sizes(item: str, stage: Stage) -> Iterator[Record]:
 
 
 def speed(item: str, stage: Stage) -> Iterator[Record]:
-    """The operator and PyTorch's ways, under the maps that a CPU run has too."""
-    rivals = providers.choose(("eager-corners", "eager-broadcast"))
-    yield from _rows(item, stage, ("identity", maps.RANDOM), rivals)
+    """Time the operator beside PyTorch's ways; for ``BACKWARDS`` beside a fused scatter and the eager pair.
 
-
-def backward(item: str, stage: Stage) -> Iterator[Record]:
-    """The operator, a fused scatter and the eager pair, forward and with both gradients."""
-    yield from _rows(item, stage, ("identity", "rotate-30", "zoom-2"), [*providers.choose(()), SCATTER])
+    Rows are added to the CSV as they come.
+    """
+    if item in BACKWARDS:
+        workload, map_names = BACKWARDS[item], ["identity", "rotate-30", "zoom-2"]
+        which = [*providers.choose(()), SCATTER]
+    else:
+        workload, map_names = WORKLOADS[item], ["identity", maps.RANDOM]
+        which = providers.choose(("eager-corners", "eager-broadcast"))
+    map_names = [name for name in map_names if not workload.why_not(name)]
+    slack = 8.0 if stage.rehearse else 1.0  # the largest error of a tiny batch is a matter of luck
+    plan = suite.Plan(
+        stage.device,
+        [stage.sized(workload)],
+        map_names[-1:] if stage.rehearse else map_names,
+        ("forward", "forward+backward"),
+        [replace(provider, slack=slack * provider.slack) for provider in which],
+        quick=stage.rehearse,
+        copy_gb_per_s=stage.facts.get("copy_gb_per_s", float("nan")),
+        own_effort=_REHEARSAL if stage.rehearse else stopwatch.FULL,
+        replays_below_ms=2.0,  # a training step keeps the host busy for 0.4 ms
+    )
+    facts = {"quick": stage.rehearse, **{k: v for k, v in stage.facts.items() if k != "workers"}}
+    kernels = engine.INTERPRETER if stage.rehearse else engine.KERNELS
+    runs = engine.running(engine.Engine(stage.device, kernels, torch.get_num_threads()))
+    with runs, tqdm(disable=True) as progress:
+        for rows in suite.run(plan, progress):
+            results.append(results.frame(rows, facts), stage.out / "speed.csv")
+            for row in rows:
+                yield {
+                    "ok": row["status"] != FAILED or row["provider"] != OPERATOR,
+                    "what": " ".join(row[key] for key in ("workload", "map", "pass", "provider")),
+                    "ms": row.get("median_ms"),
+                    "problem": row.get("reason", ""),
+                }
 
 
 def host(item: str, stage: Stage) -> Iterator[Record]:
@@ -153,36 +181,3 @@ def _record(what: str, done: Done, problems: Sequence[str] = (), **content: obje
         print(done.stdout)  # to the log
         problem = "; ".join(problems) or f"exit code {done.returncode}, see evidence.log"
     return {"what": what, "ok": done.returncode == 0, "problem": problem, **content}
-
-
-def _rows(
-    item: str, stage: Stage, map_names: Sequence[str], which: Sequence[providers.Provider]
-) -> Iterator[Record]:
-    """Measure, add the rows to the CSV as they come, and yield each."""
-    workload = BACKWARDS.get(item) or WORKLOADS[item]
-    map_names = [name for name in map_names if not workload.why_not(name)]
-    slack = 8.0 if stage.rehearse else 1.0  # the largest error of a tiny batch is a matter of luck
-    plan = suite.Plan(
-        stage.device,
-        [stage.sized(workload)],
-        map_names[-1:] if stage.rehearse else map_names,
-        ("forward", "forward+backward"),
-        [replace(provider, slack=slack * provider.slack) for provider in which],
-        quick=stage.rehearse,
-        copy_gb_per_s=stage.facts.get("copy_gb_per_s", float("nan")),
-        own_effort=_REHEARSAL if stage.rehearse else stopwatch.FULL,
-        replays_below_ms=2.0,  # a training step keeps the host busy for 0.4 ms
-    )
-    facts = {"quick": stage.rehearse, **{k: v for k, v in stage.facts.items() if k != "workers"}}
-    kernels = engine.INTERPRETER if stage.rehearse else engine.KERNELS
-    runs = engine.running(engine.Engine(stage.device, kernels, torch.get_num_threads()))
-    with runs, tqdm(disable=True) as progress:
-        for rows in suite.run(plan, progress):
-            results.append(results.frame(rows, facts), stage.out / "speed.csv")
-            for row in rows:
-                yield {
-                    "ok": row["status"] != FAILED or row["provider"] != OPERATOR,
-                    "what": " ".join(row[key] for key in ("workload", "map", "pass", "provider")),
-                    "ms": row.get("median_ms"),
-                    "problem": row.get("reason", ""),
-                }

@@ -19,71 +19,20 @@ from stn_triton import tables
 
 SCATTER, BACKWARD = "scatter", "backward-"
 """The provider that scatters, and the beginning of the names of the workloads that compare it."""
-RIVALS = {
+_RIVALS = {
     "calls": (EAGER, "median_ms"),
     "graphs": (EAGER, "graph_ms"),
     "corners": ("eager-corners", "median_ms"),
-    "broadcast": ("eager-broadcast", "median_ms"),
 }
 """Columns of ratios: the rival, and which of its times is divided by the operator's."""
-_FORMS = {
-    "ms": "{:.4f}".format,
-    **dict.fromkeys((*RIVALS, SCATTER, EAGER), "{:.2f}x".format),
-    **dict.fromkeys(("roofline", "memory"), "{:.0%}".format),
-}
 _LEGEND = """\
 ms: a call of the operator. calls: 2.00x is twice as fast as the pair, F.affine_grid, then F.grid_sample;
-graphs: in CUDA graphs; corners: the pair with align_corners; broadcast: with a broadcast grid. roofline:
-share of the copy bandwidth. memory: peak, share of the pair's. All are geometric means over the maps."""
+graphs: in CUDA graphs; corners: the pair with align_corners. All are geometric means over the maps."""
 _GATHER_LEGEND = """\
 ms: a backward of the operator, which gathers. scatter, eager: the time of a fused scatter, and of the pair,
 over it; above 1 the operator is faster. Times of CUDA graphs, without the host's, where calls are short."""
+_PASSES = ["forward", "forward+backward"]
 _MOST_LINES = 8
-
-
-def ratios(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row per workload, map and pass: the operator's ``ms``, ``roofline`` and ``memory``, and ``RIVALS``.
-
-    Each rival's time is divided by the operator's, so that above 1 the operator is faster. ``memory`` is the
-    operator's peak over the eager pair's. Rows that compare gather and scatter are left out.
-    """
-    rows = rows[timed(rows) & ~rows["workload"].str.startswith(BACKWARD)]
-    rivals = {name: value_of(rows, *rival) / rows[rival[1]] for name, rival in RIVALS.items()}
-    memory = rows["peak_mib"] / value_of(rows, EAGER, "peak_mib")
-    rows = rows.assign(ms=rows["median_ms"], **rivals, memory=memory)
-    return rows[rows["provider"] == OPERATOR].set_index(CELL)[["ms", *RIVALS, "roofline", "memory"]]
-
-
-def means(rows: pd.DataFrame) -> pd.DataFrame:
-    """The geometric means of :func:`ratios` over the maps: a row per workload and pass."""
-    return ratios(rows).groupby(level=["workload", "pass"], sort=False).agg(geometric_mean)
-
-
-def backwards(rows: pd.DataFrame) -> pd.DataFrame:
-    """Backwards with both gradients: a row per workload and map, the operator's ``ms``, and ratios to it.
-
-    They are forward and backward less the forward. Times of CUDA graphs, which are free of the host's time,
-    are taken if the operator has them; a rival without them is so slow that the host's time does not count.
-    """
-    rows = rows[timed(rows) & rows["workload"].str.startswith(BACKWARD)]
-    order = pd.MultiIndex.from_frame(rows[["workload", "map"]].drop_duplicates())
-    wide = rows.pivot(index=order.names, columns=["pass", "provider"], values=["graph_ms", "median_ms"])
-    names, passes = [OPERATOR, SCATTER, EAGER], ["forward", "forward+backward"]
-    columns = pd.MultiIndex.from_product([["graph_ms", "median_ms"], passes, names])
-    wide = wide.reindex(order, columns=columns)
-    graphs, calls = (wide[time][passes[1]] - wide[time][passes[0]] for time in ("graph_ms", "median_ms"))
-    found = graphs.fillna(calls).where(graphs[OPERATOR].notna(), calls)
-    ratio = found[[SCATTER, EAGER]].div(found[OPERATOR], axis=0)
-    return ratio.assign(ms=found[OPERATOR]).dropna(subset=["ms"])[["ms", SCATTER, EAGER]]
-
-
-def draw(run: Run, path: Path) -> None:
-    """Draw how much faster than the eager pair the operator is, as a PNG."""
-    rows = run.rows[~run.rows["workload"].str.startswith(BACKWARD)]
-    with mpl.rc_context(style.RC):
-        figure = speed_up.draw(replace(run, rows=rows))
-    if figure:
-        path.write_bytes(style.render(figure, "png"))
 
 
 def failures(results: Record) -> list[str]:
@@ -92,25 +41,20 @@ def failures(results: Record) -> list[str]:
     for name, step in results["steps"].items():
         lines += [f"{name}: {r['what']}: {r['problem']}" for r in step["records"] if not r["ok"]]
         lines += [f"{name}: {crash}" for crash in step["crashes"]]
-    compared = [name for name in ("check", "tests") if name in results["steps"]]
-    if compared and not any(results["steps"][name]["records"] for name in compared):
-        lines.append(f"{', '.join(compared)}: nothing was compared")
+    passed = _passed(results)
+    if passed and not any(results["steps"][name]["records"] for name in passed):
+        lines.append(f"{', '.join(passed)}: nothing was compared")
     return lines
 
 
 def verdict(results: Record) -> str:
     """The machine, and whether its results are right."""
     machine, problems = results["machine"], failures(results)
-    copy = f"copy bandwidth {machine.get('copy_gb_per_s', float('nan')):,.0f} GB/s"
-    lines = [setting.summary(machine), copy] if machine else []
+    lines = [setting.summary(machine)] if machine else []
     if results["rehearsal"]:
         lines.append("A REHEARSAL: kernels interpreted on a CPU, tiny workloads; its times mean nothing.")
-    passed = [
-        f"{name} {sum(record.get('passed', record['ok']) for record in results['steps'][name]['records'])}"
-        for name in ("check", "tests")
-        if name in results["steps"]
-    ]
-    right = f"RIGHT; passed: {', '.join(passed)}" if passed else "NOTHING COMPARED"
+    passed = ", ".join(f"{name} {count}" for name, count in _passed(results).items())
+    right = f"RIGHT; passed: {passed}" if passed else "NOTHING COMPARED"
     return "\n".join([*lines, "", "FAILED" if problems else right, *_few(problems)])
 
 
@@ -119,16 +63,18 @@ def figures(results: Record, out: Path) -> Iterator[str]:
     if (out / "speed.csv").exists():
         run = files.runs(files.read_speed(out / "speed.csv"))[-1]
         calls = ratios(run.rows)["calls"].dropna()
-        slower = calls[calls < 1].sort_values()
-        lines = [f"{' '.join(where)} {ratio:.2f}x" for where, ratio in slower.items()]
-        count = f"slower than the pair in {len(slower)} of {len(calls)} rows"
-        yield _shown(means(run.rows), _LEGEND, count, *_few(lines))
-        yield _shown(backwards(run.rows), _GATHER_LEGEND)
+        if len(calls):
+            slower = calls[calls < 1].sort_values()
+            lines = [f"{' '.join(where)} {ratio:.2f}x" for where, ratio in slower.items()]
+            yield f"{markdown(run)}\n{_LEGEND}"
+            yield "\n".join([f"slower than the pair in {len(slower)} of {len(calls)} rows", *_few(lines)])
+        gather = backwards(run.rows)
+        if len(gather):
+            yield f"{gather.to_string(float_format='%.3g', na_rep='-')}\n{_GATHER_LEGEND}"
+        draw(run, out / "evidence.png")
     yield "\n".join(_host(results))
     if (out / "tuning.csv").exists():
         yield "\n".join(_blocks(results, pd.read_csv(out / "tuning.csv")))
-    if (out / "speed.csv").exists():
-        draw(run, out / "evidence.png")
 
 
 def cut(results: Record) -> str:
@@ -140,14 +86,69 @@ def cut(results: Record) -> str:
     return "\n".join(lines)
 
 
+def ratios(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row per workload, map and pass: the operator's ``ms``, and each rival's time divided by it.
+
+    Rows that compare gather and scatter are left out.
+    """
+    rows = rows[timed(rows) & ~rows["workload"].str.startswith(BACKWARD)]
+    rivals = {name: value_of(rows, *rival) / rows[rival[1]] for name, rival in _RIVALS.items()}
+    rows = rows.assign(ms=rows["median_ms"], **rivals)
+    return rows[rows["provider"] == OPERATOR].set_index(CELL)[["ms", *_RIVALS]]
+
+
+def markdown(run: Run) -> str:
+    """The README's table: a row per workload, its passes side by side; then the machine that measured it."""
+    means = ratios(run.rows).groupby(level=["workload", "pass"], sort=False).agg(geometric_mean)
+    means = means.reindex(pd.MultiIndex.from_product([means.index.unique("workload"), _PASSES]))
+    heads = [head for name in _PASSES for head in (f"{name}, ms", *_RIVALS)]
+    lines = ["| workload | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
+    forms = ["{:.2f}", *["{:.2f}x"] * len(_RIVALS)] * len(_PASSES)
+    for workload, passes in means.groupby(level=0, sort=False):
+        first = run.rows[run.rows["workload"] == workload].iloc[0]
+        size = "" if first["shape"].endswith(first["size"]) else f" to {first['size']}"
+        layout = "" if first["layout"] == "NCHW" else f", {first['layout']}"
+        values = zip(forms, passes.to_numpy().flat, strict=True)
+        cells = " | ".join(form.format(value) if pd.notna(value) else "-" for form, value in values)
+        lines.append(f"| {workload}: {first['shape']}{size}, {first['dtype']}{layout} | {cells} |")
+    copy = run.rows["copy_gb_per_s"].median()
+    return "\n".join([*lines, "", f"{setting.summary(run.facts)}; copy bandwidth {copy:,.0f} GB/s."])
+
+
+def draw(run: Run, path: Path) -> None:
+    """Draw how much faster than the eager pair the operator is, as a PNG."""
+    rows = run.rows[~run.rows["workload"].str.startswith(BACKWARD)]
+    with mpl.rc_context(style.RC):
+        figure = speed_up.draw(replace(run, rows=rows))
+    if figure:
+        path.write_bytes(style.render(figure, "png"))
+
+
+def backwards(rows: pd.DataFrame) -> pd.DataFrame:
+    """Backwards with both gradients: a row per workload and map, the operator's ``ms``, and ratios to it.
+
+    They are forward and backward less the forward. Times of CUDA graphs, which are free of the host's time,
+    are taken if the operator has them; a rival without them is so slow that the host's time does not count.
+    """
+    rows = rows[timed(rows) & rows["workload"].str.startswith(BACKWARD)]
+    order = pd.MultiIndex.from_frame(rows[["workload", "map"]].drop_duplicates())
+    wide = rows.pivot(index=order.names, columns=["pass", "provider"], values=["graph_ms", "median_ms"])
+    columns = [["graph_ms", "median_ms"], _PASSES, [OPERATOR, SCATTER, EAGER]]
+    wide = wide.reindex(order, columns=pd.MultiIndex.from_product(columns))
+    graphs, calls = (wide[time][_PASSES[1]] - wide[time][_PASSES[0]] for time in columns[0])
+    found = graphs.fillna(calls).where(graphs[OPERATOR].notna(), calls)
+    ratio = found[[SCATTER, EAGER]].div(found[OPERATOR], axis=0)
+    return pd.concat([found[OPERATOR].rename("ms"), ratio], axis=1).dropna(subset=["ms"])
+
+
+def _passed(results: Record) -> dict[str, int]:
+    """The number of comparisons that passed, by step."""
+    steps = {name: step["records"] for name, step in results["steps"].items() if name in ("check", "tests")}
+    return {name: sum(r.get("passed", r["ok"]) for r in records) for name, records in steps.items()}
+
+
 def _few(lines: list[str]) -> list[str]:
     return [f"  {line}" for line in lines[:_MOST_LINES]]
-
-
-def _shown(rows: pd.DataFrame, *lines: str) -> str:
-    """A table and lines below it, or nothing if it has no rows."""
-    found = rows.reset_index().to_string(index=False, na_rep="-", formatters=_FORMS)
-    return "" if rows.empty else "\n".join([found, *lines])
 
 
 def _host(results: Record) -> Iterator[str]:

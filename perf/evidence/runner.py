@@ -3,11 +3,15 @@
 A step's share of the time left is in proportion to its seconds, so time that a step does not use goes to
 later ones. A process whose share is over is killed with all processes that it started. One that crashes is
 started again for the items after the crash. Steps that were cut go on at the end, if time is left.
+
+``python -m perf.evidence.runner TASK`` is such a process. It writes JSON lines to standard output. Everything
+that libraries print goes to standard error, which is the log.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -15,11 +19,16 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from perf.evidence.stage import Record, Step
+import torch
+
+from perf.evidence.stage import Record, Stage, Step
+from perf.measuring import stopwatch
+from perf.measuring.suite import one_line
 
 ROOT = Path(__file__).resolve().parents[2]
 DONE, ENDED, NOT_REACHED = "done", "its time ended", "not reached"
@@ -81,7 +90,7 @@ class Runner:
         environment["STN_TRITON_AUTOTUNE"] = "0"  # block sizes are searched by the step of that name alone
         print(f"\n== {step.name}: {', '.join(found['left'])}", file=log, flush=True)
         process = subprocess.Popen(
-            [sys.executable, "-m", "perf.evidence", json.dumps(task)],
+            [sys.executable, "-m", "perf.evidence.runner", json.dumps(task)],
             start_new_session=True,  # so that the processes that it starts can be killed with it
             cwd=ROOT,
             env=environment,
@@ -139,3 +148,34 @@ def _kill(process: subprocess.Popen) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def work(task: Record) -> None:
+    """Do the items of a step; write a line when one begins, for each of its records, and when it is done."""
+    lines = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    end = time.monotonic() + task["seconds"]
+    stage = Stage(Path(task["out"]), end, task["rehearse"], task["facts"])
+    module, _, name = task["function"].partition(":")
+    function = getattr(importlib.import_module(module), name)
+
+    def put(**message: object) -> None:
+        lines.write(json.dumps(message, default=str) + "\n")
+
+    for item in task["items"]:
+        put(begun=item)
+        try:
+            for record in function(item, stage):
+                put(item=item, **record)
+        except Exception as error:  # whatever it is, the other items go on
+            traceback.print_exc()
+            put(item=item, ok=False, what=item, problem=one_line(error))
+            if torch.cuda.is_initialized() and not stopwatch.is_alive(stage.device):
+                os._exit(1)  # another process goes on
+        put(done=item)
+    sys.stderr.flush()
+    os._exit(0)  # the usual end of a process that used a GPU may take seconds
+
+
+if __name__ == "__main__":
+    work(json.loads(sys.argv[1]))

@@ -82,7 +82,7 @@ STEPS = (
     Step("tests", "the tests marked gpu", 50, f"{_AT}:gpu_tests", ["small", "large"], ["small"]),
     Step("compile", "compile what is timed", 25, f"{_AT}:compile_ahead", ["workloads"]),
     Step("speed", "against PyTorch", 70, f"{_AT}:speed", TELLING, ["digits-28"]),
-    Step("backward", "gather against scatter", 50, f"{_AT}:backward", [*BACKWARDS], ["backward-1"]),
+    Step("backward", "gather against scatter", 50, f"{_AT}:speed", [*BACKWARDS], ["backward-1"]),
     Step("host", "host time of a call", 5, f"{_AT}:host", ["overhead"], ["overhead"]),
     Step("first-calls", "seconds of a first call", 40, f"{_AT}:first_call", _FIRST_CALLS, ["digits-28"]),
     Step("blocks", "the fastest block sizes", 45, f"{_AT}:block_sizes", TELLING),
