@@ -10,7 +10,7 @@ pd = pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
 import made_up  # noqa: E402
 import numpy as np  # noqa: E402
-from made_up import small, without_time  # noqa: E402
+from made_up import pair, small, sweeps, without_time  # noqa: E402
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.image import imread  # noqa: E402
 from matplotlib.text import Text  # noqa: E402
@@ -31,11 +31,6 @@ def texts(figure):
     """The texts of a figure, without breaks of the subtitle's lines."""
     found = [text.get_text() for text in figure.findobj(Text)]
     return [text.replace("\n", " ") for text in found if text]
-
-
-def pair(ours, theirs, **changes):
-    """The operator and the eager pair; each value is a dictionary of columns."""
-    return [made_up.row(provider=p, **v, **changes) for p, v in (("operator", ours), ("eager", theirs))]
 
 
 def test_the_command_names_what_it_drew_and_what_it_did_not(tmp_path, capsys):
@@ -75,6 +70,13 @@ class TestBars:
         assert "4.00x  0.25 ms" in texts(figure)
         assert any(list(line.get_xdata()) == pytest.approx([1, 10]) for line in figure.axes[0].lines)
 
+    def test_a_mark_shows_the_operator_in_cuda_graphs_over_the_pair_in_them(self):
+        graphs = pair({"graph_ms": 0.1}, {"graph_ms": 0.5}) + pair({"graph_ms": 0.1}, {}, workload="planes-7")
+        figure = drawn(graphs)["speed"]
+        marks = [line for line in figure.axes[0].lines if line.get_marker() == "d"]
+        assert [list(line.get_xdata()) for line in marks] == [[pytest.approx(5)]]
+        assert "operator and pair in CUDA graphs" in texts(figure)
+
     def test_shares_of_the_roofline_and_of_memory_begin_at_0(self):
         rows = pair({"roofline": 0.83, "copy_gb_per_s": 100.0, "peak_mib": 30.0}, {"peak_mib": 120.0})
         figures = drawn(rows)
@@ -99,7 +101,7 @@ class TestBars:
         assert len(figure.axes[0].patches) == 1
 
     def test_runs_and_passes_are_apart_and_sweeps_stay_out(self):
-        two = pd.concat([small(), small(facts=made_up.CPU).assign(quick=True), made_up.sweeps()])
+        two = pd.concat([small(), small(facts=made_up.CPU).assign(quick=True), sweeps()])
         figures = drawn(two)
         said = " ".join(texts(figures["speed-2-imaginary-epyc-4d55deb0d6"]))
         assert "Quick run" in said
@@ -111,7 +113,7 @@ class TestBars:
 
 
 def test_scaling_has_lines_with_bands_and_the_byte_model():
-    table = made_up.sweeps(providers=("operator", "eager"))
+    table = sweeps()
     mask = (table["workload"] == "size-2048") & (table["provider"] == "eager")
     figure = drawn(without_time(table, mask, "FAILED", "out of memory"))["scaling"]
     assert {(ax.get_xscale(), ax.get_yscale()) for ax in figure.axes} == {("log", "log")}
@@ -129,7 +131,7 @@ def test_scaling_has_lines_with_bands_and_the_byte_model():
 
 class TestForeignFiles:
     def test_names_are_only_drawn(self):
-        table = pd.concat([small(passes=("forward",)), made_up.sweeps(("operator", "eager"))])
+        table = pd.concat([small(passes=("forward",)), sweeps()])
         for name in ("workload", "map", "provider", "status", "reason", "shape", "dtype", "layout", "size"):
             table.iloc[:5, table.columns.get_loc(name)] = HOSTILE
         table = table.assign(device=HOSTILE, commit=HOSTILE, torch=HOSTILE)
@@ -147,7 +149,7 @@ class TestForeignFiles:
     @pytest.mark.full
     @pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), float("nan"), 1e-300, 1e300, 1e9, 1e-9])
     def test_values_beyond_reason_do_not_stop_a_chart(self, value):
-        table = pd.concat([small(passes=("forward",)), made_up.sweeps()], ignore_index=True)
+        table = pd.concat([small(passes=("forward",)), sweeps()], ignore_index=True)
         numbers = table.select_dtypes(float).columns
         table.loc[(table["provider"] == "operator") & (table.index % 2 == 0), numbers] = value
         figures = drawn(table)
