@@ -85,9 +85,9 @@ def compare(before: Run, after: Run, threshold: float) -> pd.DataFrame:
     }
     both["verdict"] = np.select(list(conditions.values()), list(conditions), "same")
     both = both.assign(before_ms=old[1], after_ms=new[1], change=change, drift=drift.where(is_drift))
-    both = both.assign(reason=both["reason_after"].where(~has), is_rival=both["provider"] != OPERATOR)
-    both = both.assign(rank=both["verdict"].map(_VERDICTS.index))[had | has]
-    return both.sort_values(["rank", "is_rival", "change"], ascending=[True, True, False])[_SHOWN]
+    both["reason"] = both["reason_after"].where(~has)
+    both["rank"] = both["verdict"].map(_VERDICTS.index) * 2 + (both["provider"] != OPERATOR)
+    return both[had | has].sort_values(["rank", "change"], ascending=[True, False])[_SHOWN]
 
 
 def _times(run: Run, key: list[str]) -> pd.DataFrame:

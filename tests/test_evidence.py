@@ -123,10 +123,21 @@ class TestSteps:
         ran = [name for command in answer[0] for name in command if "::" in name]
         assert sorted(ran) == names
 
+    def test_host_and_first_calls_are_shown_in_words(self, tmp_path, monkeypatch):
+        times = {"affine_grid_sample": {"inference": 50.0}, "eager pair": {"inference": 90.0}}
+        monkeypatch.setattr(measure.overhead, "measure", lambda device, rounds: times)
+        (found,) = measure.host("overhead", Stage(tmp_path, 0.0, True))
+        assert found["text"].endswith("operator (eager pair): inference 50 (90)")
+        seconds = {"first_forward_s": 1.0, "first_backward_s": 0.5}
+        monkeypatch.setattr(measure.first_calls, "in_a_new_process", lambda *args, timeout: seconds)
+        (found,) = measure.first_call("digits-28", Stage(tmp_path, 0.0, True))
+        assert found["text"] == "first call of digits-28: 1.5 s with its backward"
+
     def test_block_sizes_are_those_of_tune(self, tmp_path, answer):
-        answer[1]["images-224"] = 1, ""
+        answer[1]["images-224"] = 1, "gain: 1.2x"
         (found,) = measure.block_sizes("images-224", Stage(tmp_path, 0.0, False))
         assert (found["ok"], found["problem"]) == (False, "exit code 1, see evidence.log")
+        assert found["text"] == "block sizes of images-224:\ngain: 1.2x"
         args = build_parser().parse(answer[0][0][2:])
         assert (args.command, args.workloads) == ("tune", ["images-224"])
         assert (args.out, args.table) == (tmp_path, tmp_path / "block-sizes.json")
@@ -184,25 +195,15 @@ class TestOutcome:
         assert outcome.failures(run_of() | {"machine": {}})
         assert outcome.failures(run_of(check=[], tests=[])) == ["check, tests: nothing was compared"]
 
-    def test_the_ratios_the_losses_and_the_host(self, tmp_path):
-        call = {"first_forward_s": 1.0, "first_backward_s": 0.5}
-        host = {"ok": True, "what": "us", "microseconds": {"affine_grid_sample": {"inference": 50.0}}}
-        host["microseconds"]["eager pair"] = {"inference": 90.0}
-        steps = {"host": [host], "first-calls": [{"ok": True, "what": "first call of a", **call}]}
-        rows = [
-            ("forward/x", 1.2, True, False),
-            ("forward/x", 1.0, False, True),
-            ("forward/y", 1.0, True, True),
-        ]
-        tuning = pd.DataFrame(rows, columns=["bucket", "median_ms", "is_default", "is_best"])
-        tuning.to_csv(tmp_path / "tuning.csv")
+    def test_the_ratios_the_losses_and_the_texts_of_steps(self, tmp_path):
+        host = {"ok": True, "what": "us", "text": "host time of a call: 50 (90)"}
+        (tmp_path / "block-sizes.json").touch()
         speed_rows().to_csv(tmp_path / "speed.csv")
-        text = "\n".join(outcome.figures(run_of(**steps), tmp_path))
+        text = "\n".join(outcome.figures(run_of(host=[host]), tmp_path))
         assert "slower than the pair in 1 of 3 rows\n  digits-28 identity forward 0.50x" in text
         assert "| digits-28: 256x1x28x28, float32 | 0.10 | 0.50x | 5.00x | - | - | - | - | - |" in text
-        assert "operator (eager pair): inference 50 (90)" in text
-        assert "first call of a: 1.5 s with its backward" in text
-        assert "forward/x: 1.20x by other block sizes\nblock sizes of 2 kinds" in text
+        assert "host time of a call: 50 (90)\n" in text
+        assert "cp block-sizes.json stn_triton/tuned/imaginary-h100-80gb-hbm3.json" in text
 
     def test_gather_and_scatter_without_the_forward(self):
         """Times are of CUDA graphs; the pair has none with its backward, so its calls count."""

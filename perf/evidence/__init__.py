@@ -23,9 +23,8 @@ def main(args: argparse.Namespace) -> int:
 
     if not args.minutes > 0:
         raise UsageError(f"--minutes: expected a number above 0, got {args.minutes:g}")
-    names = chosen("--only", args.only, [step.name for step in STEPS])
-    steps = [step for step in STEPS if step.name in names or step is STEPS[0]]
-    steps = [step for step in steps if step.rehearsed or not args.rehearse]
+    names = {STEPS[0].name, *chosen("--only", args.only, [step.name for step in STEPS])}
+    steps = [step for step in STEPS if step.name in names and (step.rehearsed or not args.rehearse)]
     if args.plan:
         total = sum(step.seconds for step in steps)
         for step in steps:

@@ -98,7 +98,7 @@ def block_sizes(item: str, stage: Stage) -> Iterator[Record]:
     command = ["-m", "perf", "tune", "--workloads", item, "--only", "*ward/*", "--out", str(stage.out)]
     command += ["--table", str(stage.out / "block-sizes.json")]
     ((_, done),) = side_by_side({item: command}, 1)
-    yield _record(item, done)
+    yield _record(item, done, text=f"block sizes of {item}:\n{done.stdout}")
 
 
 def speed(item: str, stage: Stage) -> Iterator[Record]:
@@ -143,7 +143,10 @@ def speed(item: str, stage: Stage) -> Iterator[Record]:
 def host(item: str, stage: Stage) -> Iterator[Record]:
     """The host's time of a call. With 50 rounds, not the 150 of `overhead`, it takes seconds."""
     found = overhead.measure(stage.device, rounds=3 if stage.rehearse else 50)
-    yield {"ok": True, "what": "microseconds of a call", "microseconds": found}
+    ours, pair = found["affine_grid_sample"], found["eager pair"]
+    each = ", ".join(f"{name} {us:.0f} ({pair[name]:.0f})" for name, us in ours.items())
+    text = f"host time of a call in microseconds, operator (eager pair): {each}"
+    yield {"ok": True, "what": "host time of a call", "microseconds": found, "text": text}
 
 
 def first_call(item: str, stage: Stage) -> Iterator[Record]:
@@ -151,9 +154,11 @@ def first_call(item: str, stage: Stage) -> Iterator[Record]:
     limit = max(1.0, min(_FIRST_CALL_SECONDS, stage.end - time.monotonic() - 1))
     try:
         times = first_calls.in_a_new_process(item, *["--rehearse"] * stage.rehearse, timeout=limit)
+        seconds = times["first_forward_s"] + times.get("first_backward_s", 0)
+        text = f"first call of {item}: {seconds:.1f} s with its backward"
     except subprocess.TimeoutExpired:
-        times = {"problem": f"no result after {limit:.0f} s"}
-    yield {"ok": True, "what": f"first call of {item}", **times}
+        times, text = {}, f"first call of {item}: no result after {limit:.0f} s"
+    yield {"ok": True, "what": f"first call of {item}", "text": text, **times}
 
 
 def side_by_side(

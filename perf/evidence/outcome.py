@@ -17,8 +17,7 @@ from perf.files import EAGER, OPERATOR, Run, geometric_mean, timed, value_of
 from perf.measuring.results import CELL
 from stn_triton import tables
 
-SCATTER, BACKWARD = "scatter", "backward-"
-"""The provider that scatters, and the beginning of the names of the workloads that compare it."""
+SCATTER, BACKWARD = "scatter", "backward-"  # a provider, and how the workloads that compare it are named
 _RIVALS = {
     "calls": (EAGER, "median_ms"),
     "graphs": (EAGER, "graph_ms"),
@@ -41,9 +40,9 @@ def failures(results: Record) -> list[str]:
     for name, step in results["steps"].items():
         lines += [f"{name}: {r['what']}: {r['problem']}" for r in step["records"] if not r["ok"]]
         lines += [f"{name}: {crash}" for crash in step["crashes"]]
-    passed = _passed(results)
-    if passed and not any(results["steps"][name]["records"] for name in passed):
-        lines.append(f"{', '.join(passed)}: nothing was compared")
+    checks = [results["steps"][name] for name in ("check", "tests") if name in results["steps"]]
+    if checks and not any(step["records"] for step in checks):
+        lines.append("check, tests: nothing was compared")
     return lines
 
 
@@ -59,7 +58,7 @@ def verdict(results: Record) -> str:
 
 
 def figures(results: Record, out: Path) -> Iterator[str]:
-    """Yield paragraphs of times from speed.csv, the steps' records and tuning.csv; draw evidence.png."""
+    """Yield paragraphs of times from speed.csv and the steps' records; draw evidence.png."""
     if (out / "speed.csv").exists():
         run = files.runs(files.read_speed(out / "speed.csv"))[-1]
         calls = ratios(run.rows)["calls"].dropna()
@@ -72,9 +71,11 @@ def figures(results: Record, out: Path) -> Iterator[str]:
         if len(gather):
             yield f"{gather.to_string(float_format='%.3g', na_rep='-')}\n{_GATHER_LEGEND}"
         draw(run, out / "evidence.png")
-    yield "\n".join(_host(results))
-    if (out / "tuning.csv").exists():
-        yield "\n".join(_blocks(results, pd.read_csv(out / "tuning.csv")))
+    for step in results["steps"].values():
+        yield "\n".join(record["text"] for record in step["records"] if "text" in record)
+    if (out / "block-sizes.json").exists():
+        name = tables.slug(results["machine"]["device"])
+        yield f"to use the block sizes in a checkout: cp block-sizes.json stn_triton/tuned/{name}.json"
 
 
 def cut(results: Record) -> str:
@@ -149,27 +150,3 @@ def _passed(results: Record) -> dict[str, int]:
 
 def _few(lines: list[str]) -> list[str]:
     return [f"  {line}" for line in lines[:_MOST_LINES]]
-
-
-def _host(results: Record) -> Iterator[str]:
-    """Lines about the host's time of a call, and first calls."""
-    records = {name: step["records"] for name, step in results["steps"].items()}
-    for record in records.get("host", []):
-        if record["ok"]:
-            ours, pair = (record["microseconds"][name] for name in ("affine_grid_sample", "eager pair"))
-            each = ", ".join(f"{name} {us:.0f} ({pair[name]:.0f})" for name, us in ours.items())
-            yield f"host time of a call in microseconds, operator (eager pair): {each}"
-    for record in records.get("first-calls", []):
-        seconds = record.get("first_forward_s", 0) + record.get("first_backward_s", 0)
-        yield f"{record['what']}: {record.get('problem') or f'{seconds:.1f} s with its backward'}"
-
-
-def _blocks(results: Record, tuning: pd.DataFrame) -> Iterator[str]:
-    """Lines about the gains of other block sizes than the default."""
-    times = tuning.set_index("bucket")
-    gains = times["median_ms"][times["is_default"]] / times["median_ms"][times["is_best"]]
-    for bucket, gain in gains[gains > 1.05].items():
-        yield f"{bucket}: {gain:.2f}x by other block sizes"
-    yield f"block sizes of {len(gains)} kinds of launches timed; any other gain is below 5 %;"
-    name = tables.slug(results["machine"]["device"])
-    yield f"to use them in a checkout: cp block-sizes.json stn_triton/tuned/{name}.json"
