@@ -123,16 +123,6 @@ class TestSteps:
         ran = [name for command in answer[0] for name in command if "::" in name]
         assert sorted(ran) == names
 
-    def test_host_and_first_calls_are_shown_in_words(self, tmp_path, monkeypatch):
-        times = {"affine_grid_sample": {"inference": 50.0}, "eager pair": {"inference": 90.0}}
-        monkeypatch.setattr(measure.overhead, "measure", lambda device, rounds: times)
-        (found,) = measure.host("overhead", Stage(tmp_path, 0.0, True))
-        assert found["text"].endswith("operator (eager pair): inference 50 (90)")
-        seconds = {"first_forward_s": 1.0, "first_backward_s": 0.5}
-        monkeypatch.setattr(measure.first_calls, "in_a_new_process", lambda *args, timeout: seconds)
-        (found,) = measure.first_call("digits-28", Stage(tmp_path, 0.0, True))
-        assert found["text"] == "first call of digits-28: 1.5 s with its backward"
-
     def test_block_sizes_are_those_of_tune(self, tmp_path, answer):
         answer[1]["images-224"] = 1, "gain: 1.2x"
         (found,) = measure.block_sizes("images-224", Stage(tmp_path, 0.0, False))
@@ -299,7 +289,12 @@ class TestCommand:
         found = json.loads((out / "evidence.json").read_text())["steps"]
         assert list(found) == [one.name for one in STEPS if one.rehearsed]
         assert all(step["status"] == DONE and step["records"] for step in found.values()), found
-        assert "A REHEARSAL: kernels interpreted on a CPU" in printed
+        for said in (
+            "A REHEARSAL: kernels",
+            "operator (eager pair): inference ",
+            "first call of digits-28: ",
+        ):
+            assert said in printed
         assert (out / "summary.txt").read_text().strip() == printed.strip()
         assert (out / "evidence.png").exists()
         table = files.read_speed(out / "speed.csv")
