@@ -15,10 +15,8 @@ import pandas as pd
 
 from perf import UsageError
 
-OK, FAILED = "ok", "FAILED"
-"""Statuses of a row. Others, such as unavailable, are shown as they are."""
-OPERATOR, EAGER = "operator", "eager"
-"""The provider that is judged, and the provider that it is judged by."""
+OK, FAILED = "ok", "FAILED"  # statuses of a row; others, such as unavailable, are shown as they are
+OPERATOR, EAGER = "operator", "eager"  # the provider that is judged, and the one that it is judged by
 KEY = ["workload", "map", "pass", "provider", "shape", "dtype", "layout", "size"]
 """The columns that identify a measurement: no two rows of a run agree in all of them."""
 FACTS = [

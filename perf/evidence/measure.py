@@ -28,13 +28,10 @@ from perf.measuring.workloads import WORKLOADS
 from stn_triton.check import engine
 
 Done = subprocess.CompletedProcess
-GPU_BYTES_PER_PROCESS = 2**31
-"""GPU memory that a process takes for its context and small tensors, generously."""
-_LARGE = "2_31"
-"""In the names of tests that need most of a GPU's memory, so they run one after the other."""
+_GPU_BYTES_PER_PROCESS = 2**31  # for its context and small tensors, generously
+_LARGE = "2_31"  # in the names of tests that need most of a GPU's memory, so they run one after the other
 _REHEARSAL = stopwatch.Effort(cpu_seconds=0, cpu_rounds=1, gpu_rounds=2, gpu_ms_per_round=1, most_copies=1)
-_FIRST_CALL_SECONDS = 40
-"""A first call that takes longer is not waited for."""
+_FIRST_CALL_SECONDS = 40  # a first call that takes longer is not waited for
 
 
 def machine(item: str, stage: Stage) -> Iterator[Record]:
@@ -45,7 +42,7 @@ def machine(item: str, stage: Stage) -> Iterator[Record]:
         facts["device_type"] = "interpreter"
     else:
         free, _ = torch.cuda.mem_get_info(stage.device)
-        facts["workers"] = max(1, min(facts["workers"], free // GPU_BYTES_PER_PROCESS))
+        facts["workers"] = max(1, min(facts["workers"], free // _GPU_BYTES_PER_PROCESS))
     yield {"ok": True, "what": "facts", "facts": facts}
     bandwidth = roofline.copy_gb_per_s(stage.device)
     yield {"ok": True, "what": "copy bandwidth", "facts": {"copy_gb_per_s": bandwidth}}
