@@ -5,7 +5,7 @@ import time
 
 
 def act(item, stage):
-    """Find two results of each item; the items named ``fail``, ``crash`` and ``hang`` do so after the first."""
+    """Find two results of an item. After the first, ``fail``, ``crash`` and ``hang`` do as they are named."""
     yield {"ok": True, "what": f"first of {item}", "process": os.getpid(), "facts": {"device": "none"}}
     if item == "fail":
         raise ValueError("not this one")
