@@ -63,7 +63,7 @@ class TestAsking:
         assert ask() == found(BUCKET)
 
     def test_contexts_of_threads_may_overlap(self, searched):
-        """The context that is entered first is left first."""
+        """The context entered first is left first."""
         first, second = stn_triton.autotune(), stn_triton.autotune()
         first.__enter__(), second.__enter__()
         first.__exit__(None, None, None)

@@ -226,7 +226,7 @@ class TestCompiledOffsets:
         for kernel in kernels:
             for name, widths in kernel["strides"].items():
                 if name.partition("_strides.")[0] in tensors:
-                    # Pixels of integer sums are counted, and the count is an offset.
+                    # Exact kernels may have a second width: they add the number of a pixel to an offset.
                     least = 64 if kernel["is_far"] else 32
                     assert widths[0] == least, (kernel["kernel"], kernel["variant"], name)
                     assert len(widths) == 1 or "exact" in kernel["variant"]
