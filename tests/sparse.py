@@ -16,7 +16,6 @@ class Sparse:
         self.folder, self.count = folder, 0
 
     def strided(self, shape, strides, dtype):
-        """Make a tensor of any layout."""
         size = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
         self.count += 1
         path = self.folder / f"{self.count}.bin"
@@ -25,7 +24,6 @@ class Sparse:
         return flat.as_strided(shape, strides)
 
     def empty(self, shape, dtype, memory_format=torch.contiguous_format):
-        """Make a dense tensor."""
         strides = torch.empty(shape, device="meta").contiguous(memory_format=memory_format).stride()
         return self.strided(shape, strides, dtype)
 

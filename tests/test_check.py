@@ -505,8 +505,6 @@ def test_no_pixel_near_a_kink_has_a_gradient_in_any_layout(layout, kind, dim, mo
 
 
 class TestCompare:
-    """Tests of ``judge.compare``."""
-
     CASE = rows.make(torch.device("cpu"))
     HERE = engine.choose("cpu", False)
 

@@ -172,7 +172,7 @@ class TestCompiling:
         assert isinstance(errors[5], TimeoutError)
         begun = list(kernel.begun)
         time.sleep(0.4)
-        assert kernel.begun == begun == list(range(len(begun)))  # what had not begun never does
+        assert kernel.begun == begun == list(range(len(begun)))  # others never begin
 
     def test_one_that_is_compiled_already_is_launched(self):
         kernel = Kernel([0.0] * 6)

@@ -332,7 +332,7 @@ def test_parameters_of_torchvision(size_in, align_corners, parameters):
 
 
 def test_parameters_of_torchvision_are_a_product():
-    """Checked without the library: it documents T C R SHy SHx scale C^-1, in pixels from the corner."""
+    """torchvision documents T C R SHy SHx scale C^-1, in pixels from the corner. Runs without torchvision."""
     angle, (tx, ty), scale, (sx, sy), (cx, cy) = 30.0, (3.0, -2.0), 1.2, (10.0, -5.0), (4.0, 7.5)
     c, s = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     slant_x, slant_y = math.tan(math.radians(sx)), math.tan(math.radians(sy))

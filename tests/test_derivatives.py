@@ -280,7 +280,7 @@ def test_checkpointing(use_reentrant):
         grads.append(
             torch.autograd.grad((function(*leaves) * WEIGHT).sum(), leaves) if not use_reentrant else None
         )
-        if use_reentrant:  # it does not support torch.autograd.grad
+        if use_reentrant:  # unsupported by torch.autograd.grad
             (function(*leaves) * WEIGHT).sum().backward()
             grads[-1] = tuple(leaf.grad for leaf in leaves)
     torch.testing.assert_close(*grads, rtol=0, atol=0)

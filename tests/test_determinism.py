@@ -77,7 +77,6 @@ def leaves_of(args):
 
 @pytest.mark.parametrize("variant", EXISTING if ON_GPU else SAMPLE, ids=Variant.name)
 def test_many_calls_give_the_same_bits(device, variant):
-    """Tests the kernels on a GPU, and plain PyTorch on a CPU."""
     args = case(variant).to(device, torch.float32)
     function = sampler(args, variant.options())
     first = gradients_and_tangents(function, *leaves_of(args))

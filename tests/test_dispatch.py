@@ -91,7 +91,7 @@ def test_a_subclass_goes_through_it(device, dispatched):
 
 
 def test_a_tensor_whose_sign_is_still_to_change_goes_through_it(device, dispatched):
-    """Its memory holds the values before the change."""
+    """The memory of such a tensor holds the values before the change."""
     image, theta = (t.detach() for t in leaves(device))
     negative = torch._neg_view(image)
     assert negative.is_neg()

@@ -477,7 +477,7 @@ def test_a_package_of_aotinductor_with_dynamic_shapes(tmp_path):
     shapes = dynamic_shapes(args, "plain")[:2]
     args, warp = args[:2], Warp()
     program = torch.export.export(warp, args, dynamic_shapes=shapes)
-    # Without these it takes twice as long: nothing but the operator is compiled.
+    # Without these options the test takes twice as long.
     quick = {"aot_inductor.precompile_headers": False, "cpp.simdlen": 0}
     path = torch._inductor.aoti_compile_and_package(
         program, package_path=str(tmp_path / "warp.pt2"), inductor_configs=quick

@@ -77,7 +77,6 @@ def with_fill(images, theta, fill):
 
 
 def penalty(images, theta):
-    """Compute a second derivative."""
     (grad,) = torch.autograd.grad(affine(images, theta).square().sum(), images, create_graph=True)
     return grad
 

@@ -40,7 +40,7 @@ def test_error_is_within_twice_that_of_the_pair_on_cuda(shape, dtype, channels_l
     size = (37, 50)
     input, theta = data(shape, dtype, channels_last)
     grad = torch.randn(*shape[:2], *size, device=CUDA)
-    # Away from kinks, where the derivative for theta jumps by whole pixel differences.
+    # Maps avoid kinks, where the derivative for theta jumps by whole pixel differences.
     with torch.no_grad():
         grid = F.affine_grid(theta.double(), [*shape[:2], *size], align_corners)
         extent = torch.tensor([shape[3], shape[2]], device=CUDA)

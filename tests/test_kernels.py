@@ -190,7 +190,7 @@ def test_kinks_take_the_derivative_of_the_cell_to_the_right(device):
         grad[..., column] = 1
         for mask in ((True, True), (False, True)):
             grad_theta = run(input, theta, grad, False, mask).grad_theta
-            # One unit of t02 is half the width, of t00 that times the centred normalised column.
+            # t02 moves by half the width per unit, t00 by that times the centred normalised column.
             assert grad_theta[0, 0].tolist() == [slope * (column - 2), 0.0, slope * 2.5]
             assert grad_theta[0, 1, 2] == -0.5 * input[..., column]  # below the only row is zero
 

@@ -325,7 +325,7 @@ class TestFarApart:
         expected = list(self.results(near, options, *[tangents] * has_tangents))
 
         strides = LAYOUTS[layout].strides(variant.dim)
-        far_theta = (2**36, 2**33, 2**30)  # the third column is 2^31 on
+        far_theta = (2**36, 2**33, 2**30)  # the third column lies 2^31 elements on
         far = near._replace(
             input=sparse.like(near.input, strides),
             theta=sparse.like(near.theta, far_theta),

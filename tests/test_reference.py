@@ -267,7 +267,7 @@ def test_tiny_outputs_by_whole_bases_are_as_those_by_axes(monkeypatch, size):
 def test_bits_of_an_image_do_not_depend_on_its_batch(monkeypatch, size, antialias):
     """Compare batches on either side of the size limit of the path with fewer operations."""
     images, theta = randn(9, 2, *[6] * len(size)), maps(9, len(size), spread=0.1)
-    if antialias:  # as many samples of each image, more than are taken at once
+    if antialias:  # equal counts of samples, more than one piece takes
         theta = 4 * theta[:1].expand_as(theta).clone()
         monkeypatch.setattr(reference_parts, "_ELEMENTS_AT_ONCE", 500)
     grad = randn(9, 2, *size, seed=5)
@@ -291,7 +291,7 @@ def test_bases_are_kept_for_short_axes_and_serve_in_and_out_of_inference_mode():
         expected = affine_grid_sample(images, theta).clone()
     assert reference_grid._kept_base.cache_info().misses == 1
     leaf = theta.clone().requires_grad_()
-    output = reference.forward(images, leaf, size=(4, 5))  # recorded, as the operator is not
+    output = reference.forward(images, leaf, size=(4, 5))  # autograd records this, unlike an operator
     output.sum().backward()
     assert torch.equal(output, expected)
     assert reference_grid._kept_base.cache_info().misses == 1

@@ -218,7 +218,6 @@ def test_agrees_with_the_exact_truth_in_fp64(device, points):
 
 @pytest.mark.parametrize(("mode", "padding_mode"), [("bilinear", "zeros"), ("bicubic", "fill")])
 def test_landmarks_agree_with_the_oracle(device, mode, padding_mode):
-    """Compares kernels and plain PyTorch, in fp32."""
     options = Options(mode, padding_mode, points=FACE)
     args = case(options, 1, 1)
     kernels = check(device, options, torch.float32, args, budget=_budget(FACE))

@@ -54,7 +54,6 @@ def step(output, *leaves):
 
 
 def sampled(dim=2, rows=None, maps=(2,), channels=3, function=affine_grid_sample, fill=None, **options):
-    """Run a training step."""
     size = (6, 7, 8)[:dim]
     image, theta = meta(2, channels, *size), meta(*maps, rows or dim, dim + 1)
     leaves = (image, theta) if fill is None else (image, theta, fill)
