@@ -113,7 +113,7 @@ def test_a_context_may_be_entered_again():
 
 
 class TestState:
-    def test_whoever_keeps_what_was_chosen_is_never_wrong(self, searched):
+    def test_a_kept_choice_is_never_wrong(self, searched):
         """Keep configurations by bucket and state, as the launcher keeps plans."""
         kept = {}
 

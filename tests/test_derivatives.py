@@ -200,7 +200,7 @@ def test_a_dual_gradient_passes_through_the_backward():
         torch.testing.assert_close(part, torch.autograd.grad(output, theta, weight, retain_graph=True)[0])
 
 
-def test_what_nearest_tells_theta_is_zero():
+def test_nearest_gives_theta_a_gradient_of_zero():
     function = lambda t: affine_grid_sample(X, t, mode="nearest")  # noqa: E731
     assert not jvp(function, (T,), (ALONG[1],))[1].any()
     assert not hessian(lambda t: function(t).square().sum())(T).any()

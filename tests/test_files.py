@@ -84,7 +84,7 @@ def test_a_directory_means_its_speed_csv_or_else_all_result_files(tmp_path):
     assert set(files.read_speed(tmp_path)["device"]) == {CUDA["device"]}
 
 
-def test_runs_are_told_apart_but_not_by_their_date_alone():
+def test_runs_are_separated_but_not_by_their_date_alone():
     def runs(*tables):
         return files.runs(files.normal(pd.concat([small(), *tables])))
 

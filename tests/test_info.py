@@ -147,7 +147,7 @@ def test_on_a_gpu_the_table_in_use_is_named_or_that_defaults_are(folder, capsys,
     assert "none for" not in text
 
 
-def test_json_is_json_alone_and_tells_nobody_of_tables(folder, monkeypatch, capsys, caplog):
+def test_json_is_alone_and_logs_nothing_of_tables(folder, monkeypatch, capsys, caplog):
     """Faults of a table are in the output, not in the log."""
     write(folder).write_text("no table")
     assert main(["info", "--json", "--device", "cpu"]) == 0
@@ -222,7 +222,7 @@ def test_facts_have_the_settings_that_matter(monkeypatch):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk here that is always full")
 @pytest.mark.full
-def test_a_full_disk_is_told_of():
+def test_a_full_disk_is_reported():
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "stn_triton", "info"]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)

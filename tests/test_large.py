@@ -126,7 +126,7 @@ class TestSizes:
         with pytest.raises(AssertionError, match="aten::empty"):
             call(function, 2, input=input, within=NoMemory())
 
-    def test_callers_of_the_operators_themselves_are_told_too(self):
+    def test_direct_calls_of_operators_raise_too(self):
         """Compiled and exported programs call the operators without the public functions."""
         long, theta = torch.ones(1, 1, 1, 1).expand(1, 1, 1, 2**25), torch.ones(1, 2, 3)
         grad = torch.ones(1, 1, 2, 2)

@@ -457,7 +457,7 @@ def test_docstring_examples_run():
 
 
 @pytest.mark.parametrize("make", [ConvolutionalLocalization, FullyConnectedLocalization])
-def test_another_floating_dtype_is_told(make):
+def test_another_floating_dtype_is_reported(make):
     layer = SpatialTransformer(3, localization=make(3))
     with pytest.raises(TypeError, match=r"torch.float32, got torch.float64: .*layer.to\(torch.float64\)"):
         layer(torch.rand(2, 3, 8, 8, dtype=torch.float64))

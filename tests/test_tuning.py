@@ -383,7 +383,7 @@ def test_every_entry_of_a_shipped_table_is_used(path, caplog):
     assert messages(caplog) == []
 
 
-def test_whoever_chooses_is_asked_on_every_device_and_thread_until_the_end(gpu, caplog):
+def test_the_chooser_is_called_on_every_device_and_thread_until_the_end(gpu, caplog):
     asked = []
 
     def choose(bucket, launch):

@@ -46,8 +46,8 @@ def parser() -> argparse.ArgumentParser:
     add = found.add_argument
     add("--all", action="store_true", help="every mutant, not a sample")
     add("--count", type=int, default=400, help="about how many in the sample (default: 400)")
-    add("--seed", type=int, default=0, help="of the sample (default: 0)")
-    add("--only", default="", metavar="TEXT", help="of these, those whose file.function.kind contains it")
+    add("--seed", type=int, default=0, help="seed of the sample (default: 0)")
+    add("--only", default="", metavar="TEXT", help="only mutants whose file.function.kind contains TEXT")
     add("--list", action="store_true", help="list the mutants and run nothing")
     add("--ordinary", action="store_true", help="run no test with the marker `full`")
     add("--jobs", type=int, default=1, help="processes at once (default: 1)")
