@@ -115,21 +115,15 @@ def _static(parser: Parser) -> None:
     Examples:
       python -m perf static                        what the workloads of `bench` launch, for four GPUs
       python -m perf static --workloads features-64 --arch sm_90
-      python -m perf static --variants --every 40  a sample of all modes, paddings, dimensions and maps
       python -m perf static --check                exit 1 if a recorded kernel spills, compiles for over 3 s
                                                    or executes over 5 % more instructions than recorded
-      python -m perf static --space --workloads images-224 --out counted.csv
     """
     _common(parser, device=False, out=False)
     parser.add_argument("--arch", **NAMES, help="which GPUs: sm_80, sm_90, sm_100, gfx942")
     parser.add_argument("--workloads", **NAMES, help="which workloads (default: all)")
-    parser.add_argument("--variants", **FLAG, help="instead every variant (over an hour a GPU)")
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="only every N-th call")
     parser.add_argument("--quick", **FLAG, help="only the workloads that are recorded, for sm_90")
     parser.add_argument("--record", **FLAG, help="record their instructions per element")
     parser.add_argument("--check", **FLAG, help="compare these with the record")
-    parser.add_argument("--space", **FLAG, help="in all block sizes that `perf tune` would try")
-    parser.add_argument("--out", **PATH, help="also write the rows as a CSV")
 
 
 def _overhead(parser: Parser) -> None:
