@@ -11,15 +11,13 @@ pytest.importorskip("pandas")
 
 from imaginary_gpu import (  # noqa: F401
     CPU,
-    FACTS,
     PLAIN,
-    Clock,
     arguments,
+    configs,
     configs_of,
-    cost,
-    gpu,
     out_fixture,
     rows_of,
+    run,
     shipped_fixture,
 )
 
@@ -81,35 +79,32 @@ class TestPlans:
         assert {bucket.variant for bucket in buckets} == {"2d-bilinear-fill-spline"}
 
 
-class Launching(Clock):
+class Launching:
     """Launches in the first round, each taking longer than the one before; later rounds only pretend."""
 
+    def __init__(self):
+        self.timed = []
+
     def __call__(self, launch, config, ms):
-        self.timed.append(launch(config) if ms == fastest.FULL.first_ms else None)
+        self.timed.append(launch(config) if ms == fastest.FIRST_MS else None)
         return [1.0 + 0.1 * len(self.timed)] * 3
+
+
+def search(plan, bucket, monkeypatch):
+    """The block sizes of a bucket, and for each whether its result was right."""
+    monkeypatch.setattr(fastest, "milliseconds", Launching())
+    with launches.OntoKernels():
+        rows = fastest.search(bucket, plan[bucket].make(CPU), configs(bucket), CPU)
+    return [row["status"] for row in rows]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are not interpreted where there is a GPU")
 class TestRealKernels:
     """Interpreted, on buckets small enough for that; only the clock is not real."""
 
-    @pytest.mark.parametrize(
-        "kernel",
-        [
-            "theta",
-            *(pytest.param(n, marks=pytest.mark.full) for n in ("forward", "backward", "backward_input")),
-        ],
-    )
-    def test_each_configuration_of_a_bucket(self, plan, kernel):
-        bucket = bucket_of(kernel)
-        with launches.OntoKernels():
-            results = fastest.search(bucket, plan[bucket].make(CPU), gpu(Launching(cost)), fastest.FULL)
-        assert [result.config for result in results] == fastest.FULL.configs_of(bucket)
-        assert [result.status for result in results] == ["ok"] * len(results)
-
     def test_a_kernel_that_is_wrong_with_some_blocks_is_found(self, plan, monkeypatch):
         """It leaves the last program out."""
-        spoilt = fastest.FULL.configs_of(bucket_of("forward"))[-1]
+        *others, spoilt = configs(bucket_of("forward"))
         launch_kernel = forward.forward_kernel
 
         class Short:
@@ -124,16 +119,21 @@ class TestRealKernels:
                 return launched
 
         monkeypatch.setattr(forward, "forward_kernel", Short())
-        run = plan[bucket_of("forward")].make(CPU)
-        with launches.OntoKernels():
-            results = fastest.search(bucket_of("forward"), run, gpu(Launching(cost)), fastest.FULL)
-        assert [result.config for result in results if result.status != "ok"] == [spoilt]
+        *right, wrong = search(plan, bucket_of("forward"), monkeypatch)
+        assert right == ["ok"] * len(others)
+        assert wrong.startswith("wrong")
+
+    @pytest.mark.full
+    @pytest.mark.parametrize("kernel", ["theta", "backward", "backward_input"])
+    def test_each_configuration_of_a_bucket(self, plan, kernel, monkeypatch):
+        statuses = search(plan, bucket_of(kernel), monkeypatch)
+        assert statuses == ["ok"] * len(configs(bucket_of(kernel)))
 
     @pytest.mark.full
     def test_a_workload_through_autograd(self, out, shipped):
         plan, _ = launches.of_workloads([small("tiny", (2, 1, 7, 6))])
         with launches.OntoKernels():
-            assert tune.tune(arguments(out), gpu(Launching(cost)), plan) == 0
+            run(out, clock=Launching(), plan=plan)
         assert (rows_of(out)["status"] == "ok").all()
         assert set(configs_of(shipped)) == {bucket.name() for bucket in plan}
 
@@ -157,6 +157,5 @@ class TestOnAGpu:
         plan, problems = launches.of_workloads(chosen)
         assert not problems
         assert {bucket.kernel for bucket in plan} == {"forward", "backward", "backward_input", "theta"}
-        there = fastest.Gpu(torch.device("cuda", 0), FACTS)
-        assert tune.tune(arguments(out, "--quick"), there, plan) == 0
+        assert tune.tune(arguments(out, "--quick"), torch.device("cuda", 0), plan) == 0
         assert set(rows_of(out)["status"]) == {"ok"}

@@ -37,7 +37,6 @@ class Case(NamedTuple):
 
 
 Plan = dict[Bucket, Case]
-"""The buckets to tune, in this order."""
 
 
 class OntoKernels(TorchDispatchMode):
@@ -87,15 +86,11 @@ def of_workloads(chosen: Sequence[Workload]) -> tuple[Plan, list[str]]:
 
 
 def _make(workload: Workload, pass_name: str, device: torch.device) -> Run:
-    return PASSES[pass_name](operator, _data(workload, device))
-
-
-def _data(workload: Workload, device: torch.device) -> Data:
-    """Make tensors of a workload. The last ones are kept, because buckets come workload by workload."""
+    """Make a pass on a workload's tensors. The last ones are kept, because buckets come by workload."""
     if (workload.name, device) not in _made:
         _made.clear()
         _made[workload.name, device] = workloads.make(workload, device)
-    return _made[workload.name, device]
+    return PASSES[pass_name](operator, _made[workload.name, device])
 
 
 def dry(workload: Workload, device: torch.device = META) -> Data:
