@@ -164,14 +164,11 @@ def _numerics(parser: Parser) -> None:
     Examples:
       python -m perf numerics            about seven minutes on two cores
       python -m perf numerics --quick    two sizes, in about a minute
-      python -m perf numerics --results perf/results/numerics-cpu-epyc-2-threads.csv --markdown
+      python -m perf numerics --results perf/results/numerics-cpu-epyc-2-threads.csv
     """
-    _common(parser, json=False)
+    _common(parser)
     parser.add_argument("--quick", **FLAG, help="the sizes 28 and 224 alone")
     parser.add_argument("--results", **PATH, help="show the CSV of an earlier run, measure nothing")
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--markdown", **FLAG, help="print the tables of docs/numerics.md")
-    add_json(form)
 
 
 def _plot(parser: Parser) -> None:

@@ -1,4 +1,4 @@
-"""The timings so far, in a CSV from which a later run goes on; and the best of them, as a table and as text."""
+"""The timings so far, in a CSV from which a later run goes on, and the best of them."""
 
 from __future__ import annotations
 
