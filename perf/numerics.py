@@ -45,12 +45,7 @@ def run(device: torch.device, sizes: tuple[int, ...]) -> pd.DataFrame:
         interpreted.choose()
     cells = list(itertools.product(errors.MAPS, sizes, errors.AUTOCASTS))
     rows = []
-    progress = tqdm(cells, "errors", disable=None, file=sys.stderr)
-    for i, (map_name, size, dtype) in enumerate(progress, start=1):
-        what = f"{map_name} {size} {errors.short(dtype)}"
-        progress.set_postfix_str(what)
-        if progress.disable:
-            print(f"{i} of {len(cells)}: {what}", file=sys.stderr, flush=True)
+    for map_name, size, dtype in tqdm(cells, "errors", file=sys.stderr):
         rows += errors.rows_of(dtype, size, map_name, device)
     return pd.DataFrame(rows).assign(**setting.facts(device))
 

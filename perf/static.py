@@ -66,8 +66,7 @@ def _rows(task: tuple[str, str]) -> list[dict[str, Any]]:
 def _train(workload: Workload) -> None:
     """Make the calls that together launch every kernel that a training step may need."""
     data = launches.dry(workload, torch.device("cpu"))
-    is_learned = workload.dtype.is_floating_point
-    for name in ("forward", "backward", "theta", "input") if is_learned else ("forward",):
+    for name in launches.passes_of(workload):
         PASSES[name](operator, data)()
 
 

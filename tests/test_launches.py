@@ -41,17 +41,14 @@ def bucket_of(kernel):
 
 @pytest.fixture
 def plan():
-    found, problems = launches.of_workloads([small("small", (2, 4, 8, 8))])
-    assert not problems
-    return found
+    return launches.of_workloads([small("small", (2, 4, 8, 8))])
 
 
 class TestPlans:
     def test_workloads_lead_to_buckets(self):
         names = ["digits-28", "features-64-channels-last", "crops-7"]
         chosen = workloads.choose(names, torch.device("cuda"))
-        plan, problems = launches.of_workloads(chosen)
-        assert not problems
+        plan = launches.of_workloads(chosen)
         names = {bucket.name() for bucket in plan}
         assert "backward/2d-bilinear-zeros/nchw/float32/c1/p4096/n512" in names
         assert "forward/2d-bilinear-zeros/channels_last_16/float32/c64/p4096/n4096" in names
@@ -60,10 +57,9 @@ class TestPlans:
         (gather,) = [bucket for bucket in crops if bucket.kernel == "backward_input"]
         assert "many" in gather.variant.split("-")
 
-    def test_a_pass_that_cannot_be_called_is_said(self):
-        plan, problems = launches.of_workloads([small("bytes", (2, 1, 8, 8), dtype=torch.uint8)])
+    def test_whole_numbers_have_only_a_forward(self):
+        plan = launches.of_workloads([small("bytes", (2, 1, 8, 8), dtype=torch.uint8)])
         assert [(bucket.kernel, bucket.dtype) for bucket in plan] == [("forward", "uint8")]
-        assert any(problem.startswith("bytes forward+backward: ") for problem in problems)
 
     def test_a_dry_run_reaches_the_kernels_of_other_calls(self):
         image, offsets, fill = (
@@ -131,7 +127,7 @@ class TestRealKernels:
 
     @pytest.mark.full
     def test_a_workload_through_autograd(self, out, shipped):
-        plan, _ = launches.of_workloads([small("tiny", (2, 1, 7, 6))])
+        plan = launches.of_workloads([small("tiny", (2, 1, 7, 6))])
         with launches.OntoKernels():
             run(out, clock=Launching(), plan=plan)
         assert (rows_of(out)["status"] == "ok").all()
@@ -154,8 +150,7 @@ class TestOnAGpu:
     def test_calls_of_every_kernel_of_matrices(self, out):
         options = {"dtype": torch.bfloat16, "memory_format": torch.channels_last}
         chosen = [small("vectors", (2, 32, 16, 16), **options), small("crops", (2, 3, 16, 16), crops=4)]
-        plan, problems = launches.of_workloads(chosen)
-        assert not problems
+        plan = launches.of_workloads(chosen)
         assert {bucket.kernel for bucket in plan} == {"forward", "backward", "backward_input", "theta"}
         assert tune.tune(arguments(out, "--quick"), torch.device("cuda", 0), plan) == 0
         assert set(rows_of(out)["status"]) == {"ok"}

@@ -63,26 +63,20 @@ def reached(run: Run) -> list[Bucket]:
     return list(found)
 
 
-def of_workloads(chosen: Sequence[Workload]) -> tuple[Plan, list[str]]:
-    """Find the buckets that workloads reach.
+def passes_of(workload: Workload) -> list[str]:
+    """The passes of a workload; images of whole numbers have no gradients."""
+    return list(PASSES) if workload.dtype.is_floating_point else ["forward"]
 
-    Returns:
-        Each bucket with the first call that reaches it; and a line for each call that cannot be made.
-    """
+
+def of_workloads(chosen: Sequence[Workload]) -> Plan:
+    """Find the buckets that workloads reach, each with the first call that reaches it."""
     plan: Plan = {}
-    problems = []
     for workload in chosen:
         data = dry(workload)
-        for name in PASSES:
-            source = f"{workload.name} {name}"
-            try:
-                buckets = reached(PASSES[name](operator, data))
-            except Exception as error:  # an image without gradients, for example
-                problems.append(f"{source}: {error}")
-                continue
-            case = Case(source, functools.partial(_make, workload, name))
-            plan |= {bucket: case for bucket in buckets if bucket not in plan}
-    return plan, problems
+        for name in passes_of(workload):
+            case = Case(f"{workload.name} {name}", functools.partial(_make, workload, name))
+            plan |= {bucket: case for bucket in reached(PASSES[name](operator, data)) if bucket not in plan}
+    return plan
 
 
 def _make(workload: Workload, pass_name: str, device: torch.device) -> Run:
