@@ -49,11 +49,6 @@ def test_truth_is_the_oracle_s(dtype, map_name):
     assert case.truth.grad_theta.abs().max() < torch.finfo(torch.float16).max
 
 
-def test_large_images_are_strips():
-    assert errors.shape_of(28) == (8, 28, 28)
-    assert errors.shape_of(8192) == (8, errors.PIXELS // 8 // 8192, 8192)
-
-
 NAN = (math.nan, math.nan)
 
 
