@@ -119,21 +119,16 @@ def short(dtype: torch.dtype | None) -> str:
     return name.replace("bfloat", "bf").replace("float", "fp")
 
 
-def shape_of(size: int) -> tuple[int, int, int]:
-    """Images, height and width: square images, or strips of large ones."""
-    return IMAGES, min(size, PIXELS // IMAGES // size), size
-
-
 def make(dtype: torch.dtype, size: int, map_name: str, device: torch.device) -> Case:
     """Make the arguments of a cell. The largest absolute value of an image is 1, before rounding."""
-    batch, *sides = shape_of(size)
+    sides = min(size, PIXELS // IMAGES // size), size  # of a square, or of a strip of a large one
     generator = torch.Generator().manual_seed(size)
     # Normalised as for a square of that size: along the strip, positions are those of the square.
-    theta = torch.eye(2, 3).repeat(batch, 1, 1)
+    theta = torch.eye(2, 3).repeat(IMAGES, 1, 1)
     if map_name != IDENTITY:
-        theta = maps.matrices(map_name, batch, (size, size), generator)
+        theta = maps.matrices(map_name, IMAGES, (size, size), generator)
     theta = theta.to(device, dtype)
-    images = torch.stack([_picture(sides, generator, device) for _ in range(batch)])[:, None].to(dtype)
+    images = torch.stack([_picture(sides, generator, device) for _ in range(IMAGES)])[:, None].to(dtype)
     exact = images.double(), theta.double()
     moved = exact[1].clone()
     moved[:, :, 2] += 2 * moved.new_tensor(_MOVED) / moved.new_tensor(sides[::-1])
