@@ -10,7 +10,6 @@ import torch
 pytest.importorskip("pandas")
 
 from imaginary_gpu import (  # noqa: F401
-    CPU,
     PLAIN,
     arguments,
     configs,
@@ -33,15 +32,6 @@ from stn_triton.kernels import forward
 def small(name, shape, **changes):
     """A workload that the interpreter has the time for."""
     return replace(workloads.WORKLOADS["digits-28"], name=name, shape=shape, **changes)
-
-
-def bucket_of(kernel):
-    return Bucket(kernel, PLAIN, "nchw", "float32", 4, 64, 8)
-
-
-@pytest.fixture
-def plan():
-    return launches.of_workloads([small("small", (2, 4, 8, 8))])
 
 
 class TestPlans:
@@ -86,21 +76,15 @@ class Launching:
         return [1.0 + 0.1 * len(self.timed)] * 3
 
 
-def search(plan, bucket, monkeypatch):
-    """The block sizes of a bucket, and for each whether its result was right."""
-    monkeypatch.setattr(fastest, "milliseconds", Launching())
-    with launches.OntoKernels():
-        rows = fastest.search(bucket, plan[bucket].make(CPU), configs(bucket), CPU)
-    return [row["status"] for row in rows]
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are not interpreted where there is a GPU")
 class TestRealKernels:
     """Interpreted, on buckets small enough for that; only the clock is not real."""
 
-    def test_a_kernel_that_is_wrong_with_some_blocks_is_found(self, plan, monkeypatch):
+    def test_a_kernel_that_is_wrong_with_some_blocks_is_found(self, out, monkeypatch):
         """It leaves the last program out."""
-        *others, spoilt = configs(bucket_of("forward"))
+        bucket = Bucket("forward", PLAIN, "nchw", "float32", 4, 64, 8)
+        plan = {bucket: launches.of_workloads([small("small", (2, 4, 7, 6))])[bucket]}
+        *others, spoilt = configs(bucket)
         launch_kernel = forward.forward_kernel
 
         class Short:
@@ -115,19 +99,17 @@ class TestRealKernels:
                 return launched
 
         monkeypatch.setattr(forward, "forward_kernel", Short())
-        *right, wrong = search(plan, bucket_of("forward"), monkeypatch)
+        with launches.OntoKernels():
+            run(out, clock=Launching(), plan=plan, status=1)
+        *right, wrong = rows_of(out)["status"]
         assert right == ["ok"] * len(others)
         assert wrong.startswith("wrong")
 
     @pytest.mark.full
-    @pytest.mark.parametrize("kernel", ["theta", "backward", "backward_input"])
-    def test_each_configuration_of_a_bucket(self, plan, kernel, monkeypatch):
-        statuses = search(plan, bucket_of(kernel), monkeypatch)
-        assert statuses == ["ok"] * len(configs(bucket_of(kernel)))
-
-    @pytest.mark.full
-    def test_a_workload_through_autograd(self, out, shipped):
-        plan = launches.of_workloads([small("tiny", (2, 1, 7, 6))])
+    @pytest.mark.parametrize("channels", [1, 4])
+    def test_each_configuration_of_a_workload_through_autograd(self, out, shipped, channels):
+        plan = launches.of_workloads([small(f"small-{channels}", (2, channels, 7, 6))])
+        assert {bucket.kernel for bucket in plan} == {"forward", "backward", "backward_input", "theta"}
         with launches.OntoKernels():
             run(out, clock=Launching(), plan=plan)
         assert (rows_of(out)["status"] == "ok").all()
