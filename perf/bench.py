@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import math
 import sys
 from dataclasses import replace
@@ -13,9 +12,9 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from perf import EXIT_FAILED, EXIT_OK, UsageError, chosen, setting
+from perf import EXIT_FAILED, EXIT_OK, UsageError, chosen, plot, report, setting
 from perf.files import FAILED
-from perf.measuring import providers, results, roofline, suite, summary, workloads
+from perf.measuring import photograph, providers, results, roofline, suite, summary, workloads
 from perf.measuring.maps import CPU_MAPS, MAPS, QUICK_MAPS
 from perf.measuring.passes import PASSES
 from stn_triton.environment import choose_device
@@ -26,10 +25,7 @@ def main(args: argparse.Namespace) -> int:
     if args.list:
         print(summary.listing())
         return EXIT_OK
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out: cannot make the directory {args.out}: {error.strerror}") from None
+    plot.make_directory(args.out)
     plan = make_plan(args)
     facts = {"quick": args.quick, "copy_gb_per_s": plan.copy_gb_per_s} | setting.facts(plan.device)
     path = args.out / "speed.csv"
@@ -60,13 +56,12 @@ def make_plan(args: argparse.Namespace) -> suite.Plan:
     """
     device = choose_device(args.device)
     some_maps = QUICK_MAPS if args.quick else CPU_MAPS if device.type == "cpu" else tuple(MAPS)
-    skips_compiling = args.quick and args.providers is None
     plan = suite.Plan(
         device,
         workloads.choose(args.workloads, device, args.quick),
         chosen("--maps", args.maps or some_maps, MAPS),
         chosen("--passes", args.passes, PASSES),
-        [p for p in providers.choose(args.providers) if p.name != providers.COMPILE or not skips_compiling],
+        providers.choose(args.providers, args.quick),
         quick=args.quick,
         copy_gb_per_s=math.nan,
     )
@@ -80,15 +75,14 @@ def make_plan(args: argparse.Namespace) -> suite.Plan:
 def draw(table: pd.DataFrame, device: torch.device, out: Path) -> tuple[list[str], bool]:
     """Write charts, page and photograph; return lines about them, and whether all could be written."""
     lines, is_drawn = [], True
-    for module, function, arguments in (
-        ("perf.plot", "draw", (table, out)),
-        ("perf.report", "write", (table, out)),
-        ("perf.measuring.photograph", "write", (table, out, device)),
-    ):
+    for what, write in {
+        "charts": lambda: plot.draw(table, out),
+        "page": lambda: [report.write(table, out)],
+        "photograph": lambda: [photograph.write(table, out, device)],
+    }.items():
         try:
-            written = getattr(importlib.import_module(module), function)(*arguments)
-            lines += [f"wrote {path}" for path in (written if isinstance(written, list) else [written])]
+            lines += [f"wrote {path}" for path in write()]
         except Exception as error:  # whatever it is, the rows are written
-            lines.append(f"no result of {module}: {suite.one_line(error)}")
+            lines.append(f"no {what}: {suite.one_line(error)}")
             is_drawn = False
     return lines, is_drawn

@@ -25,7 +25,6 @@ _SHOWN += ["before_ms", "after_ms", "change", "drift", "reason"]
 _VERDICTS = ["broke", "slower", "unclear", "gone", "new", "fixed", "faster", "same"]  # the worst first
 _MOST_DRIFT = 1.5  # a larger factor comes from a disturbed measurement
 _FEW_SAMPLES = 10  # quantiles of fewer do not show the noise
-_LINES = 40  # of the printed table
 _QUANTILES = ("q20_ms", "median_ms", "q80_ms")
 
 
@@ -49,10 +48,8 @@ def main(args: argparse.Namespace) -> int:
         print(json.dumps({**facts, "warnings": warnings, "operator": counts, "rows": rows}, indent=1))
     else:
         changed = found[found["verdict"] != "same"]
-        table = changed.head(_LINES).to_string(index=False, na_rep="", float_format="%.4g", max_colwidth=60)
+        table = changed.to_string(index=False, na_rep="", float_format="%.4g", max_colwidth=60)
         print(table if len(changed) else "no row changed beyond the noise")
-        if len(changed) > _LINES:
-            print(f"and {len(changed) - _LINES} more; --json has them all")
         print("operator:", ", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
     return EXIT_FAILED if own.isin(["slower", "broke"]).any() else EXIT_OK
 
@@ -62,12 +59,11 @@ def compare(before: Run, after: Run, threshold: float) -> pd.DataFrame:
 
     The medians must differ by more than the share ``threshold``, and the 20 to 80 % intervals not overlap.
     """
-    key = [c for c in KEY if (before.rows[c] != "").any() and (after.rows[c] != "").any()]
+    key = [name for name in KEY if all((run.rows[name] != "").any() for run in (before, after))]
     both = _times(before, key).merge(_times(after, key), "outer", key, suffixes=("_before", "_after"))
-    old, new, eager_old, eager_new = (
-        [both[f"{prefix}{quantile}_{when}"] for quantile in _QUANTILES]
-        for prefix in ("", "eager_")
-        for when in ("before", "after")
+    old, new = ([both[f"{name}_{when}"] for name in _QUANTILES] for when in ("before", "after"))
+    eager_old, eager_new = (
+        [both[f"eager_{name}_{when}"] for name in _QUANTILES] for when in ("before", "after")
     )
     is_drift = (eager_new[0] > eager_old[2]) | (eager_new[2] < eager_old[0])
     # With another PyTorch the eager pair is another one, and shows no drift.
@@ -90,9 +86,8 @@ def compare(before: Run, after: Run, threshold: float) -> pd.DataFrame:
     both["verdict"] = np.select(list(conditions.values()), list(conditions), "same")
     both = both.assign(before_ms=old[1], after_ms=new[1], change=change, drift=drift.where(is_drift))
     both["reason"] = both["reason_after"].where(~has)
-    both = both.loc[had | has, _SHOWN].sort_values("change", ascending=False)
-    rank = both["verdict"].map(_VERDICTS.index) * 2 + (both["provider"] != OPERATOR)
-    return both.loc[rank.sort_values(kind="stable").index]
+    both["rank"] = both["verdict"].map(_VERDICTS.index) * 2 + (both["provider"] != OPERATOR)
+    return both[had | has].sort_values(["rank", "change"], ascending=[True, False])[_SHOWN]
 
 
 def _times(run: Run, key: list[str]) -> pd.DataFrame:

@@ -15,27 +15,25 @@ import pandas as pd
 
 from perf import UsageError
 
-OK, FAILED = "ok", "FAILED"
-"""Statuses of a row. Others, such as unavailable, are shown as they are."""
-OPERATOR, EAGER = "operator", "eager"
-"""The provider that is judged, and the provider that it is judged by."""
-KEY = ("workload", "map", "pass", "provider", "shape", "dtype", "layout", "size")
+OK, FAILED = "ok", "FAILED"  # statuses of a row; others, such as unavailable, are shown as they are
+OPERATOR, EAGER = "operator", "eager"  # the provider that is judged, and the one that it is judged by
+KEY = ["workload", "map", "pass", "provider", "shape", "dtype", "layout", "size"]
 """The columns that identify a measurement: no two rows of a run agree in all of them."""
-FACTS = (
+FACTS = [
     *("device", "device_type", "driver", "toolkit", "cpu", "threads", "platform"),
     *("python", "torch", "triton", "stn_triton", "commit", "date"),
-)
+]
 BELIEVABLE = (1e-9, 1e9)
 """Measured numbers outside of this range are not used, whatever a file says."""
 SWEEP = r"(size|batch|channels)-([0-9]{1,9})"
 """Names of the workloads that differ in one number: ``size-512``."""
 _NEEDED = {"workload", "pass", "provider", "status", "median_ms"}
-_TEXT = (*KEY, "status", "reason", "checked", *FACTS)
-_MEASURED = (
+_TEXT = [*KEY, "status", "reason", "checked", *FACTS]
+_MEASURED = [
     *("median_ms", "q20_ms", "q80_ms", "graph_ms", "speedup"),
     *("peak_mib", "model_mib", "gb_per_s", "roofline", "copy_gb_per_s"),
-)
-_NUMBERS = (*_MEASURED, "samples", "error", "tolerance")
+]
+_NUMBERS = [*_MEASURED, "samples", "error", "tolerance"]
 _EXPECTED = "expected a speed.csv, as `python -m perf bench` writes it"
 # Control characters, directions of writing and surrogates: XML and terminals must not receive them.
 _CONTROL = r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
@@ -87,18 +85,17 @@ def normal(table: pd.DataFrame, source: str = "table") -> pd.DataFrame:
         raise UsageError(f"{source}: has a header and no rows; {_EXPECTED}")
     columns = dict.fromkeys([*table.columns, *_TEXT, *_NUMBERS, "quick"])
     table = table.reset_index(drop=True).reindex(columns=list(columns)).astype(object)
-    for column in _TEXT:
-        text = table[column].where(table[column].notna(), "").astype(str)
-        table[column] = text.str.replace(_CONTROL, " ", regex=True)
+    table = table.where(table.notna(), "")
+    table[_TEXT] = table[_TEXT].astype(str).replace(_CONTROL, " ", regex=True)
     for column in _NUMBERS:
-        values = table[column]
-        numbers = pd.to_numeric(values, errors="coerce").astype(float)
-        wrong = values[numbers.isna() & values.notna() & (values != "")]
+        numbers = pd.to_numeric(table[column], errors="coerce").astype(float)
+        wrong = table.loc[numbers.isna() & (table[column] != ""), column]
         if len(wrong):
             found = f"column {column}, row {wrong.index[0] + 2} is {str(wrong.iloc[0])[:40]!r}"
             raise UsageError(f"{source}: {found}; expected a number")
-        is_kept = (table["status"] == OK) & numbers.between(*BELIEVABLE)
-        table[column] = numbers.where(is_kept) if column in _MEASURED else numbers
+        table[column] = numbers
+    is_kept = table[_MEASURED].map(lambda number: BELIEVABLE[0] <= number <= BELIEVABLE[1])
+    table[_MEASURED] = table[_MEASURED].where(is_kept.mul(table["status"] == OK, axis=0))
     table["quick"] = table["quick"].astype(str).str.lower().isin(["true", "1", "1.0"])
     # Files older than the names of maps measured random maps alone.
     return table.assign(map=table["map"].replace("", "random"))
@@ -130,12 +127,12 @@ def runs(table: pd.DataFrame) -> list[Run]:
     """
     parts: list[pd.DataFrame] = []
     for _, rows in table.groupby([*(fact for fact in FACTS if fact != "date"), "quick"], sort=False):
-        is_twice = rows.duplicated(list(KEY)).any()
+        is_twice = rows.duplicated(KEY).any()
         parts += [part for _, part in rows.groupby("date", sort=False)] if is_twice else [rows]
     found = []
     for number, part in enumerate(parts, 1):
-        rows = part.drop_duplicates(list(KEY), keep="last").reset_index(drop=True)
-        facts = {fact: rows[fact].iloc[0] for fact in FACTS}
+        rows = part.drop_duplicates(KEY, keep="last").reset_index(drop=True)
+        facts = rows[FACTS].iloc[0].to_dict()
         name = re.sub(r"[^a-z0-9]+", "-", f"{number} {facts['device']} {facts['commit']}".lower())
         found.append(Run(rows, facts, bool(rows["quick"].iloc[0]), name[:80].strip("-")))
     return found
@@ -148,8 +145,7 @@ def _read(path: Path) -> pd.DataFrame:
             head, *rows = [row for row in csv.reader(file, strict=True) if row] or [[]]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path}: cannot be read as a table ({error}); {_EXPECTED}") from None
-    wrong = next((number for number, row in enumerate(rows, 2) if len(row) != len(head)), None)
-    if wrong or len(set(head)) < len(head):
-        found = f"row {wrong} is shorter or longer than the header" if wrong else "two columns share a name"
-        raise UsageError(f"{path}: {found}: the file is cut off or damaged; {_EXPECTED}")
+    if any(len(row) != len(head) for row in rows) or len(set(head)) < len(head):
+        problem = "a row is shorter or longer than the header, or two columns share a name"
+        raise UsageError(f"{path}: {problem}: the file is cut off or damaged; {_EXPECTED}")
     return pd.DataFrame(rows, columns=head)

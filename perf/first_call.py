@@ -28,10 +28,8 @@ def in_a_new_process(workload: str, *flags: str, timeout: float | None = None) -
     command = [sys.executable, "-m", "perf.first_call", workload, *flags]
     with tempfile.TemporaryDirectory(prefix="stn_triton_") as folder:
         env = {**os.environ, "TRITON_CACHE_DIR": folder}
-        done = subprocess.run(
-            command, env=env, stdout=subprocess.PIPE, text=True, timeout=timeout, check=True
-        )
-    return json.loads(done.stdout.splitlines()[-1])
+        printed = subprocess.check_output(command, env=env, text=True, timeout=timeout)
+    return json.loads(printed.splitlines()[-1])
 
 
 def main(name: str, flag: str = "") -> None:
@@ -49,29 +47,31 @@ def main(name: str, flag: str = "") -> None:
     from perf.measuring import workloads
     from perf.tuning import launches
 
-    wait = (lambda: None) if flag else torch.cuda.synchronize
     compiled: list[bool] = []
     knobs.compilation.listener = lambda *, cache_hit, **_: compiled.append(not cache_hit)
     workload = workloads.WORKLOADS[name]
-    stage = Stage(Path(), 0.0, flag == "--rehearse")
-    with contextlib.ExitStack() as stack:
+
+    def lap(part: str) -> None:
+        if not flag:
+            torch.cuda.synchronize()
+        laps[f"{part}_s"] = time.perf_counter()
+
+    with overhead.through_the_launcher() if flag == "--stub" else contextlib.nullcontext():
         if flag == "--stub":
-            stack.enter_context(overhead.through_the_launcher())
             data = launches.dry(workload, torch.device("cpu"))
         else:
+            stage = Stage(Path(), 0.0, flag == "--rehearse")
             data = workloads.make(stage.sized(workload), stage.device)
         is_trained = data.input.is_floating_point()
         leaves = [t.requires_grad_(is_trained) for t in (data.input, data.theta)]
-        wait()
-        laps["data_s"], before = time.perf_counter(), sum(os.times()[:4])
+        lap("data")
+        before = sum(os.times()[:4])
         for step in ("first", "second"):
             output = stn_triton.affine_grid_sample(*leaves, data.size, **data.options)
-            wait()
-            laps[f"{step}_forward_s"] = time.perf_counter()
+            lap(f"{step}_forward")
             if is_trained:
                 torch.autograd.grad(output, leaves, data.grad_output)
-                wait()
-                laps[f"{step}_backward_s"] = time.perf_counter()
+                lap(f"{step}_backward")
     seconds = {b: round(laps[b] - laps[a], 4) for a, b in itertools.pairwise(laps)}
     compiling = {"kernels": sum(compiled), "processor_s": round(sum(os.times()[:4]) - before, 4)}
     print(json.dumps(seconds | compiling))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -30,7 +31,6 @@ from stn_triton import affine_grid_sample, reference
 from stn_triton.environment import choose_device
 
 SIZE = (1, 1, 4, 4)
-PASSES = ("inference", "training forward", "forward + backward")
 
 
 def pair(input: Tensor, theta: Tensor) -> Tensor:
@@ -66,55 +66,49 @@ def measure(device: torch.device, rounds: int = 150, calls: int = 20) -> dict[st
         "training forward": lambda function: function(*leaves),
         "forward + backward": lambda function: torch.autograd.grad(function(*leaves), leaves, grad),
     }
-    times = {name: dict.fromkeys(PASSES, float("inf")) for name in PROVIDERS}
-    for _ in range(rounds):
-        for name, function in PROVIDERS.items():
-            for p in PASSES:
-                start = time.perf_counter()
-                for _ in range(calls):
-                    runs[p](function)
-                times[name][p] = min(times[name][p], (time.perf_counter() - start) / calls * 1e6)
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
+    times = {name: dict.fromkeys(runs, float("inf")) for name in PROVIDERS}
+    for _, name, key in itertools.product(range(rounds), PROVIDERS, runs):
+        start = time.perf_counter()
+        for _ in range(calls):
+            runs[key](PROVIDERS[name])
+        times[name][key] = min(times[name][key], (time.perf_counter() - start) / calls * 1e6)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
     return times
 
 
-def first_calls(args: argparse.Namespace, device: torch.device) -> int:
-    """Print the seconds of first training steps, each in a new process with empty caches."""
+def first_calls(args: argparse.Namespace, device: torch.device) -> pd.DataFrame:
+    """Seconds of first training steps, each in a new process with empty caches."""
     names = chosen("--first-calls", args.first_calls or workloads.QUICK, workloads.WORKLOADS)
-    facts = setting.facts(device)
-    rows = []
-    for name in tqdm(names, desc="first calls", disable=None):
-        times = first_call.in_a_new_process(name, *["--stub"] * (device.type == "cpu"))
-        rows.append({"workload": name, **times, **facts})
-    table = pd.DataFrame(rows)
-    if args.out:
-        table.to_csv(args.out, index=False)
-    if args.json:
-        print(table.to_json(orient="records", lines=True), end="")
-    else:
-        print(setting.summary(facts), table.drop(columns=list(facts)).to_string(index=False), sep="\n")
-    return EXIT_OK
+    flags = ["--stub"] * (device.type == "cpu")
+    rows = [
+        {"workload": name, **first_call.in_a_new_process(name, *flags)}
+        for name in tqdm(names, desc="first calls", disable=None)
+    ]
+    return pd.DataFrame(rows)
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print the host time of a call, in microseconds, and its ratio to the eager pair's."""
+    """Print seconds of first calls, or microseconds of a call and their ratio to the eager pair's."""
     device = choose_device(args.device)
-    if args.first_calls is not None:
-        return first_calls(args, device)
-    if args.out:
+    if args.out and args.first_calls is None:
         raise UsageError("--out: only --first-calls writes a table")
-    print("about ten seconds; about twenty the first time, to compile two kernels ...", file=sys.stderr)
-    with through_the_launcher() if device.type == "cpu" else contextlib.nullcontext():
-        times = measure(device)
     facts = setting.facts(device)
-    if args.json:
-        print(json.dumps({"microseconds": times, **facts}))
-        return EXIT_OK
-    table = pd.DataFrame(times)
-    table["ratio"] = table["affine_grid_sample"] / table["eager pair"]
-    print(setting.summary(facts))
-    if device.type == "cpu":
-        print("The operator is launched on a driver that does nothing; the pair samples its 4 x 4 pixels.")
-    print("Microseconds of a call:", table.to_string(float_format="{:.2f}".format), sep="\n")
+    if args.first_calls is not None:
+        table = first_calls(args, device)
+        lines = [table.to_string(index=False)]
+        table = table.assign(**facts)
+        found = table.to_json(orient="records", lines=True).rstrip()
+        if args.out:
+            table.to_csv(args.out, index=False)
+    else:
+        print("about ten seconds; about twenty the first time, to compile two kernels ...", file=sys.stderr)
+        with through_the_launcher() if device.type == "cpu" else contextlib.nullcontext():
+            times = measure(device)
+        found = json.dumps({"microseconds": times, **facts})
+        table = pd.DataFrame(times).assign(ratio=lambda t: t["affine_grid_sample"] / t["eager pair"])
+        stub = "The operator is launched on a driver that does nothing; the pair samples its 4 x 4 pixels."
+        lines = [stub] * (device.type == "cpu")
+        lines += ["Microseconds of a call:", table.to_string(float_format="{:.2f}".format)]
+    print(found if args.json else "\n".join([setting.summary(facts), *lines]))
     return EXIT_OK

@@ -14,12 +14,13 @@ from matplotlib.figure import Figure
 
 from perf import EXIT_OK, UsageError, files
 from perf.charts import scaling, speed_up, style
+from perf.charts.speed_up import MAIN
 from perf.files import Run
 
-MAIN, PARTS = ("forward", "forward+backward"), ("backward", "theta", "input")
+_PARTS = ("backward", "theta", "input")
 _DRAWN = {
     f"{name}{suffix}": (measure.title, partial(speed_up.draw, measure=measure, passes=passes))
-    for suffix, passes in (("", MAIN), ("-backward", PARTS))
+    for suffix, passes in (("", MAIN), ("-backward", _PARTS))
     for name, measure in speed_up.MEASURES.items()
 } | {"scaling": (scaling.TITLE, partial(scaling.draw, passes=MAIN))}
 

@@ -72,7 +72,7 @@ def _contents(run: Run) -> dict[str, object]:
 def numbers(run: Run) -> Iterator[tuple[str, str]]:
     """Yield the headline figures, each with its explanation. Sweeps repeat few shapes and are left out."""
     rows = run.rows[~run.rows["workload"].str.fullmatch(files.SWEEP)]
-    own = rows[timed(rows) & (rows["provider"] == OPERATOR) & rows["pass"].isin(plot.MAIN)]
+    own = rows[timed(rows) & (rows["provider"] == OPERATOR) & rows["pass"].isin(speed_up.MAIN)]
     for measure in speed_up.MEASURES.values():
         for name, values in measure.values(rows)[own.index].dropna().groupby(own["pass"], sort=False):
             span = f"{measure.text(values.min())} to {measure.text(values.max())}"

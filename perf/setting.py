@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 
 import stn_triton
-from stn_triton import environment as machine
-from stn_triton.environment import UNKNOWN, cpu_model
+from stn_triton.environment import UNKNOWN, cpu_model, driver, version
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,14 +21,14 @@ def facts(device: torch.device) -> dict[str, str | int]:
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else cpu_model(),
         "device_type": device.type,
-        "driver": machine.driver() if on_gpu else "",
+        "driver": driver() if on_gpu else "",
         "toolkit": f"{torch.version.cuda or torch.version.hip}" if on_gpu else "",
         "cpu": cpu_model(),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(terse=True),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "triton": machine.version("triton"),
+        "triton": version("triton"),
         "stn_triton": stn_triton.__version__,
         "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -38,10 +37,9 @@ def facts(device: torch.device) -> dict[str, str | int]:
 
 def summary(facts: dict[str, str | int]) -> str:
     """The facts in a line, for a chart's subtitle."""
+    hardware = f"CPU {facts['device']}, {facts['threads']} threads"
     if facts["device_type"] == "cuda":
         hardware = f"{facts['device']}, driver {facts['driver']}"
-    else:
-        hardware = f"CPU {facts['device']}, {facts['threads']} threads"
     versions = f"torch {facts['torch']}, triton {facts['triton']}, python {facts['python']}"
     return f"{hardware} · {versions} · commit {facts['commit']} · {str(facts['date'])[:10]}"
 

@@ -58,9 +58,8 @@ class LocatingTransformer(SpatialTransformer):
 
 
 Layer = type[SpatialTransformer] | None
-WITHOUT = "no transformers"
 PROVIDERS: dict[str, Layer] = {
-    WITHOUT: None,
+    "no transformers": None,
     "stn_triton": SpatialTransformer,
     "eager pair": EagerTransformer,
     "localisation only": LocatingTransformer,
@@ -91,11 +90,11 @@ def digits(layer: Layer) -> nn.Module:
 
 
 class Network(NamedTuple):
-    """A network, the shape (C, H, W) of its images, and the sizes of batches."""
+    """A network and its images."""
 
     about: str
     make: Callable[[Layer], nn.Module]
-    shape: tuple[int, int, int]
+    shape: tuple[int, int, int]  # (C, H, W)
     batch: int
     cpu_batch: int
 
@@ -125,14 +124,6 @@ def step_of(layer: Layer, network: Network, batch: int, device: torch.device) ->
     return step
 
 
-def table_of(samples: dict[str, list[float]]) -> pd.DataFrame:
-    """Quantiles of each provider, how much slower than without transformers, and the transformers' share."""
-    values = {name: stopwatch.quantiles(times) for name, times in samples.items()}
-    table = pd.DataFrame.from_dict(values, orient="index", columns=["low_ms", "median_ms", "high_ms"])
-    without = table.loc[WITHOUT, "median_ms"]
-    return table.assign(slower=table["median_ms"] / without - 1, share=1 - without / table["median_ms"])
-
-
 def main(args: argparse.Namespace) -> int:
     """Print, for each network, what its transformers cost."""
     device = choose_device(args.device)
@@ -144,7 +135,11 @@ def main(args: argparse.Namespace) -> int:
         batch = network.cpu_batch if device.type == "cpu" else network.batch
         print(f"{name}: half a minute; with --quick, ten seconds ...", file=sys.stderr)
         functions = {key: [step_of(layer, network, batch, device)] for key, layer in PROVIDERS.items()}
-        table = table_of(stopwatch.sample(functions, device, effort))
+        samples = stopwatch.sample(functions, device, effort)
+        values = {key: stopwatch.quantiles(times) for key, times in samples.items()}
+        table = pd.DataFrame.from_dict(values, orient="index", columns=["low_ms", "median_ms", "high_ms"])
+        ratio = table["median_ms"] / table.loc["no transformers", "median_ms"]
+        table = table.assign(slower=ratio - 1, share=1 - 1 / ratio)
         tables.append(table.rename_axis("provider").reset_index().assign(network=name, batch=batch, **facts))
         if not args.json:
             print(f"{name}: {network.about}; batch {batch}; milliseconds of a training step")

@@ -11,6 +11,7 @@ import sys
 import warnings
 
 import pytest
+import tiers
 import torch
 
 try:
@@ -25,7 +26,7 @@ os.environ.pop("STN_TRITON_AUTOTUNE", None)
 
 
 def _patch_once_per_launch():
-    """Triton's interpreter patches its language anew for each call of a helper: half the time of a test."""
+    """Triton's interpreter patches its language again for each call of a helper: half the time of a test."""
     from triton.runtime import interpreter
 
     original, original_call = interpreter._patch_lang, interpreter.GridExecutor.__call__
@@ -85,7 +86,7 @@ def _make_room_on_the_stack():
 
 
 def _trace_no_kernels():
-    """Coverage leaves kernels out, but asks at each call in the interpreter: twice the time of a test."""
+    """Coverage leaves kernels out, but checks each call in the interpreter: twice the time of a test."""
     from triton.runtime import interpreter
 
     original = interpreter.GridExecutor.__call__
@@ -113,16 +114,14 @@ if not HAS_GPU:
         _make_room_on_the_stack()
 
 
-ORDINARY, LONG = 520, 100_000
-FUZZ_TESTS = 13  # of kernels, that share the examples; those of plain PyTorch have as many each
+# Examples of all 13 tests of kernels together; each of plain PyTorch has as many as one of theirs.
+SHORT, ORDINARY, LONG, FUZZ_TESTS = 130, 520, 100_000, 13
 
 
 def pytest_addoption(parser):
     group = parser.getgroup("fuzzing")
-    what = (
-        "examples of kernels that tests/test_fuzz.py runs, new ones each time; without it %d, always the same"
-    )
-    group.addoption("--examples", type=int, metavar="N", help=what % ORDINARY)
+    what = f"kernels' examples in tests/test_fuzz.py, new ones each time; without it {SHORT}, always the same"
+    group.addoption("--examples", type=int, metavar="N", help=what)
     group.addoption("--long", dest="examples", action="store_const", const=LONG, help=f"--examples {LONG}")
 
 
@@ -131,10 +130,10 @@ def pytest_configure(config):
         with contextlib.suppress(ImportError, AttributeError):
             _trace_no_kernels()
     if hypothesis is not None:
-        _register_fuzz_profile(config.getoption("examples"))
+        _register_fuzz_profiles(config.getoption("examples"))
 
 
-def _register_fuzz_profile(examples):
+def _register_fuzz_profiles(examples):
     """A failure of the ordinary run is the fault of a change, not of chance; the long ones look for more."""
     if examples is None:
         # It also tries numbers that it reads in whatever modules are loaded: other ones after any change.
@@ -143,17 +142,20 @@ def _register_fuzz_profile(examples):
 
             constants = providers.Constants()
             providers._get_local_constants = lambda: constants
-    hypothesis.settings.register_profile(
-        "fuzz",
-        max_examples=max((examples or ORDINARY) // FUZZ_TESTS, 1),
-        derandomize=examples is None,
-        deadline=None,
-        print_blob=True,
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )
+    for profile, count in (("short", SHORT), ("fuzz", ORDINARY)):
+        hypothesis.settings.register_profile(
+            profile,
+            max_examples=max((examples or count) // FUZZ_TESTS, 1),
+            derandomize=examples is None,
+            deadline=None,
+            print_blob=True,
+            suppress_health_check=list(hypothesis.HealthCheck),
+        )
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves tests out by their markers
 def pytest_collection_modifyitems(items):
+    tiers.mark_full(items)
     if HAS_GPU:
         return
     for item in items:
@@ -178,7 +180,7 @@ def _gradients_stay_on(request):
     """A test that leaves them off makes others fail, far away.
 
     In one of about ten long runs with PyTorch 2.14 or 2.15 the dispatcher is without autograd after a test,
-    also after one that neither calls an operator of this package nor compiles anything. Since PyTorch 2.13 at
+    also after one that calls no operator of this package and compiles nothing. Since PyTorch 2.13 at
     the latest, a guard that ends writes back all keys that it found when it was made; one that ends late
     brings back a state of the past: `test_dispatch.py::test_an_exception_dropped_late_leaves_autograd_on`
     shows that in PyTorch alone. Which guard it is in those runs is not known. They go on with autograd, and

@@ -7,15 +7,7 @@ import pandas as pd
 
 from perf.files import FACTS
 
-PROVIDERS = ("operator", "eager", "eager-corners", "eager-broadcast", "compile", "kornia")
-WORKLOADS = {
-    "digits-28": ("256x1x28x28", "28x28", "float32", "NCHW"),
-    "images-224-bf16": ("64x3x224x224", "224x224", "bfloat16", "NCHW"),
-    "features-56-channels-last": ("32x64x56x56", "56x56", "float32", "channels_last"),
-    "planes-7": ("32x2048x7x7", "7x7", "float32", "NCHW"),
-    "crops-7": ("1x256x100x152", "7x7", "float32", "NCHW"),
-    "volume-160": ("1x1x160x192x224", "160x192x224", "float32", "NCHW"),
-}
+PASSES = ("forward", "backward", "forward+backward", "theta", "input")
 SWEEPS = {"size": (32, 128, 512, 2048), "batch": (1, 16, 256), "channels": (1, 16, 256, 1024)}
 _FACTS = (
     *("Imaginary H100 80GB HBM3", "cuda", "570.86.15", "12.8", "Imaginary Xeon", 26, "Linux-6.1"),
@@ -23,13 +15,13 @@ _FACTS = (
 )
 CUDA = dict(zip(FACTS, _FACTS, strict=True))
 CPU = CUDA | {"device": "Imaginary EPYC", "device_type": "cpu", "driver": "", "toolkit": "", "threads": 2}
-_FACTOR = dict(zip(PROVIDERS, (0.35, 1.0, 0.9, 0.8, 0.7, 1.7), strict=True))
+_FACTOR = {"operator": 0.35, "eager": 1.0, "compile": 0.7}
 
 
 def row(workload="digits-28", map="random", passed="forward", provider="operator", facts=CUDA, **changes):
     """One row; changes are columns. A row with the status ok has quantiles 5 % around its median."""
-    shape, size, dtype, layout = WORKLOADS.get(workload, ("64x3x32x32", "32x32", "float32", "NCHW"))
-    values = {"workload": workload, "shape": shape, "size": size, "dtype": dtype, "layout": layout}
+    shape, size = ("32x2048x7x7", "7x7") if workload == "planes-7" else ("256x1x28x28", "28x28")
+    values = {"workload": workload, "shape": shape, "size": size, "dtype": "float32", "layout": "NCHW"}
     values |= {"map": map, "pass": passed, "provider": provider, "status": "ok", "reason": ""} | changes
     if values["status"] == "ok":
         median = values.setdefault("median_ms", 1.0)
@@ -37,17 +29,17 @@ def row(workload="digits-28", map="random", passed="forward", provider="operator
     return {"quick": False, **facts} | values
 
 
-def speed(
-    workloads=tuple(WORKLOADS),
-    maps=("identity", "rotate-30", "zoom-2"),
-    passes=("forward", "backward", "forward+backward", "theta", "input"),
-    providers=PROVIDERS,
-    facts=CUDA,
-):
-    """A row per workload, map, pass and provider; with memory if `facts` is CUDA."""
-    chance = random.Random(0)
-    rows = []
-    for workload, name, passed, provider in itertools.product(workloads, maps, passes, providers):
+def pair(ours, theirs, **changes):
+    """The operator and the eager pair; each value is a dictionary of columns."""
+    return [row(provider=name, **own, **changes) for name, own in (("operator", ours), ("eager", theirs))]
+
+
+def small(workloads=("digits-28", "planes-7"), passes=PASSES, facts=CUDA):
+    """Two workloads, two maps, three providers, every pass; with memory if `facts` is CUDA."""
+    chance, rows = random.Random(0), []
+    for workload, name, passed, provider in itertools.product(
+        workloads, ("identity", "zoom-2"), passes, _FACTOR
+    ):
         median = 0.2 * _FACTOR[provider] * chance.uniform(0.8, 1.25)
         more = {"median_ms": median, "speedup": 0.2 / median, "model_mib": 100.0, "copy_gb_per_s": 2900.0}
         more |= {"gb_per_s": 104.9 / median, "roofline": 104.9 / median / 2900, "error": 1e-5}
@@ -56,23 +48,17 @@ def speed(
     return pd.DataFrame(rows)
 
 
-def sweeps(providers=PROVIDERS[:5]):
-    """Rows of the scaling charts; launches cost 10 us whatever they do."""
+def sweeps():
+    """Rows of the scaling charts, of the operator and the eager pair; launches cost 10 us."""
     rows = []
-    for (axis, values), provider in itertools.product(SWEEPS.items(), providers):
-        for n in values:
+    for axis, provider in itertools.product(SWEEPS, ("operator", "eager")):
+        for n in SWEEPS[axis]:
             shape = {"size": f"16x3x{n}x{n}", "batch": f"{n}x3x224x224", "channels": f"16x{n}x56x56"}[axis]
             mib = float(pd.Series(shape.split("x")).astype(float).prod()) * 8 / 2**20
             more = {"shape": shape, "model_mib": mib, "copy_gb_per_s": 2900.0}
             more["median_ms"] = 0.01 + mib * _FACTOR[provider] / 1000
             rows.append(row(f"{axis}-{n}", provider=provider, **more))
     return pd.DataFrame(rows)
-
-
-def small(**changes):
-    """Two workloads, two maps, three providers, every pass."""
-    options = {"workloads": ("digits-28", "features-56-channels-last"), "maps": ("identity", "zoom-2")}
-    return speed(**(options | {"providers": ("operator", "eager", "compile")} | changes))
 
 
 def without_time(table, mask, status, reason):

@@ -5,7 +5,7 @@ allocated the same bands; on a GPU too. `Watch` sees each load, store and atomic
 address must be that of an element of a tensor of the launch, exactly, and every element of an output is
 written once and by nobody read.
 
-Under `tests/sanitize.py` a tensor has an allocation to itself, that ends where it ends: guard bands would
+Under `tools/sanitize.py` a tensor has an allocation to itself, that ends where it ends: guard bands would
 be in bounds for memcheck, and poison is a value for initcheck. So there are no bands, gaps have no value, and
 what is allocated is left as it is.
 """
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-IS_SANITIZED = bool(os.environ.get("STN_TRITON_SANITIZED"))  # set by tests/sanitize.py
+IS_SANITIZED = bool(os.environ.get("STN_TRITON_SANITIZED"))  # set by tools/sanitize.py
 if IS_SANITIZED:  # else the deterministic mode gives all that is allocated a value
     torch.utils.deterministic.fill_uninitialized_memory = False
 GUARD = 64  # elements before and after
@@ -208,7 +208,7 @@ class Watch:
     def missing() -> str | None:
         """Why there can be no watch; None if there can."""
         if torch.cuda.is_available():
-            return "compiled kernels cannot be watched from Python: tests/sanitize.py does it"
+            return "compiled kernels cannot be watched from Python: tools/sanitize.py does it"
         from triton.runtime import interpreter
 
         builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor

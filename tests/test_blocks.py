@@ -1,5 +1,7 @@
 """Every kernel cut into small blocks: several tiles and blocks of channels, none of which fits."""
 
+import itertools
+
 import pytest
 import torch
 import triton
@@ -75,15 +77,20 @@ def blocks(request):
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize("blocks", ["nchw", "channels_last"], indirect=True)
+# Interpreted kernels are slow: there, each call has one layout, in turns. A kernel sees both, in two calls.
+LAYOUTS = ("channels_last", "nchw")
+PAIRS = [(name, LAYOUTS[i % 2]) for i, name in enumerate(CALLS)]
+if torch.cuda.is_available():
+    PAIRS = list(itertools.product(CALLS, LAYOUTS))
+SLOW = ("bicubic", "antialias", "volume antialias", "tangent bicubic", "tangent volume", "scatter volume")
+PAIRS = [pytest.param(*pair, marks=[pytest.mark.full] if pair[0] in SLOW else []) for pair in PAIRS]
+
+
+@pytest.mark.parametrize(("name", "blocks"), PAIRS, indirect=["blocks"])
 def test_equal_plain_pytorch(device, blocks, name):
-    """In fp64, so that nothing but a mistake is left."""
+    """Only a mistake makes a difference in fp64."""
     layout, used = blocks
     args, options, tangents = arguments(name)
-    # In the layouts by turns: a kernel sees the other one in another call.
-    if (list(CALLS).index(name) + (layout == "nchw")) % 2 and device.type != "cuda":
-        pytest.skip("interpreted kernels are slow")
     torch.use_deterministic_algorithms("scatter" not in name)  # and poisons what is not written
     expected = results(reference if tangents is None else reference_tangent, args, options, tangents)
     form = torch.contiguous_format
@@ -116,6 +123,7 @@ def test_equal_plain_pytorch(device, blocks, name):
         ("bilinear", "zeros", "index"),
     ],
 )
+@pytest.mark.sample(5)
 def test_three_channels_in_a_block_of_their_own(device, monkeypatch, mode, padding, kind, form):
     """The one block that is no power of two. A fourth channel would be the next image's."""
     used = []
@@ -150,7 +158,7 @@ def tile_kernel(x_ptr, y_ptr, K: tl.constexpr):
 
 @pytest.mark.parametrize("tile", [(8, 8), (8, 32), (16, 16), (4, 8), (2, 16)])
 def test_a_warp_takes_a_patch_of_four_rows(device, tile):
-    """And all warps together take each pixel once."""
+    """All warps together take each pixel once."""
     x, y = (torch.empty(tile[0] * tile[1], dtype=torch.int32, device=device) for _ in range(2))
     ones = dict.fromkeys(Constants._fields, 1)
     tile_kernel[(1,)](x, y, constants(**{**ones, "DIM": 2, "BLOCK_H": tile[0], "BLOCK_W": tile[1]}))

@@ -54,6 +54,7 @@ def check(capsys, *arguments):
     return code, found, titles
 
 
+@pytest.mark.full
 def test_this_machine_passes(capsys):
     assert main(["check", "--quick", *CPU]) == 0
     printed = capsys.readouterr()
@@ -67,6 +68,7 @@ def test_this_machine_passes(capsys):
     assert max(map(len, lines)) <= 80 or "/" in max(lines, key=len), "a path may be longer"
 
 
+@pytest.mark.full
 def test_all_of_it_passes_in_less_than_a_minute_of_a_cpu():
     """README and ``--help`` say so. Processor time, because other processes may be busy."""
     before = os.times()
@@ -199,6 +201,7 @@ DEFECTS = {
 
 
 @pytest.mark.parametrize("name", DEFECTS)
+@pytest.mark.sample(2)
 def test_a_planted_defect_fails_its_rows_and_no_others(name, capsys, monkeypatch):
     (function, wrong), expected = DEFECTS[name]
     monkeypatch.setattr(reference, function, wrong)
@@ -272,6 +275,7 @@ def test_what_is_allowed_is_little():
 
 
 class TestJson:
+    @pytest.mark.full
     def test_output_is_json_alone(self):
         """Run in a process of its own, as a user would redirect its output."""
         command_line = [sys.executable, "-m", "stn_triton", "check", "--quick", "--json", *CPU, "--only"]
@@ -568,6 +572,7 @@ class TestCommandLine:
         assert stop.value.code == code
         assert text in getattr(capsys.readouterr(), stream)
 
+    @pytest.mark.full
     def test_importing_the_package_imports_no_check(self):
         script = "import stn_triton, sys; print([m for m in sys.modules if m.startswith('stn_triton.check')])"
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)

@@ -75,6 +75,7 @@ def assert_equal(actual, expected):
 
 
 class TestThreads:
+    @pytest.mark.full
     def test_a_new_process_imports_and_calls_from_eight_threads(self):
         script = f"""
 import sys, threading

@@ -516,6 +516,7 @@ ROUTES = {
 class TestHorizon:
     @pytest.mark.parametrize("route", ROUTES)
     @pytest.mark.parametrize("name", BEYOND)
+    @pytest.mark.sample(6)
     def test_what_lies_beyond_the_horizon_of_the_first_pixel_is_seen(self, name, route):
         matrix, *sizes = BEYOND[name]
         theta = ROUTES[route](matrix, *sizes)

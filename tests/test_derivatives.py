@@ -35,6 +35,7 @@ def leaves_of(args):
 
 
 @pytest.mark.parametrize("variant", SMOOTH, ids=Variant.name)
+@pytest.mark.sample(16)
 def test_gradgradcheck(variant):
     args = case(variant, 1, *SIZES[variant.dim])
     leaves = leaves_of(args)
@@ -53,8 +54,12 @@ def test_every_entry_of_every_second_derivative():
     assert gradgradcheck(function, tensors, check_fwd_over_rev=True, check_batched_grad=True)
 
 
-@pytest.mark.parametrize("variant", KERNELS, ids=Variant.name)
-@pytest.mark.parametrize("moving", ["all", "theta"])
+@pytest.mark.parametrize(
+    ("moving", "variant"),
+    [*(("all", v) for v in KERNELS), *(("theta", v) for v in KERNELS[::2])],
+    ids=lambda value: value.name() if isinstance(value, Variant) else value,
+)
+@pytest.mark.sample(10)
 def test_the_kernels_equal_plain_pytorch(device, variant, moving):
     args = case(variant).to(device, torch.float64)
     tangents = tangents_of(args)
@@ -77,6 +82,7 @@ def test_the_kernels_equal_plain_pytorch(device, variant, moving):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.sample(2)
 def test_the_kernels_in_every_layout(device, dtype, memory_format):
     """Several tiles and blocks of channels, against fp64 on fp32 numbers."""
     variant = Variant(2, "bilinear", "zeros", "plain", False)
@@ -169,6 +175,7 @@ def test_torch_func_compiles(name):
 
 
 @pytest.mark.parametrize("name", [name for name in TRANSFORMS if not name.startswith("vmap over")])
+@pytest.mark.sample(4)
 def test_what_torch_func_cannot_compile_raises(name):
     """PyTorch has no rule for an operator's derivative there, and would be wrong for a Function."""
     compiled = torch.compile(lambda: TRANSFORMS[name](ours), backend="aot_eager", fullgraph=True)
@@ -281,6 +288,7 @@ def test_checkpointing(use_reentrant):
 
 @pytest.mark.parametrize("variant", EXISTING[::9], ids=Variant.name)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.sample(6)
 def test_opcheck(variant):
     args = case(variant)
     tangents = tangents_of(args)

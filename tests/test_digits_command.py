@@ -70,6 +70,7 @@ class TestCommand:
             assert row["errors"][0] != row["errors"][1]
             assert f"{row['error_percent']:.2f} ± {row['standard_deviation']:.2f}" in printed
 
+    @pytest.mark.full
     def test_goes_on_after_an_interruption_and_ends_as_if_there_was_none(
         self, finished, tmp_path, monkeypatch, capsys
     ):
@@ -129,6 +130,7 @@ class TestCommand:
             run(*TINY, "--out", tmp_path)
         assert f"{path} is damaged" in capsys.readouterr().err
 
+    @pytest.mark.full
     def test_worker_processes_find_the_same(self, finished, tmp_path):
         arguments = ("--distortions", "R", "--models", "cnn", "--seeds", "2", "--steps", "64")
         assert run(*arguments, "--jobs", "2", "--out", tmp_path) == 0
@@ -196,6 +198,7 @@ class TestResults:
         offsets[3] = torch.tensor([0.25, 0.5])  # the right end of the top row
         torch.testing.assert_close(pictures.outline(offsets)[0, -1], torch.tensor([1.25, -0.5]))
 
+    @pytest.mark.full
     def test_the_chart_of_invariances(self, source, tmp_path):
         from stn_triton.examples.digits.runs import one_thread
         from stn_triton.examples.digits.training import State, build

@@ -57,6 +57,7 @@ class TestRules:
     @pytest.mark.parametrize("dim", [2, 3])
     @pytest.mark.parametrize("padding_mode", ["border", "fill"])
     @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.sample(40)
     def test_shards_joined_are_the_whole(self, kind, padding_mode, dim, op):
         variant = variants.Variant(dim, "bilinear", padding_mode, kind, False)
         if not variant.exists():
@@ -135,6 +136,7 @@ def failures(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.full
 def test_two_processes(failures, name):
     for rank, failed in enumerate(failures):
         assert failed[name] is None, f"process {rank}: {failed[name]}"

@@ -1,4 +1,4 @@
-"""``python -m perf evidence``: steps and their limits, summary and picture, and the README's table."""
+"""``python -m perf evidence``: steps and their limits, the summary, and the README's table and chart."""
 
 import importlib
 import json
@@ -14,39 +14,29 @@ import pytest
 pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
 
+import made_up
 import pandas as pd
 
 from perf import files
 from perf.__main__ import build_parser, main
-from perf.evidence import measure, outcome, picture, readme
-from perf.evidence.agenda import STEPS, Step
+from perf.evidence import measure, outcome, readme
 from perf.evidence.runner import DONE, ENDED, NOT_REACHED, Runner
-from perf.evidence.stage import Stage
-from perf.measuring import results
+from perf.evidence.stage import STEPS, Stage, Step
 
 TESTS = Path(__file__).parent
-H100 = {
-    **dict.fromkeys(files.FACTS, "1.0"),
-    "device": "NVIDIA H100 (imaginary)",
-    "device_type": "cuda",
-    "copy_gb_per_s": 3000.0,
-}
-
-
-def step(name, *items, seconds=10.0):
-    return Step(name, f"what {name} does", seconds, f"evidence_steps:{name}", items)
-
-
-def conduct(out, monkeypatch, *steps, seconds=480.0):
-    """Run steps of tests/evidence_steps.py; returns what evidence.json has of each."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), *sys.path]))
-    Runner(steps, seconds, out, rehearse=False, say=lambda text: None).run()
-    return list(json.loads((out / "evidence.json").read_text())["steps"].values())
 
 
 class TestRunner:
+    @staticmethod
+    def run(out, monkeypatch, *names_and_items, seconds=480.0):
+        """Run steps of tests/evidence_steps.py; returns what evidence.json has of each."""
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), *sys.path]))
+        steps = [Step(items[0], "what", 10.0, "evidence_steps:act", items) for items in names_and_items]
+        Runner(steps, seconds, out, rehearse=False, say=lambda text: None).run()
+        return list(json.loads((out / "evidence.json").read_text())["steps"].values())
+
     def test_a_crash_costs_its_item_alone_and_keeps_its_results(self, tmp_path, monkeypatch):
-        (found,) = conduct(tmp_path, monkeypatch, step("crash", "a", "crash", "b"))
+        (found,) = self.run(tmp_path, monkeypatch, ["a", "crash", "b"])
         names = ["first of a", "second of a", "first of crash", "first of b", "second of b"]
         assert [record["what"] for record in found["records"]] == names
         assert (found["status"], found["left"]) == (DONE, [])
@@ -56,19 +46,18 @@ class TestRunner:
     @pytest.mark.full
     def test_the_end_of_the_time_keeps_results_and_the_rest_goes_on_later(self, tmp_path, monkeypatch):
         began = time.monotonic()
-        steps = step("crash", "a"), step("hang", "a", "hang", "b"), step("fail", "fail", "c")
-        first, hang, fail = conduct(tmp_path, monkeypatch, *steps, seconds=60)
+        first, hang, fail = self.run(tmp_path, monkeypatch, ["a"], ["hang", "b"], ["fail", "c"], seconds=60)
         assert time.monotonic() - began < 80
-        assert first["status"] == DONE
-        assert (hang["status"], hang["left"]) == (ENDED, ["hang"])
-        assert [record["what"] for record in hang["records"]] == ["first of a", "first of b", "first of hang"]
-        assert fail["status"] == DONE
-        assert [record["ok"] for record in fail["records"]] == [False, True]
-        assert fail["records"][0]["problem"] == "ValueError: not this one"
+        assert (first["status"], hang["status"], fail["status"]) == (DONE, ENDED, DONE)
+        assert hang["left"] == ["hang"]
+        assert [r["what"] for r in hang["records"]] == ["first of b", "second of b", "first of hang"]
+        assert [record["ok"] for record in fail["records"]] == [True, False, True, True]
+        assert fail["records"][1]["problem"] == "ValueError: not this one"
         assert "Traceback" in (tmp_path / "evidence.log").read_text()
 
     def test_time_that_a_step_does_not_use_goes_to_later_ones(self, tmp_path, monkeypatch):
-        runner = Runner([step(name, "item") for name in "abc"], 1010, tmp_path, False, lambda text: None)
+        steps = [Step(name, "what", 10.0, "", ["item"]) for name in "abc"]
+        runner = Runner(steps, 1010, tmp_path, False, lambda text: None)
         shares = []
 
         def run(step, seconds, log):
@@ -78,12 +67,18 @@ class TestRunner:
         monkeypatch.setattr(runner, "_step", run)
         runner.run()
         assert shares == pytest.approx([1000 / 3], abs=1)  # without a machine nothing else is tried
-        runner.results["machine"] = H100
+        runner.results["machine"] = made_up.CUDA
         runner.run()  # b is cut, and goes on at the end
         assert shares[1:] == pytest.approx([500, 1000, 1000], abs=1)
 
 
-class TestCommands:
+class TestSteps:
+    def test_every_step_has_a_function_and_its_rehearsal_is_a_part(self):
+        for one in STEPS:
+            module, _, function = one.function.partition(":")
+            assert callable(getattr(importlib.import_module(module), function))
+            assert set(one.rehearsed) <= set(one.items)
+
     def test_a_crash_costs_its_command_alone(self):
         commands = {"a": ["-c", "print(1)"], "b": ["-c", "import os; os.abort()"], "c": ["-c", "exit(1)"]}
         found = {name: done.returncode for name, done in measure.side_by_side(commands, 2)}
@@ -129,9 +124,10 @@ class TestCommands:
         assert sorted(ran) == names
 
     def test_block_sizes_are_those_of_tune(self, tmp_path, answer):
-        answer[1]["images-224"] = 1, ""
+        answer[1]["images-224"] = 1, "gain: 1.2x"
         (found,) = measure.block_sizes("images-224", Stage(tmp_path, 0.0, False))
         assert (found["ok"], found["problem"]) == (False, "exit code 1, see evidence.log")
+        assert found["text"] == "block sizes of images-224:\ngain: 1.2x"
         args = build_parser().parse(answer[0][0][2:])
         assert (args.command, args.workloads) == ("tune", ["images-224"])
         assert (args.out, args.table) == (tmp_path, tmp_path / "block-sizes.json")
@@ -139,16 +135,14 @@ class TestCommands:
 
 def speed_rows():
     """Rows of an imaginary GPU: images win, digits lose as calls and win in graphs."""
-    rows = []
+    rows, none = [], float("nan")
 
-    def add(workload, pass_name, map_name="identity", **ms):
+    def add(workload, passed, **ms):
         for provider, (median, graph) in ms.items():
-            row = {"workload": workload, "map": map_name, "pass": pass_name, "status": "ok", "samples": 20}
-            row |= {"provider": provider.replace("_", "-"), "shape": "1x1", "size": "1", "dtype": "float32"}
-            row["peak_mib"] = 10.0 if provider == "operator" else 40.0
-            rows.append(row | {"layout": "NCHW", "median_ms": median, "graph_ms": graph, "roofline": 0.5})
+            more = {"median_ms": median, "graph_ms": graph, "roofline": 0.5, "copy_gb_per_s": 3000.0}
+            more["peak_mib"] = 10.0 if provider == "operator" else 40.0
+            rows.append(made_up.row(workload, "identity", passed, provider.replace("_", "-"), **more))
 
-    none = float("nan")
     add("images-224", "forward", operator=(0.05, none), eager=(0.1, none), eager_corners=(0.1, none))
     add("images-224", "forward+backward", operator=(0.2, none), eager=(0.5, none))
     add("digits-28", "forward", operator=(0.1, 0.004), eager=(0.05, 0.02))
@@ -157,12 +151,18 @@ def speed_rows():
         add(f"backward-{name}", "forward", **forward)
         both = {"operator": (5.0, 0.05 + gather), "scatter": (5.0, 0.05 + scatter), "eager": (0.5, none)}
         add(f"backward-{name}", "forward+backward", **both)
-    return files.normal(results.frame(rows, {"quick": False, **H100}))
+    return files.normal(pd.DataFrame(rows))
 
 
 def run_of(**records):
     """The results of a run whose steps found these records."""
-    found = {"seconds": 480.0, "seconds_used": 300.0, "rehearsal": False, "machine": H100, "steps": {}}
+    found = {
+        "seconds": 480.0,
+        "seconds_used": 300.0,
+        "rehearsal": False,
+        "machine": made_up.CUDA,
+        "steps": {},
+    }
     for one in STEPS:
         own = records.get(one.name, [{"ok": True, "what": "a"}] if one.name in ("check", "tests") else [])
         found["steps"][one.name] = {"status": DONE, "left": [], "crashes": [], "records": own}
@@ -170,47 +170,30 @@ def run_of(**records):
 
 
 class TestOutcome:
-    def test_failures_stand_before_the_ratios(self):
+    def test_failures_crashes_and_steps_that_were_cut(self):
         wrong = {"ok": False, "what": "images, nearest", "problem": "output is off by 1"}
-        found = run_of(check=[{"ok": True, "what": "a"}, wrong])
-        text = outcome.text(found, speed_rows())
-        assert "FAILED\n  check: images, nearest: output is off by 1\n" in text
-        assert "RIGHT" not in text
-        assert text.index("output is off by 1") < text.index("images-224")
-
-    def test_crashes_no_machine_and_no_comparison_fail_and_the_end_of_the_time_does_not(self):
+        text = outcome.verdict(run_of(check=[{"ok": True, "what": "a"}, wrong]))
+        assert text.endswith("FAILED\n  check: images, nearest: output is off by 1")
         found = run_of()
         found["steps"]["blocks"] |= {"status": ENDED, "left": ["volume-160"]}
         found["steps"]["further"]["status"] = NOT_REACHED
-        assert outcome.failures(found) == []
-        text = outcome.text(found, None)
-        assert "  blocks: its time ended; not done: volume-160" in text
+        assert outcome.failures(found) == []  # the end of the time is no failure
+        assert outcome.verdict(found).endswith("RIGHT; passed: check 1, tests 1")
+        assert "  blocks: its time ended; not done: volume-160" in outcome.cut(found)
         found["steps"]["speed"]["crashes"].append("crops-7: crashed (SIGSEGV)")
         assert outcome.failures(found) == ["speed: crops-7: crashed (SIGSEGV)"]
         assert outcome.failures(run_of() | {"machine": {}})
         assert outcome.failures(run_of(check=[], tests=[])) == ["check, tests: nothing was compared"]
 
-    def test_the_ratios_the_losses_and_the_host(self):
-        call = {"first_forward_s": 1.0, "first_backward_s": 0.5}
-        host = {"ok": True, "what": "us", "microseconds": {"affine_grid_sample": {"inference": 50.0}}}
-        host["microseconds"]["eager pair"] = {"inference": 90.0}
-        steps = {"host": [host], "first-calls": [{"ok": True, "what": "first call of a", **call}]}
-        rows = [
-            ("forward/x", 1.2, True, False),
-            ("forward/x", 1.0, False, True),
-            ("forward/y", 1.0, True, True),
-        ]
-        tuning = pd.DataFrame(rows, columns=["bucket", "median_ms", "is_default", "is_best"])
-        text = outcome.text(run_of(**steps), speed_rows(), tuning)
-        assert "RIGHT; passed: check 1, tests 1" in text
+    def test_the_ratios_the_losses_and_the_texts_of_steps(self, tmp_path):
+        host = {"ok": True, "what": "us", "text": "host time of a call: 50 (90)"}
+        (tmp_path / "block-sizes.json").touch()
+        speed_rows().to_csv(tmp_path / "speed.csv")
+        text = "\n".join(outcome.figures(run_of(host=[host]), tmp_path))
         assert "slower than the pair in 1 of 3 rows\n  digits-28 identity forward 0.50x" in text
-        digits = next(line for line in text.splitlines() if "digits-28" in line)
-        assert digits.split()[2:5] == ["0.1000", "0.50x", "5.00x"]
-        assert digits.split()[-1] == "25%"  # of the pair's memory
-        assert "operator (eager pair): inference 50 (90)" in text
-        assert "first call of a: 1.5 s with its backward" in text
-        assert "forward/x: 1.20x by other block sizes\nblock sizes of 2 kinds" in text
-        assert "not shown" not in text
+        assert "| digits-28: 256x1x28x28, float32 | 0.10 | 0.50x | 5.00x | - | - | - | - | - |" in text
+        assert "host time of a call: 50 (90)\n" in text
+        assert "cp block-sizes.json stn_triton/tuned/imaginary-h100-80gb-hbm3.json" in text
 
     def test_gather_and_scatter_without_the_forward(self):
         """Times are of CUDA graphs; the pair has none with its backward, so its calls count."""
@@ -220,21 +203,21 @@ class TestOutcome:
         assert table["scatter"].tolist() == pytest.approx([1.5, 0.25])
         assert table["eager"].tolist() == pytest.approx([2.0, 0.4])
 
-    def test_parts_of_a_table_are_shown_and_drawn(self, tmp_path):
-        table = speed_rows()
-        is_backward = table["workload"].str.startswith("backward")
-        for part in (table, table[is_backward], table[~is_backward], table[table["provider"] != "eager"]):
-            text = outcome.text(run_of(), part)
-            assert "Empty" not in text
-            assert "not shown" not in text
-            picture.draw(part, tmp_path / "evidence.png")
-            assert (tmp_path / "evidence.png").read_bytes().startswith(b"\x89PNG")
+    @pytest.mark.parametrize("part", ["backward", "images", "digits", "no pair"])
+    def test_a_part_of_the_rows_is_shown_and_drawn(self, tmp_path, part):
+        rows = speed_rows()
+        rows = rows[
+            rows["provider"] != "eager" if part == "no pair" else rows["workload"].str.startswith(part)
+        ]
+        rows.to_csv(tmp_path / "speed.csv")
+        assert "Empty" not in "\n".join(outcome.figures(run_of(), tmp_path))
+        assert (tmp_path / "evidence.png").exists() == (part in ("images", "digits"))
 
 
 def test_the_table_of_the_readme_is_that_of_the_committed_run():
-    table = files.read_speed(readme.MEASURED)
-    assert readme.committed(readme.README.read_text()) == readme.markdown(table)
-    assert not table["commit"].str.contains("dirty").any()
+    (run,) = files.runs(files.read_speed(readme.MEASURED))
+    assert readme.committed(readme.README.read_text()) == outcome.markdown(run)
+    assert "dirty" not in run.facts["commit"]
 
 
 def test_a_new_run_replaces_the_table_of_the_readme(tmp_path, monkeypatch):
@@ -246,8 +229,8 @@ def test_a_new_run_replaces_the_table_of_the_readme(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["readme", str(tmp_path / "speed.csv")])
     readme.main()
     new = readme.README.read_text()
-    assert "| digits-28: 1x1, float32 | 0.10 | 0.50x | 5.00x | - | - | - | - | - |" in new
-    assert H100["device"] in new
+    assert "| digits-28: 256x1x28x28, float32 | 0.10 | 0.50x | 5.00x | - | - | - | - | - |" in new
+    assert made_up.CUDA["device"] in new
     assert new.replace(readme.committed(new), "") == text.replace(readme.committed(text), "")
     assert (tmp_path / "a-gpu.png").exists()
 
@@ -282,12 +265,6 @@ class TestCommand:
         assert [line[0] for line in lines[:-1]] == ["machine", "check", "speed"]
         assert sum(float(line[1]) for line in lines[:-1]) == pytest.approx(240, abs=2)
 
-    def test_every_step_has_a_function_and_its_rehearsal_is_a_part(self):
-        for one in STEPS:
-            module, _, function = one.function.partition(":")
-            assert callable(getattr(importlib.import_module(module), function))
-            assert set(one.rehearsed) <= set(one.items)
-
     @pytest.mark.full
     def test_an_interrupted_run_says_so_and_leaves_no_process(self, tmp_path):
         """The loss of the terminal is handled as Ctrl-C and a request to end are."""
@@ -312,7 +289,12 @@ class TestCommand:
         found = json.loads((out / "evidence.json").read_text())["steps"]
         assert list(found) == [one.name for one in STEPS if one.rehearsed]
         assert all(step["status"] == DONE and step["records"] for step in found.values()), found
-        assert "A REHEARSAL: kernels interpreted on a CPU" in printed
+        for said in (
+            "A REHEARSAL: kernels",
+            "operator (eager pair): inference ",
+            "first call of digits-28: ",
+        ):
+            assert said in printed
         assert (out / "summary.txt").read_text().strip() == printed.strip()
         assert (out / "evidence.png").exists()
         table = files.read_speed(out / "speed.csv")

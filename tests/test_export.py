@@ -106,6 +106,7 @@ def gradients(function, args):
 
 class TestCompile:
     @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.sample(3)
     def test_batch_and_sizes_vary_without_a_recompile(self, kind):
         counter = CompileCounterWithBackend("aot_eager")
         warp = Warp(**options(kind))
@@ -136,6 +137,7 @@ class TestExport:
         assert torch.equal(program.module()(*args), warp(*args))
 
     @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.sample(4)
     def test_dynamic_shapes_saved_and_loaded(self, kind, tmp_path):
         warp = Warp(**options(kind))
         args = arguments(kind, *SHAPES[0])
@@ -187,6 +189,7 @@ class TestSizesInThetas:
             torch.testing.assert_close(program(images, self.MATRIX, volumes), expected)
 
     @pytest.mark.parametrize("kind", ["named", "DYNAMIC", "AUTO"])
+    @pytest.mark.sample(1)
     def test_exported(self, kind):
         if kind == "named":
             depth, height, width = (Dim(name, min=4, max=99) for name in ("depth", "height", "width"))
@@ -206,6 +209,7 @@ class TestSizesInThetas:
         program = torch.export.export(OnMeta(), args, dynamic_shapes=({2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, {}))
         assert program.module()(torch.rand(5, 1, 12, 8, device="meta"), args[1]).shape == (3, 3)
 
+    @pytest.mark.full
     def test_compiled(self):
         self.check(torch.compile(Thetas(), backend="eager", fullgraph=True, dynamic=True))
 
@@ -369,6 +373,7 @@ class TestTrace:
             )
 
     @pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+    @pytest.mark.sample(2)
     def test_layers(self, make):
         module = make()
         inputs = inputs_of(module)
@@ -382,6 +387,7 @@ class TestTrace:
         torch._C._jit_pass_inline(graph)
         assert [n.kind() for n in graph.nodes()].count("stn_triton::affine_grid_sample") == 1
 
+    @pytest.mark.full
     def test_a_loaded_trace_needs_the_library(self, tmp_path):
         args = arguments("many", *SHAPES[0])[:2]
         torch.jit.save(torch.jit.trace(affine_grid_sample, args), str(tmp_path / "warp.pt"))
@@ -415,6 +421,7 @@ class TestSymbolicTrace:
         )
 
     @pytest.mark.parametrize("name", ["bounded", "tps", "series"])
+    @pytest.mark.sample(1)
     def test_layers(self, name):
         """Alone, and in a model, where its localisation network's layers are there to be replaced."""
         module = LAYERS[name]()
@@ -424,6 +431,7 @@ class TestSymbolicTrace:
         kinds = {type(program.get_submodule(n.target)) for n in program.graph.nodes if n.op == "call_module"}
         assert torch.nn.Linear in kinds
 
+    @pytest.mark.full
     def test_features_may_be_given(self):
         module = layer(3, size=4)
         self.check(module, (torch.rand(2, 1, 5, 6), torch.rand(2, 3, 4, 4)), (torch.rand(2, 3, 5, 6),))
@@ -452,6 +460,7 @@ def load_in_another_process(path, load, args, expected):
     return process.stdout
 
 
+@pytest.mark.full
 def test_a_saved_program_needs_the_library(tmp_path):
     args = arguments("many", *SHAPES[0])[:2]
     program = torch.export.export(Warp(), args)
@@ -462,6 +471,7 @@ def test_a_saved_program_needs_the_library(tmp_path):
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="needs a C++ compiler")
+@pytest.mark.full
 def test_a_package_of_aotinductor_with_dynamic_shapes(tmp_path):
     args = arguments("plain", *SHAPES[0])
     shapes = dynamic_shapes(args, "plain")[:2]

@@ -25,6 +25,7 @@ from stn_triton import (
 from stn_triton.kernel_specs import SPECS
 from stn_triton.kernels import scatter
 
+pytestmark = pytest.mark.full
 IMPLEMENTATIONS = {
     "kernels": ops._implementations(lambda: launch, lambda: launch),
     "plain PyTorch": ops._implementations(lambda: reference, lambda: reference_tangent),

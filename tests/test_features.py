@@ -64,7 +64,8 @@ def test_equals_the_pair_with_its_gradients(variant):
         torch.testing.assert_close(a, e)
 
 
-@pytest.mark.parametrize("variant", EXISTING, ids=Variant.name)
+@pytest.mark.parametrize("variant", CELLS, ids=Variant.name)
+@pytest.mark.sample(20)
 def test_gradcheck(variant):
     size_in, size = ((3, 4), (4, 3)) if variant.dim == 2 else ((2, 3, 2), (2, 2, 3))
     args = case(variant, 1, size_in, size)
@@ -76,6 +77,7 @@ def test_gradcheck(variant):
 
 @pytest.mark.parametrize("variant", EXISTING[::5], ids=Variant.name)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.sample(10)
 def test_opcheck(variant):
     args = case(variant)
     tensors = (args.input.requires_grad_(), args.theta.requires_grad_())
@@ -431,6 +433,7 @@ def test_volumes_keep_channels_last():
 
 
 @pytest.mark.parametrize("variant", EXISTING[::9], ids=Variant.name)
+@pytest.mark.sample(10)
 def test_compiled_it_is_the_same(variant):
     args = case(variant)
     torch._dynamo.reset()
@@ -455,6 +458,7 @@ def test_the_output_may_be_changed_in_place(variant):
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("channels", [2, 3, 5])
+@pytest.mark.sample(4)
 def test_compiled_for_any_size_with_static_parameters(n, channels):
     """Batch and channel counts that equal a matrix' sizes, theta and fill values of fixed sizes."""
     torch._dynamo.reset()

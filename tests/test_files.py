@@ -6,8 +6,7 @@ import pytest
 
 pd = pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
-import made_up  # noqa: E402
-from made_up import small, without_time  # noqa: E402
+from made_up import CPU, CUDA, small, without_time  # noqa: E402
 
 from perf import UsageError, files  # noqa: E402
 from perf.__main__ import main  # noqa: E402
@@ -18,9 +17,7 @@ HEAD = b"workload,pass,provider,status,median_ms\n"
 
 def test_an_old_file_gets_the_columns_it_lacks():
     table = files.read_speed(OLD)
-    assert len(table) == 24
-    assert set(table["map"]) == {"random"}
-    assert set(table["commit"]) == {"4d55deb0d6"}
+    assert (len(table), set(table["map"]), set(table["commit"])) == (24, {"random"}, {"4d55deb0d6"})
     assert table[["roofline", "model_mib", "copy_gb_per_s", "graph_ms"]].isna().all(axis=None)
     assert files.timed(table).all()
 
@@ -57,7 +54,8 @@ def test_numbers_of_wrong_results_and_impossible_ones_are_dropped():
         (HEAD + b"a,forward,operator,ok,fast\n", "median_ms, row 2 is 'fast'"),
         (b"\x89PNG\r\n\x1a\n\xff\xfe\x00", "cannot be read"),
         (b'a,b\n"c,d\n', "cannot be read"),
-        (HEAD + b"a,forward,operator,ok,1\n\nb,forward,oper", "row 3 is shorter"),
+        (HEAD + b"a,forward,operator,ok,1\n\nb,forward,oper", "cut off"),
+        (HEAD + b"a,forward,operator,ok,1,2\n", "cut off or damaged"),
         (b"a,a\n1,2\n", "two columns share a name"),
     ],
 )
@@ -69,10 +67,9 @@ def test_a_file_that_is_no_result_exits_2(tmp_path, capsys, command, content, sa
     more = [str(OLD)] if command == "compare" else ["--out", str(tmp_path / "out")]
     with pytest.raises(SystemExit) as stop:
         main([command, str(path), *more])
-    assert stop.value.code == 2
     message = capsys.readouterr().err
+    assert stop.value.code == 2
     assert said in message
-    assert "expected" in message
     assert str(path) in message
 
 
@@ -81,20 +78,21 @@ def test_a_directory_means_its_speed_csv_or_else_all_result_files(tmp_path):
     with pytest.raises(UsageError, match="holds no result file"):
         files.read_speed(tmp_path)
     small().to_csv(tmp_path / "a.csv", index=False)
-    small(facts=made_up.CPU).to_csv(tmp_path / "b.csv", index=False)
+    small(facts=CPU).to_csv(tmp_path / "b.csv", index=False)
     assert len(files.read_speed(tmp_path)) == 2 * len(small())
     small().to_csv(tmp_path / "speed.csv", index=False)
-    assert set(files.read_speed(tmp_path)["device"]) == {made_up.CUDA["device"]}
+    assert set(files.read_speed(tmp_path)["device"]) == {CUDA["device"]}
 
 
 def test_runs_are_told_apart_but_not_by_their_date_alone():
-    other = small(facts=made_up.CUDA | {"device": "Imaginary T4"})
-    again = small(facts=made_up.CUDA | {"date": "2026-12-01"})
-    found = files.runs(files.normal(pd.concat([small(), small(facts=made_up.CPU), other, again])))
+    def runs(*tables):
+        return files.runs(files.normal(pd.concat([small(), *tables])))
+
+    other, again = (small(facts=CUDA | change) for change in ({"device": "T4"}, {"date": "2026-12-01"}))
+    found = runs(small(facts=CPU), other, again)
     assert [len(run.rows) for run in found] == [len(small())] * 4
     assert len({run.name for run in found}) == 4
-    later = small(workloads=("planes-7",), facts=made_up.CUDA | {"date": "2026-12-01"})
-    (run,) = files.runs(files.normal(pd.concat([small(), later])))
-    assert len(run.rows) == len(small()) + len(later)
-    (run,) = files.runs(files.normal(pd.concat([small(), small().assign(median_ms=7.0)])))
+    (run,) = runs(small(workloads=("other",), facts=CUDA | {"date": "2026-12-01"}))
+    assert len(run.rows) == 1.5 * len(small())
+    (run,) = runs(small().assign(median_ms=7.0))
     assert (run.rows["median_ms"] == 7).all()  # the later measurement counts

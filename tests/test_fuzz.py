@@ -1,9 +1,9 @@
 """Arguments at random: interpreted kernels (compiled on a GPU) and plain PyTorch against the oracle.
 
-`python -m pytest tests/test_fuzz.py` runs 520 examples of kernels and nearly as many of plain PyTorch,
-always the same ones: a failure is the fault of what was changed. `--examples 10000` or `--long` (100,000) run
-others each time, to look for what nobody has thought of; what fails is kept in `.hypothesis` and tried first
-the next time. An example that has failed becomes a test with a name at the end.
+`python -m pytest tests/test_fuzz.py` runs 130 examples of kernels and 480 of plain PyTorch, always the same
+ones: only a change can make them fail. `-m full` runs 480 more of kernels. `--examples 10000` or `--long`
+(100,000) run others each time, to find what nobody has thought of. Examples that fail are kept in
+`.hypothesis` and tried first the next time; they become tests with names at the end.
 """
 
 import contextlib
@@ -29,6 +29,7 @@ from stn_triton import (
 from stn_triton.options import INPUT_DTYPES, Options
 
 EVERY = hypothesis.settings(hypothesis.settings.get_profile("fuzz"))
+SHORT = hypothesis.settings(hypothesis.settings.get_profile("short"))
 FLOATING = (torch.float32, torch.float32, torch.float64, *INPUT_DTYPES[:2])
 TERMS = 16  # eps of which every term of a sum may be off
 OWN_ROUNDING = 8  # times that where positions are not rounded as the oracle does
@@ -150,7 +151,7 @@ def check_kernels(example, device):
     args, options = expanded(example), example.options
     expected = expected_of(args, options, not options.points, device)
     is_compared = bool((~expected.lost).any()) and args.grad.numel() > 0
-    hypothesis.event("numbers are compared" if is_compared else "empty, or no position can be told")
+    hypothesis.event("numbers are compared" if is_compared else "empty, or no position is certain")
     result = run_kernels(example, expected, device)
     eps = torch.finfo(contract.coordinate_dtype(args.input.dtype)).eps
     is_alone = args.image_index is None and len(args.theta) == len(args.input)
@@ -160,7 +161,7 @@ def check_kernels(example, device):
 
 
 def public_function(args, options):
-    """As a user would call it."""
+    """Call the public function as a user would."""
     arguments = {"mode": options.mode, "padding_mode": options.padding_mode, "fill_value": args.fill}
     arguments |= {"align_corners": options.align_corners, "image_index": args.image_index}
     theta, images = args.theta, len(args.input)
@@ -214,9 +215,18 @@ def check_bytes(example, device):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@EVERY
+@SHORT
 @hypothesis.given(st.data())
 def test_kernels(device, kind, data):
+    check_kernels(data.draw(examples(kind, FLOATING)), device)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", KINDS)
+@EVERY
+@hypothesis.given(st.data())
+def test_kernels_on_more_examples(device, kind, data):
+    """Others than those of the test above: Hypothesis derives them from the test's name."""
     check_kernels(data.draw(examples(kind, FLOATING)), device)
 
 
@@ -227,7 +237,7 @@ def test_plain_pytorch(device, kind, data):
     check_plain_pytorch(data.draw(examples(kind, (torch.float64, torch.float32), is_public=True)), device)
 
 
-@EVERY
+@SHORT
 @hypothesis.given(st.data())
 def test_bytes(device, data):
     check_bytes(
@@ -259,7 +269,7 @@ def test_a_hundredth_too_much_is_found(device, monkeypatch, check, part):
 
 
 def gradients(device, input, theta, grad, options):
-    """Of theta: the kernels', both ways; plain PyTorch's; the oracle's."""
+    """Return the gradients of theta: the kernels', both ways; plain PyTorch's; the oracle's."""
     args = [torch.tensor(t, dtype=torch.float32) for t in (grad, input, theta)]
     here = [t.to(device) for t in args]
     masks = [(needs, True, False) for needs in (True, False)]

@@ -221,6 +221,7 @@ def test_facts_have_the_settings_that_matter(monkeypatch):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk here that is always full")
+@pytest.mark.full
 def test_a_full_disk_is_told_of():
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "stn_triton", "info"]
@@ -231,6 +232,7 @@ def test_a_full_disk_is_told_of():
     )
 
 
+@pytest.mark.full
 def test_a_reader_who_leaves_is_no_failure():
     script = f"set -o pipefail; {sys.executable} -m stn_triton info | head -1"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=ROOT)

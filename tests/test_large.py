@@ -192,6 +192,7 @@ class TestSizes:
 COMPILED = Path(__file__).parent / "compiled_offsets.py"
 
 
+@pytest.mark.full
 class TestCompiledOffsets:
     """The intermediate representation of every kernel, in both index widths; what later stages keep."""
 
@@ -289,6 +290,7 @@ FAR = [
 
 
 @interpreted
+@pytest.mark.full
 class TestFarApart:
     """Few pixels in gigabytes: the same results, bit for bit, as side by side."""
 
@@ -359,6 +361,7 @@ SHAPES = {
 
 
 @interpreted
+@pytest.mark.full
 class TestBillionsOfPixels:
     """A few programs of a launch over dense tensors of more than 2^31 elements."""
 
@@ -512,6 +515,7 @@ def slopes_at_few_pixels(input, theta, grad):
     return torch.einsum("ahw,bhw->ab", along, columns) * place.scales
 
 
+@pytest.mark.full
 def test_slopes_at_few_pixels_are_the_oracle_s_and_the_kernels(device):
     """What the test of 2^31 elements compares with, on shapes that need no gigabytes."""
     input, grad = (torch.randn(2, 3, *size).half().to(device) for size in ((102, 103), (5, 5)))

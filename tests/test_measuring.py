@@ -18,7 +18,7 @@ from perf.measuring.passes import COMPUTED, PASSES
 from perf.measuring.providers import PROVIDERS
 from perf.measuring.workloads import WORKLOADS, Data
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 NOT_COMPILED = [name for name in PROVIDERS if name != "compile"]
 
 
@@ -40,39 +40,37 @@ def computed(name, data, pass_name):
     return dict(zip(COMPUTED[pass_name], PASSES[pass_name](PROVIDERS[name].make(), data)(), strict=True))
 
 
-class TestMaps:
-    @pytest.mark.parametrize("degrees", [30, 45])
-    def test_rotations_turn_pixels_not_the_normalised_square(self, degrees):
-        theta = maps.matrices(f"rotate-{degrees}", 2, (20, 50), torch.Generator())
-        extents = torch.tensor([50.0, 20.0])
-        turn = (theta[:, :, :2] * extents[:, None] / extents)[1]
-        torch.testing.assert_close(turn @ turn.T, torch.eye(2))
-        assert math.degrees(math.atan2(turn[1, 0], turn[0, 0])) == pytest.approx(degrees)
-        assert (theta[0, :, 2] * extents / 2).tolist() == pytest.approx(maps.SHIFT[:2])
-        volumes = maps.matrices(f"rotate-{degrees}", 2, (5, 20, 50), torch.Generator())
-        assert torch.equal(volumes[:, :2, :2], theta[:, :, :2])
-        assert volumes[1, 2, :3].tolist() == [0, 0, 1]
+@pytest.mark.parametrize("size_in", [(20, 50), (4, 20, 50)])
+def test_maps_turn_pixels_and_zoom_each_axis(size_in):
+    extents = torch.tensor([float(n) for n in reversed(size_in)])
+    for name, degrees, shown in (
+        ("rotate-30", 30, 1.0),
+        ("rotate-45", 45, 1.0),
+        ("zoom-0.5", 0, 2.0),
+        ("zoom-2", 0, 0.5),
+        ("identity", 0, 1.0),
+    ):
+        theta = maps.matrices(name, 3, size_in, torch.Generator())
+        in_pixels = (theta[:, :, :-1] * extents[:, None] / extents)[2] / shown
+        torch.testing.assert_close(in_pixels @ in_pixels.T, torch.eye(len(size_in)))
+        assert math.degrees(math.atan2(in_pixels[1, 0], in_pixels[0, 0])) == pytest.approx(degrees)
+        assert (theta[0, :, -1] * extents / 2).tolist() == pytest.approx(maps.SHIFT[: len(size_in)])
 
-    @pytest.mark.parametrize("size_in", [(20, 50), (4, 20, 50)])
-    def test_zooms_show_twice_and_half_of_each_axis(self, size_in):
-        for name, shown in (("zoom-0.5", 2.0), ("zoom-2", 0.5), ("identity", 1.0)):
-            theta = maps.matrices(name, 3, size_in, torch.Generator())
-            assert torch.equal(theta[2, :, :-1], shown * torch.eye(len(size_in)))
 
-    def test_random_maps_are_mild_and_differ(self):
-        theta = maps.matrices("random", 100, (32, 32), torch.Generator().manual_seed(1))
-        scale = torch.linalg.det(theta[:, :, :2]).sqrt()
-        assert 0.79 < scale.min() < 0.9
-        assert 1.15 < scale.max() < 1.26
-        assert 0.15 < theta[:, :, 2].abs().max() <= 0.2
-        assert len(theta.unique(dim=0)) == 100
+def test_random_maps_are_mild_and_differ():
+    theta = maps.matrices("random", 100, (32, 32), torch.Generator().manual_seed(1))
+    scale = torch.linalg.det(theta[:, :, :2]).sqrt()
+    assert 0.79 < scale.min() < 0.9
+    assert 1.15 < scale.max() < 1.26
+    assert 0.15 < theta[:, :, 2].abs().max() <= 0.2
+    assert len(theta.unique(dim=0)) == 100
 
 
 class TestWorkloads:
-    def test_what_runs_unasked(self):
-        assert workloads.choose(None, torch.device("cuda")) == list(WORKLOADS.values())
+    def test_defaults_of_devices(self):
+        assert workloads.choose(None, CUDA) == list(WORKLOADS.values())
         assert [w.name for w in workloads.choose(None, CPU, quick=True)] == list(workloads.ON_CPU)
-        assert [w.name for w in workloads.choose(None, torch.device("cuda"), True)] == list(workloads.QUICK)
+        assert [w.name for w in workloads.choose(None, CUDA, quick=True)] == list(workloads.QUICK)
         assert [p.name for p in providers.choose(["compile"])] == ["operator", "eager", "compile"]
 
     def test_data_has_its_layout_and_copies_other_memory(self):
@@ -80,34 +78,28 @@ class TestWorkloads:
         assert torch.equal(data.input, same.input)
         assert torch.equal(data.theta, same.theta)
         copies = data.copies(3)
-        assert copies[0] is data
         assert len({copy.input.data_ptr() for copy in copies}) == 3
         for copy in copies:
             assert torch.equal(copy.grad_output, data.grad_output)
             assert copy.input.stride()[1] == copy.grad_output.stride()[1] == 1
 
-    @pytest.mark.parametrize("align_corners", [False, True])
-    @pytest.mark.parametrize("name", ["digits-28", "shrink-224"])
-    @pytest.mark.parametrize("map_name", MAPS)
-    def test_no_gradient_comes_from_where_rounding_decides(self, name, map_name, align_corners):
-        data = workloads.make(small(name), CPU, map_name)
-        grid = F.affine_grid(data.theta.double(), [2, 1, *data.size], align_corners=align_corners)
-        extents = torch.tensor([float(n) for n in reversed(data.input.shape[2:])])
-        pixels = (grid + 1) / 2 * (extents - 1) if align_corners else ((grid + 1) * extents - 1) / 2
-        near = ((pixels - pixels.round()).abs() < 1e-3).any(-1)
-        assert (data.grad_output[:, 0][near] == 0).all()
-
     @pytest.mark.parametrize("name", [w.name for w in WORKLOADS.values() if not w.sweep])
-    def test_nearly_all_gradients_remain_to_be_checked(self, name):
+    def test_gradients_come_from_nearly_everywhere_but_where_rounding_decides(self, name):
         workload = small(name)
         for map_name in MAPS:
             if workload.why_not(map_name):
-                with pytest.raises(ValueError, match=map_name):
-                    workloads.make(workload, CPU, map_name)
                 continue
             data = workloads.make(workload, CPU, map_name)
-            samples = data.options.get("antialias", 1) ** 2
-            assert (data.grad_output != 0).double().mean() > max(0.5, 1 - 0.08 * samples)
+            fine = data.options.get("antialias", 1)
+            assert (data.grad_output != 0).double().mean() > max(0.5, 1 - 0.08 * fine**2)
+            if fine > 1 or workload.crops or data.input.ndim == 5:
+                continue
+            extents = torch.tensor([float(n) for n in reversed(data.input.shape[2:])])
+            for align_corners in (False, True):
+                grid = F.affine_grid(data.theta.double(), [2, 1, *data.size], align_corners=align_corners)
+                pixels = (grid + 1) / 2 * (extents - 1) if align_corners else ((grid + 1) * extents - 1) / 2
+                near = ((pixels - pixels.round()).abs() < 1e-3).any(-1)
+                assert (data.grad_output[:, 0][near] == 0).all()
 
 
 def test_passes_compute_what_they_say_and_nothing_else():
@@ -134,50 +126,40 @@ def test_passes_compute_what_they_say_and_nothing_else():
         assert calls == needed
 
 
-@pytest.fixture(scope="module")
-def data():
-    return digits()
-
-
 class TestGate:
-    @pytest.mark.parametrize("map_name", MAPS)
-    @pytest.mark.parametrize("name", NOT_COMPILED)
-    def test_accepts_every_provider_under_every_map_and_no_wrong_derivative(self, name, map_name):
-        data = digits(map_name)
-        gate = Gate(data, PROVIDERS[name].align_corners)
-        for pass_name in PASSES:
-            tensors = computed(name, data, pass_name)
-            assert gate.check(tensors).passed, (pass_name, gate.check(tensors))
-            for part in tensors.keys() & {"grad_theta"}:
-                assert not gate.check({part: tensors[part] * 1.001}).passed
-
     @pytest.mark.parametrize(
         ("map_name", "name"),
         [
+            *((map_name, "digits-28") for map_name in MAPS),
             *itertools.product(["identity", "random"], ["features-64-bf16", "images-224-uint8"]),
             *itertools.product(["rotate-45", "zoom-0.5", "random"], ["crops-7", "volume-160"]),
             *itertools.product(["rotate-30", "zoom-2"], ["bicubic-224", "border-224", "shrink-224"]),
             *itertools.product(["rotate-30", "zoom-2"], ["antialias-2", "antialias-4"]),
         ],
     )
-    def test_accepts_bytes_halves_crops_volumes_and_options(self, name, map_name):
-        data = workloads.make(small(name), CPU, map_name)
+    def test_accepts_every_provider_and_no_wrong_derivative(self, name, map_name):
+        data = digits(map_name) if name == "digits-28" else workloads.make(small(name), CPU, map_name)
         for provider in NOT_COMPILED:
             gate = Gate(data, PROVIDERS[provider].align_corners)
             for pass_name in PASSES if data.input.is_floating_point() else ["forward"]:
-                verdict = gate.check(computed(provider, data, pass_name))
+                tensors = computed(provider, data, pass_name)
+                verdict = gate.check(tensors)
                 assert verdict.passed, (provider, pass_name, verdict)
                 assert verdict.tolerance > 0
+                if name == "digits-28" and "grad_theta" in tensors:
+                    assert not gate.check({"grad_theta": tensors["grad_theta"] * 1.001}).passed
 
     @pytest.mark.parametrize("name", ["output", "grad_input", "grad_theta"])
     @pytest.mark.parametrize("spoil", [lambda t: t * 1.001, lambda t: t.clone().fill_(float("nan"))])
-    def test_rejects_each_tensor_when_wrong(self, data, name, spoil):
+    def test_rejects_each_tensor_when_wrong(self, name, spoil):
+        data = digits()
         tensors = computed("eager", data, "forward+backward")
         verdict = Gate(data).check(tensors | {name: spoil(tensors[name])})
         assert not verdict.passed
         assert verdict.tensor == name
 
-    def test_rejects_a_wrong_pixel_dtype_shape_or_convention_of_corners(self, data):
+    def test_rejects_a_wrong_pixel_dtype_shape_or_convention_of_corners(self):
+        data = digits()
         gate = Gate(data)
         (output,) = passes.forward(providers.eager_pair, data)()
         for spoilt in (output.double(), output[:, :, :-1]):
@@ -225,13 +207,14 @@ def pixels_in_reach(data, reach):
 
 
 class TestRoofline:
-    @pytest.mark.parametrize("map_name", MAPS)
     @pytest.mark.parametrize(
         ("name", "reach"), [("digits-28", 1), ("shrink-224", 1), ("crops-7", 1), ("bicubic-224", 2)]
     )
-    def test_pixels_are_counted_once_each(self, name, reach, map_name):
-        data = workloads.make(small(name), CPU, map_name)
-        assert roofline.moved_bytes(data)[0] == pixels_in_reach(data, reach) * data.input.shape[1] * 4
+    def test_pixels_are_counted_once_each(self, name, reach):
+        for map_name in MAPS:
+            data = workloads.make(small(name), CPU, map_name)
+            expected = pixels_in_reach(data, reach) * data.input.shape[1] * 4
+            assert roofline.moved_bytes(data)[0] == expected, map_name
 
     def test_the_output_outside_is_not_read(self):
         """Shrunk to half its extent along each axis, three quarters of the output show nothing."""
@@ -241,16 +224,13 @@ class TestRoofline:
         assert 0.25 <= reached / data.grad_output.nbytes < 0.45
 
     def test_bytes_of_each_pass(self):
-        bf16 = torch.bfloat16
-        images = Data(torch.zeros(2, 3, 4, 5, dtype=bf16), torch.zeros(2, 2, 3), torch.zeros(2, 3, 6, 7))
-        touched, reached = 100, 70
-        input, output = 2 * 3 * 4 * 5 * 2, 2 * 3 * 6 * 7 * 2
-        assert roofline.model_bytes(images, touched, reached) == {
-            "forward": touched + output,
-            "backward": reached + touched + input,
-            "forward+backward": 2 * touched + output + reached + input,
-            "theta": reached + touched,
-            "input": reached + input,
+        images = Data(torch.zeros(20, dtype=torch.bfloat16), torch.zeros(2), torch.zeros(42))
+        assert roofline.model_bytes(images, touched=100, reached=70) == {
+            "forward": 100 + 84,
+            "backward": 70 + 100 + 40,
+            "forward+backward": 2 * 100 + 84 + 70 + 40,
+            "theta": 70 + 100,
+            "input": 70 + 40,
         }
 
     def test_a_copy_reads_and_writes(self, monkeypatch):
@@ -260,8 +240,7 @@ class TestRoofline:
 
 
 @pytest.mark.parametrize("name", NOT_COMPILED)
-def test_what_is_timed_is_what_was_checked(name):
-    """Each copy of the arguments gives the result that passed the gate."""
+def test_every_timed_copy_gives_the_checked_result(name):
     case = suite.Case(suite.Plan(CPU, [], [], [], [], True, 1.0), small("digits-28"), "random")
     for pass_name in PASSES:
         verdict, runs = case.prepare(PROVIDERS[name], pass_name, PROVIDERS[name].make())
@@ -277,7 +256,7 @@ class FakeEvent:
 
     now = 0.0
 
-    def __init__(self, enable_timing=False):
+    def __init__(self, enable_timing):
         assert enable_timing
 
     def record(self):
@@ -292,7 +271,6 @@ def fake_gpu(monkeypatch):
     FakeEvent.now = 0.0
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
-    return torch.device("cuda")
 
 
 class TestStopwatch:
@@ -304,9 +282,9 @@ class TestStopwatch:
         runs = {name: [functools.partial(calls.append, f"{name}{i}") for i in range(3)] for name in "abc"}
         samples = stopwatch.sample(runs, CPU, replace(stopwatch.QUICK, cpu_seconds=0.0, cpu_rounds=7))
         assert [len(samples[name]) for name in "abc"] == [7, 7, 7]
-        rounds = [[call[0] for call in calls[i : i + 3]] for i in range(0, 21, 3)]
-        assert all(sorted(one) == ["a", "b", "c"] for one in rounds)
-        assert len(set(map(tuple, rounds))) > 1
+        rounds = ["".join(call[0] for call in calls[i : i + 3]) for i in range(0, 21, 3)]
+        assert {"".join(sorted(one)) for one in rounds} == {"abc"}
+        assert len(set(rounds)) > 1
         assert [call for call in calls if call[0] == "b"] == [f"b{i % 3}" for i in range(7)]
 
     def test_on_a_gpu_they_take_turns_and_their_calls_are_timed(self, fake_gpu):
@@ -318,9 +296,7 @@ class TestStopwatch:
 
         fast = [functools.partial(call, f"fast{i}", 1.0) for i in range(2)]
         functions = {"fast": fast, "slow": [functools.partial(call, "slow", 5.0)]}
-        samples = stopwatch.sample(
-            functions, fake_gpu, replace(stopwatch.FULL, gpu_rounds=2, gpu_ms_per_round=4)
-        )
+        samples = stopwatch.sample(functions, CUDA, replace(stopwatch.FULL, gpu_rounds=2, gpu_ms_per_round=4))
         assert samples == {"fast": [1.0] * 8, "slow": [5.0] * 6}
         assert [key for key, _ in itertools.groupby(name[:4] for name in calls)] == ["fast", "slow"] * 3
         fast = [name for name in calls if name.startswith("fast")]
@@ -335,7 +311,7 @@ class TestStopwatch:
             since.append(None)
 
         monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: since.clear())
-        samples = stopwatch.sample({"short": [call]}, fake_gpu, replace(stopwatch.FULL, gpu_rounds=2))
+        samples = stopwatch.sample({"short": [call]}, CUDA, replace(stopwatch.FULL, gpu_rounds=2))
         assert samples["short"] == pytest.approx([0.25] * 2 * 48)
 
     def test_inputs_exceed_the_cache_twice(self, monkeypatch):

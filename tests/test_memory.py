@@ -1,7 +1,7 @@
 """Kernels read and write nothing but elements of their tensors, and write every element of an output.
 
 On a GPU guard bands show stray writes, and two kinds of poison in the gaps stray reads. In the interpreter
-each address is compared with those of the elements, too. Of compiled kernels `tests/sanitize.py` tells nearly
+each address is compared with those of the elements, too. Of compiled kernels `tools/sanitize.py` tells nearly
 as much: there each tensor is an allocation of its own, without bands, whose ends memcheck knows, and
 initcheck which of its places have no value. Stray writes into gaps show only without it.
 """
@@ -118,6 +118,7 @@ def order(request):
 
 @pytest.mark.usefixtures("order")
 @pytest.mark.parametrize(("name", "layout"), PAIRS)
+@pytest.mark.sample(12)
 def test_nothing_but_elements_is_touched(device, name, layout):
     """What lies in the gaps does not matter; on a CPU nobody has looked."""
     tensors, size, options = arguments(name, device=device)
@@ -147,6 +148,7 @@ MAPS = [
 
 @pytest.mark.usefixtures("order")
 @pytest.mark.parametrize(("mode", "padding_mode", "name"), MAPS if torch.cuda.is_available() else MAPS[::5])
+@pytest.mark.sample(5)
 def test_coordinates_beyond_all_measure_stay_within_the_tensors(device, mode, padding_mode, name):
     """And every number that becomes an integer fits into it: 1e30 cannot wrap.
 
@@ -187,6 +189,7 @@ def test_coordinates_beyond_all_measure_stay_within_the_tensors(device, mode, pa
 @pytest.mark.parametrize("number", [-1, 3, 2**32, 2**63 - 1, -(2**63)])
 @pytest.mark.parametrize("name", ["index", "antialias index", "spline index", "spline scatter"])
 @pytest.mark.usefixtures("order")
+@pytest.mark.sample(6)
 def test_an_index_that_names_no_image_touches_none(device, name, number):
     tensors, size, options = arguments(name, channels=1, device=device)
     tensors["image_index"][1] = number

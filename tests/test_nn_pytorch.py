@@ -93,6 +93,7 @@ class TestCompile:
     @pytest.mark.parametrize(
         ("transform", "dim"), [("affine", 2), ("similarity", 3), ("projective", 2), ("tps", 2)]
     )
+    @pytest.mark.sample(1)
     def test_fullgraph(self, transform, dim):
         options = {"gradient_scale": 0.5, "return_theta": True}
         layer = scatter(SpatialTransformer(3, transform=transform, dim=dim, size=4, **options))
@@ -108,6 +109,7 @@ class TestCompile:
         torch.testing.assert_close([output, theta, *grads], expected)
         assert layer.head.bias.grad.abs().max() > 0
 
+    @pytest.mark.full
     def test_fullgraph_of_everything_else(self):
         stage = scatter(SpatialTransformer(3, transform="similarity"), amount=0.3)
         crops = SpatialTransformer(3, transformers=2, initialization="tiles", bounded=True, size=4)

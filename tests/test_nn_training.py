@@ -97,6 +97,7 @@ class TestAlignment:
         assert last < first / 50
         assert self.angles_left(model, draw).mean() < 3
 
+    @pytest.mark.full
     def test_a_series_aligns_step_by_step(self):
         draw, loss = self.draw(limit=0.75 * math.pi)
         network = FullyConnectedLocalization(1, hidden=(32,))
@@ -180,6 +181,7 @@ class TestBounded:
                 torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
     @pytest.mark.parametrize("transform", ["attention", "affine"])
+    @pytest.mark.sample(1)
     def test_it_finds_a_digit_in_a_corner(self, transform):
         """A small pattern somewhere in a large image must fill the crop."""
         template, scale = blobs(16), 0.4
@@ -259,6 +261,7 @@ class TestPenalty:
         assert torch.equal(found, outside_penalty(theta.float()))
 
     @pytest.mark.parametrize("transform", ["translation", "affine", "projective", "tps"])
+    @pytest.mark.sample(1)
     def test_it_brings_a_lost_crop_back(self, transform):
         layer = SpatialTransformer(1, transform=transform, return_theta=True)
         x = sample(channels=1)

@@ -158,6 +158,7 @@ class TestOnnx:
             (2, "projective", torch.float64),
         ],
     )
+    @pytest.mark.sample(3)
     def test_every_mode_padding_and_corner_convention(self, dim, kind, dtype):
         variant = Variant(dim, "bilinear", "fill", kind, False)
         args = case(variant).to("cpu", dtype)
@@ -165,6 +166,7 @@ class TestOnnx:
         check_onnx(Product(variant, args.size), (args.input, theta, args.fill, args.image_index))
 
     @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "antialias"])
+    @pytest.mark.sample(2)
     def test_dynamic_shapes(self, kind):
         """One pixel along an axis, too, where corners are aligned."""
         args, *others = (arguments(kind, *shape) for shape in SHAPES)
@@ -193,6 +195,7 @@ class TestOnnx:
         assert session(to_onnx(Warp((1, 1)), args))(*args).flatten().tolist() == [0, 2, 2]
 
     @pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.int64], ids=str)
+    @pytest.mark.sample(1)
     def test_labels(self, dtype):
         images, theta, *_ = arguments("fill", *SHAPES[0])
         labels = (images * 2**20).round().to(dtype) * (1 if dtype == torch.bool else 101)
@@ -210,6 +213,7 @@ class TestOnnx:
         torch.testing.assert_close(session(to_onnx(warp, args))(*args), expected, equal_nan=True)
 
     @pytest.mark.parametrize("padding_mode", ["zeros", "border", "fill"])
+    @pytest.mark.sample(1)
     def test_far_away(self, padding_mode):
         """Where onnxruntime alone would convert coordinates to integers that do not hold them."""
         images = arguments("plain", *SHAPES[0])[0][:1]
@@ -221,6 +225,7 @@ class TestOnnx:
         check_onnx(Warp((4, 6), padding_mode=padding_mode), args[0], args[1:])
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+    @pytest.mark.sample(1)
     def test_constant_matrices(self, dtype):
         """Which the exporter may compute the grid of; as fp32 always, so not for fp64."""
         images, theta, *_ = arguments("one matrix", *SHAPES[0])
@@ -228,6 +233,7 @@ class TestOnnx:
         check_onnx(model, (images.to(dtype),), optimize=dtype == torch.float32)
 
     @pytest.mark.parametrize("opset_version", [20, 22])
+    @pytest.mark.full
     def test_opset_versions(self, opset_version):
         args = arguments("fill", *SHAPES[0])
         program = to_onnx(Warp(**options("fill")), args, opset_version=opset_version)
@@ -239,6 +245,7 @@ class TestOnnx:
         (sampler,) = (node for node in program.model.graph if node.op_type == "GridSample")
         assert sampler.inputs[0] in program.model.graph.inputs
 
+    @pytest.mark.full
     def test_one_call_is_few_nodes(self):
         program = to_onnx(Warp((6, 5)), arguments("plain", *SHAPES[0])[:2])
         assert operators(program) == ["AffineGrid", "Clip", "GridSample"]
@@ -253,6 +260,7 @@ class TestOnnx:
             (Warp(), 18, "opset_version must be at least 20 for stn_triton, got 18"),
         ],
     )
+    @pytest.mark.sample(1)
     def test_errors_name_the_argument(self, warp, opset_version, message):
         with pytest.raises(torch.onnx.OnnxExporterError, match=message):
             to_onnx(warp, arguments("plain", *SHAPES[0])[:2], opset_version=opset_version)
@@ -277,6 +285,7 @@ class TestOlderExporter:
     """``dynamo=False``: the operator as its own graph, which nothing must be registered for."""
 
     @pytest.mark.parametrize(("dim", "kind"), [(2, "plain"), (2, "many"), (3, "index")])
+    @pytest.mark.sample(1)
     def test_every_mode_padding_and_corner_convention(self, dim, kind):
         variant = Variant(dim, "bilinear", "fill", kind, False)
         args = case(variant).to("cpu", torch.float32)
@@ -285,6 +294,7 @@ class TestOlderExporter:
         torch.testing.assert_close(by_trace(model, args)(*args), model(*args))
 
     @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "antialias"])
+    @pytest.mark.sample(2)
     def test_dynamic_shapes(self, kind):
         args, *others = (arguments(kind, *shape) for shape in SHAPES)
         others.append(arguments(kind, 5, 4, 6, 2, 9, 2))  # the size is 1 where it was 2
@@ -293,6 +303,7 @@ class TestOlderExporter:
         for each in (args, *others):
             torch.testing.assert_close(run(*each), warp(*each))
 
+    @pytest.mark.full
     def test_a_batch_exported_with_one_image(self):
         args, others = (arguments("plain", n, *SHAPES[0][1:])[:2] for n in (1, 5))
         run = by_trace(Warp((6, 7)), args, [{0: "n"}] * 2)
@@ -318,6 +329,7 @@ class TestOlderExporter:
         for each in cases:
             torch.testing.assert_close(run(*each), Spline()(*each))
 
+    @pytest.mark.full
     def test_thetas_of_the_sizes_of_images(self):
         """Homographies and affine maps of matrices of pixels, boxes, builders; sizes and batches open."""
 
@@ -341,6 +353,7 @@ class TestOlderExporter:
             torch.testing.assert_close(run(*each), Thetas()(*each), rtol=1e-4, atol=1e-4)
 
     @pytest.mark.parametrize("name", ["affine", "similarity", "tps", "series"])
+    @pytest.mark.sample(1)
     def test_layers(self, name):
         module = LAYERS[name]()
         images, other, *_ = inputs_of(module)

@@ -178,12 +178,14 @@ OPCHECK = [
 class TestOpcheck:
     @pytest.mark.parametrize("name", OPCHECK)
     @pytest.mark.parametrize("needs", [(False, False), (True, True), (True, False), (False, True)])
+    @pytest.mark.sample(10)
     def test_forward(self, name, needs, device):
         tensors = [t.requires_grad_(n) for t, n in zip(layout(name, device), needs, strict=True)]
         torch.library.opcheck(FORWARD, (*tensors, *NEITHER, (7, 11), *OPTIONS))
 
     @pytest.mark.parametrize("name", OPCHECK)
     @pytest.mark.parametrize("mask", MASKS)
+    @pytest.mark.sample(10)
     def test_backward(self, name, mask, device):
         input, theta = layout(name, device)
         grad = torch.ones(*input.shape[:2], 7, 11, device=device)
@@ -218,6 +220,7 @@ DYNAMIC = [((5, 4, 7, 9), (8, 6)), ((6, 5, 9, 7), (4, 8)), ((4, 7, 11, 13), (10,
 class TestCompile:
     @pytest.mark.parametrize("given", ["size", "input's size"])
     @pytest.mark.parametrize("memory_format", [torch.contiguous_format, CHANNELS_LAST], ids=str)
+    @pytest.mark.sample(3)
     def test_dynamic_shapes_compile_once(self, memory_format, given, device):
         counter = CompileCounterWithBackend("aot_eager")
         compiled = torch.compile(loss, backend=counter, fullgraph=True, dynamic=True)
@@ -258,6 +261,7 @@ class TestCompile:
                 torch.testing.assert_close(step(compiled, *arguments), step(loss, *arguments))
         assert counter.frame_count == 2
 
+    @pytest.mark.full
     def test_the_default_backend_keeps_values_and_strides(self, device):
         """Inductor plans memory by the strides that the fakes promise."""
         if device == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):

@@ -184,6 +184,7 @@ SHRUNK = {
 
 
 @pytest.mark.parametrize("kind", SHRUNK)
+@pytest.mark.sample(2)
 def test_what_antialiasing_costs_is_in_proportion_to_the_samples(kind):
     """Not to the images times the groups of equal crops; forward, backward, and both of the tangent."""
     shape, count, largest, size, padding_mode = SHRUNK[kind]

@@ -52,7 +52,7 @@ def arguments(name, device):
 
 
 def gradients(args, options=None, tangents=None, exact=True, blocks=None):
-    """Of the image and, but for fp32 alone, of theta, by additions in memory."""
+    """Return the gradient of the image, by additions in memory; theta has one too unless in fp32."""
     options = Options() if options is None else options
     was = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(exact)
@@ -75,12 +75,13 @@ def gradients(args, options=None, tangents=None, exact=True, blocks=None):
 
 
 def is_same(first, other):
-    """As bits: NaN differs from itself, and -0 does not from 0."""
+    """Compare bits, because as numbers NaN differs from itself and -0 equals 0."""
     number = {2: torch.int16, 4: torch.int32, 8: torch.int64}[first.itemsize]
     return torch.equal(first.view(number), other.view(number))
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.sample(2)
 def test_neither_blocks_nor_the_order_of_programs_matter(device, shuffled, name):
     args, options, tangents = arguments(name, device)
     first = gradients(args, options, tangents)
@@ -95,23 +96,28 @@ def test_neither_blocks_nor_the_order_of_programs_matter(device, shuffled, name)
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has an order of its own")
 @pytest.mark.parametrize("name", ["image", "volume", "crops"])
+@pytest.mark.full
 def test_to_floating_point_numbers_the_order_matters(device, shuffled, name):
     """So that the test above can fail."""
     args, options, _ = arguments(name, device)
-    first, *others = (gradients(args, options, exact=False, blocks=BLOCKS[0]) for _ in range(5))
+    first, *others = (gradients(args, options, exact=False, blocks=BLOCKS[0]) for _ in range(3))
     assert not all(is_same(first, other) for other in others)
+
+
+FEW = {2: ((4, 5), (6, 7)), 3: ((2, 3, 2), (2, 3, 7))}
+"""Input and output sizes of tests that sum up each output pixel alone."""
 
 
 def small(kind, dim=2, grad=None):
     """One image of one channel, whose output pixels meet in its pixels; padding is zeros."""
-    args = case(Variant(dim, "bilinear", "zeros", kind, False), 1, *SIZES[dim]).to("cpu", torch.float32)
+    args = case(Variant(dim, "bilinear", "zeros", kind, False), 1, *FEW[dim]).to("cpu", torch.float32)
     return args._replace(
         input=args.input[:1], theta=args.theta[:1], grad=args.grad[:1] if grad is None else grad
     )
 
 
 def shares(args, options):
-    """What each output pixel adds, (P, *input.shape[1:]) in fp64: taps of one pixel differ under zeros."""
+    """Return what each output pixel adds, (P, *input.shape[1:]) in fp64; under zeros its taps differ."""
     pixels = args.grad[0, 0].numel()
     alone = torch.diag(args.grad.flatten()).view(pixels, 1, *args.grad.shape[2:])
     many = args._replace(
@@ -139,7 +145,7 @@ def spanning(shape, least, most):
 
 def test_a_wide_range_in_one_image(device):
     """Sums of 2**50 times less than the largest are as good as others; below 2**-(head + low) is nothing."""
-    shape = (1, 1, *SIZES[2][1])
+    shape = (1, 1, *FEW[2][1])
     for least, is_equal in ((-25, True), (-60, False)):
         args = small("plain", grad=spanning(shape, least, -least)).to(device, torch.float32)
         every = shares(args, Options())
@@ -176,6 +182,7 @@ def onto_one_pixel(grad, images=1):
 
 @pytest.mark.parametrize("maps", [1, 5])
 @pytest.mark.parametrize("value", [1.0, 1 - 2**-24, -1e-3, LARGEST / 2**22])
+@pytest.mark.sample(4)
 def test_very_many_onto_one_pixel(device, maps, value):
     """The largest sum that there can be: each of them as large as the largest, and almost a power of two."""
     grad = torch.full((maps, 1, 512, 512), value, device=device)
@@ -205,6 +212,7 @@ def test_extremes_are_added_exactly(device, values):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.sample(1)
 def test_what_is_not_finite_comes_out_where_it_should(device, dtype):
     inf, nan = float("inf"), float("nan")
     args = case(Variant(2, "bilinear", "reflection", "plain", False), 2, *SIZES[2]).to(device, dtype)

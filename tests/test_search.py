@@ -78,6 +78,7 @@ TRIED = {
 
 
 @pytest.mark.parametrize(("mode", "padding_mode", "name"), TRIED)
+@pytest.mark.sample(4)
 def test_of_images(tried, mode, padding_mode, name):
     options, found = Options(mode, padding_mode), []
     for channels in (MANY, 1):
@@ -115,6 +116,7 @@ def test_where_one_end_of_the_support_is_open(tried, mode, theta, size, pixels, 
         ("zeros", False, 1, 15, 153),
     ],
 )
+@pytest.mark.sample(2)
 def test_of_many_matrices(tried, padding_mode, antialias, channels, matrices, pixels):
     """Nine crops along a diagonal, of which most do not reach each of the six tiles."""
     theta = torch.tensor([[0.3, 0.05, 0], [-0.05, 0.3, 0]]).repeat(9, 1, 1)

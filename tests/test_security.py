@@ -176,6 +176,7 @@ class TestResults:
     )
 
     @pytest.mark.parametrize("command", ["plot", "report", "compare"])
+    @pytest.mark.sample(1)
     def test_names_in_a_file_lead_nowhere(self, tmp_path, command, capsys):
         pytest.importorskip("pandas")
         pytest.importorskip("matplotlib")

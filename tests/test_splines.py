@@ -102,6 +102,7 @@ def check(device, options, dtype, args, image_index=None, layout=torch.contiguou
 
 
 @pytest.mark.parametrize(("mode", "padding_mode", "align_corners"), PRODUCT)
+@pytest.mark.sample(12)
 def test_agrees_with_the_oracle(device, mode, padding_mode, align_corners):
     options = Options(mode, padding_mode, align_corners, points=GRID)
     layout = torch.channels_last if align_corners else torch.contiguous_format
@@ -133,6 +134,7 @@ def atomics(poisoned):
 @pytest.mark.usefixtures("atomics")
 @pytest.mark.parametrize(("mode", "padding_mode"), [p[:2] for p in PRODUCT[::2]])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.sample(6)
 def test_scattering_agrees_with_the_oracle(device, launched, mode, padding_mode, layout):
     """However often tuning launches it: it adds to what is there."""
     options = Options(mode, padding_mode, points=GRID)
@@ -191,6 +193,7 @@ def test_launches_pass_only_what_kernels_take(device, monkeypatch):
 
 @pytest.mark.usefixtures("atomics")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.sample(1)
 def test_scattering_by_index_and_in_other_dtypes(device, launched, dtype):
     options = Options(points=GRID)
     input, theta, size, grad, _ = case(options, 3, 4)
@@ -274,6 +277,7 @@ def test_images_of_several_tiles(device):
 @pytest.mark.parametrize(("mode", "padding_mode"), [("bilinear", "zeros"), ("bicubic", "fill")])
 @pytest.mark.parametrize("index", [None, [2, 0, 2]])
 @pytest.mark.parametrize("is_deterministic", [True, False])
+@pytest.mark.sample(2)
 def test_tangents_and_second_derivatives_equal_plain_pytorch(
     device, mode, padding_mode, index, is_deterministic
 ):
@@ -324,6 +328,7 @@ def test_gradients_are_the_same_every_time_and_nan_stays_where_it_is(device):
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), 1e30])
 @pytest.mark.parametrize("padding_mode", PADDING_MODES)
+@pytest.mark.sample(8)
 def test_offsets_that_are_not_finite_or_huge(device, number, padding_mode):
     """Sampled outside, or at an edge; kernels and plain PyTorch alike do not crash and agree on where."""
     options = Options("bilinear", padding_mode, points=GRID)

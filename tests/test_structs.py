@@ -48,6 +48,7 @@ def with_two_classes(seen):
     return [place for place, classes in seen.items() if len(classes) > 1]
 
 
+@pytest.mark.full
 def test_each_parameter_of_a_helper_takes_one_class(given):
     """Of two with members of equal types, a helper would be compiled for the first and be wrong for both."""
     for variant in CASES:

@@ -122,6 +122,7 @@ class TestEvery:
         assert result.device.type == "meta"
         assert result.shape == function(*arguments).shape
 
+    @pytest.mark.sample(8)
     def test_vmap_and_compile(self, name):
         function, shapes = BUILDERS[name]
         arguments = inputs(shapes, (3,))

@@ -80,6 +80,7 @@ VARIANTS = (
     ("channels_last", "channels"),
     [(False, c) for c in (1, 2, 3, 4, 5, 16, 300)] + [(True, c) for c in (1, 3, 4, 16, 64, 100, 256)],
 )
+@pytest.mark.sample(60)
 def test_every_configuration_of_the_space_can_be_launched(kernel, variant, channels_last, channels):
     for dtype, images, pixels in itertools.product(
         (torch.float32, torch.bfloat16, torch.float64, torch.uint8), (1, 64), (49, 28 * 28, 224 * 224)
@@ -229,6 +230,7 @@ def test_a_table_for_older_kernels_is_used(gpu, caplog):
     assert messages(caplog) == []
 
 
+@pytest.mark.full
 def test_a_warning_is_on_stderr_of_a_program_that_configures_no_logging_and_nothing_on_import(tmp_path):
     script = f"""
 import pathlib, sys

@@ -38,6 +38,7 @@ def sampled_beside_each_other(input, theta, size, variant):
 @pytest.mark.parametrize(
     ("variant", "size_in"), CALLS, ids=lambda v: v.name() if hasattr(v, "name") else str(v)
 )
+@pytest.mark.sample(6)
 def test_the_image_stands_beside_itself(device, variant, size_in):
     """The public function and the kernels: what they sample, and the gradients."""
     args = case(variant, 2, size_in)
@@ -76,6 +77,7 @@ def test_it_is_the_grid_wrap_of_scipy(device, mode, order):
 @pytest.mark.parametrize("size", [(4, 6), (5, 2), (3, 1)])
 @pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])
 @pytest.mark.parametrize("periods", [1, -1, 3, -1000])
+@pytest.mark.sample(8)
 def test_whole_periods_away_are_the_same_bits(device, mode, size, periods):
     """Positions on quarters of pixels, ties of nearest among them, which a shift leaves exact."""
     args = case(Variant(2, mode, "wrap", "plain", False), 2, size, (8, 8)).to(device, torch.float32)

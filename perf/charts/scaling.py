@@ -20,9 +20,9 @@ _NOTE = "Median, band: 20 to 80 % of the runs. Dotted: the byte model at the mea
 
 def draw(run: Run, passes: Sequence[str]) -> Figure | None:
     """Draw a panel per pass and kind of sweep; None if no row of a sweep has a time."""
-    rows = run.rows.join(run.rows["workload"].str.extract(f"^{SWEEP}$").set_axis(["axis", "n"], axis=1))
+    names = run.rows["workload"].str.extract(f"^{SWEEP}$")
+    rows = run.rows.assign(axis=names[0], n=names[1].astype(float)).sort_values("n", kind="stable")
     rows = rows[rows["axis"].notna() & rows["pass"].isin(passes)]
-    rows = rows.assign(n=rows["n"].astype(float)).sort_values("n", kind="stable")
     without, rows = rows[~timed(rows)], rows[timed(rows)]
     if rows.empty:
         return None

@@ -5,7 +5,6 @@ The bar is the operator's geometric mean over the maps. Markers are the other pr
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -14,13 +13,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from perf.charts import style
 from perf.files import EAGER, OPERATOR, SWEEP, Run, geometric_mean, value_of
 
+MAIN = ("forward", "forward+backward")
 MOST = 60
 """Largest number of workloads in a chart; a foreign file may have any number."""
+_WIN = {"facecolor": style.WIN, "edgecolor": "white", "linewidth": 0}
+_LOSS = _WIN | {"facecolor": style.LOSS, "hatch": "//"}
 
 
 class Measure(NamedTuple):
@@ -57,26 +59,36 @@ MEASURES = {
 }
 
 
-def draw(run: Run, measure: Measure, passes: Sequence[str]) -> Figure | None:
+def draw(run: Run, measure: Measure = MEASURES["speed"], passes: Sequence[str] = MAIN) -> Figure | None:
     """Draw a panel per pass; None if no row of these passes has a value."""
     rows = run.rows[run.rows["pass"].isin(passes) & ~run.rows["workload"].str.fullmatch(SWEEP)]
     rows = rows.assign(value=measure.values(rows))
-    if rows["value"].isna().all():
+    without = rows[rows["value"].isna()]
+    if len(without) == len(rows):
         return None
-    every = list(dict.fromkeys(rows["workload"]))
-    workloads = every[:MOST]
-    rows = rows[rows["workload"].isin(workloads)]
     note = "Bars: the operator's geometric mean over the maps. Whiskers: its least to its largest value"
     note += ", with the 20 to 80 % interval of the times." if measure.is_speed else "."
-    note += f" The first {MOST} of {len(every)} workloads." if len(every) > MOST else ""
-    note += "" if measure.loss else f" Copy bandwidth: {rows['copy_gb_per_s'].median():.4g} GB/s."
-    has_value = rows["value"].notna()
-    note += "" if has_value.all() else f" Rows without a value: {style.counts(rows[~has_value])}."
-    left_out = [OPERATOR, EAGER] if measure.loss else [OPERATOR]
-    rivals = rows.loc[has_value & ~rows["provider"].isin(left_out), "provider"].unique()
-    marks = {name: style.line(name) | {"linestyle": ""} for name in rivals}
-    bars = [Patch(**_bar(False), label="operator")]
-    bars += [Patch(**_bar(True), label="operator, worse than the eager pair")] if measure.loss else []
+    if not measure.loss:
+        note += f" Copy bandwidth: {rows['copy_gb_per_s'].median():.4g} GB/s."
+    if len(without):
+        note += f" Rows without a value: {style.counts(without)}."
+    workloads = list(rows["workload"].unique())
+    if len(workloads) > MOST:
+        note += f" The first {MOST} of {len(workloads)} workloads."
+        workloads = workloads[:MOST]
+    rows = rows[rows["workload"].isin(workloads)]
+    if measure.is_speed:
+        graphs = rows.assign(
+            provider=style.GRAPHS, value=value_of(rows, EAGER, "graph_ms") / rows["graph_ms"]
+        )
+        rows = pd.concat([rows, graphs[(rows["provider"] == OPERATOR) & graphs["value"].notna()]])
+    # The eager pair is the line at 1, except in the chart of the roofline.
+    rivals = rows.loc[rows["value"].notna() & (rows["provider"] != OPERATOR), "provider"].unique()
+    marks = {
+        name: style.line(name) | {"linestyle": ""} for name in rivals if name != EAGER or not measure.loss
+    }
+    bars = [Patch(**_WIN, label="operator")]
+    bars += [Patch(**_LOSS, label="operator, worse than the eager pair")] if measure.loss else []
     legend = [*bars, *(Line2D([], [], **mark) for mark in marks.values())]
     made = style.figure(run, f"Affine sampling: {measure.title}", note, 1 + 0.46 * len(workloads), legend)
     panels = [name for name in passes if name in set(rows["pass"])]
@@ -89,28 +101,15 @@ def draw(run: Run, measure: Measure, passes: Sequence[str]) -> Figure | None:
     grid[0].set_ylim(len(workloads) - 0.4, -0.6)
     if measure.is_speed:
         grid[0].set_xscale("log")
-        grid[0].set_xticks(log_ticks(*grid[0].get_xlim(), 6 / len(panels)))
+        low, high = grid[0].get_xlim()
+        digits = (1, 2, 5) if high > 20 * low else (1, 1.5, 2, 3, 5, 7)
+        grid[0].xaxis.set_major_locator(LogLocator(subs=digits))
         grid[0].minorticks_off()
     else:
         grid[0].set_xlim(left=0)
         grid[0].xaxis.set_major_locator(MaxNLocator(5))
     grid[0].xaxis.set_major_formatter("{x:g}x" if measure.is_speed else "{x:.0%}")
     return made
-
-
-def log_ticks(low: float, high: float, inches: float) -> list[float]:
-    """Round values from ``low`` to ``high``, as many as have room for their labels; 1 is among them."""
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for digits in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
-        ticks = [d * 10.0**e for e in decades for d in digits if low <= d * 10.0**e <= high]
-        if len(ticks) <= 2.2 * inches:
-            return ticks
-    return [1.0]
-
-
-def _bar(is_loss: bool) -> dict[str, object]:
-    look = {"facecolor": style.LOSS, "hatch": style.HATCH} if is_loss else {"facecolor": style.WIN}
-    return look | {"edgecolor": "white", "linewidth": 0}
 
 
 def _panel(ax: Axes, rows: pd.DataFrame, measure: Measure, marks: dict, workloads: Sequence[str]) -> None:
@@ -123,7 +122,7 @@ def _panel(ax: Axes, rows: pd.DataFrame, measure: Measure, marks: dict, workload
             continue
         is_loss, texts = measure.loss * (mean - 1) > 0, []
         if mean > 0:
-            ax.barh(y - 0.1, mean - base, 0.44, base, **_bar(is_loss))
+            ax.barh(y - 0.1, mean - base, 0.44, base, **(_LOSS if is_loss else _WIN))
             noise = [own["median_ms"] / own[q].fillna(own["median_ms"]) for q in ("q80_ms", "q20_ms")]
             slow, fast = noise if measure.is_speed else (1, 1)
             ends = (own["value"] * slow).min(), (own["value"] * fast).max()

@@ -23,8 +23,10 @@ from perf.measuring.providers import PROVIDERS
 
 WIDTH, FONT = 12.5, 10
 """Width of every figure in inches, and the size of its letters in points."""
-INK, MUTED, WIN, LOSS, HATCH = "#111111", "#444444", "#1f4e8c", "#b3401d", "//"
+INK, MUTED, WIN, LOSS = "#111111", "#444444", "#1f4e8c", "#b3401d"
 RC = mpl.rc_params_from_file(Path(__file__).with_name("charts.mplstyle"), use_default_template=False)
+GRAPHS = "graphs"
+"""Stands for the operator in CUDA graphs where a chart marks providers."""
 
 
 class Look(NamedTuple):
@@ -42,7 +44,10 @@ _LOOKS = {
     "eager-broadcast": Look("#5b8c5a", "D", ":"),
     "compile": Look("#4fa3e0", "v", (0, (6, 1.5))),
     "scatter": Look("#b84a8c", "*", (0, (4, 1, 1, 1))),
+    GRAPHS: Look(INK, "d", ""),
 }
+_LABELS = {name: provider.label for name, provider in PROVIDERS.items()}
+_LABELS |= {"scatter": "fused scatter", GRAPHS: "operator and pair in CUDA graphs"}
 
 
 def look(provider: str) -> Look:
@@ -52,13 +57,11 @@ def look(provider: str) -> Look:
 
 def line(provider: str) -> dict[str, object]:
     """Options of ``Axes.plot`` for a provider, with its name for readers as the label."""
-    # The fused scatter is a kernel to compare with, no provider that users can choose.
-    labels = {name: known.label for name, known in PROVIDERS.items()} | {"scatter": "fused scatter"}
     color, marker, style = look(provider)
     options = {"color": color, "marker": marker, "linestyle": style, "markerfacecolor": "white"}
     if provider == OPERATOR:
         options |= {"linewidth": 2.2, "markerfacecolor": color, "zorder": 3}
-    return options | {"label": labels.get(provider, shorten(provider, 24))}
+    return options | {"label": _LABELS.get(provider, shorten(provider, 24))}
 
 
 def shorten(text: str, limit: int) -> str:

@@ -7,7 +7,6 @@ only the results that were not yet found.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import json
 import signal
@@ -20,13 +19,12 @@ from perf import EXIT_FAILED, EXIT_OK, UsageError, chosen
 
 def main(args: argparse.Namespace) -> int:
     """Run the steps, print the summary, and return the exit code."""
-    from perf.evidence.agenda import STEPS
+    from perf.evidence.stage import STEPS
 
     if not args.minutes > 0:
         raise UsageError(f"--minutes: expected a number above 0, got {args.minutes:g}")
-    names = chosen("--only", args.only, [step.name for step in STEPS])
-    steps = [step for step in STEPS if step.name in names or step is STEPS[0]]
-    steps = [step for step in steps if step.rehearsed or not args.rehearse]
+    names = {STEPS[0].name, *chosen("--only", args.only, [step.name for step in STEPS])}
+    steps = [step for step in STEPS if step.name in names and (step.rehearsed or not args.rehearse)]
     if args.plan:
         total = sum(step.seconds for step in steps)
         for step in steps:
@@ -69,20 +67,16 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _summarize(results: dict, out: Path) -> str:
-    """Write the summary, draw the picture, and return the summary."""
-    import pandas as pd
+    """Write the summary and the picture, and return the summary."""
+    from perf.evidence import outcome
+    from perf.measuring.suite import one_line
 
-    from perf import files
-    from perf.evidence import outcome, picture
-
-    table, timings = None, out / "tuning.csv"
-    with contextlib.suppress(UsageError):  # there are no rows
-        table = files.read_speed(out / "speed.csv")
-    text = outcome.text(results, table, pd.read_csv(timings) if timings.exists() else None)
+    parts = [outcome.verdict(results)]
+    try:
+        for part in outcome.figures(results, out):
+            parts.append(part)
+    except Exception as error:  # rows that nobody thought of must not cost the verdict
+        parts.append(f"not shown: {one_line(error)}")
+    text = "\n\n".join(part for part in [*parts, outcome.cut(results)] if part)
     (out / "summary.txt").write_text(text + "\n")
-    if table is not None:
-        try:
-            picture.draw(table, out / "evidence.png")
-        except Exception as error:  # rows that cannot be drawn must not cost the results
-            text += f"\nno picture: {error}"
     return text

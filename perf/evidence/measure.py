@@ -1,4 +1,7 @@
-"""The machine, the check, the GPU tests, and block sizes: steps that run the project's other commands."""
+"""The work of each step: run the project's commands side by side, and time the operator.
+
+Rows of times are those of `bench`, and go into the same kind of file, ``speed.csv``.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,28 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 
 import torch
+from tqdm import tqdm
 
-from perf import setting
-from perf.evidence.agenda import TELLING
-from perf.evidence.stage import Record, Stage
-from perf.measuring import roofline
+from perf import first_call as first_calls
+from perf import overhead, setting
+from perf.evidence.stage import BACKWARDS, TELLING, Record, Stage
+from perf.files import FAILED, OPERATOR
+from perf.measuring import maps, providers, results, roofline, stopwatch, suite
+from perf.measuring.rival_scatter import SCATTER
+from perf.measuring.workloads import WORKLOADS
+from stn_triton.check import engine
 
 Done = subprocess.CompletedProcess
-GPU_BYTES_PER_PROCESS = 2**31
-"""GPU memory that a process takes for its context and small tensors, generously."""
-_LARGE = "2_31"
-"""In the names of tests that need most of a GPU's memory, so they run one after the other."""
+_GPU_BYTES_PER_PROCESS = 2**31  # for its context and small tensors, generously
+_LARGE = "2_31"  # in the names of tests that need most of a GPU's memory, so they run one after the other
+_REHEARSAL = stopwatch.Effort(cpu_seconds=0, cpu_rounds=1, gpu_rounds=2, gpu_ms_per_round=1, most_copies=1)
+_FIRST_CALL_SECONDS = 40  # a first call that takes longer is not waited for
 
 
 def machine(item: str, stage: Stage) -> Iterator[Record]:
@@ -32,7 +42,7 @@ def machine(item: str, stage: Stage) -> Iterator[Record]:
         facts["device_type"] = "interpreter"
     else:
         free, _ = torch.cuda.mem_get_info(stage.device)
-        facts["workers"] = max(1, min(facts["workers"], free // GPU_BYTES_PER_PROCESS))
+        facts["workers"] = max(1, min(facts["workers"], free // _GPU_BYTES_PER_PROCESS))
     yield {"ok": True, "what": "facts", "facts": facts}
     bandwidth = roofline.copy_gb_per_s(stage.device)
     yield {"ok": True, "what": "copy bandwidth", "facts": {"copy_gb_per_s": bandwidth}}
@@ -85,7 +95,66 @@ def block_sizes(item: str, stage: Stage) -> Iterator[Record]:
     command = ["-m", "perf", "tune", "--workloads", item, "--only", "*ward/*", "--out", str(stage.out)]
     command += ["--table", str(stage.out / "block-sizes.json")]
     ((_, done),) = side_by_side({item: command}, 1)
-    yield _record(item, done)
+    yield _record(item, done, text=f"block sizes of {item}:\n{done.stdout}")
+
+
+def speed(item: str, stage: Stage) -> Iterator[Record]:
+    """Time the operator beside PyTorch's ways; for ``BACKWARDS`` beside a fused scatter and the eager pair.
+
+    Rows are added to the CSV as they come.
+    """
+    if item in BACKWARDS:
+        workload, map_names = BACKWARDS[item], ["identity", "rotate-30", "zoom-2"]
+        which = [*providers.choose(()), SCATTER]
+    else:
+        workload, map_names = WORKLOADS[item], ["identity", maps.RANDOM]
+        which = providers.choose(("eager-corners", "eager-broadcast"))
+    slack = 8.0 if stage.rehearse else 1.0  # the largest error of a tiny batch is a matter of luck
+    plan = suite.Plan(
+        stage.device,
+        [stage.sized(workload)],
+        map_names[-1:] if stage.rehearse else map_names,
+        ("forward", "forward+backward"),
+        [replace(provider, slack=slack * provider.slack) for provider in which],
+        quick=stage.rehearse,
+        copy_gb_per_s=stage.facts.get("copy_gb_per_s", float("nan")),
+        own_effort=_REHEARSAL if stage.rehearse else stopwatch.FULL,
+        replays_below_ms=2.0,  # a training step keeps the host busy for 0.4 ms
+    )
+    facts = {"quick": stage.rehearse, **{k: v for k, v in stage.facts.items() if k != "workers"}}
+    kernels = engine.INTERPRETER if stage.rehearse else engine.KERNELS
+    runs = engine.running(engine.Engine(stage.device, kernels, torch.get_num_threads()))
+    with runs, tqdm(disable=True) as progress:
+        for rows in suite.run(plan, progress):
+            results.append(results.frame(rows, facts), stage.out / "speed.csv")
+            for row in rows:
+                yield {
+                    "ok": row["status"] != FAILED or row["provider"] != OPERATOR,
+                    "what": " ".join(row[key] for key in ("workload", "map", "pass", "provider")),
+                    "ms": row.get("median_ms"),
+                    "problem": row.get("reason", ""),
+                }
+
+
+def host(item: str, stage: Stage) -> Iterator[Record]:
+    """The host's time of a call. With 50 rounds, not the 150 of `overhead`, it takes seconds."""
+    found = overhead.measure(stage.device, rounds=3 if stage.rehearse else 50)
+    ours, pair = found["affine_grid_sample"], found["eager pair"]
+    each = ", ".join(f"{name} {us:.0f} ({pair[name]:.0f})" for name, us in ours.items())
+    text = f"host time of a call in microseconds, operator (eager pair): {each}"
+    yield {"ok": True, "what": "host time of a call", "microseconds": found, "text": text}
+
+
+def first_call(item: str, stage: Stage) -> Iterator[Record]:
+    """The seconds of a first training step in a process with an empty cache."""
+    limit = max(1.0, min(_FIRST_CALL_SECONDS, stage.end - time.monotonic() - 1))
+    try:
+        times = first_calls.in_a_new_process(item, *["--rehearse"] * stage.rehearse, timeout=limit)
+        seconds = times["first_forward_s"] + times.get("first_backward_s", 0)
+        text = f"first call of {item}: {seconds:.1f} s with its backward"
+    except subprocess.TimeoutExpired:
+        times, text = {}, f"first call of {item}: no result after {limit:.0f} s"
+    yield {"ok": True, "what": f"first call of {item}", "text": text, **times}
 
 
 def side_by_side(
@@ -108,12 +177,8 @@ def side_by_side(
 
 def _record(what: str, done: Done, problems: Sequence[str] = (), **content: object) -> Record:
     """The record of a command, whose exit code says whether it succeeded."""
+    problem = ""
     if done.returncode:
         print(done.stdout)  # to the log
-    problem = "; ".join(problems) or f"exit code {done.returncode}, see evidence.log"
-    return {
-        "what": what,
-        "ok": done.returncode == 0,
-        "problem": problem if done.returncode else "",
-        **content,
-    }
+        problem = "; ".join(problems) or f"exit code {done.returncode}, see evidence.log"
+    return {"what": what, "ok": done.returncode == 0, "problem": problem, **content}

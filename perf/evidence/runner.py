@@ -3,11 +3,15 @@
 A step's share of the time left is in proportion to its seconds, so time that a step does not use goes to
 later ones. A process whose share is over is killed with all processes that it started. One that crashes is
 started again for the items after the crash. Steps that were cut go on at the end, if time is left.
+
+``python -m perf.evidence.runner TASK`` is such a process. It writes JSON lines to standard output. Everything
+that libraries print goes to standard error, which is the log.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -15,12 +19,16 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
-from perf.evidence.agenda import Step
-from perf.evidence.stage import Record
+import torch
+
+from perf.evidence.stage import Record, Stage, Step
+from perf.measuring import stopwatch
+from perf.measuring.suite import one_line
 
 ROOT = Path(__file__).resolve().parents[2]
 DONE, ENDED, NOT_REACHED = "done", "its time ended", "not reached"
@@ -35,8 +43,6 @@ class Runner:
         self._steps, self._out, self._rehearse, self._say = steps, out, rehearse, say
         self._start = time.monotonic()
         self._end = self._start + seconds - min(10.0, seconds / 10)  # time for the summary and the picture
-        self._written = 0.0
-        self._item: str | None = None  # it has begun and is not done
         self.results: Record = {"seconds": seconds, "rehearsal": rehearse, "machine": {}, "steps": {}}
         for step in steps:
             left = list(step.rehearsed if rehearse else step.items)
@@ -83,60 +89,58 @@ class Runner:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TRITON_INTERPRET": str(int(self._rehearse))}
         environment["STN_TRITON_AUTOTUNE"] = "0"  # block sizes are searched by the step of that name alone
         print(f"\n== {step.name}: {', '.join(found['left'])}", file=log, flush=True)
-        pipes = {"stdout": subprocess.PIPE, "stderr": log, "text": True}
         process = subprocess.Popen(
-            [sys.executable, "-m", "perf.evidence", json.dumps(task)],
+            [sys.executable, "-m", "perf.evidence.runner", json.dumps(task)],
             start_new_session=True,  # so that the processes that it starts can be killed with it
             cwd=ROOT,
             env=environment,
-            **pipes,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
         )
         timer = threading.Timer(seconds, _kill, [process])
         timer.start()
+        item = None  # the item that has begun and is not done
         try:
             for line in process.stdout:
-                self._take(found, line)
+                with contextlib.suppress(json.JSONDecodeError):  # the process was killed as it wrote
+                    item = self._take(found, json.loads(line), item)
             code = process.wait()
         finally:
             timer.cancel()
             _kill(process)
-            item, self._item = self._item, None
         if code == 0:
             return False
+        if item:
+            found["left"].remove(item)
         if time.monotonic() >= end:
             found["left"] += [item] if item else []  # the last, because it may hang
             return False
         reason = f"exit code {code}" if code > 0 else signal.Signals(-code).name
-        found["crashes"].append(f"{item or found['left'][0]}: crashed ({reason})")
+        found["crashes"].append(f"{item or 'no item'}: crashed ({reason})")
         return item is not None
 
-    def _take(self, found: Record, line: str) -> None:
-        """Keep the content of a line of a process."""
-        try:
-            message: dict[str, Any] = json.loads(line)
-        except ValueError:  # the process was killed as it wrote
-            return
+    def _take(self, found: Record, message: Record, item: str | None) -> str | None:
+        """Keep a message of a step's process; returns the item that it works on after it."""
         if "begun" in message:
-            self._item = message["begun"]
-            found["left"].remove(self._item)
-        elif "done" in message:
-            self._item = None
-        else:
-            self.results["machine"] |= message.pop("facts", {})
-            # An item that was cut is done again, and finds the same results again.
-            key = [message["item"], message["what"], message["ok"]]
-            others = [one for one in found["records"] if [one["item"], one["what"], one["ok"]] != key]
-            found["records"] = [*others, message]
-        if time.monotonic() > self._written + 1:
-            self._write()
+            return message["begun"]
+        if "done" in message:
+            found["left"].remove(item)
+            return None
+        self.results["machine"] |= message.pop("facts", {})
+        # An item that was cut is done again, and finds the same results again.
+        key = [message["item"], message["what"], message["ok"]]
+        others = [one for one in found["records"] if [one["item"], one["what"], one["ok"]] != key]
+        found["records"] = [*others, message]
+        self._write()
+        return item
 
     def _write(self) -> None:
         """Replace the file as a whole, so that it can be read at any time."""
-        self._written = time.monotonic()
-        self.results["seconds_used"] = round(self._written - self._start, 1)
-        path = self._out / "evidence.json"
-        path.with_suffix(".new").write_text(json.dumps(self.results, indent=1))
-        path.with_suffix(".new").replace(path)
+        self.results["seconds_used"] = round(time.monotonic() - self._start, 1)
+        new = self._out / "evidence.json.new"
+        new.write_text(json.dumps(self.results, indent=1))
+        new.replace(self._out / "evidence.json")
 
 
 def _kill(process: subprocess.Popen) -> None:
@@ -144,3 +148,34 @@ def _kill(process: subprocess.Popen) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def work(task: Record) -> None:
+    """Do the items of a step; write a line when one begins, for each of its records, and when it is done."""
+    lines = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    end = time.monotonic() + task["seconds"]
+    stage = Stage(Path(task["out"]), end, task["rehearse"], task["facts"])
+    module, _, name = task["function"].partition(":")
+    function = getattr(importlib.import_module(module), name)
+
+    def put(**message: object) -> None:
+        lines.write(json.dumps(message, default=str) + "\n")
+
+    for item in task["items"]:
+        put(begun=item)
+        try:
+            for record in function(item, stage):
+                put(item=item, **record)
+        except Exception as error:  # whatever it is, the other items go on
+            traceback.print_exc()
+            put(item=item, ok=False, what=item, problem=one_line(error))
+            if torch.cuda.is_initialized() and not stopwatch.is_alive(stage.device):
+                os._exit(1)  # another process goes on
+        put(done=item)
+    sys.stderr.flush()
+    os._exit(0)  # the usual end of a process that used a GPU may take seconds
+
+
+if __name__ == "__main__":
+    work(json.loads(sys.argv[1]))

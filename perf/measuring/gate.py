@@ -39,13 +39,13 @@ class Gate:
             wide = data.mapped(lambda tensor: tensor.to(dtype))
             return dict(zip(COMPUTED[name], PASSES[name](sampler, wide)(), strict=True))
 
-        self._dtypes = dict.fromkeys(("output", "grad_input"), data.input.dtype)
-        self._dtypes["grad_theta"] = data.theta.dtype
-        self._exact, in_fp32 = result(torch.float64), result(torch.float32)
-        self._tolerances = {
-            name: 2 * _error(in_fp32[name], exact) + _rounding(exact, self._dtypes[name])
-            for name, exact in self._exact.items()
-        }
+        self._expected: dict[str, tuple[Tensor, torch.dtype, float]] = {}
+        in_fp32 = result(torch.float32)
+        for tensor, exact in result(torch.float64).items():
+            dtype = data.theta.dtype if tensor == "grad_theta" else data.input.dtype
+            is_float = dtype.is_floating_point
+            step = torch.finfo(dtype).eps / 2 * exact.abs().max().item() if is_float else 0.5
+            self._expected[tensor] = exact, dtype, 2 * _error(in_fp32[tensor], exact) + step
 
     def check(self, tensors: Mapping[str, Tensor], slack: float = 1.0) -> Verdict:
         """Judge tensors by name: output, grad_input, grad_theta; ``slack`` multiplies the tolerances."""
@@ -54,19 +54,18 @@ class Gate:
         return failed[0] if failed else max(verdicts, key=lambda v: v.error / v.tolerance)
 
     def _check_one(self, name: str, tensor: Tensor, slack: float) -> Verdict:
-        exact, dtype, tolerance = self._exact[name], self._dtypes[name], slack * self._tolerances[name]
+        exact, dtype, tolerance = self._expected[name]
+        tolerance *= slack
         if tensor.shape != exact.shape or tensor.dtype != dtype:
             got, expected = (f"{tuple(t.shape)} {d}" for t, d in ((tensor, tensor.dtype), (exact, dtype)))
             return Verdict(False, name, float("nan"), tolerance, f"{name} is {got}, expected {expected}")
         error = _error(tensor, exact)
-        passed = error <= tolerance  # False for a NaN
-        reason = "" if passed else f"{name} is off by {error:.2g}, allowed {tolerance:.2g}"
-        return Verdict(passed, name, error, tolerance, reason)
+        if not error <= tolerance:  # so that a NaN is wrong
+            return Verdict(
+                False, name, error, tolerance, f"{name} is off by {error:.2g}, allowed {tolerance:.2g}"
+            )
+        return Verdict(True, name, error, tolerance)
 
 
 def _error(tensor: Tensor, exact: Tensor) -> float:
     return (tensor.double() - exact).abs().max().item()
-
-
-def _rounding(exact: Tensor, dtype: torch.dtype) -> float:
-    return torch.finfo(dtype).eps / 2 * exact.abs().max().item() if dtype.is_floating_point else 0.5

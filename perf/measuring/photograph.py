@@ -15,19 +15,12 @@ from perf import setting
 from perf.measuring.providers import eager_pair, operator
 
 
-def load() -> np.ndarray:
-    """The portrait of Grace Hopper that Matplotlib ships, (H, W, 3) with values from 0 to 255."""
-    with get_sample_data("grace_hopper.jpg") as file:
-        return imread(file, format="jpg")
-
-
 def warp(photo: np.ndarray, device: torch.device) -> list[np.ndarray]:
-    """The photograph, (H, W, 3) and fp32 from 0 to 1, warped by the operator and by the eager pair."""
+    """A photograph, (H, W, 3) from 0 to 255, warped by the operator and by the eager pair: from 0 to 1."""
     image = torch.from_numpy(photo / np.float32(255)).permute(2, 0, 1)[None].contiguous().to(device)
     height, width = image.shape[2:]
     # A rotation by 25 degrees at 1.3 times the scale. The ratio of the axes keeps it free of shear.
-    cos, sin = 1.178, 0.549
-    rows = [[cos, -sin * height / width, 0.1], [sin * width / height, cos, -0.05]]
+    rows = [[1.178, -0.549 * height / width, 0.1], [0.549 * width / height, 1.178, -0.05]]
     theta = torch.tensor([rows], device=device)
     outputs = [sampler(image, theta, (height, width)) for sampler in (operator, eager_pair)]
     return [output[0].permute(1, 2, 0).cpu().numpy() for output in outputs]
@@ -35,7 +28,8 @@ def warp(photo: np.ndarray, device: torch.device) -> list[np.ndarray]:
 
 def write(table: pd.DataFrame, out: Path, device: torch.device) -> Path:
     """Save original, both warps and their difference as a PNG, with the machine of a table of rows."""
-    photo = load()
+    with get_sample_data("grace_hopper.jpg") as file:  # a portrait that Matplotlib ships
+        photo = imread(file, format="jpg")
     ours, theirs = warp(photo, device)
     difference = np.abs(ours - theirs).max(axis=2)
     largest = float(difference.max())

@@ -29,10 +29,8 @@ class Provider:
     make: Callable[[], Sampler]
     align_corners: bool = False
     """Whether -1 and 1 are the centres of the corner pixels: then it is checked against its own reference."""
-    may_be_unavailable: bool = False
-    """Whether it may lack something, as torch.compile a C++ compiler; the rest must run everywhere."""
-    slack: float = 1.0
-    """How many times the error that the gate allows to others."""
+    may_be_unavailable: bool = False  # as torch.compile without a C++ compiler
+    slack: float = 1.0  # how many times the error that the gate allows to others
 
 
 def operator(input: Tensor, theta: Tensor, size: Sequence[int], antialias: int = 0, **options: str) -> Tensor:
@@ -89,9 +87,9 @@ def broadcast_grid(theta: Tensor, shape: Sequence[int], align_corners: bool = Fa
     return grid
 
 
-eager_corners = functools.partial(eager_pair, align_corners=True)
 eager_stacked = functools.partial(eager_pair, stacks=True)
-eager_broadcast = functools.partial(eager_stacked, make_grid=broadcast_grid)
+_eager_corners = functools.partial(eager_pair, align_corners=True)
+_eager_broadcast = functools.partial(eager_stacked, make_grid=broadcast_grid)
 
 
 def _make_compiled() -> Sampler:
@@ -110,25 +108,28 @@ def _make_compiled() -> Sampler:
     return torch.compile(eager_pair, fullgraph=True, dynamic=False)
 
 
-COMPILE = "compile"
 _CORNERS = "the eager pair with align_corners=True, which reaches cuDNN on GPUs of NVIDIA"
 _BROADCAST = "the grid by broadcasting, the crops of an image stacked in one grid, then F.grid_sample"
 _COMPILE = "torch.compile of the eager pair; in a quick run only if it is named"
 _ALL = (
     Provider(OPERATOR, "operator", "stn_triton.affine_grid_sample", lambda: operator),
     Provider(EAGER, "eager pair", "F.affine_grid, then F.grid_sample", lambda: eager_pair),
-    Provider("eager-corners", "eager pair, align_corners", _CORNERS, lambda: eager_corners, True),
-    Provider("eager-broadcast", "eager, broadcast grid", _BROADCAST, lambda: eager_broadcast),
-    Provider(COMPILE, "torch.compile", _COMPILE, _make_compiled, may_be_unavailable=True),
+    Provider("eager-corners", "eager pair, align_corners", _CORNERS, lambda: _eager_corners, True),
+    Provider("eager-broadcast", "eager, broadcast grid", _BROADCAST, lambda: _eager_broadcast),
+    Provider("compile", "torch.compile", _COMPILE, _make_compiled, may_be_unavailable=True),
 )
 PROVIDERS = {provider.name: provider for provider in _ALL}
 
 
-def choose(names: Sequence[str] | None) -> list[Provider]:
-    """Providers by name, the operator and the eager pair always among them; None stands for all.
+def choose(names: Sequence[str] | None, quick: bool = False) -> list[Provider]:
+    """Providers by name, the operator and the eager pair always among them.
+
+    None stands for all, but for none that compiles if ``quick``.
 
     Raises:
         UsageError: a name is unknown.
     """
+    if names is None and quick:
+        names = [name for name in PROVIDERS if name != "compile"]
     names = chosen("--providers", names, PROVIDERS)
     return [p for name, p in PROVIDERS.items() if name in (*names, OPERATOR, EAGER)]

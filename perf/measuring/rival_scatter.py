@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 import stn_triton
-from perf.measuring.providers import Provider, Sampler
+from perf.measuring.providers import Provider
 from stn_triton import launch
 from stn_triton.options import Options
 
@@ -33,10 +33,5 @@ def sampler(input: Tensor, theta: Tensor, size: Sequence[int], **options: str) -
     return _Scatter.apply(input, theta, size, options)
 
 
-def _make() -> Sampler:
-    """Return the sampler; a named function, because the provider is sent to other processes."""
-    return sampler
-
-
 _WHAT = "the operator, with both gradients by atomic additions in one pass over the output"
-SCATTER = Provider("scatter", "fused scatter", _WHAT, _make, may_be_unavailable=True)
+SCATTER = Provider("scatter", "fused scatter", _WHAT, lambda: sampler, may_be_unavailable=True)

@@ -24,16 +24,9 @@ def moved_bytes(data: Data) -> tuple[int, int]:
     These are the pixels to and from which something flows through the eager pair, of one channel in fp64. The
     values that flow are positive and random: bicubic weights are negative too, and must not cancel.
     """
-    generator = torch.Generator().manual_seed(0)
-
-    def flow(shape: torch.Size) -> torch.Tensor:
-        random = 1 + torch.rand(shape, generator=generator, dtype=torch.float64)
-        return random.to(data.input.device)
-
-    with torch.enable_grad():
-        plane = flow(data.input[:, :1].shape).requires_grad_()
-        output = eager_stacked(plane, data.theta.double(), data.size, **data.options)
-        (weight,) = torch.autograd.grad(output, plane, flow(output.shape))
+    plane = (1 + torch.rand_like(data.input[:, :1], dtype=torch.float64)).requires_grad_()
+    output = eager_stacked(plane, data.theta.double(), data.size, **data.options)
+    (weight,) = torch.autograd.grad(output, plane, 1 + torch.rand_like(output))
     bytes_per_pixel = data.input.shape[1] * data.input.element_size()
     return int(weight.count_nonzero()) * bytes_per_pixel, int(output.count_nonzero()) * bytes_per_pixel
 

@@ -26,14 +26,11 @@ Runs = Sequence[Callable[[], object]]
 class Effort:
     """How long to measure one pass of one workload under one map."""
 
-    cpu_seconds: float
-    """For all providers together; but at least ``cpu_rounds``."""
+    cpu_seconds: float  # for all providers together; but at least ``cpu_rounds``
     cpu_rounds: int
     gpu_rounds: int
-    gpu_ms_per_round: float
-    """For each provider."""
-    most_copies: int
-    """Largest number of copies of the arguments."""
+    gpu_ms_per_round: float  # for each provider
+    most_copies: int  # largest number of copies of the arguments
 
 
 FULL = Effort(cpu_seconds=1.0, cpu_rounds=5, gpu_rounds=5, gpu_ms_per_round=12, most_copies=256)
@@ -43,7 +40,7 @@ _UNTIMED = 5
 
 
 def cache_bytes(device: torch.device) -> int:
-    """The size of the last cache before the memory; 32 MiB where a CPU does not say."""
+    """The size of the last cache before the memory; 32 MiB where it is unknown."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).L2_cache_size
     sizes = [p.read_text() for p in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
@@ -57,24 +54,19 @@ def copies_beyond_cache(least_bytes: int, device: torch.device, effort: Effort) 
 
 def quantiles(samples: list[float]) -> tuple[float, float, float]:
     """The 20, 50 and 80 % quantiles."""
-    low, median, high = np.quantile(samples, (0.2, 0.5, 0.8))
-    return float(low), float(median), float(high)
+    return tuple(np.quantile(samples, (0.2, 0.5, 0.8)).tolist())
 
 
 def sample(functions: Mapping[str, Runs], device: torch.device, effort: Effort) -> Samples:
     """Milliseconds of each call of each function, the first run of which must have been called."""
-    return _sample_cpu(functions, effort) if device.type == "cpu" else _sample_gpu(functions, effort)
-
-
-def _sample_cpu(functions: Mapping[str, Runs], effort: Effort) -> Samples:
+    if device.type != "cpu":
+        return _sample_gpu(functions, effort)
     samples: Samples = {name: [] for name in functions}
-    # A new order each round: what one function leaves in the caches then meets all the others.
-    shuffled = random.Random(0)
-    order = list(functions)
+    order, shuffled = list(functions), random.Random(0)
     turns = {name: itertools.cycle(runs) for name, runs in functions.items()}
     end = time.perf_counter() + effort.cpu_seconds
     while len(samples[order[0]]) < effort.cpu_rounds or time.perf_counter() < end:
-        shuffled.shuffle(order)
+        shuffled.shuffle(order)  # what one function leaves in the caches then meets all the others
         for name in order:
             run = next(turns[name])
             start = time.perf_counter()

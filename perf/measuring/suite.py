@@ -6,7 +6,7 @@ import functools
 import gc
 import sys
 import warnings
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,8 @@ from perf.measuring.workloads import Workload
 _SMALL_MS, _GRAPH_MS = 0.2, 2.0
 # A backward alone runs on the stream on which its forward was recorded, which is not the one that captures.
 _GRAPH_PASSES = ("forward", "forward+backward")
+Samplers = Sequence[tuple[Provider, Sampler]]
+_LOST = "the GPU was lost, the run ends here"
 
 
 @dataclass(frozen=True)
@@ -48,19 +50,16 @@ class Plan:
         """How long each pass is measured."""
         return self.own_effort or (stopwatch.QUICK if self.quick else stopwatch.FULL)
 
-    def maps_of(self, workload: Workload) -> list[str]:
-        """The maps that a workload runs under."""
-        names = workloads.SWEEP_MAPS if workload.sweep else self.maps
-        return [name for name in names if not workload.why_not(name)]
-
-    def passes_of(self, workload: Workload) -> list[str]:
-        """The passes of a workload."""
-        return [p for p in self.passes if not workload.sweep or p in workloads.SWEEP_PASSES]
+    def cells_of(self, workload: Workload) -> tuple[list[str], list[str]]:
+        """The maps and the passes of a workload."""
+        maps = workloads.SWEEP_MAPS if workload.sweep else self.maps
+        passes = [p for p in self.passes if not workload.sweep or p in workloads.SWEEP_PASSES]
+        return [name for name in maps if not workload.why_not(name)], passes
 
     def count_rows(self) -> int:
         """How many rows it gives."""
-        cells = sum(len(self.maps_of(w)) * len(self.passes_of(w)) for w in self.workloads)
-        return cells * len(self.providers)
+        cells = [self.cells_of(workload) for workload in self.workloads]
+        return sum(len(maps) * len(passes) for maps, passes in cells) * len(self.providers)
 
 
 def run(plan: Plan, progress: tqdm) -> Iterator[list[Row]]:
@@ -73,11 +72,17 @@ def run(plan: Plan, progress: tqdm) -> Iterator[list[Row]]:
         for number, workload in enumerate(plan.workloads, start=1):
             if progress.disable:
                 print(f"{workload.name}: workload {number} of {len(plan.workloads)}", file=sys.stderr)
-            samplers = {provider.name: provider.make() for provider in plan.providers}
-            failed: dict[tuple[str, str], str] = {}  # what did not compile is not compiled for the next map
-            for map_name in plan.maps_of(workload):
-                if (yield from _run_map(plan, workload, map_name, samplers, failed, progress)):
-                    return
+            samplers = [(provider, provider.make()) for provider in plan.providers]
+            maps, passes = plan.cells_of(workload)
+            for map_name in maps:
+                progress.set_description_str(f"{workload.name} {map_name}: reference in fp64")
+                case = Case(plan, workload, map_name)
+                for pass_name in passes:
+                    rows = case.measure(pass_name, samplers, progress)
+                    yield rows
+                    if rows[-1]["reason"].startswith(_LOST):
+                        return
+                del case  # its memory must be free before the next one is made
                 if plan.device.type == "cuda":
                     gc.collect()  # an exception and what it was raised in refer to each other
                     torch.cuda.empty_cache()
@@ -90,70 +95,51 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def _run_map(
-    plan: Plan,
-    workload: Workload,
-    map_name: str,
-    samplers: Mapping[str, Sampler],
-    failed: dict[tuple[str, str], str],
-    progress: tqdm,
-) -> Generator[list[Row], None, bool]:
-    """Yield the rows of a map; return whether the GPU was lost."""
-    title = f"{workload.name} {map_name}"
-    progress.set_description_str(f"{title}: reference in fp64")
-    case, reason = None, ""
-    try:
-        case = Case(plan, workload, map_name)
-    except torch.OutOfMemoryError as error:
-        reason = one_line(error)
-    shape, size = ("x".join(map(str, n)) for n in (workload.shape, workload.size or workload.shape[2:]))
-    blank = {"workload": workload.name, "shape": shape, "size": size, "layout": workload.layout}
-    blank |= {"dtype": str(workload.dtype).removeprefix("torch."), "map": map_name}
-    for pass_name in plan.passes_of(workload):
-        rows: dict[str, Row] = {}
-        runs: dict[str, list[Run]] = {}
-        for provider in plan.providers:
-            progress.set_description_str(f"{title} {pass_name}: checking {provider.label}")
-            row = rows[provider.name] = {**blank, "pass": pass_name, "provider": provider.name}
-            key = provider.name, pass_name
-            row |= {"status": UNAVAILABLE, "reason": failed.get(key, reason)}
-            if case is not None and key not in failed:
-                verdict, runs[provider.name] = case.prepare(provider, pass_name, samplers[provider.name])
-                row |= verdict
-                if provider.may_be_unavailable and row["status"] == UNAVAILABLE:
-                    failed[key] = row["reason"]
-            if row["status"] != OK and not stopwatch.is_alive(plan.device):
-                row |= {"status": FAILED, "reason": f"the GPU was lost, the run ends here: {row['reason']}"}
-                yield list(rows.values())
-                return True
-            progress.update()
-        progress.set_description_str(f"{title} {pass_name}: timing")
-        passed = {name: row for name, row in rows.items() if row["status"] == OK}
-        if case is not None and passed:
-            try:
-                case.time(pass_name, passed, {name: runs[name] for name in passed})
-            except torch.OutOfMemoryError as error:
-                for row in passed.values():
-                    row |= {"status": UNAVAILABLE, "reason": one_line(error)}
-        yield list(rows.values())
-    return False
-
-
 class Case:
     """A workload under a map: its data, its references and its floor."""
 
     def __init__(self, plan: Plan, workload: Workload, map_name: str) -> None:
-        self._plan = plan
-        data = workloads.make(workload, plan.device, map_name)
-        self._gate = functools.cache(lambda align_corners: Gate(data, align_corners))
-        self._gate(False)
-        touched, reached = roofline.moved_bytes(data)
-        self._model = roofline.model_bytes(data, touched, reached)
-        least = min(touched, data.grad_output.nbytes)
-        self._copies = data.copies(stopwatch.copies_beyond_cache(least, plan.device, plan.effort))
+        self._plan, self._no_data = plan, ""
+        shape, size = ("x".join(map(str, n)) for n in (workload.shape, workload.size or workload.shape[2:]))
+        self._row = {"workload": workload.name, "map": map_name, "shape": shape, "size": size}
+        self._row |= {"dtype": str(workload.dtype).removeprefix("torch."), "layout": workload.layout}
+        try:
+            data = workloads.make(workload, plan.device, map_name)
+            self._gate = functools.cache(lambda align_corners: Gate(data, align_corners))
+            self._gate(False)
+            touched, reached = roofline.moved_bytes(data)
+            self._model = roofline.model_bytes(data, touched, reached)
+            least = min(touched, data.grad_output.nbytes)
+            self._copies = data.copies(stopwatch.copies_beyond_cache(least, plan.device, plan.effort))
+        except torch.OutOfMemoryError as error:
+            self._no_data = one_line(error)
+
+    def measure(self, pass_name: str, samplers: Samplers, progress: tqdm) -> list[Row]:
+        """Check and time a pass of all providers; return their rows, up to the one that lost the GPU."""
+        rows: dict[str, Row] = {}
+        runs: dict[str, list[Run]] = {}
+        for provider, sampler in samplers:
+            name = provider.name
+            progress.set_description_str(f"{self._row['workload']} {self._row['map']} {pass_name}: {name}")
+            verdict, runs[name] = self.prepare(provider, pass_name, sampler)
+            rows[name] = {**self._row, "pass": pass_name, "provider": name, **verdict}
+            if verdict["status"] != OK and not stopwatch.is_alive(self._plan.device):
+                rows[name] |= {"status": FAILED, "reason": f"{_LOST}: {verdict['reason']}"}
+                return list(rows.values())
+            progress.update()
+        passed = {name: row for name, row in rows.items() if row["status"] == OK}
+        try:
+            if passed:
+                self._time(pass_name, passed, {name: runs[name] for name in passed})
+        except torch.OutOfMemoryError as error:
+            for row in passed.values():
+                row |= {"status": UNAVAILABLE, "reason": one_line(error)}
+        return list(rows.values())
 
     def prepare(self, provider: Provider, pass_name: str, sampler: Sampler) -> tuple[Row, list[Run]]:
         """Check a provider; its verdict as a part of a row, and the runs to time if it passed."""
+        if self._no_data:
+            return {"status": UNAVAILABLE, "reason": self._no_data}, []
         if pass_name != "forward" and not self._copies[0].input.is_floating_point():
             return {"status": UNAVAILABLE, "reason": "uint8 images have no gradients"}, []
         try:
@@ -169,7 +155,7 @@ class Case:
         found = {"checked": verdict.tensor, "error": verdict.error, "tolerance": verdict.tolerance}
         return {"status": OK if verdict.passed else FAILED, "reason": verdict.reason, **found}, runs
 
-    def time(self, pass_name: str, rows: Mapping[str, Row], runs: Mapping[str, list[Run]]) -> None:
+    def _time(self, pass_name: str, rows: Mapping[str, Row], runs: Mapping[str, list[Run]]) -> None:
         """Add times, memory and the floor to the rows that passed."""
         device, effort, moved = self._plan.device, self._plan.effort, self._model[pass_name]
         samples = stopwatch.sample(runs, device, effort)
@@ -178,11 +164,10 @@ class Case:
             row["samples"] = len(samples[name])
             row["model_mib"], row["gb_per_s"] = moved / 2**20, moved / row["median_ms"] / 1e6
             row["roofline"] = row["gb_per_s"] / self._plan.copy_gb_per_s
+            if EAGER in rows:
+                row["speedup"] = stopwatch.quantiles(samples[EAGER])[1] / row["median_ms"]
             if device.type == "cuda":
                 row["peak_mib"] = stopwatch.peak_bytes(runs[name][0]) / 2**20
-        for row in rows.values():
-            if EAGER in rows:
-                row["speedup"] = rows[EAGER]["median_ms"] / row["median_ms"]
         is_small = min(row["median_ms"] for row in rows.values()) < self._plan.replays_below_ms
         if device.type == "cuda" and pass_name in _GRAPH_PASSES and is_small:
             short = {name: runs[name] for name, row in rows.items() if row["median_ms"] < _GRAPH_MS}

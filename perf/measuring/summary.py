@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import pandas as pd
 
 from perf.files import FAILED, OK, OPERATOR, geometric_mean
-from perf.measuring import workloads
-from perf.measuring.maps import CPU_MAPS, MAPS, QUICK_MAPS, SHIFT
+from perf.measuring.maps import CPU_MAPS, MAPS
 from perf.measuring.passes import COMPUTED
 from perf.measuring.providers import PROVIDERS
 from perf.measuring.results import CELL
+from perf.measuring.workloads import ON_CPU, WORKLOADS
 
 FEW_SAMPLES = 10
 """Quantiles of fewer say little."""
@@ -21,6 +21,8 @@ _NOTES = f"""\
 ms: the operator's. x: how many times faster it is than each rival (~: within noise under every map: the 20 to
 80 % intervals overlap, or there are fewer than {FEW_SAMPLES} samples). roofline: the least bytes of the pass,
 by this time, as a share of the copy bandwidth."""
+_ON_A_CPU = "On a CPU the operator runs its plain PyTorch path; its GPU kernels are not measured."
+_QUICK = "A quick run: small batches, few maps and repetitions; a look, not to be quoted."
 
 
 def against(table: pd.DataFrame, rival: str) -> pd.DataFrame:
@@ -42,36 +44,33 @@ def text(table: pd.DataFrame) -> str:
     """All that is printed, as paragraphs: times, losses, rows without a time, the machine."""
     rivals = [name for name in PROVIDERS if name != OPERATOR and name in set(table["provider"])]
     ratios = {name: against(table, name) for name in rivals}
-    parts = [
-        _speeds(table, ratios),
-        "\n".join(_losses(ratios)),
-        "\n".join(_without_time(table)),
-        _machine(table),
-    ]
-    return "\n\n".join(part for part in parts if part)
-
-
-def _speeds(table: pd.DataFrame, ratios: dict[str, pd.DataFrame]) -> str:
-    lines = []
-    ours = table[table["provider"] == OPERATOR]
-    for (workload, pass_name), rows in ours.groupby(["workload", "pass"], sort=False):
-        is_wrong = (rows["status"] == FAILED).any()
-        line = {"workload": workload, "shape": rows["shape"].iloc[0], "pass": pass_name}
-        line["ms"] = FAILED if is_wrong else _mean(rows["median_ms"], "{:.3f}")
-        for name, both in ratios.items():
-            some = both[(both["workload"] == workload) & (both["pass"] == pass_name)]
-            mark = "~" if len(some) and some["in_noise"].all() else ""
-            line[f"x {name}"] = _mean(some["ratio"], "{:.2f}x") + mark
-        line |= {"roofline": _mean(rows["roofline"], "{:.0%}"), "peak MiB": _mean(rows["peak_mib"], "{:.1f}")}
-        lines.append(line)
+    facts = table.iloc[0]
+    machine = [f"Copy bandwidth of {facts['device']}, measured now: {facts['copy_gb_per_s']:,.4g} GB/s."]
+    machine += [_ON_A_CPU] * (facts["device_type"] == "cpu") + [_QUICK] * bool(facts["quick"])
     maps = f"Geometric means over the maps: {', '.join(table['map'].unique())}."
-    printed = pd.DataFrame(lines)
-    printed = printed.loc[:, (printed != "-").any()]  # without peak memory on a CPU
-    return "\n".join((printed.to_string(index=False), maps, _NOTES))
+    speeds = _speeds(table, ratios).to_string(index=False, na_rep="-")
+    parts = ([speeds, maps, _NOTES], _losses(ratios), _without_time(table), machine)
+    return "\n\n".join(filter(None, map("\n".join, parts)))
 
 
-def _mean(values: pd.Series, form: str) -> str:
-    return form.format(geometric_mean(values)) if values.notna().any() else "-"
+def _speeds(table: pd.DataFrame, ratios: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """The operator's figures and ratios, as text: a row for each workload and pass."""
+    key = ["workload", "shape", "pass"]
+    ours = table[table["provider"] == OPERATOR].groupby(key, sort=False)
+
+    def means(values: pd.Series, form: str) -> pd.Series:
+        return values.agg(geometric_mean).map(form.format, na_action="ignore")
+
+    is_wrong = ours["status"].agg(lambda statuses: (statuses == FAILED).any())
+    printed = {"ms": means(ours["median_ms"], "{:.3f}").mask(is_wrong, FAILED)}
+    for name, both in ratios.items():
+        cells = both.groupby(key, sort=False)
+        mark = cells["in_noise"].all().map({True: "~", False: ""})
+        printed[f"x {name}"] = means(cells["ratio"], "{:.2f}x") + mark
+    printed["roofline"] = means(ours["roofline"], "{:.0%}")
+    printed["peak MiB"] = means(ours["peak_mib"], "{:.1f}")
+    # Without the columns that no row has, such as memory on a CPU.
+    return pd.DataFrame(printed, index=is_wrong.index).dropna(axis=1, how="all").reset_index()
 
 
 def _losses(ratios: dict[str, pd.DataFrame]) -> Iterator[str]:
@@ -79,10 +78,10 @@ def _losses(ratios: dict[str, pd.DataFrame]) -> Iterator[str]:
     for name, rows in ratios.items():
         slower = rows[rows["ratio"] < 1].sort_values("ratio")
         if len(slower):
-            noisy = int(slower["in_noise"].sum())
-            counts = f"{len(slower)} of {len(rows)} rows, {noisy} within noise"
+            clear = slower[~slower["in_noise"]]
+            counts = f"{len(slower)} of {len(rows)} rows, {len(slower) - len(clear)} within noise"
             yield f"slower than {PROVIDERS[name].label} in {counts}"
-            for _, row in slower[~slower["in_noise"]].head(_WORST).iterrows():
+            for _, row in clear.head(_WORST).iterrows():
                 yield f"  {' '.join(row[CELL])}: {row['ratio']:.2f}x"
 
 
@@ -93,41 +92,18 @@ def _without_time(table: pd.DataFrame) -> Iterator[str]:
         yield f"{status}: {provider} in {len(group)} rows, {places}: {reason}"
 
 
-def _machine(table: pd.DataFrame) -> str:
-    facts = table.iloc[0]
-    lines = [f"Copy bandwidth of {facts['device']}, measured now: {facts['copy_gb_per_s']:,.4g} GB/s."]
-    if facts["device_type"] == "cpu":
-        lines.append("On a CPU the operator runs its plain PyTorch path; its GPU kernels are not measured.")
-    if facts["quick"]:
-        lines.append("A quick run: small batches, few maps and repetitions; a look, not to be quoted.")
-    return "\n".join(lines)
-
-
 def listing() -> str:
     """Workloads, maps, passes and providers, with what each of them is."""
-    lines = ["workloads: shape of the input, of the output if another, dtype, layout; who has it"]
-    for w in workloads.WORKLOADS.values():
-        shape, size = ("x".join(map(str, sides or ())) for sides in (w.shape, w.size))
-        size = f" to {size}" if size else ""
-        lines.append(f"  {w.name:33}{shape}{size} {str(w.dtype).removeprefix('torch.')} {w.layout}")
-        lines += [f"      {w.who}"] * (not w.sweep)
-        lines += {f"      without the map {m}: {w.why_not(m)}" for m in MAPS if w.why_not(m)}
-    return "\n".join(
-        (
-            *lines,
-            f"  size-, batch- and channels-: {', '.join(workloads.SWEEP_MAPS)} maps alone, and the passes",
-            f"  {', '.join(workloads.SWEEP_PASSES)}",
-            f"  without --workloads on a CPU: {', '.join(workloads.ON_CPU)};",
-            f"  with --quick on a GPU: {', '.join(workloads.QUICK)}",
-            "\nmaps",
-            *(f"  {name:19}{one.what}" for name, one in MAPS.items()),
-            f"  without --maps on a CPU: {', '.join(CPU_MAPS)}; with --quick: {', '.join(QUICK_MAPS)}",
-            f"  All but the random ones are shifted by {', '.join(map(str, SHIFT))} of a pixel: at whole",
-            "  pixels the derivative for theta jumps, and there would be nothing to check it by.",
-            "\npasses, and what they compute",
-            *(f"  {name:19}{', '.join(tensors)}" for name, tensors in COMPUTED.items()),
-            "\nproviders",
-            *(f"  {p.name:19}{p.what}" for p in PROVIDERS.values()),
-            "\nEverything on an H100: about 20 minutes (an estimate); some workloads at a time take less.",
-        )
+    tables = {
+        "workloads": {w.name: f"{'x'.join(map(str, w.shape)):16} {w.who}" for w in WORKLOADS.values()},
+        "maps": {name: one.what for name, one in MAPS.items()},
+        "passes": {name: ", ".join(tensors) for name, tensors in COMPUTED.items()},
+        "providers": {name: provider.what for name, provider in PROVIDERS.items()},
+    }
+    paragraphs = [
+        "\n".join([title, *(f"  {name:31} {what}" for name, what in table.items())])
+        for title, table in tables.items()
+    ]
+    return "\n\n".join(
+        [*paragraphs, f"By default a CPU runs {', '.join(ON_CPU)} under {', '.join(CPU_MAPS)}."]
     )

@@ -1,6 +1,5 @@
 """Mutants of the kernels: every change of one place, of a list of kinds, found in the syntax tree.
 
-A mutant replaces the text of one node, so that line numbers stay and the rest of the file is as written.
 Docstrings, decorators, annotations, signatures and static assertions are left alone: they compute nothing.
 """
 
@@ -8,8 +7,9 @@ import ast
 import copy
 import hashlib
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,35 +51,30 @@ SIGNS = {ast.Add: ast.Sub, ast.Sub: ast.Add}
 BITS = {ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd}
 COMPARISONS = {ast.Lt: ast.LtE, ast.Gt: ast.GtE, ast.Eq: ast.NotEq}
 COMPARISONS |= {b: a for a, b in COMPARISONS.items()}
-CONTEXT = 100  # characters of `before`, at most, if the change itself is not longer
 
 
 class Mutant(NamedTuple):
+    """A change of one statement, or of the head of one that has a body."""
+
     file: str
-    function: str  # "" on the level of the module
+    function: str
+    """Empty on the level of the module."""
     line: int
-    end_line: int  # of the statement, or of its head
+    end_line: int
     kind: str
-    before: str  # the change with what is around it, as Python writes it
+    before: str
+    """The statement or head on one line, as `ast.unparse` writes it."""
     after: str
-    start: int  # in the file's bytes
-    end: int
-    text: str
-    number: int = 0  # of those that look the same
 
-    def name(self) -> str:
-        """The same as long as the source text is: positions do not count."""
-        key = "\0".join((self.file, self.function, self.kind, self.before, self.after))
-        key += f"\0{self.number}" if self.number else ""
-        return hashlib.sha256(key.encode()).hexdigest()[:10]
 
-    def applied(self, source: str) -> str:
-        data = source.encode()
-        return (data[: self.start] + self.text.encode() + data[self.end :]).decode()
+Change = tuple[str, ast.AST, str]
+"""A kind, the node that is replaced, and by which text."""
+Put = Callable[[ast.AST], object]
+"""Puts another node in the place of one."""
 
 
 def of_pairs(name: str, known: set[str]) -> Iterator[tuple[str, str]]:
-    """Other names that a name may be taken for, each with the kind of the mistake."""
+    """Yield kinds, and known names for which the name may be taken."""
     for kind, pairs in PAIRS.items():
         for one, other in (order for pair in pairs for order in (pair, pair[::-1])):
             found = None
@@ -91,15 +86,16 @@ def of_pairs(name: str, known: set[str]) -> Iterator[tuple[str, str]]:
                 yield kind, found
 
 
-def changed(node: ast.AST, **fields) -> str:
-    """The text of a node with other fields."""
+def changed(node: ast.AST, **fields: object) -> str:
+    """Return the text of a node with other fields."""
     node = copy.copy(node)
     for name, value in fields.items():
         setattr(node, name, value)
     return ast.unparse(node)
 
 
-def of_operator(node: ast.AST) -> Iterator[tuple[str, ast.AST, str]]:
+def of_operator(node: ast.AST) -> Iterator[Change]:
+    """Yield changes of arithmetic, comparisons and conditions."""
     if isinstance(node, ast.BinOp):
         op, left, right = type(node.op), ast.unparse(node.left), ast.unparse(node.right)
         is_joined = isinstance(node.left, ast.Tuple) or isinstance(node.right, ast.Tuple)
@@ -119,14 +115,15 @@ def of_operator(node: ast.AST) -> Iterator[tuple[str, ast.AST, str]]:
         yield "comparison", node, changed(node, ops=[COMPARISONS[type(node.ops[0])]()])
     elif isinstance(node, ast.BoolOp):
         for value in node.values:
-            yield "choice", value, str(isinstance(node.op, ast.And))  # as if it were not there
+            yield "choice", value, str(isinstance(node.op, ast.And))  # as if it stood alone
     elif isinstance(node, ast.IfExp):
         yield "choice", node, changed(node, body=node.orelse, orelse=node.body)
     elif isinstance(node, ast.If):
         yield "choice", node.test, f"not ({ast.unparse(node.test)})"
 
 
-def of_call(node: ast.Call) -> Iterator[tuple[str, ast.AST, str]]:
+def of_call(node: ast.Call) -> Iterator[Change]:
+    """Yield changes of a call: of its function, its arguments or its mask."""
     function, args = node.func, node.args
     name = getattr(function, "attr", getattr(function, "id", ""))
     if name in EXTREMES:
@@ -146,7 +143,8 @@ def of_call(node: ast.Call) -> Iterator[tuple[str, ast.AST, str]]:
         yield "mask", node, changed(node, keywords=rest)
 
 
-def of_number(node: ast.Constant) -> Iterator[tuple[str, ast.AST, str]]:
+def of_number(node: ast.Constant) -> Iterator[Change]:
+    """Yield changes of a constant."""
     value = node.value
     if isinstance(value, bool):
         yield "choice", node, str(not value)
@@ -156,8 +154,8 @@ def of_number(node: ast.Constant) -> Iterator[tuple[str, ast.AST, str]]:
         yield "constant", node, str(2 * value if value else 1.0)
 
 
-def changes(node: ast.AST, known: dict[str, int]) -> Iterator[tuple[str, ast.AST, str]]:
-    """Of a node: the kind of a change, what is replaced, and by which text."""
+def changes(node: ast.AST, known: dict[str, int]) -> Iterator[Change]:
+    """Yield the changes of a node itself; ``known`` has the names of a function and their first lines."""
     yield from of_operator(node)
     if isinstance(node, ast.Call):
         yield from of_call(node)
@@ -180,128 +178,120 @@ def changes(node: ast.AST, known: dict[str, int]) -> Iterator[tuple[str, ast.AST
         yield "statement", node, "pass"
 
 
-def children(node: ast.AST) -> Iterator[ast.AST]:
-    """What may change within a node."""
-    if isinstance(node, ast.Call):
-        if isinstance(node.func, ast.Attribute):
-            yield node.func.value
-        yield from (*node.args, *(keyword.value for keyword in node.keywords))
-    elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
-        yield node.value  # another index is another axis
-    elif isinstance(node, ast.Assign | ast.AnnAssign):
-        yield node.value
-    elif isinstance(node, ast.FunctionDef):
-        yield from node.body
-    else:
-        yield from ast.iter_child_nodes(node)
+def slots(node: ast.AST) -> Iterator[tuple[ast.AST, Put]]:
+    """Yield the children of a node, each with what puts another in its place."""
+    for name, value in ast.iter_fields(node):
+        if isinstance(value, list):
+            yield from ((child, partial(value.__setitem__, i)) for i, child in enumerate(value))
+        elif isinstance(value, ast.AST):
+            yield value, partial(setattr, node, name)
+
+
+def computing(node: ast.AST) -> Iterator[tuple[ast.AST, Put]]:
+    """Yield the slots of a node in which something is computed."""
+    for child, put in slots(node):
+        if isinstance(node, ast.Call) and child is node.func:
+            if isinstance(child, ast.Attribute):
+                yield child.value, partial(setattr, child, "value")
+        elif isinstance(node, ast.Subscript) and child is node.slice:
+            if not isinstance(child, ast.Constant):  # another index is another axis: see `changes`
+                yield child, put
+        elif not isinstance(node, ast.Assign | ast.AnnAssign) or child is node.value:
+            yield child, put
 
 
 def computes(node: ast.AST) -> bool:
-    """Docstrings and assertions do not."""
+    """Return False for docstrings and static assertions."""
     if not isinstance(node, ast.Expr):
         return True
     return isinstance(node.value, ast.Call) and not ast.unparse(node.value.func).endswith("static_assert")
 
 
-class Source:
-    """A file, and where the nodes of its tree are in it."""
-
-    def __init__(self, path: Path):
-        self.file = path.name
-        self.text = path.read_text()
-        self.data = self.text.encode()
-        self.tree = ast.parse(self.text)
-        lengths = [len(line) for line in self.data.splitlines(keepends=True)]
-        self.starts = [sum(lengths[:i]) for i in range(len(lengths))]
-
-    def span(self, node: ast.AST) -> tuple[int, int]:
-        """Of a statement that has a body, its head."""
-        start = self.starts[node.lineno - 1] + node.col_offset
-        body = getattr(node, "body", None)
-        if isinstance(node, ast.stmt) and body:
-            return start, self.starts[body[0].lineno - 1] + body[0].col_offset
-        return start, self.starts[node.end_lineno - 1] + node.end_col_offset
-
-    def mutant(self, path: list[ast.AST], function: str, kind: str, node: ast.AST, text: str) -> Mutant:
-        """``path`` leads from a statement to the node that is replaced."""
-        text = f"({text})" if isinstance(node, ast.expr) and not text.isidentifier() else text
-        start, end = self.span(node)
-        for outer in path:  # as much around the change as fits
-            first, last = self.span(outer)
-            before = self.data[first:last].decode()
-            after = (self.data[first:start] + text.encode() + self.data[end:last]).decode()
-            before, after = normal(before, outer), normal(after, outer)
-            if len(before) <= CONTEXT:
-                break
-        statement = path[0]
-        if outer is not statement:
-            within = normal(self.data[slice(*self.span(statement))].decode(), statement)[: CONTEXT // 2]
-            before, after = f"{within} … {before}", f"{within} … {after}"
-        lines = (statement.lineno, self.data[: self.span(statement)[1]].decode().rstrip().count("\n") + 1)
-        return Mutant(self.file, function, *lines, kind, before, after, start, end, text)
-
-    def mutants(self) -> Iterator[Mutant]:
-        known = names_in(top for top in self.tree.body if isinstance(top, ast.Assign))
-        for top in self.tree.body:
-            if isinstance(top, ast.FunctionDef):
-                for statement in top.body:
-                    yield from self.within([statement], top.name, known | names_in([top]))
-            elif isinstance(top, ast.Assign):
-                yield from self.within([top], "", known)
-
-    def within(self, path: list[ast.AST], function: str, known: dict[str, int]) -> Iterator[Mutant]:
-        node = path[-1]
-        if not computes(node):
-            return
-        for kind, target, text in changes(node, known):
-            inner = path if target is node else [*path, target]
-            yield self.mutant(inner, function, kind, target, text)
-        for child in children(node):
-            yield from self.within(
-                [child] if isinstance(child, ast.stmt) else [*path, child], function, known
-            )
+def head(statement: ast.stmt) -> str:
+    """Return the text of a statement, without its body, on one line."""
+    fields = {"body": [ast.Pass()], "orelse": []} if hasattr(statement, "body") else {}
+    return changed(statement, **fields).split("\n")[0]
 
 
-def normal(text: str, node: ast.AST) -> str:
-    """As Python writes it: on one line, with the parentheses that it needs, and without comments."""
-    if isinstance(node, ast.expr):
-        return ast.unparse(ast.parse(f"({text}\n)", mode="eval"))
-    if hasattr(node, "body"):
-        text = f"{text.removeprefix('el')}\n pass"
-    return ast.unparse(ast.parse(text)).split("\n")[0]
+def within(
+    node: ast.AST, put: Put, statement: ast.stmt, known: dict[str, int]
+) -> Iterator[tuple[ast.stmt, str, str, str]]:
+    """Yield statement, kind, before and after of all changes in a node; each is in the tree meanwhile."""
+    if isinstance(node, ast.stmt):
+        statement = node
+    if not computes(node):
+        return
+    for kind, target, text in changes(node, known):
+        place = put if target is node else next(put for child, put in slots(node) if child is target)
+        new = ast.parse(text).body[0]
+        before = head(statement)
+        place(new if isinstance(target, ast.stmt) else new.value)
+        yield statement, kind, before, head(new if target is statement else statement)
+        place(target)
+    for child, put_child in computing(node):
+        yield from within(child, put_child, statement, known)
 
 
 def names_in(nodes: Iterable[ast.AST]) -> dict[str, int]:
-    """Parameters and variables, and the lines that first give them a value."""
-    found = {}
+    """Return the parameters and variables, and the lines that first give them a value."""
+    found: dict[str, int] = {}
     for node in (inner for outer in nodes for inner in ast.walk(outer)):
-        name = getattr(node, "arg", None) if isinstance(node, ast.arg) else getattr(node, "id", None)
-        if isinstance(node, ast.arg) or (isinstance(getattr(node, "ctx", None), ast.Store) and name):
+        is_variable = isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+        name = node.arg if isinstance(node, ast.arg) else node.id if is_variable else None
+        if name:
             found[name] = min(node.lineno, found.get(name, node.lineno))
     return found
 
 
+def of_tree(tree: ast.Module, file: str) -> Iterator[Mutant]:
+    """Yield the mutants of a file, those that look the same on a line once; each is in the tree meanwhile."""
+    seen = set()
+    outer = names_in(top for top in tree.body if isinstance(top, ast.Assign))
+    for place, top in enumerate(tree.body):
+        if isinstance(top, ast.FunctionDef):
+            name, known = top.name, outer | names_in([top])
+            starts = [(node, partial(top.body.__setitem__, i)) for i, node in enumerate(top.body)]
+        elif isinstance(top, ast.Assign):
+            name, known, starts = "", outer, [(top, partial(tree.body.__setitem__, place))]
+        else:
+            continue
+        for node, put in starts:
+            for statement, kind, before, after in within(node, put, node, known):
+                if before != after and (statement.lineno, after) not in seen:
+                    seen.add((statement.lineno, after))
+                    body = getattr(statement, "body", None)
+                    end = body[0].lineno - 1 if body else statement.end_lineno
+                    yield Mutant(file, name, statement.lineno, end, kind, before, after)
+
+
 def of_files(paths: Iterable[Path]) -> list[Mutant]:
-    """All mutants of files, those that come out as the same file once."""
-    found, alike = {}, Counter()
-    for path in paths:
-        source = Source(path)
-        for mutant in source.mutants():
-            key = mutant.file, mutant.applied(source.text)
-            if mutant.before != mutant.after and key not in found:
-                found[key] = mutant._replace(number=alike[mutant.name()])
-                alike[mutant.name()] += 1
-    return list(found.values())
+    """Return all mutants of files."""
+    return [mutant for path in paths for mutant in of_tree(ast.parse(path.read_text()), path.name)]
+
+
+def mutated(path: Path, mutant: Mutant) -> str:
+    """Return the source of a file with a mutant in it."""
+    tree = ast.parse(path.read_text())
+    for found in of_tree(tree, path.name):
+        if found == mutant:
+            return ast.unparse(tree)
+    raise ValueError(f"{path} has no such mutant: {mutant}")
 
 
 def sample(mutants: Iterable[Mutant], count: int, seed: int = 0) -> list[Mutant]:
-    """About so many, of each file and kind in proportion; the same whatever else changes in the files."""
+    """Return about so many mutants, of each file and kind in proportion.
+
+    A mutant is in the sample or not whatever changes elsewhere in its file.
+    """
+
+    def order(mutant: Mutant) -> tuple[bytes, int]:
+        text = f"{seed} {mutant._replace(line=0, end_line=0)}"
+        return hashlib.sha256(text.encode()).digest(), mutant.line
+
     mutants = list(mutants)
     strata = defaultdict(list)
     for mutant in mutants:
         strata[mutant.file, mutant.kind].append(mutant)
-    chosen = set()
-    for stratum in strata.values():
-        stratum.sort(key=lambda mutant: hashlib.sha256(f"{seed} {mutant.name()}".encode()).digest())
-        chosen.update(stratum[: math.ceil(count * len(stratum) / len(mutants))])
+    shares = {key: math.ceil(count * len(stratum) / len(mutants)) for key, stratum in strata.items()}
+    chosen = {m for key, stratum in strata.items() for m in sorted(stratum, key=order)[: shares[key]]}
     return [mutant for mutant in mutants if mutant in chosen]

@@ -1,5 +1,6 @@
-"""The script that mutates kernels: what it makes of a small one, and what it says where tests are missing."""
+"""The script that mutates kernels: its mutants of a small one, and its results where tests are missing."""
 
+import ast
 import csv
 import json
 import subprocess
@@ -51,7 +52,7 @@ def untested_kernel(out_ptr):
     tl.store(out_ptr, 1.5)
 '''
 TESTS = """
-import stn_triton.kernels, torch
+import pytest, stn_triton.kernels, torch
 stn_triton.kernels.__path__.append({folder!r})
 from stn_triton.kernels import tail
 
@@ -62,6 +63,8 @@ def test_tail():
     assert out.tolist() == [-1, 0, 1, 2, 0, 0, 0, 0, 0]
 """
 MORE_TESTS = """
+
+@pytest.mark.full
 def test_untested():
     out = torch.zeros(1)
     tail.untested_kernel[(1,)](out)
@@ -118,21 +121,21 @@ class TestMutants:
         text = "\n    ".join(("def kernel(x: tl.constexpr = 1):", *body))
         assert made(write(tmp_path, text)) == []
 
-    def test_those_that_look_the_same_are_told_apart(self, tmp_path):
+    def test_mutants_of_equal_lines_are_two(self, tmp_path):
         path = write(tmp_path, "def kernel(x, y):\n    x = x + 1\n    x = x + 1\n")
         found = [m for m in mutants.of_files([path]) if m.after == "x = x - 1"]
         assert [m.line for m in found] == [2, 3]
-        assert len({m.name() for m in found}) == 2
+        assert mutants.mutated(path, found[1]).endswith("    x = x + 1\n    x = x - 1")
 
     def test_every_mutant_of_the_real_kernels_is_python_and_differs(self, every):
         paths = sorted(trials.KERNELS.glob("*.py"))
         assert len(every) > 3000
         assert {m.file for m in every} | {"__init__.py"} == {path.name for path in paths}
         assert {m.kind for m in every} == set(mutants.KINDS)
-        sources = {path.name: path.read_text() for path in paths}
-        for mutant in every[::97]:
-            compile(mutant.applied(sources[mutant.file]), mutant.file, "exec")
-            assert mutant.before != mutant.after
+        files = {path.name: path for path in paths}
+        for mutant in every[::397]:
+            text = mutants.mutated(files[mutant.file], mutant)
+            assert text != ast.unparse(ast.parse(files[mutant.file].read_text()))
 
     def test_a_sample_is_the_same_every_time_and_has_every_file_and_kind(self, every):
         one, other = mutants.sample(every, 300), mutants.sample(every[::-1], 300)
@@ -153,49 +156,51 @@ class TestEquivalents:
 
 
 def run(tmp_path, *options):
-    arguments = ("--all", "--kernels", tmp_path / "kernels", "--out", tmp_path / "out", "--json")
+    arguments = ("--all", "--kernels", tmp_path / "kernels", "--out", tmp_path / "out", *options)
     tests = ("--tests", tmp_path / "test_tail.py", "--equivalents", tmp_path / "equivalents.json")
-    command = [sys.executable, SCRIPT, *arguments, *options, *tests]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300)
-    return done, json.loads(done.stdout) if done.stdout else None
+    command = [*map(str, (sys.executable, SCRIPT, *arguments, *tests))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    results = tmp_path / "out" / "mutants.csv"
+    return done, [*csv.DictReader(results.open())] if results.exists() else None
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Two kernels, of which one has a test in the ordinary tier and the other in the full one."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    write(tmp_path / "kernels", KERNEL + UNTESTED)
+    write(tmp_path, TESTS.format(folder=str(tmp_path / "kernels")) + MORE_TESTS, "test_tail.py")
+    (tmp_path / "equivalents.json").write_text("[]")
+    return tmp_path
 
 
 class TestRuns:
-    def test_a_mutant_that_no_test_finds_is_told_until_a_test_finds_it(self, tmp_path, monkeypatch):
-        """Or until it is listed, with its reason."""
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
-        write(tmp_path / "kernels", KERNEL + UNTESTED)
-        tests = write(tmp_path, TESTS.format(folder=str(tmp_path / "kernels")), "test_tail.py")
-        done, rows = run(tmp_path)
+    def test_mutants_that_no_test_finds_survive_unless_they_are_listed(self, folder):
+        unmasked = STORE.replace(", mask=mask, other=0", "")
+        other = "tl.store(out_ptr + i, tl.load(x_ptr + i, mask=mask, other=1) - 1, mask=mask)"
+        untested = {"tl.store(out_ptr, 3.0)", "pass"}
+        done, rows = run(folder, "--ordinary")
         assert done.returncode == 1, done.stderr
         survived = {(row["function"], row["after"]) for row in rows if row["status"] == "survived"}
-        unmasked = ("tail_kernel", STORE.replace(", mask=mask, other=0", ""))
-        other = (
-            "tail_kernel",
-            "tl.store(out_ptr + i, tl.load(x_ptr + i, mask=mask, other=1) - 1, mask=mask)",
-        )
-        untested = {("untested_kernel", "tl.store(out_ptr, 3.0)"), ("untested_kernel", "pass")}
-        assert survived == {unmasked, other} | untested
+        assert survived == {
+            ("tail_kernel", unmasked),
+            ("tail_kernel", other),
+            *(("untested_kernel", after) for after in untested),
+        }
         assert {row["by"] for row in rows if row["status"] == "killed"} == {"test_tail.py::test_tail"}
-        with (tmp_path / "out" / "mutants.csv").open() as file:
-            assert [row["after"] for row in csv.DictReader(file)] == [row["after"] for row in rows]
 
-        # What was killed is not run again: the test that did is gone.
-        write(tmp_path, tests.read_text().split("def ")[0] + MORE_TESTS, "test_tail.py")
-        entries = [["tail.py", function, STORE, after] for function, after in (unmasked, other)]
+        entries = [["tail.py", "tail_kernel", STORE, after] for after in (unmasked, other)]
         listed = [{"reason": "what is masked is not stored", "mutants": entries}]
-        (tmp_path / "equivalents.json").write_text(json.dumps(listed))
-        done, rows = run(tmp_path)
+        (folder / "equivalents.json").write_text(json.dumps(listed))
+        done, rows = run(folder)
         assert done.returncode == 0, done.stderr
-        by = {(row["function"], row["after"]): (row["status"], row["by"]) for row in rows}
-        assert by[unmasked] == ("equivalent", "what is masked is not stored")
-        assert {by[key] for key in untested} == {("killed", "test_tail.py::test_untested")}
+        by = {row["after"]: (row["by"], row["tier"]) for row in rows if row["function"] == "untested_kernel"}
+        assert by == dict.fromkeys(untested, ("test_tail.py::test_untested", "full"))
+        assert [row["how"] for row in rows if row["status"] == "equivalent"] == [listed[0]["reason"]] * 2
 
-    def test_a_test_that_fails_without_a_mutant_is_named(self, tmp_path, monkeypatch):
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
-        write(tmp_path / "kernels", KERNEL)
-        text = TESTS.format(folder=str(tmp_path / "kernels")).replace("[-1,", "[1,")
-        write(tmp_path, text, "test_tail.py")
-        done, _ = run(tmp_path)
+    def test_a_test_that_fails_without_a_mutant_is_named(self, folder):
+        tests = folder / "test_tail.py"
+        tests.write_text(tests.read_text().replace("[-1,", "[1,"))
+        done, _ = run(folder)
         assert done.returncode != 0
         assert "test_tail.py::test_tail fails on the kernels as they are" in done.stderr

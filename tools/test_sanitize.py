@@ -5,7 +5,7 @@ import sys
 import pytest
 import sanitize
 
-# Writes the report that it is told to, notes how it was called, and exits as told.
+# Notes how it was called, writes the report that the test has left for it, and exits as the test wants.
 FAKE = """#!{python}
 import os, pathlib, sys
 arguments = sys.argv[1:]

@@ -1,7 +1,7 @@
 """NVIDIA's compute-sanitizer over the tests that run kernels on a GPU: memcheck, racecheck, initcheck.
 
-    python tests/sanitize.py
-    python tests/sanitize.py --tools memcheck --logs logs -- tests/test_kernels.py -k identity
+    python tools/sanitize.py
+    python tools/sanitize.py --tools memcheck --logs logs -- tests/test_kernels.py -k identity
 
 Every tool runs all tests once, many times slower than without it, and leaves its reports and the output of
 pytest in a folder. Memory is not cached by PyTorch meanwhile: within its large blocks a stray access would
@@ -30,7 +30,7 @@ TESTS = (
     "-k",
     "not graph and not overhead and not 2_31 and not hundred",
 )
-FOUND = 86  # the exit code that the tools are asked for
+FOUND = 86  # the exit code of a tool that found errors
 _SUMMARIES = (
     re.compile(r"ERROR SUMMARY: (\d+) errors?"),
     re.compile(r"RACECHECK SUMMARY: \d+ hazards? displayed \((\d+) errors?, \d+ warnings?\)"),
@@ -38,7 +38,7 @@ _SUMMARIES = (
 
 
 class Outcome(NamedTuple):
-    """What a tool reported."""
+    """The report of one tool."""
 
     tool: str
     errors: int
@@ -47,9 +47,11 @@ class Outcome(NamedTuple):
     exit_code: int
 
     def is_clean(self) -> bool:
+        """Return whether the tool ran, found nothing, and all tests passed."""
         return self.errors == 0 and self.summaries > 0 and self.exit_code == 0
 
     def line(self) -> str:
+        """Return the outcome as a line of text."""
         if not self.summaries:
             return f"{self.tool}: FAIL, no report: it did not run (exit code {self.exit_code})"
         what = f"{self.errors} errors in {self.summaries} processes"
@@ -59,14 +61,14 @@ class Outcome(NamedTuple):
 
 
 def find_sanitizer() -> str | None:
-    """In the PATH, or in a CUDA toolkit at one of the usual places."""
+    """Look for compute-sanitizer in the PATH and in CUDA toolkits at the usual places."""
     folders = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")] + ["/usr/local/cuda"]
     paths = [os.environ.get("PATH", "")] + [f"{folder}/bin" for folder in folders if folder]
     return shutil.which("compute-sanitizer", path=os.pathsep.join(paths))
 
 
 def count_errors(reports: Sequence[str]) -> tuple[int, int]:
-    """Errors in all reports, and how many summaries they have."""
+    """Count the errors in all reports, and the summaries that they have."""
     counts = [int(n) for text in reports for pattern in _SUMMARIES for n in pattern.findall(text)]
     return sum(counts), len(counts)
 
@@ -77,7 +79,7 @@ def run_tool(sanitizer: str, tool: str, logs: Path, tests: Sequence[str]) -> Out
         old.unlink()
     command = [sanitizer, "--tool", tool, "--target-processes", "all", "--error-exitcode", str(FOUND)]
     command += ["--log-file", str(logs / f"{tool}.%p.log"), sys.executable]
-    command += ["-m", "pytest", "-p", "no:cacheprovider", "-n", "0", *tests]
+    command += ["-m", "pytest", "-p", "no:cacheprovider", "-n", "0", "-m", "full or not full", *tests]
     settings = {
         "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
         "STN_TRITON_SANITIZED": "1",
@@ -91,6 +93,7 @@ def run_tool(sanitizer: str, tool: str, logs: Path, tests: Sequence[str]) -> Out
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
