@@ -26,7 +26,7 @@ os.environ.pop("STN_TRITON_AUTOTUNE", None)
 
 
 def _patch_once_per_launch():
-    """Triton's interpreter patches its language again for each call of a helper: half the time of a test."""
+    """Patch Triton's language once per launch, not for each call of a helper: halves the time of a test."""
     from triton.runtime import interpreter
 
     original, original_call = interpreter._patch_lang, interpreter.GridExecutor.__call__
@@ -46,7 +46,7 @@ def _patch_once_per_launch():
 
 
 def _look_up_types_once():
-    """It also makes a table of all types for each value, and a type for each scalar that meets a vector."""
+    """Cache the types that the interpreter would otherwise look up for every value and every scalar."""
     import triton.language as tl
     from triton.runtime import interpreter
 
@@ -69,10 +69,10 @@ def _look_up_types_once():
 
 
 def _make_room_on_the_stack():
-    """Python maps another 16 kB of stack for a call that does not fit, and unmaps it when that returns.
+    """Start each launch in a function of 20,000 variables, so that Python maps a large piece of stack once.
 
-    Where a kernel happens to begin at the end of such a piece, each of its operations does this: up to half
-    the time of a test. A function of many variables gets a large piece, which those that it calls share.
+    Python maps another 16 kB for a call that does not fit, and unmaps them when the call returns. A kernel
+    that begins at the end of a piece causes this in each operation: up to half the time of a test.
     """
     from triton.runtime import interpreter
 
@@ -86,7 +86,7 @@ def _make_room_on_the_stack():
 
 
 def _trace_no_kernels():
-    """Coverage leaves kernels out, but checks each call in the interpreter: twice the time of a test."""
+    """Switch coverage off within kernels: they are not measured, but tracing doubles the time of a test."""
     from triton.runtime import interpreter
 
     original = interpreter.GridExecutor.__call__
@@ -114,7 +114,7 @@ if not HAS_GPU:
         _make_room_on_the_stack()
 
 
-# Examples of all 13 tests of kernels together; each of plain PyTorch has as many as one of theirs.
+# Examples of the 13 tests of kernels in sum; each test of plain PyTorch runs a thirteenth of them.
 SHORT, ORDINARY, LONG, FUZZ_TESTS = 130, 520, 100_000, 13
 
 
@@ -134,9 +134,9 @@ def pytest_configure(config):
 
 
 def _register_fuzz_profiles(examples):
-    """A failure of the ordinary run is the fault of a change, not of chance; the long ones look for more."""
+    """Make ordinary runs repeat the same examples; runs with ``--examples`` draw new ones."""
     if examples is None:
-        # It also tries numbers that it reads in whatever modules are loaded: other ones after any change.
+        # Hypothesis also tries constants of the loaded modules, which differ after every change.
         with contextlib.suppress(ImportError, AttributeError):
             from hypothesis.internal.conjecture import providers
 
@@ -164,7 +164,7 @@ def pytest_collection_modifyitems(items):
 
 
 def _excluded():
-    """The keys that the dispatcher passes by in this thread, as bits."""
+    """The dispatch keys excluded in this thread, as bits."""
     return torch._C._dispatch_tls_local_exclude_set().raw_repr()
 
 
@@ -177,14 +177,14 @@ _AUTOGRAD_BITS = sum(torch._C.DispatchKeySet(key).raw_repr() for key in _AUTOGRA
 
 @pytest.fixture(autouse=True)
 def _gradients_stay_on(request):
-    """A test that leaves them off makes others fail, far away.
+    """Fail a test that leaves gradients off, because later tests would fail instead.
 
-    In one of about ten long runs with PyTorch 2.14 or 2.15 the dispatcher is without autograd after a test,
-    also after one that calls no operator of this package and compiles nothing. Since PyTorch 2.13 at
-    the latest, a guard that ends writes back all keys that it found when it was made; one that ends late
-    brings back a state of the past: `test_dispatch.py::test_an_exception_dropped_late_leaves_autograd_on`
-    shows that in PyTorch alone. Which guard it is in those runs is not known. They go on with autograd, and
-    say whether a garbage collection took it away.
+    In about one of ten long runs with PyTorch 2.14 or 2.15 the dispatcher excludes autograd after a test,
+    even after a test that calls no operator of this package and compiles nothing. Since PyTorch 2.13 at the
+    latest, a guard restores all keys that it found at its start. A guard that ends late therefore restores
+    an old state: `test_dispatch.py::test_an_exception_dropped_late_leaves_autograd_on` shows it in PyTorch
+    alone. The guard at fault is not known. The fixture switches autograd on again, and warns whether a
+    garbage collection excluded it.
     """
     before, taken_by = 0, "no garbage collection"
 
@@ -212,7 +212,7 @@ def _gradients_stay_on(request):
 
 @pytest.fixture(autouse=True)
 def _plans_of_this_test():
-    """Tests put other kernels in place; a launch plan would go on with those of an earlier test."""
+    """Forget launch plans after each test: they hold the kernels that the test put in place."""
     yield
     if "stn_triton.plans" in sys.modules:
         sys.modules["stn_triton.plans"].forget()
@@ -220,13 +220,13 @@ def _plans_of_this_test():
 
 @pytest.fixture
 def device():
-    """Where tests that go through the kernels put their tensors."""
+    """Device for tests of the kernels: the GPU if there is one, else the CPU."""
     return torch.device("cuda" if HAS_GPU else "cpu")
 
 
 @pytest.fixture
 def poisoned():
-    """Fill fresh memory with NaN, so that an element that a kernel does not write shows."""
+    """Fill new memory with NaN, so that elements that a kernel leaves unwritten show."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -234,7 +234,7 @@ def poisoned():
 
 @pytest.fixture
 def shuffled(monkeypatch):
-    """Programs of a launch run in a random order, as on a GPU, where the interpreter goes from 0 up."""
+    """Run the programs of a launch in random order, as a GPU may; the interpreter counts up from 0."""
     from triton.runtime import interpreter
 
     builder, chance, orders = interpreter.interpreter_builder, random.Random(0), [[]]

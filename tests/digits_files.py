@@ -1,4 +1,4 @@
-"""Small files like MNIST's, for the tests of the digits example."""
+"""Small files in the format of MNIST, for the tests of the digits example."""
 
 import gzip
 import struct

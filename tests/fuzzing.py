@@ -1,8 +1,8 @@
-"""What the fuzzer draws: arguments of the operator in any layout, and what the oracle says of them.
+"""Random arguments of the operator in any layout, with the results that the oracle expects.
 
-The oracle shares the kernels' positions, so that exact kinks are compared too. What cannot be compared is the
-rest of a kink's neighbourhood, within a few units in the last place of a position, where one rounding more
-decides: such output pixels are `loose`, their gradients are set to zero and their outputs not compared.
+The oracle rounds positions as the kernels do, so that positions exactly at kinks are compared. Within a few
+units in the last place of a kink one rounding decides about the derivatives. Such output pixels are `loose`:
+their incoming gradients are set to zero. Where a rounding decides about the output too, they are `lost`.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ KINDS = (
     *("plain", "many", "index", "projective", "projective index", "spline", "spline index"),
     *("antialias", "antialias index", "volume", "volume many", "volume antialias"),
 )
-MANY = 512  # roundings of a position that is not computed as the oracle does it
-MOST_SAMPLES = 6  # of an antialiased pixel: the oracle takes them one by one
+MANY = 512  # roundings of a position, if not computed as in the oracle
+MOST_SAMPLES = 6  # of an antialiased pixel: the oracle computes one at a time
 KINKS = (0.0, 1.0, -1.0, 0.5, -0.5, 2.0, 0.25, 1 / 3, 1 + 2**-23, 1 - 2**-24, 1e-7, 1e-3)
 WILD = (1e4, 1e30, -1e30, 3e38, math.nan, math.inf, -math.inf, 1e-40, -1e-45, -1e-30)
 MILD = st.one_of(st.floats(-2, 2, width=32), st.sampled_from(KINKS))
@@ -35,19 +35,19 @@ class Example(NamedTuple):
     args: Case
     options: Options
     layouts: dict[str, Layout]
-    """Of input, theta, grad, fill and image_index."""
+    """Layouts of input, theta, grad, fill and image_index, by name."""
     needs: tuple[bool, bool]
-    """Which gradients, of input and theta."""
+    """Whether the gradients of input and theta are computed."""
     choice: int
-    """Of all configurations of a kernel; 0 is the default."""
+    """Number of the kernel configuration; 0 is the default."""
     pattern: int
-    """Of `memory.Storage`."""
+    """Poison pattern of `memory.Storage`."""
     is_deterministic: bool
 
 
 @st.composite
 def layouts(draw, dims):
-    """Permuted, sliced, with gaps, expanded, at any offset; every second contiguous or channels_last."""
+    """Draw a layout: half are contiguous or channels_last, half permuted, sliced, with gaps or expanded."""
     if draw(st.booleans()):
         return Layout.of((1,) * dims, draw(st.booleans()), offset=draw(st.integers(0, 3)))
     return Layout(
@@ -59,7 +59,7 @@ def layouts(draw, dims):
 
 
 def named_matrices(dim, size_in):
-    """Everywhere at kinks, or singular."""
+    """Matrices with positions at kinks, and singular ones."""
     eye = torch.eye(dim, dim + 1, dtype=torch.float64)
     flip, shift, half, zoom, ones = (eye.clone() for _ in range(5))
     flip[0, 0] = -1
@@ -75,7 +75,7 @@ def named_matrices(dim, size_in):
 
 @st.composite
 def matrices(draw, dim, size_in, is_projective):
-    """One map: numbers at random, one with a name, or either with an entry that is out of all measure."""
+    """Draw a matrix: random, or one of `named_matrices`; some have one extreme entry."""
     if draw(st.booleans()):
         matrix = draw(st.sampled_from(named_matrices(dim, size_in))).clone()
     else:
@@ -93,19 +93,19 @@ def matrices(draw, dim, size_in, is_projective):
 
 @st.composite
 def examples(draw, kind, dtypes, is_public=False):
-    """Arguments that the operator takes; of the kernels, also an index out of range."""
+    """Draw valid arguments; for the kernels (not ``is_public``), an image index may be out of range."""
     dim = 3 if "volume" in kind else 2
     mode = draw(st.sampled_from(MODES if dim == 2 else MODES[:2]))
     points = draw(st.sampled_from(POINTS)) if "spline" in kind else ()
     padding_mode = draw(st.sampled_from(PADDING_MODES))
     options = Options(mode, padding_mode, draw(st.booleans()), "antialias" in kind, points)
     dtype = draw(st.sampled_from(dtypes))
-    # Small, for what the interpreter costs is the number of steps; 17 is more than one tile.
+    # Small, because the interpreter is slow; 17 is more than one tile.
     sizes = st.sampled_from((1, 2, 3, 4, 5, 2, 3, 7, 17) if dim == 2 else (1, 2, 3))
     size_in = tuple(draw(sizes) for _ in range(dim))
     smaller = st.sampled_from((1, 2, 3, 4, 2, 3, 9) if dim == 2 else (1, 2, 3))
     size = tuple(min(n, 4) for n in size_in) if draw(st.booleans()) else tuple(draw(smaller) for _ in size_in)
-    # Rarely none at all: there is nothing to compare.
+    # Rarely 0, because there is nothing to compare then.
     images = draw(st.sampled_from((1,) * 14 + ((2,) * 5 if dim == 2 else (1,)) + (0,)))
     channels = draw(st.sampled_from((1, 2) * 7 + ((3, 3, 5) if dim == 2 else (1,)) + (0,)))
     index, count = None, images
@@ -159,7 +159,7 @@ def examples(draw, kind, dtypes, is_public=False):
 
 
 def _tamed(theta, size_in, size, options):
-    """Halved until it does not take too many samples."""
+    """Halve theta until each pixel takes at most `MOST_SAMPLES` samples."""
     while len(theta):
         samples = reference_parts.samples_per_pixel(theta.float(), size_in, size, options.align_corners)
         if samples.prod(1).max() <= MOST_SAMPLES:
@@ -170,7 +170,7 @@ def _tamed(theta, size_in, size, options):
 
 @contextlib.contextmanager
 def _positions():
-    """Every position that the oracle interpolates at, with the size of its axis."""
+    """Record every position that the oracle interpolates at, with the size of its axis."""
     found, original = [], oracle._taps
 
     def taps(position, n, options):
@@ -185,10 +185,10 @@ def _positions():
 
 
 def _near_and_far(position, n, options, eps, rounding):
-    """Where a rounding may decide about a kink, and where an image that repeats has lost count."""
+    """Find positions where a rounding decides about a kink, and those too far out to know the repeat."""
     inside = (position > -10) & (position < n + 10)
     far = torch.zeros_like(inside)
-    if options.padding.repeats:  # what is not finite is the first edge
+    if options.padding.repeats:  # a position that is not finite samples the first edge
         inside = position.isfinite()
         far = inside & (position.abs() > 0.25 / eps**0.75)
     distance = (2 * position - (2 * position).round()).abs() / 2
@@ -197,7 +197,7 @@ def _near_and_far(position, n, options, eps, rounding):
 
 
 def _depths(theta, size_in, size, options):
-    """Of a projective map, what divides."""
+    """Return the divisor of a projective map at each output pixel."""
     scales = oracle._scales(size_in[::-1], size[::-1], options.align_corners, 3)[2] * theta[2].double()
     v, u = (torch.arange(n, dtype=torch.float64) - (n - 1) / 2 for n in size)
     return scales[0] * u + scales[1] * v[:, None] + scales[2]
@@ -206,17 +206,17 @@ def _depths(theta, size_in, size, options):
 class Expected(NamedTuple):
     truth: oracle.Truth
     grad: Tensor
-    """With zeros where pixels are loose."""
+    """Incoming gradient, zero at loose pixels."""
     loose: Tensor
-    """(M, 1, *size): a rounding decides about derivatives."""
+    """(M, 1, *size): pixels where a rounding decides about derivatives."""
     lost: Tensor
-    """(M, 1, *size): and about the output."""
+    """(M, 1, *size): pixels where a rounding decides about the output."""
     stretch: Tensor
-    """(M,): how much larger derivatives are than those of an affine map."""
+    """(M,): factor by which derivatives can exceed those of an affine map."""
 
 
 def expected_of(args: Case, options: Options, is_shared: bool, device: torch.device) -> Expected:
-    """The oracle's answer, matrix by matrix, and where it binds; it may share positions to the last bit."""
+    """Compute the oracle's results and where they count. ``is_shared``: positions agree to the last bit."""
     dtype = contract.coordinate_dtype(args.input.dtype)
     eps = torch.finfo(dtype).eps
     count, images = len(args.theta), len(args.input)
@@ -265,7 +265,7 @@ def expected_of(args: Case, options: Options, is_shared: bool, device: torch.dev
             grad[m] = grad[m].masked_fill(loose[m], 0)
             truth = solve()
         output[m] = truth.output[0]
-        if options.mode != "nearest":  # else there is none, also of what is not finite
+        if options.mode != "nearest":  # nearest has no gradient of theta, even for infinite values
             grad_theta[m] = truth.grad_theta[0]
         grad_input[owner] += truth.grad_input[0]
         if grad_fill is not None:

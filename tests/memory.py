@@ -1,13 +1,13 @@
 """Tensors in poisoned storage, and a watch over every address that an interpreted kernel accesses.
 
-`Storage` lays tensors out with gaps between their elements and guard bands around them, and gives what is
-allocated the same bands; on a GPU too. `Watch` sees each load, store and atomic of Triton's interpreter: an
-address must be that of an element of a tensor of the launch, exactly, and every element of an output is
-written once and by nobody read.
+`Storage` lays tensors out with gaps between their elements and guard bands around them, on a GPU too. Tensors
+that the library allocates get the same bands. `Watch` sees each load, store and atomic of Triton's
+interpreter. Each address must be that of an element of a tensor of the launch. Every element of an output
+must be written once and never read.
 
-Under `tools/sanitize.py` a tensor has an allocation to itself, that ends where it ends: guard bands would
-be in bounds for memcheck, and poison is a value for initcheck. So there are no bands, gaps have no value, and
-what is allocated is left as it is.
+Under `tools/sanitize.py` each tensor has an allocation that ends where the tensor ends. There `Storage` adds
+no guard bands, because memcheck would take them for valid memory, and no poison, because initcheck would
+take it for a value.
 """
 
 import inspect
@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 IS_SANITIZED = bool(os.environ.get("STN_TRITON_SANITIZED"))  # set by tools/sanitize.py
-if IS_SANITIZED:  # else the deterministic mode gives all that is allocated a value
+if IS_SANITIZED:  # else the deterministic mode fills new memory
     torch.utils.deterministic.fill_uninitialized_memory = False
 GUARD = 64  # elements before and after
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-# NaNs, each with digits that no computation gives; for integers simply numbers.
+# NaNs with bits that no computation gives; for integers, unlikely numbers.
 _POISON = {
     torch.float16: (0x7EDE, -0x0122),
     torch.bfloat16: (0x7FDE, -0x0022),
@@ -37,29 +37,29 @@ _POISON = {
 
 
 class Layout(NamedTuple):
-    """How a tensor lies in its storage."""
+    """Layout of a tensor in its storage."""
 
     order: tuple[int, ...]
-    """Its dimensions, from the outermost."""
+    """Dimensions of the tensor, from the outermost."""
     steps: tuple[int, ...]
-    """Of each, the distance of elements, in what lies within; 0 for one that is expanded."""
+    """Distance of neighbours along each dimension, in extents of the inner dimensions; 0 if expanded."""
     gaps: tuple[int, ...]
-    """Of each, elements that are left out after it."""
+    """Elements left unused after each dimension."""
     offset: int = 0
 
     @classmethod
     def of(cls, shape, channels_last=False, step=1, gap=0, offset=0) -> "Layout":
-        """Contiguous or channels_last, but for steps and gaps."""
+        """Make a contiguous or channels_last layout with the same step and gap along all dimensions."""
         dims = len(shape)
         order = (0, *range(2, dims), 1) if channels_last and dims > 3 else tuple(range(dims))
         return cls(order, (step,) * dims, (gap,) * dims, offset)
 
     def unexpanded(self) -> "Layout":
-        """The same with elements of their own everywhere."""
+        """Return the layout without expanded dimensions: each element has its own place."""
         return self._replace(steps=tuple(step or 1 for step in self.steps))
 
     def strides(self, shape) -> tuple[int, ...]:
-        """In elements, of a tensor of a shape."""
+        """Return the strides of a tensor of this shape, in elements."""
         strides, extent = [0] * len(shape), 1
         for dim in reversed(self.order):
             if self.steps[dim]:
@@ -69,7 +69,7 @@ class Layout(NamedTuple):
 
 
 def offsets(tensor: Tensor) -> Tensor:
-    """Of every element, how many elements it lies behind the first."""
+    """Return the distance of each element from the first, in elements."""
     total = torch.zeros(tensor.shape, dtype=torch.int64)
     for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
         total += (torch.arange(size) * stride).view(-1, *[1] * (tensor.ndim - 1 - dim))
@@ -77,7 +77,7 @@ def offsets(tensor: Tensor) -> Tensor:
 
 
 def _places(view: Tensor) -> Tensor:
-    """Where in its storage each element is."""
+    """Return the index of each element in the storage."""
     return (offsets(view) + view.storage_offset()).flatten().to(view.device)
 
 
@@ -85,13 +85,13 @@ class _Kept(NamedTuple):
     buffer: Tensor
     view: Tensor
     values: Tensor | None
-    """None for a tensor that is to be written."""
+    """None for a tensor that a kernel has to write."""
 
 
 class Storage(TorchFunctionMode):
-    """Lays tensors out, and while it is entered also those that are allocated without a value.
+    """Lays given tensors out in poisoned storage; as a context, also tensors that are allocated empty.
 
-    Two ``pattern``s, 0 and 1: what a kernel computes must not depend on them.
+    ``pattern``, 0 or 1, chooses the poison. Results of a kernel must not depend on it.
     """
 
     def __init__(self, pattern: int = 0):
@@ -109,7 +109,7 @@ class Storage(TorchFunctionMode):
         return buffer, buffer.view(like.dtype).as_strided(like.shape, strides, start)
 
     def place(self, values: Tensor | None, layout: Layout) -> Tensor | None:
-        """The same numbers, laid out; along an expanded dimension the first of them."""
+        """Copy ``values`` into a layout. An expanded dimension repeats its first element."""
         if values is None or values.numel() == 0:
             return values
         for dim, step in enumerate(layout.steps):
@@ -135,7 +135,7 @@ class Storage(TorchFunctionMode):
         return view
 
     def check(self) -> None:
-        """Nothing is written between, before or after elements, nor to what was given; all else is."""
+        """Check that all elements of outputs are written, and that gaps, bands and inputs are unchanged."""
         for buffer, view, values in self.kept:
             poison = _POISON[view.dtype][self.pattern]
             places = _places(view)
@@ -152,7 +152,7 @@ class Storage(TorchFunctionMode):
                 assert (found != poison).all(), f"elements not written, {what}"
 
 
-# What each kernel writes; everything else is read.
+# Arguments that each kernel writes; all others are read.
 _WRITTEN = {
     "forward_kernel": ("output_ptr",),
     "backward_kernel": ("grad_input_ptr", "partial_ptr"),
@@ -165,9 +165,9 @@ _READ_TOO = {"scatter_kernel": ("limits_ptr",), "settle_kernel": ("grad_input_pt
 
 
 class _Elements:
-    """The addresses of tensors' elements, by the size of an element.
+    """Addresses of the elements of tensors, by element size.
 
-    Tensors of one size of element are one set: a theta that is read through the input's pointer passes.
+    Tensors of equal element size share a set: reading theta through the pointer of the input goes unnoticed.
     """
 
     def __init__(self, tensors: dict[str, Tensor]):
@@ -183,7 +183,7 @@ class _Elements:
                 self.counts[itemsize] = np.zeros(len(self.addresses[itemsize]), np.int64)
 
     def touch(self, pointers, mask) -> int:
-        """Counts each access; how many there are of no element."""
+        """Count the accesses to each element; return the number of those that hit no element."""
         itemsize = pointers.get_element_ty().primitive_bitwidth // 8
         wanted = pointers.data[np.broadcast_to(mask.data.astype(bool), pointers.data.shape)].astype(np.int64)
         if not wanted.size:
@@ -198,7 +198,7 @@ class _Elements:
 
 
 class Watch:
-    """Every access of interpreted kernels, and every number that becomes an integer, from `start` on."""
+    """Checks every memory access and every conversion to an integer of interpreted kernels after `start`."""
 
     def __init__(self):
         self.launches: list[str] = []
@@ -206,7 +206,7 @@ class Watch:
 
     @staticmethod
     def missing() -> str | None:
-        """Why there can be no watch; None if there can."""
+        """Return why kernels cannot be watched here, or None if they can."""
         if torch.cuda.is_available():
             return "compiled kernels cannot be watched from Python: tools/sanitize.py does it"
         from triton.runtime import interpreter

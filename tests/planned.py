@@ -1,6 +1,6 @@
-"""Calls through launch plans and Triton's own launcher, on a driver that does nothing; for `test_plans.py`.
+"""Script of `test_plans.py`: calls through launch plans and Triton's launcher, on a driver that does nothing.
 
-Run as a process of its own, without Triton's interpreter; prints a JSON object of what was seen.
+Runs in its own process without Triton's interpreter, and prints its observations as a JSON object.
 """
 
 import json
@@ -22,7 +22,7 @@ THETA = torch.eye(2, 3)[None]
 
 
 def compiled(kernel):
-    """The kernels that Triton has compiled for a function, in order."""
+    """List the kernels that Triton has compiled for a function, in order."""
     return list(kernel.device_caches[0][0].values())
 
 
@@ -33,7 +33,7 @@ def launches(call):
 
 
 def repeated():
-    """The second call launches as the first does, without Triton's binder."""
+    """Count the launches of three equal calls, and the uses of Triton's binder."""
     image = torch.zeros(1, 3, 8, 8)
     run = triton.runtime.jit.JITFunction.run
     counts, bound = [], []
@@ -45,7 +45,7 @@ def repeated():
 
 
 def addresses():
-    """Tensors that came later, one where another was freed: the launch has theirs."""
+    """Check that launches get the addresses of new tensors, also where memory is used again."""
     seen, kept, used = [], [], set()
     for number in range(6):
         image, theta = torch.zeros(1, 3, 8, 8), THETA.clone()
@@ -53,7 +53,7 @@ def addresses():
         expected = [t.data_ptr() for t in (output, image, theta)]
         seen.append([STUB.stub_last(i) for i in (1, 2, 3)] == expected)
         used.add(tuple(expected))
-        if number < 3:  # the others may take the memory of the third
+        if number < 3:  # freed from the third on, so that later tensors can take the memory
             kept.append((image, theta, output))
         else:
             del image, theta, output
@@ -61,7 +61,7 @@ def addresses():
 
 
 def numbers():
-    """Sizes and strides as they reach the driver, those of tuples too, in a first and a repeated launch."""
+    """List the sizes and strides that reach the driver in a first and in a repeated launch."""
     image, theta, seen = torch.zeros(2, 3, 20, 24)[:, :, 1:20, 1:23], torch.zeros(2, 2, 4)[..., :3], []
     STUB.stub_watch(18)
     for _ in range(2):
@@ -72,7 +72,7 @@ def numbers():
 
 
 def alignments():
-    """A view that begins 4 bytes later needs another kernel; either is found again."""
+    """Count the kernels compiled for views at offsets of 0 and 4 bytes, each called twice."""
     memory = torch.zeros(3 * 8 * 8 + 1)
     even, odd = (memory[i : i + 192].view(1, 3, 8, 8) for i in (0, 1))
     counts, first = [], len(compiled(forward.forward_kernel))
@@ -94,7 +94,7 @@ def streams():
 
 
 def threads():
-    """Launches of calls that eight threads begin at once, before there is a plan."""
+    """Count the launches of calls that eight threads begin at once, before there is a plan."""
     image = torch.zeros(1, 2, 24, 24)
     with ThreadPoolExecutor(8) as pool:
         return launches(
@@ -103,7 +103,7 @@ def threads():
 
 
 def configurations():
-    """Block sizes of before a search are not used after it."""
+    """List the block sizes that launches use before and after these change."""
     image = torch.zeros(1, 4, 32, 32)
     real, seen = tuning.configuration, []
     for tile in (8, 16):
@@ -125,10 +125,11 @@ def named(name, kernel=forward.forward_kernel):
 
 
 def layouts():
-    """Gradients as PyTorch makes them, beside images of the other memory format.
+    """Run the backward on gradients as PyTorch makes them, for images of either memory format.
 
-    Of each: whether the gradient was copied, the stride of its pixels in the kernel (1 if compiled in),
-    and the channels that lie in neighbouring lanes.
+    Returns:
+        For each pair: whether the gradient was copied, the stride of its pixels in the kernel (1 if compiled
+        in), and the number of channels in neighbouring lanes.
     """
     kernel, seen = backward.backward_kernel, {}
     shape = (4, 64, 16, 16)
@@ -144,7 +145,7 @@ def layouts():
         for source, grad in grads.items():
             kernel.device_caches.clear()
             launch.backward(grad, image, THETA.expand(4, 2, 3), output_mask=(True, False, False))
-            constants = compiled(kernel)[-1].src.constants  # none, if it took another's plan
+            constants = compiled(kernel)[-1].src.constants  # fails if it took the plan of another
             seen[f"{name} {source}"] = {
                 "copied": grad.data_ptr() not in [STUB.stub_last(i) for i in (1, 2, 3)],
                 "run": constants[named("K", kernel)].RUN_C.value,

@@ -1,6 +1,6 @@
-"""What two processes check together: DTensor, DistributedDataParallel and ``fully_shard``.
+"""Checks run by two processes together: DTensor, DistributedDataParallel and ``fully_shard``.
 
-Starting processes is what takes time: they run all of ``CHECKS`` and leave what failed.
+Starting processes takes long, so the same two run all of ``CHECKS`` and write failures to a file each.
 """
 
 import copy
@@ -37,7 +37,7 @@ class World(NamedTuple):
     mesh: DeviceMesh
 
     def tensors(self, n=4, c=3, theta=None, **others):
-        """The same in every process."""
+        """Make named random tensors, equal in all processes."""
         generator = torch.Generator().manual_seed(0)
         noise = torch.rand(*(theta or (n, 2, 3)), generator=generator, dtype=torch.float64)
         tensors = {
@@ -54,7 +54,7 @@ class World(NamedTuple):
         return {"output": output.detach(), **{k: t.grad for k, t in leaves.items() if t.requires_grad}}
 
     def check(self, tensors, placements, expected, gathers=False, **options):
-        """DTensors give what whole tensors give, placed as expected (output first), without communication."""
+        """Check that DTensors give the results of whole tensors, in the expected placements, output first."""
         sharded = {
             name: distribute_tensor(tensor, self.mesh, [placement])
             for (name, tensor), placement in zip(tensors.items(), placements, strict=True)
@@ -88,7 +88,7 @@ def data_parallel(world):
 
 
 def batch(world):
-    for size in (5, (7, 4)):  # the second must not be taken for the first
+    for size in (5, (7, 4)):  # a rule cached for one size must not serve the other
         world.check(world.tensors(), [BATCH, BATCH], [BATCH] * 3, size=size)
     world.check(world.tensors(), [BATCH, REPLICATED], [BATCH] * 3)
     world.check(world.tensors(n=3), [BATCH, BATCH], [BATCH] * 3)
@@ -116,7 +116,7 @@ def many_matrices(world):
     world.check(world.tensors(theta=(4, 3, 2, 3)), [BATCH, BATCH], [BATCH] * 3)
     uneven = world.tensors(n=3, theta=(3, 2, 2, 3))
     world.check(uneven, [BATCH, REPLICATED], [REPLICATED] * 3, gathers=True)
-    with pytest.raises(RuntimeError, match="unevenly sharded"):  # of PyTorch
+    with pytest.raises(RuntimeError, match="unevenly sharded"):  # raised by PyTorch
         world.check(uneven, [BATCH, BATCH], [])
 
 
@@ -204,7 +204,7 @@ def work(rank, backend, folder):
             check(world)
         except Exception:
             failures[name] = traceback.format_exc()
-            break  # the other process may be elsewhere now
+            break  # the processes may be in different checks now
         failures[name] = None
     (folder / f"{rank}.json").write_text(json.dumps(failures))
     dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Tensors larger than memory: files without content behind them, of which only touched pages exist."""
+"""Tensors larger than memory, mapped from empty files: only pages that are touched take memory."""
 
 import contextlib
 from unittest import mock
@@ -10,13 +10,12 @@ from stn_triton import launch
 
 
 class Sparse:
-    """Makes tensors of zeros in a folder; a page takes memory and disk once it is written."""
+    """Makes tensors of zeros from files in a folder; only written pages take memory and disk."""
 
     def __init__(self, folder):
         self.folder, self.count = folder, 0
 
     def strided(self, shape, strides, dtype):
-        """A tensor of any layout."""
         size = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
         self.count += 1
         path = self.folder / f"{self.count}.bin"
@@ -25,17 +24,16 @@ class Sparse:
         return flat.as_strided(shape, strides)
 
     def empty(self, shape, dtype, memory_format=torch.contiguous_format):
-        """A dense tensor."""
         strides = torch.empty(shape, device="meta").contiguous(memory_format=memory_format).stride()
         return self.strided(shape, strides, dtype)
 
     def like(self, tensor, strides):
-        """A copy with other strides."""
+        """Copy a tensor to other strides."""
         return self.strided(tensor.shape, strides, tensor.dtype).copy_(tensor)
 
     @contextlib.contextmanager
     def allocating(self, make):
-        """What the launcher allocates for results is made by ``make(shape, dtype, memory_format)``."""
+        """Let the launcher allocate results by ``make(shape, dtype, memory_format)``."""
 
         def empty(shape, dtype=None, device=None, memory_format=torch.contiguous_format):
             return make(tuple(shape), dtype, memory_format)
@@ -44,7 +42,7 @@ class Sparse:
             return make(tuple(tensor.shape), dtype or tensor.dtype, memory_format)
 
         class Torch:
-            """Of the launcher alone: PyTorch itself allocates as ever."""
+            """``torch`` as the launcher sees it, with other functions to allocate."""
 
             def __getattr__(self, name):
                 return {"empty": empty, "empty_like": empty_like}.get(name) or getattr(torch, name)
@@ -54,7 +52,7 @@ class Sparse:
 
 
 class SomePrograms:
-    """A kernel of which only some programs are interpreted, however many there are."""
+    """A kernel that runs only the programs chosen by ``choose(count)``."""
 
     def __init__(self, kernel, choose):
         self.kernel, self.choose = kernel, choose
@@ -63,7 +61,7 @@ class SomePrograms:
     def __getitem__(self, grid):
         def launched(**arguments):
             builder = interpreter.interpreter_builder
-            (programs,) = grid  # along one axis: the others end at 65,535
+            (programs,) = grid  # one axis, because the others end at 65,535
             for program in self.choose(programs):
                 assert 0 <= program < programs < 2**31
 

@@ -1,6 +1,6 @@
-"""When a call searches for block sizes, what it tries, and what becomes of the result.
+"""When calls search for block sizes, which candidates they try, and how long results are used.
 
-How a search goes is in test_compile_ahead.py.
+Tests of the search itself are in test_compile_ahead.py.
 """
 
 import threading
@@ -24,7 +24,7 @@ def ask(bucket=BUCKET):
 
 @pytest.fixture
 def searched(gpu, monkeypatch):  # noqa: F811
-    """A GPU whose searches find a configuration that is not the default; the names of what is searched."""
+    """Make searches return a configuration other than the default; return the names of the searches."""
     names = []
 
     def fastest_of(configs, run, what):
@@ -63,7 +63,7 @@ class TestAsking:
         assert ask() == found(BUCKET)
 
     def test_contexts_of_threads_may_overlap(self, searched):
-        """The first that is entered is left first."""
+        """The context entered first is left first."""
         first, second = stn_triton.autotune(), stn_triton.autotune()
         first.__enter__(), second.__enter__()
         first.__exit__(None, None, None)
@@ -114,7 +114,7 @@ def test_a_context_may_be_entered_again():
 
 class TestState:
     def test_whoever_keeps_what_was_chosen_is_never_wrong(self, searched):
-        """As a launcher keeps plans, by the state."""
+        """Keep configurations by bucket and state, as the launcher keeps plans."""
         kept = {}
 
         def keep(bucket=BUCKET):

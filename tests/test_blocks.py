@@ -1,4 +1,4 @@
-"""Every kernel cut into small blocks: several tiles and blocks of channels, none of which fits."""
+"""Every kernel with small blocks: several tiles and blocks of channels that do not divide the sizes."""
 
 import itertools
 
@@ -15,7 +15,7 @@ from stn_triton.options import Options, Tangents
 
 POINTS = tuple(splines.regular_points(2, 2))
 IMAGES, VOLUMES = ((5, 9), (6, 5)), ((2, 3, 5), (3, 5, 2))
-CALLS = {  # what is called, and how many channels: blocks are of two
+CALLS = {  # call and number of channels; a block has two
     "plain": (Variant(2, "bilinear", "zeros", "plain", False), 3),
     "fill": (Variant(2, "bilinear", "fill", "plain", True), 7),
     "nearest": (Variant(2, "nearest", "border", "plain", True), 7),
@@ -62,7 +62,7 @@ def results(module, args, options, tangents):
 
 @pytest.fixture
 def blocks(request):
-    """Two channels and 4 x 8 pixels, or 8 x 4; two blocks of channels where a kernel can go through them."""
+    """Blocks of two channels and 4 x 8 or 8 x 4 pixels; two such blocks per program where possible."""
     height, width = (4, 8) if request.param == "nchw" else (8, 4)
     run = 1 if request.param == "nchw" else 2
     used = set()
@@ -77,7 +77,7 @@ def blocks(request):
     torch.use_deterministic_algorithms(False)
 
 
-# Interpreted kernels are slow: there, each call has one layout, in turns. A kernel sees both, in two calls.
+# Interpreted kernels are slow: without a GPU each call has one layout, and each kernel two calls.
 LAYOUTS = ("channels_last", "nchw")
 PAIRS = [(name, LAYOUTS[i % 2]) for i, name in enumerate(CALLS)]
 if torch.cuda.is_available():
@@ -88,10 +88,10 @@ PAIRS = [pytest.param(*pair, marks=[pytest.mark.full] if pair[0] in SLOW else []
 
 @pytest.mark.parametrize(("name", "blocks"), PAIRS, indirect=["blocks"])
 def test_equal_plain_pytorch(device, blocks, name):
-    """Only a mistake makes a difference in fp64."""
+    """Compare in fp64, where rounding cannot hide a mistake."""
     layout, used = blocks
     args, options, tangents = arguments(name)
-    torch.use_deterministic_algorithms("scatter" not in name)  # and poisons what is not written
+    torch.use_deterministic_algorithms("scatter" not in name)  # also fills new memory with NaN
     expected = results(reference if tangents is None else reference_tangent, args, options, tangents)
     form = torch.contiguous_format
     if layout == "channels_last":
@@ -125,7 +125,7 @@ def test_equal_plain_pytorch(device, blocks, name):
 )
 @pytest.mark.sample(5)
 def test_three_channels_in_a_block_of_their_own(device, monkeypatch, mode, padding, kind, form):
-    """The one block that is no power of two. A fourth channel would be the next image's."""
+    """Three is the only block size that is no power of two. A fourth channel would be of the next image."""
     used = []
 
     def configuration(bucket, *_):
@@ -158,7 +158,7 @@ def tile_kernel(x_ptr, y_ptr, K: tl.constexpr):
 
 @pytest.mark.parametrize("tile", [(8, 8), (8, 32), (16, 16), (4, 8), (2, 16)])
 def test_a_warp_takes_a_patch_of_four_rows(device, tile):
-    """All warps together take each pixel once."""
+    """Together the warps take each pixel once."""
     x, y = (torch.empty(tile[0] * tile[1], dtype=torch.int32, device=device) for _ in range(2))
     ones = dict.fromkeys(Constants._fields, 1)
     tile_kernel[(1,)](x, y, constants(**{**ones, "DIM": 2, "BLOCK_H": tile[0], "BLOCK_W": tile[1]}))

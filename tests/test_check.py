@@ -1,4 +1,4 @@
-"""``python -m stn_triton check``: a right operator passes, and each defect fails its rows by name."""
+"""``python -m stn_triton check``: a correct operator passes, and each defect fails the rows listed for it."""
 
 import contextlib
 import io
@@ -70,7 +70,7 @@ def test_this_machine_passes(capsys):
 
 @pytest.mark.full
 def test_all_of_it_passes_in_less_than_a_minute_of_a_cpu():
-    """README and ``--help`` say so. Processor time, because other processes may be busy."""
+    """The README and ``--help`` promise this. CPU time, because other processes may be busy."""
     before = os.times()
     command_line = [sys.executable, "-m", "stn_triton", "check", "--json", *CPU]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -91,7 +91,7 @@ def test_this_gpu_passes(capsys):
 
 
 def test_names_are_unique_and_quick_has_fewer_cases(monkeypatch):
-    """Cases are counted, not run."""
+    """Count cases without running them."""
     assert len({(row.section, row.name) for row in ROWS}) == len(ROWS)
     monkeypatch.setattr(rows, "against_truth", lambda *a, **k: [])
     here = engine.choose("cpu", False)
@@ -265,7 +265,7 @@ def test_of_many_failures_the_arguments_of_the_first_are_printed(capsys, monkeyp
 
 
 def test_what_is_allowed_is_little():
-    """Numbers are about 1, in fp32; with a large allowance, a pass would mean nothing."""
+    """Values are about 1, in fp32, so that a large tolerance would hide errors."""
     here = engine.choose("cpu", False)
     for row in ROWS:
         if row.name in ("images, bilinear", "images, bicubic", "volumes, bilinear", "splines"):
@@ -323,7 +323,7 @@ class TestProgress:
 
 
 class TestInterpreted:
-    """The interpreter is slow: only one row."""
+    """One row only, because the interpreter is slow."""
 
     pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is chosen at import")
 
@@ -370,7 +370,7 @@ def test_a_gpu_without_bfloat16_skips_it_and_says_so(capsys, monkeypatch):
 
 @pytest.fixture
 def pretended_gpu(monkeypatch):
-    """An engine that has a GPU's name, and runs on the CPU."""
+    """Make an engine that has the name of a GPU and runs on the CPU."""
     gpu = engine.Engine(torch.device("cuda", 0), engine.KERNELS)
     monkeypatch.setattr(engine.torch.cuda, "get_device_capability", lambda device: (7, 5))
     return gpu
@@ -488,7 +488,7 @@ def test_a_row_that_compares_nothing_fails(capsys, monkeypatch):
 @pytest.mark.parametrize("kind", ["plain", "many", "index"])
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
 def test_no_pixel_near_a_kink_has_a_gradient_in_any_layout(layout, kind, dim, monkeypatch):
-    """Pixels that share memory with such a pixel have none: rounding would decide its value."""
+    """Pixels that share memory with a pixel near a kink have no gradient either."""
 
     def by_chance(matrices, size_in, size, options):
         generator = torch.Generator().manual_seed(dim)
@@ -505,8 +505,6 @@ def test_no_pixel_near_a_kink_has_a_gradient_in_any_layout(layout, kind, dim, mo
 
 
 class TestCompare:
-    """``judge.compare`` itself."""
-
     CASE = rows.make(torch.device("cpu"))
     HERE = engine.choose("cpu", False)
 

@@ -1,4 +1,4 @@
-"""What a program may do around the operator: threads, devices, copies and files, subclasses, no data."""
+"""The operator in larger programs: threads, devices, copies, files, tensor subclasses, meta tensors."""
 
 import contextlib
 import copy
@@ -39,7 +39,7 @@ SAMPLES = [variant for variant in SAMPLES if variant.exists()]
 
 
 def in_threads(function):
-    """The results of calls from several threads at once."""
+    """Call a function from several threads at once, and return the results."""
     barrier = threading.Barrier(THREADS)
     results = [None] * THREADS
 
@@ -64,7 +64,7 @@ def data(seed=0, device="cpu"):
 
 
 def step(input, theta):
-    """Output and gradients."""
+    """Compute the output and the gradients."""
     output = affine_grid_sample(input, theta, 16)
     return output.detach(), *torch.autograd.grad(output.square().sum(), (input, theta))
 
@@ -100,7 +100,7 @@ assert len(results) == {THREADS} and all(result == results[0] for result in resu
     @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
     @pytest.mark.parametrize("asked", [False, True])
     def test_threads_do_not_disturb_each_other(self, device, asked):
-        """On a GPU these are first calls too; if they are asked to, all of them search."""
+        """On a GPU these are first calls, and with autotuning each of them searches."""
         with autotune() if asked else contextlib.nullcontext():
             actual = in_threads(lambda i: step(*data(i, device)))
         for i, results in enumerate(actual):
@@ -118,7 +118,7 @@ class TestDevices:
         assert {t.device.index for t in actual} == {1}
 
     def test_a_stream_for_each_thread(self):
-        """The kernels of a thread are launched on its own stream: after what it put there."""
+        """Kernels are launched on the current stream of the thread, behind its earlier work."""
         expected = [step(*data(i, "cuda")) for i in range(THREADS)]
 
         def run(i):
@@ -138,7 +138,7 @@ class TestDevices:
 
 
 class Warp(torch.nn.Module):
-    """A spatial transformer, at module level to be pickled."""
+    """A spatial transformer, defined at module level so that pickle finds it."""
 
     def __init__(self):
         super().__init__()
@@ -165,7 +165,7 @@ class TestCopies:
     @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, through_pickle, through_file])
     def test_a_module_and_its_copy_do_the_same(self, duplicate):
         module, images = Warp(), data()[0]
-        module(images).sum().backward()  # with gradients, and whatever a call leaves
+        module(images).sum().backward()  # copies include gradients and caches
         twin = duplicate(module)
         assert twin is not module
         assert twin.options == module.options
@@ -185,7 +185,7 @@ class TestCopies:
 
     @pytest.mark.parametrize("variant", SAMPLES, ids=variants.Variant.name)
     def test_a_file_holds_no_more_than_the_output(self, variant):
-        """An output that is part of a larger one would be saved with all of it."""
+        """A view of a larger tensor would be saved with all of its storage."""
         case = variants.case(variant)
         output = FORWARD(*case[:2], case.fill, case.image_index, case.size, *variant.options())
         assert output.untyped_storage().nbytes() == output.numel() * output.itemsize
@@ -197,7 +197,7 @@ class Tagged(torch.Tensor):
 
 
 class Strict(torch.Tensor):
-    """A subclass whose methods take what is documented and nothing else, as MONAI's ``MetaTensor``."""
+    """A subclass whose methods accept only documented arguments, like MONAI's ``MetaTensor``."""
 
     def new_empty(self, size, *, dtype=None, device=None, requires_grad=False):
         assert isinstance(size, tuple)
@@ -221,7 +221,7 @@ class Strict(torch.Tensor):
 
 
 def of_strict(kind):
-    """A call whose arguments are all of them ``Strict``, its tensors, and those without the subclass."""
+    """Return a call and its arguments, plain tensors that the tests wrap in ``Strict``."""
     plain = [t.detach() for t in data()]
     function, options = affine_grid_sample, {}
     if kind == "many":
@@ -245,9 +245,9 @@ def of_strict(kind):
 
 
 class Wrapped(torch.Tensor):
-    """Another tensor behind one without memory; notes the operators that reach it."""
+    """A tensor without memory around another tensor; records the operators that reach it."""
 
-    called: list = []  # noqa: RUF012, of all instances
+    called: list = []  # noqa: RUF012, shared by all instances
 
     @staticmethod
     def __new__(cls, inner):
@@ -280,7 +280,7 @@ class TestSubclasses:
     @pytest.mark.parametrize("kind", ["plain", "many", "fill", "projective", "spline", "volumes"])
     @pytest.mark.parametrize("needs", ["all", "the map", "the image"])
     def test_methods_of_a_subclass_are_called_as_documented(self, kind, needs):
-        """In the forward, the backward and the gradients of a penalty on gradients."""
+        """Checked in the forward, the backward and the gradients of a penalty on gradients."""
         call, plain = of_strict(kind)
         chosen = {"all": slice(None), "the map": slice(1, 2), "the image": slice(1)}[needs]
         results = []
@@ -315,7 +315,7 @@ class TestSubclasses:
 
     @pytest.mark.parametrize("kind", ["Image", "Video"])
     def test_the_tensors_of_torchvision(self, kind):
-        """What comes out is a tensor, as of PyTorch's own functions, unless the user asks for more."""
+        """The output is a plain tensor, as from PyTorch's functions, unless the user enables wrapping."""
         tv_tensors = pytest.importorskip("torchvision.tv_tensors")
         plain = data()
         images = getattr(tv_tensors, kind)(plain[0].detach()).requires_grad_()

@@ -1,4 +1,4 @@
-"""A search: compiling side by side, time limits, and which configuration wins."""
+"""Search of block sizes: parallel compilation, time limits, and the winning configuration."""
 
 import gc
 import os
@@ -20,7 +20,7 @@ CONFIGS = [{"BLOCK_C": 2**i} for i in range(6)]
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Sets the milliseconds of each configuration, and returns the list of those that are timed."""
+    """Return a function that sets the times of configurations and returns the list of those timed."""
     timed = []
 
     def set_times(times):
@@ -80,7 +80,7 @@ class TestSearch:
 
 
 class Pretended:
-    """Triton's mode of compiling elsewhere, driven by launches that compile for so many seconds each."""
+    """Stand-in for Triton's mode of asynchronous compilation."""
 
     active = None
 
@@ -101,7 +101,7 @@ class Pretended:
 
 
 class Kernel:
-    """A launch whose kernel is compiled first, each configuration once."""
+    """Stand-in for a launch: compiles each configuration once, for a given number of seconds."""
 
     def __init__(self, seconds):
         self.seconds, self.compiled, self.begun, self.launched, self.threads = seconds, {}, [], [], set()
@@ -127,7 +127,7 @@ class Kernel:
 
 @pytest.fixture
 def side(monkeypatch):
-    """Compile as on a GPU, elsewhere."""
+    """Let searches use `Pretended` in place of Triton's mode."""
     monkeypatch.setattr(triton, "AsyncCompileMode", Pretended, raising=False)
     monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
@@ -172,7 +172,7 @@ class TestCompiling:
         assert isinstance(errors[5], TimeoutError)
         begun = list(kernel.begun)
         time.sleep(0.4)
-        assert kernel.begun == begun == list(range(len(begun)))  # what had not begun never does
+        assert kernel.begun == begun == list(range(len(begun)))  # others never begin
 
     def test_one_that_is_compiled_already_is_launched(self):
         kernel = Kernel([0.0] * 6)
@@ -181,7 +181,7 @@ class TestCompiling:
         assert kernel.launched == [2, 2]
 
     def test_a_failed_launch_leaves_no_reference_to_what_it_held(self):
-        """Its frames have the tensors of a call; in a cycle they would be kept until Python finds those."""
+        """A reference cycle through its frames would keep the tensors until Python collects it."""
 
         class Tensor:
             pass
@@ -223,7 +223,7 @@ class TestCompiling:
 
 @pytest.mark.full
 def test_real_kernels_are_compiled_side_by_side_and_found_when_they_are_launched(tmp_path):
-    """Through Triton itself, for a GPU that is not here: a launch would fail."""
+    """Compile with Triton for a GPU that this machine lacks, so that nothing can be launched."""
     code = """
     import threading
     import torch

@@ -1,4 +1,4 @@
-"""Numbers as tensors on a device: made once, in whatever surroundings, and never within a CUDA graph."""
+"""Constants on a device: made once, usable from any context, and never made within a CUDA graph."""
 
 import copy
 import math
@@ -21,7 +21,7 @@ PAIRS = [POINTS[i : i + 2] for i in range(0, 8, 2)]
 
 @pytest.fixture
 def constant():
-    """Numbers as a tensor, on every device by way of the cache; each test has a new one."""
+    """A cached function from numbers to a tensor, new for each test."""
 
     @constants.once_per_device("numbers")
     def numbers(numbers, device):
@@ -32,7 +32,7 @@ def constant():
 
 @pytest.fixture
 def fresh(monkeypatch):
-    """Nothing is there yet, and nothing remains."""
+    """Clear the cache of constants of splines before and after a test."""
     forget = splines._solution.cache_clear
     forget()
     yield
@@ -40,7 +40,7 @@ def fresh(monkeypatch):
 
 
 class FromNumbers(TorchFunctionMode):
-    """Names of the functions called that make a tensor of Python's numbers."""
+    """Records the names of functions that are called to make a tensor of Python numbers."""
 
     def __init__(self):
         super().__init__()
@@ -56,7 +56,7 @@ class FromNumbers(TorchFunctionMode):
 
 
 class Seen(TorchDispatchMode):
-    """Names of the functions called."""
+    """Records the names of the functions called."""
 
     def __init__(self):
         super().__init__()
@@ -85,7 +85,7 @@ def centres(device):
 
 
 def pixels(device):
-    matrix = torch.empty(2, 2, 3, device=device)  # of a homography the scale would be looked for before
+    matrix = torch.empty(2, 2, 3, device=device)  # for a homography other work would come before
     transforms.to_pixels(transforms.from_pixels(matrix, (5, 7), (4, 3)), (5, 7))
     numbers, pairs = matrix[:, 0, 0], matrix[:, 0, :2]
     given = {"angle": numbers, "scale": numbers, "translate": pairs, "shear": pairs, "center": pairs}
@@ -150,7 +150,7 @@ class TestOnce:
 
 
 class TestSurroundings:
-    """Whatever surrounds the call that makes a constant, others can use it."""
+    """A constant made within any mode, transform or program can be used outside of it."""
 
     def test_inference_mode(self, constant, fresh):
         with torch.inference_mode():
@@ -212,7 +212,7 @@ class TestSurroundings:
 
 
 class Stub:
-    """A tensor on a GPU, as far as it is asked."""
+    """Stand-in for a tensor on a GPU."""
 
     is_cuda, device = True, "a GPU"
 
@@ -244,7 +244,7 @@ class TestCapture:
         ids=["fill", "coefficients", "centres", "pixels"],
     )
     def test_new_numbers_are_refused_before_anything_is_done(self, function, argument, numbers, monkeypatch):
-        """The tensors of the call are on a GPU that is not there: any work on it would fail."""
+        """The tensors are on a GPU that does not exist, so that any work there would fail."""
         real_empty = torch.empty
 
         def empty(*shape, device):

@@ -1,8 +1,8 @@
-"""Matrices of other libraries: their functions and the operator give the same picture.
+"""Converters for matrices of other libraries: the library and the operator give the same picture.
 
 A library that is not installed is skipped. torchvision and DALI are not among the test dependencies, because
-one brings its own PyTorch and the other takes half a gigabyte: `python -m pip install torchvision
-nvidia-dali-cuda130`.
+torchvision brings its own PyTorch and DALI takes half a gigabyte. Install both by `python -m pip install
+torchvision nvidia-dali-cuda130`.
 """
 
 import itertools
@@ -217,7 +217,7 @@ def compare(actual, expected, where, tolerance):
 @pytest.mark.parametrize(("convention", "size_out"), list(cases()))
 class TestConventions:
     def test_the_same_picture(self, convention, size_out, align_corners):
-        """Theta becomes the library's matrix, and that matrix theta; both are compared with the library."""
+        """Convert theta to a library's matrix and back; compare both pictures with the library's."""
         sizes = (convention.size_in, size_out)
         image = picture(convention.size_in)
         pixels = pixels_near_identity(convention)
@@ -332,7 +332,7 @@ def test_parameters_of_torchvision(size_in, align_corners, parameters):
 
 
 def test_parameters_of_torchvision_are_a_product():
-    """Checked without the library: it documents T C R SHy SHx scale C^-1, in pixels from the corner."""
+    """torchvision documents T C R SHy SHx scale C^-1, in pixels from the corner. Runs without torchvision."""
     angle, (tx, ty), scale, (sx, sy), (cx, cy) = 30.0, (3.0, -2.0), 1.2, (10.0, -5.0), (4.0, 7.5)
     c, s = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     slant_x, slant_y = math.tan(math.radians(sx)), math.tan(math.radians(sy))

@@ -1,4 +1,4 @@
-"""Second derivatives, forward mode and torch.func: all right, or an error; never zeros, never wrong."""
+"""Second derivatives, forward mode and torch.func: each is right or raises an error."""
 
 import copy
 import math
@@ -18,7 +18,7 @@ from stn_triton import affine_grid_sample, launch, ops, reference_tangent
 from stn_triton.options import DEFAULT, PADDING_MODES, Options, Tangents
 
 SMOOTH = [v for v in CELLS if v.mode != "nearest"]
-# A sample of everything, and of projective maps every mode and padding.
+# A sample of all variants, and every mode and padding of projective maps.
 KERNELS = [v for v in EXISTING[::7] if v.mode != "nearest" and v.kind != "projective"]
 KERNELS += [v for v in SMOOTH if v.kind == "projective"]
 SIZES = {2: ((3, 4), (4, 3)), 3: ((2, 3, 2), (2, 2, 3))}
@@ -30,7 +30,7 @@ def fresh_dynamo():
 
 
 def leaves_of(args):
-    """Of a case, the tensors that have derivatives, by name."""
+    """Return the tensors of a case that have derivatives, by name."""
     return {n: t for n in ("input", "theta", "fill") if (t := getattr(args, n)) is not None}
 
 
@@ -103,7 +103,7 @@ def test_the_kernels_in_every_layout(device, dtype, memory_format):
 
 
 def plain(input, theta):
-    """Bilinear, zeros, to 3 x 4 pixels, in operators of PyTorch that all have every derivative."""
+    """Sample bilinearly to 3 x 4 pixels, by PyTorch operators that have all derivatives."""
     n, c, h, w = input.shape
     rows, columns = 3, 4
     x = (2 * torch.arange(columns) - (columns - 1)).to(theta) / columns
@@ -177,7 +177,7 @@ def test_torch_func_compiles(name):
 @pytest.mark.parametrize("name", [name for name in TRANSFORMS if not name.startswith("vmap over")])
 @pytest.mark.sample(4)
 def test_what_torch_func_cannot_compile_raises(name):
-    """PyTorch has no rule for an operator's derivative there, and would be wrong for a Function."""
+    """PyTorch has no rule here for custom operators, and wrong results for autograd Functions."""
     compiled = torch.compile(lambda: TRANSFORMS[name](ours), backend="aot_eager", fullgraph=True)
     with pytest.raises(Exception, match=r"forward-mode derivative|setup_context|functorch"):
         compiled()
@@ -280,7 +280,7 @@ def test_checkpointing(use_reentrant):
         grads.append(
             torch.autograd.grad((function(*leaves) * WEIGHT).sum(), leaves) if not use_reentrant else None
         )
-        if use_reentrant:  # it does not support torch.autograd.grad
+        if use_reentrant:  # unsupported by torch.autograd.grad
             (function(*leaves) * WEIGHT).sum().backward()
             grads[-1] = tuple(leaf.grad for leaf in leaves)
     torch.testing.assert_close(*grads, rtol=0, atol=0)
@@ -309,7 +309,7 @@ class Fixed(torch.nn.Module):
 
 @pytest.mark.parametrize("way", ["exported", "operator"])
 def test_programs_that_call_the_operator_keep_tangents(way):
-    """PyTorch's own registration of derivatives drops them silently."""
+    """PyTorch's own registration of derivatives would drop tangents silently."""
     function = {
         "exported": lambda: torch.export.export(Fixed(), (X, T)).module(),
         "operator": lambda: lambda x, t: ops.affine_grid_sample(x, t, None, None, [3, 4], *DEFAULT),
@@ -333,7 +333,7 @@ def test_a_compiled_call_of_dual_tensors_is_right_or_raises():
 
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_beyond_the_border_nothing_moves(device, align_corners):
-    """Four bicubic taps are one pixel there; seen from close to the horizon, positions move fast."""
+    """All four bicubic taps are the same pixel there, also for fast positions close to the horizon."""
     theta = torch.tensor([[[1.0, 0.1, 0], [0, 1, 0.2], [0, 0, 1e-3]]], device=device)
     theta[:, :2, 2] += 0.5
     input, grad = randn(1, 2, 4, 5).to(device), randn(1, 2, 2, 2).to(device)
@@ -358,7 +358,7 @@ def test_just_before_the_horizon_nothing_is_nan(device, padding_mode):
         tensors = (input, theta, None, None, tangents)
         grads = module.backward(grad, *tensors, options=options)
         results.append([module.forward(*tensors, size=(3, 3), options=options), *grads[:2]])
-    # Where the point before the horizon is seen, its derivative is beyond fp32: infinite, as on a CPU.
+    # The derivative at a visible point just before the horizon overflows fp32: infinite, as on a CPU.
     for actual, expected in zip(*results, strict=True):
         assert not actual.isnan().any()
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""The same bits every time: over repeats, whatever the order of programs, and whatever the block sizes."""
+"""Equal bits over repeated calls, for any order of programs and, where promised, any block sizes."""
 
 import itertools
 
@@ -14,11 +14,11 @@ from stn_triton import launch, policy, splines, tuning
 from stn_triton.options import MODES, PADDING_MODES, Options
 
 ON_GPU = torch.cuda.is_available()
-REPEATS = 100 if ON_GPU else 5  # on a CPU those of plain PyTorch, which has threads but no atomics
+REPEATS = 100 if ON_GPU else 5  # a CPU runs plain PyTorch, which has threads but no atomics
 interpreted = pytest.mark.skipif(ON_GPU, reason="a GPU has an order of its own")
 GRID = tuple(splines.regular_points(3, 3))
 SPLINES = [Options(*choice, points=GRID) for choice in itertools.product(MODES, PADDING_MODES)]
-# On a CPU of each dimension, mode and padding one kind of map, in turns.
+# On a CPU each dimension, mode and padding has one kind of map, in turns.
 SAMPLE = [
     next(v for v in group[5 * i % len(group) :] + group if v.kind != "antialias index")
     for i, group in enumerate(
@@ -37,7 +37,7 @@ def _deterministic():
 
 
 def gradients_and_tangents(function, *leaves):
-    """The output, all gradients of a random loss, and the tangent along a random direction."""
+    """Compute the output, all gradients of a random loss, and the tangent along a random direction."""
     generator = torch.Generator(leaves[0].device).manual_seed(5)
     directions = [torch.randn(t.shape, generator=generator, device=t.device) for t in leaves]
     leaves = [t.detach().requires_grad_() for t in leaves]
@@ -56,7 +56,7 @@ def assert_same_bits(results, again):
 
 
 def sampler(args, options):
-    """The public function of a case, of input, theta and fill values."""
+    """Return the public function of a case, with the arguments input, theta and fill."""
     is_projective = args.theta.shape[-2:] == (3, 3)
     public = stn_triton.perspective_grid_sample if is_projective else stn_triton.affine_grid_sample
     more = {} if is_projective else {"antialias": options.antialias}
@@ -77,7 +77,6 @@ def leaves_of(args):
 
 @pytest.mark.parametrize("variant", EXISTING if ON_GPU else SAMPLE, ids=Variant.name)
 def test_many_calls_give_the_same_bits(device, variant):
-    """On a GPU those of the kernels; on a CPU those of plain PyTorch, for every mode and padding."""
     args = case(variant).to(device, torch.float32)
     function = sampler(args, variant.options())
     first = gradients_and_tangents(function, *leaves_of(args))
@@ -119,7 +118,7 @@ def test_many_calls_of_a_whole_batch(device, dtype, layout):
 
 
 def everything(args, options):
-    """The output, the gradients, and both again along tangents."""
+    """Compute the output and the gradients, without and with tangents."""
     mask = (True, True, args.fill is not None)
     results = []
     for tangents in (None, tangents_of(args)):
@@ -129,7 +128,7 @@ def everything(args, options):
     return [t for t in results if t is not None]
 
 
-# Antialiased volumes and cubic samples take a minute to interpret where they are added as whole numbers.
+# Deterministic sums of antialiased volumes and cubic samples take a minute to interpret.
 FEW = [v for v in LIGHT if "antialias" not in v.kind or (v.dim == 2 and v.mode == "bilinear")]
 FILLED = [Variant(2, "bilinear", "fill", "antialias", False), Variant(3, "bilinear", "fill", "plain", True)]
 
@@ -163,7 +162,7 @@ def test_the_order_of_programs_does_not_matter_to_splines(device, shuffled, opti
 
 @interpreted
 def test_the_order_of_atomics_matters(device, shuffled):
-    """Which is why deterministic algorithms add whole numbers; and the tests above do see an order."""
+    """Shows that the tests above see the order, and why deterministic algorithms add integers."""
     torch.use_deterministic_algorithms(False)
     args = spline_case(device, Options(points=GRID))
     first, other = (test_splines.run(*args, Options(points=GRID)) for _ in range(2))
@@ -180,7 +179,7 @@ CHOICES = [v for v in LIGHT if v.align_corners and v.dim == 2]
 )
 @pytest.mark.full
 def test_block_sizes_change_the_last_bits_of_sums_over_pixels_alone(device, monkeypatch, variant):
-    """Those of theta and the fill values, which programs share; see test_kernels.py for the whole space."""
+    """Programs share the sums of theta and fill values. test_kernels.py tries all configurations."""
     args = case(variant, 5, *(LARGE if ON_GPU else ((5, 9), (6, 10)))).to(device, torch.float32)
     expected = test_variants.run(args, variant.options())
     original, tried = policy.default, set()

@@ -1,4 +1,4 @@
-"""The digits example: distortions, MNIST's files, networks of matched size."""
+"""The digits example: distortions, files of MNIST, and networks of matched size."""
 
 import math
 
@@ -36,7 +36,7 @@ def spots(x, y, n=1):
 
 
 def centres(images):
-    """Centres of mass, in pixels from the middle, (n, 2)."""
+    """Compute centres of mass (n, 2), in pixels from the middle."""
     at = torch.arange(images.shape[-1]) - (images.shape[-1] - 1) / 2
     mass = images.sum((1, 2, 3))
     return torch.stack(((images.sum((1, 2)) * at).sum(1) / mass, (images.sum((1, 3)) * at).sum(1) / mass), 1)
@@ -67,7 +67,7 @@ class TestDistortions:
     @pytest.mark.parametrize("name", DISTORTIONS)
     def test_sizes_and_values(self, frames, name):
         images = DISTORTIONS[name](frames, generator(0))
-        size = {"RTS": 30, "UL": 30, "TC": 43}.get(name, 20)  # in the ratios 28 : 42 : 60
+        size = {"RTS": 30, "UL": 30, "TC": 43}.get(name, 20)  # ratios 28 : 42 : 60
         assert images.shape == (len(frames), 1, size, size)
         assert images.min() >= 0
         assert 0.9 < images.max() <= 1

@@ -89,7 +89,7 @@ class TestCommand:
         assert "the same command goes on" in capsys.readouterr().err
         assert run(*TINY, "--out", tmp_path) == terminal.EXIT_INTERRUPTED
         assert run(*TINY, "--out", tmp_path) == 0
-        # Repeated are 12 steps after the first network's file was written, and 44 before the second's.
+        # Steps run twice: 12 after the first network's file was written, 44 before the second's.
         assert len(calls) == 4 * 64 + 12 + 44
         for one, other in zip(errors(tmp_path), errors(finished[0]), strict=True):
             assert one["errors"] == other["errors"]

@@ -1,4 +1,4 @@
-"""Which calls go around PyTorch's dispatcher, and that all others are seen by whoever watches it."""
+"""Calls that bypass PyTorch's dispatcher, and all others, which modes and profilers must see."""
 
 import threading
 
@@ -12,7 +12,7 @@ from stn_triton import derivatives, ops
 
 @pytest.fixture
 def dispatched(monkeypatch):
-    """Names of operators of this package that went through the dispatcher."""
+    """Record the operators of this package that go through the dispatcher."""
     seen = []
     real = derivatives._dispatch
 
@@ -91,7 +91,7 @@ def test_a_subclass_goes_through_it(device, dispatched):
 
 
 def test_a_tensor_whose_sign_is_still_to_change_goes_through_it(device, dispatched):
-    """Its memory has the numbers before the change."""
+    """The memory of such a tensor holds the values before the change."""
     image, theta = (t.detach() for t in leaves(device))
     negative = torch._neg_view(image)
     assert negative.is_neg()
@@ -130,10 +130,10 @@ class _Unprintable(torch.Tensor):
 @pytest.mark.xfail(
     torch.__version__ >= (2, 12),
     reason="`torch._tensor_str._str` has its guard in a local variable, which the traceback keeps",
-    strict=(2, 13) <= torch.__version__ < (2, 15),  # where it was seen
+    strict=(2, 13) <= torch.__version__ < (2, 15),  # versions with this bug
 )
 def test_an_exception_dropped_late_leaves_autograd_on():
-    """Of PyTorch alone; what it loses it loses in one thread, so this one has its own."""
+    """A bug of PyTorch alone. It affects the current thread, so the test starts its own."""
     recorded = []
 
     def run():

@@ -1,4 +1,4 @@
-"""Many processes: the rules by which a DTensor is sharded, and what processes do with them."""
+"""Several processes: the sharding rules of DTensors, and their use by two processes."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.xdist_group("distributed")
 
 
 def call(op, case, options, output_mask=(True, True, True)):
-    """The arguments of an operator, by name."""
+    """Return the arguments of an operator, by name."""
     known = {**case._asdict(), **options._asdict(), "grad_output": case.grad, "output_mask": output_mask}
     known.update({f"{name}_tangent": t for name, t in variants.tangents_of(case)._asdict().items()})
     return {argument.name: known[argument.name] for argument in op._schema.arguments}
@@ -51,7 +51,7 @@ KINDS = {kind: lambda v: variants.case(v, channels=3) for kind in variants.KINDS
 
 
 class TestRules:
-    """Each rule as two processes would follow it, by hand: cut, call on each shard, join."""
+    """Apply each rule as two processes would: cut, call the operator on each shard, join."""
 
     @pytest.mark.parametrize("op", ops.OPERATORS, ids=str)
     @pytest.mark.parametrize("dim", [2, 3])
@@ -80,7 +80,7 @@ class TestRules:
                 torch.testing.assert_close(joined([s[i] for s in shards], placement), expected[i])
 
     def test_many_matrices_stay_with_their_images(self):
-        """Three images in two shards are 2 + 1, their six matrices would be 3 + 3."""
+        """Two shards of three images are 2 + 1, while those of their six matrices would be 3 + 3."""
         op = torch.ops.stn_triton.affine_grid_sample.default
         variant = variants.Variant(2, "bilinear", "zeros", "many", False)
         case = variants.case(variant)
@@ -101,7 +101,7 @@ class TestRegistration:
     @pytest.mark.full
     @pytest.mark.parametrize("first", ["stn_triton", "torch.distributed.tensor"])
     def test_the_first_call_registers_the_rules(self, first):
-        """Even if it goes around the public functions and around autograd."""
+        """A call that bypasses the public functions and autograd registers them too."""
         script = f"""
 import sys, {first}, stn_triton, torch
 assert ("torch.distributed.tensor" in sys.modules) == ({first!r} == "torch.distributed.tensor")
@@ -127,7 +127,7 @@ torch.distributed.destroy_process_group()
 
 @pytest.fixture(scope="module", params=["gloo", pytest.param("nccl", marks=pytest.mark.gpu)])
 def failures(request, tmp_path_factory):
-    """Of each process, by check."""
+    """Start the processes, and return the failures of each, by check."""
     if request.param == "nccl" and torch.cuda.device_count() < PROCESSES:
         pytest.skip(f"needs {PROCESSES} GPUs")
     folder = tmp_path_factory.mktemp(request.param)

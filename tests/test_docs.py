@@ -1,4 +1,4 @@
-"""README and docs: their examples run, their links lead somewhere, and their lists of files are complete."""
+"""README and docs: examples run, links have targets, and lists of files are complete."""
 
 import os
 import re
@@ -15,13 +15,13 @@ NAMED = {"ids": lambda path: path.stem}
 
 
 def examples(page: Path) -> list[str]:
-    """The Python blocks of a page, for a machine without a GPU."""
+    """Return the Python blocks of a page, changed to run without a GPU."""
     text = page.read_text().replace(', device="cuda"', "").replace('.to("cuda")', "")
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
 def anchors(page: Path) -> set[str]:
-    """The names of a page's headings in links, as GitHub makes them."""
+    """Return the anchors of a page's headings, as GitHub makes them."""
     heads = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
 

@@ -1,4 +1,4 @@
-"""Compilers, exporters and tracers: no recompiles, programs saved and loaded; ONNX is in test_onnx."""
+"""Compilers, exporters and tracers: no recompiles, saved and loaded programs. test_onnx.py tests ONNX."""
 
 import io
 import pickle
@@ -31,7 +31,7 @@ def affine(images, theta, size, *, projective=False, **options):
 
 
 class Warp(torch.nn.Module):
-    """The operator, to a size that follows the images' unless it is given."""
+    """The operator; the default output size is computed from that of the images."""
 
     def __init__(self, size=None, **options):
         super().__init__()
@@ -42,7 +42,7 @@ class Warp(torch.nn.Module):
         return affine(images, theta, size, fill_value=fill, image_index=index, **self.options)
 
 
-# Options, whether volumes, and the number of matrices: of n images, k per image or m with an index.
+# Options, number of dimensions and number of matrices of each kind of call.
 KINDS = {
     "plain": {},
     "one matrix": {"theta": "one"},
@@ -60,7 +60,7 @@ def options(kind):
 
 
 def arguments(kind, n, c, m, *size_in):
-    """Images of this size, depth last, and matrices for them: m per image, or m with an index."""
+    """Make images of a size with depth last, and matrices: m per image, or m with an index."""
     chosen = KINDS[kind]
     dim = chosen.get("dim", 2)
     count = {"one": 1, "many": n * m, "index": m}.get(chosen.get("theta"), n)
@@ -77,7 +77,7 @@ def arguments(kind, n, c, m, *size_in):
 
 
 def dynamic_shapes(args, kind):
-    """All but the channels and the matrices' own sizes."""
+    """Mark all axes as dynamic except channels and the rows and columns of matrices."""
     images, theta, fill, index = args
     return (
         {axis: DYNAMIC for axis in range(images.ndim) if axis != 1},
@@ -87,7 +87,7 @@ def dynamic_shapes(args, kind):
     )
 
 
-# Batch, channels, matrices and sizes. No size is 0, 1, 2 or 3, nor one of a matrix, nor equals another.
+# Batch, channels, matrices and sizes. Dynamic sizes are at least 5 and differ from each other.
 SHAPES = [(5, 4, 6, 7, 9, 8), (7, 4, 5, 12, 8, 9), (9, 4, 8, 5, 7, 6)]
 
 
@@ -157,7 +157,7 @@ class TestExport:
 
 
 class Thetas(torch.nn.Module):
-    """Builders and converters given open sizes, or numbers made of them."""
+    """Builders and converters with dynamic sizes, or numbers computed from such sizes."""
 
     def forward(self, images, matrix, volumes):
         T, m = transforms, matrix[:2]
@@ -178,7 +178,7 @@ class Thetas(torch.nn.Module):
 
 
 class TestSizesInThetas:
-    """Sizes that an exported or compiled program leaves open stay open in builders and converters."""
+    """Dynamic sizes of an exported or compiled program stay dynamic in builders and converters."""
 
     MATRIX = torch.tensor([[1.1, 0.1, 2.0], [0.05, 0.9, -1.0], [0.001, 0.002, 1.0]])
 
@@ -244,7 +244,7 @@ class TestSizesInThetas:
 
 
 def traced(function, args):
-    """The trace, saved and loaded; as always, PyTorch has made it twice and compared both."""
+    """Trace a function, save the trace and load it. PyTorch itself checks it against a second trace."""
     file = io.BytesIO()
     torch.jit.save(torch.jit.trace(function, tuple(a for a in args if a is not None)), file)
     file.seek(0)
@@ -252,7 +252,7 @@ def traced(function, args):
 
 
 def layer(*args, **options):
-    """A spatial transformer that has learnt something."""
+    """Make a spatial transformer with weights other than the initial ones."""
     module = SpatialTransformer(*args, **options)
     torch.nn.init.normal_(module.head.weight, std=0.05)
     return module
@@ -295,7 +295,7 @@ CALLS = {
 
 @pytest.mark.filterwarnings("ignore:.torch.jit")
 class TestTrace:
-    """``torch.jit.trace``, on which TensorBoard and counters of operations stand."""
+    """``torch.jit.trace``, used by TensorBoard and by counters of operations."""
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_other_batches_and_sizes(self, kind):
@@ -303,7 +303,7 @@ class TestTrace:
             fill, index = (other, None) if "padding_mode" in options(kind) else (None, other)
             return module(images, theta, fill, index)
 
-        module = Warp(**options(kind))  # of which a trace cannot leave out an argument
+        module = Warp(**options(kind))  # a function, because a trace cannot leave out an argument of a module
         args = arguments(kind, *SHAPES[0])
         function = module if None not in args else warp
         program = traced(function, args)
@@ -314,7 +314,7 @@ class TestTrace:
     @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
     @pytest.mark.parametrize("images", [1, 5])
     def test_sizes_of_every_kind(self, call, images):
-        """A trace of one image serves several, and the other way round."""
+        """A trace made with one image serves several images, and the other way round."""
         first = arguments("plain", images, *SHAPES[0][1:])[:2]
         program = traced(call, first)
         for others in (first, arguments("plain", *SHAPES[1])[:2], arguments("one matrix", *SHAPES[2])[:2]):
@@ -397,7 +397,7 @@ class TestTrace:
 
 
 class TestSymbolicTrace:
-    """``torch.fx``, on which FX quantisation and torchvision's feature extractors stand."""
+    """``torch.fx``, used by FX quantisation and torchvision's feature extractors."""
 
     def check(self, function, *cases):
         program = fx.symbolic_trace(function)
@@ -423,7 +423,7 @@ class TestSymbolicTrace:
     @pytest.mark.parametrize("name", ["bounded", "tps", "series"])
     @pytest.mark.sample(1)
     def test_layers(self, name):
-        """Alone, and in a model, where its localisation network's layers are there to be replaced."""
+        """Traces a layer alone, and in a model, where the localisation network can be replaced."""
         module = LAYERS[name]()
         cases = [(images,) for images in inputs_of(module)]
         self.check(module, *cases)
@@ -452,7 +452,7 @@ torch.testing.assert_close(load(path)(*args), expected)
 
 
 def load_in_another_process(path, load, args, expected):
-    """Loads it there, first without the library, then with it: what the first attempt printed."""
+    """Load a program in another process, without and then with the library; return the first output."""
     torch.save((args, expected), f"{path}.data")
     command = [sys.executable, "-c", IN_ANOTHER_PROCESS, str(path), load]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -477,7 +477,7 @@ def test_a_package_of_aotinductor_with_dynamic_shapes(tmp_path):
     shapes = dynamic_shapes(args, "plain")[:2]
     args, warp = args[:2], Warp()
     program = torch.export.export(warp, args, dynamic_shapes=shapes)
-    # Without these it takes twice as long: nothing but the operator is compiled.
+    # Without these options the test takes twice as long.
     quick = {"aot_inductor.precompile_headers": False, "cpp.simdlen": 0}
     path = torch._inductor.aoti_compile_and_package(
         program, package_path=str(tmp_path / "warp.pt2"), inductor_configs=quick

@@ -1,4 +1,4 @@
-"""What is left after something gave way: memory, a process, a signal, a fork.
+"""State of the library after a failure of memory or of a process, after a signal, or after a fork.
 
 Interrupted runs of ``perf tune`` are in test_tune_state.py, threads in test_citizen.py.
 """
@@ -34,7 +34,7 @@ on_a_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's process
 
 
 class Allocations(TorchDispatchMode):
-    """Counts tensors with memory of their own; there is none for the one at ``last``."""
+    """Counts allocations of tensors, and raises out of memory after ``last`` of them."""
 
     def __init__(self, last):
         super().__init__()
@@ -53,7 +53,7 @@ class Allocations(TorchDispatchMode):
 
 
 class Scarce(TorchDispatchMode):
-    """The operators, implemented one way or the other, with memory for so many tensors within them."""
+    """Runs an implementation of the operators with memory for ``last`` tensors."""
 
     def __init__(self, path, last):
         super().__init__()
@@ -77,7 +77,6 @@ def with_fill(images, theta, fill):
 
 
 def penalty(images, theta):
-    """A second derivative."""
     (grad,) = torch.autograd.grad(affine(images, theta).square().sum(), images, create_graph=True)
     return grad
 
@@ -100,7 +99,7 @@ def leaves(function):
 
 
 def step(path, function, tensors, last=10**6):
-    """Forward and backward; how many tensors they allocated."""
+    """Run forward and backward, and return the number of tensors allocated."""
     with Scarce(path, last) as mode:
         function(*tensors).square().sum().backward()
     return mode.memory.count
@@ -111,14 +110,14 @@ class TestMemory:
     @pytest.mark.parametrize("path", IMPLEMENTATIONS)
     @pytest.mark.parametrize("function", [affine, with_fill, penalty, spline], ids=lambda f: f.__name__)
     def test_a_call_without_enough_leaves_nothing_behind(self, function, path, monkeypatch):
-        """For each tensor that it allocates, forward and backward, to .grad that is None and that is not."""
+        """Fail each allocation of forward and backward in turn, with and without an earlier ``.grad``."""
         tensors = leaves(function)
         step(path, function, tensors)
         expected = [t.grad for t in tensors]
         with monkeypatch.context() as patch:
             kernels = {(spec.module, spec.kernel_name) for spec in SPECS.values()}
             for module, name in kernels | {(scatter, "settle_kernel")}:
-                # What kernels would write is lost anyway.
+                # Kernels need not run, because results are not compared.
                 patch.setattr(module, name, SomePrograms(getattr(module, name), lambda programs: ()))
             launch.plans.forget()
             count = step(path, function, [t.detach().requires_grad_() for t in tensors])
@@ -140,7 +139,7 @@ class TestMemory:
 
 
 class Warped(torch.utils.data.Dataset):
-    """Warps where it is read: augmentation, with gradients or without."""
+    """Images warped in the loader, as an augmentation, with gradients or without."""
 
     def __init__(self, with_gradients):
         self.with_gradients = with_gradients
@@ -169,7 +168,7 @@ class TestWorkers:
     )
     def test_a_data_loader_gives_what_the_process_itself_does(self, start, workers, with_gradients):
         dataset = Warped(with_gradients)
-        expected = [dataset[i] for i in range(len(dataset))]  # threads, caches: before the workers are there
+        expected = [dataset[i] for i in range(len(dataset))]  # first fills caches, starts threads
         loader = torch.utils.data.DataLoader(
             dataset, batch_size=2, num_workers=workers, multiprocessing_context=start, timeout=120
         )
@@ -178,7 +177,7 @@ class TestWorkers:
             torch.testing.assert_close(actual, torch.stack(parts), rtol=1e-6, atol=1e-6)
 
     def test_an_interrupt_stops_a_call_and_the_next_one_works(self):
-        """Python raises between the steps of an operator as it does anywhere."""
+        """An interrupt may arrive between the steps of an operator."""
         dataset = Warped(True)
         expected = dataset[0]
         stop = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))

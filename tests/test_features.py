@@ -1,6 +1,6 @@
 """Modes, paddings, volumes, many matrices, projective maps, antialiasing and bytes by the public functions.
 
-On CPU tensors, against PyTorch's pair where it has the feature.
+Tensors are on the CPU. Results are compared with affine_grid and grid_sample where these have the feature.
 """
 
 import itertools
@@ -98,13 +98,13 @@ def test_what_does_not_exist_raises(variant):
 
 
 def samples():
-    """PyTorch's own sample inputs of ``grid_sample``: images, grids and options."""
+    """List PyTorch's own sample inputs of ``grid_sample``: images, grids and options."""
     (info,) = [op for op in op_db if op.name == "nn.functional.grid_sample"]
     return list(info.sample_inputs("cpu", torch.float64, requires_grad=False))
 
 
 def test_pytorch_s_sample_inputs_of_grid_sample():
-    """With the grid of an affine map in the place of their random one, and its size."""
+    """Replace their random grids by grids of affine maps of the same size."""
     count = 0
     for sample in samples():
         grid, *positional = sample.args
@@ -112,7 +112,7 @@ def test_pytorch_s_sample_inputs_of_grid_sample():
         options = {**options, **{k: v for k, v in sample.kwargs.items() if v is not None}}
         n, dim = len(grid), grid.shape[-1]
         if dim == 3 and options.get("mode") == "bicubic":
-            continue  # newer than the oldest PyTorch supported
+            continue  # a mode newer than the oldest supported PyTorch
         size = list(grid.shape[1:-1])
         theta = maps(max(n, 1), dim, 1.0)[:n]
         align = bool(options.pop("align_corners", False))
@@ -311,7 +311,7 @@ class TestAntialias:
         scales = ((2.5, 1), (1, 40), (1e15, 1), (1e30, 1), (math.inf, 1), (math.nan, 1))
         theta = torch.tensor([[[x, 0, 0], [0, y, 0]] for x, y in scales])
         counts = reference_parts.samples_per_pixel(theta, (8, 8), (8, 8), False)
-        # The square of 1e30 is not finite in fp32. Where theta is not, one sample is as good as many.
+        # The square of 1e30 overflows fp32. A theta that is not finite takes one sample.
         assert counts.tolist() == [[3, 1], [1, 40], [64, 1], [64, 1], [1, 1], [1, 1]]
 
 
@@ -338,7 +338,7 @@ class TestBytes:
 
 
 class TestLabels:
-    """What masks need that are warped beside images: exact, and the same theta, whatever it requires."""
+    """Integer masks warped beside images: copied exactly, by a theta that may require gradients."""
 
     @staticmethod
     def some(dtype, seed=0):
@@ -448,7 +448,7 @@ def test_compiled_it_is_the_same(variant):
 
 @pytest.mark.parametrize("variant", CELLS[::3], ids=Variant.name)
 def test_the_output_may_be_changed_in_place(variant):
-    """As the pair's may: it is no view of anything."""
+    """The output is no view of another tensor, as with PyTorch's pair."""
     args = case(variant)
     args.input.requires_grad_()
     output = call(args, variant)

@@ -1,4 +1,4 @@
-"""The public function: PyTorch's pair in one call, on CPU tensors."""
+"""The public function on CPU tensors, against PyTorch's affine_grid and grid_sample (the pair)."""
 
 import doctest
 import math
@@ -67,7 +67,7 @@ LAYOUTS = {
     "one image expanded": (lambda dtype: randn(1, 3, 9, 17, dtype=dtype).expand(6, -1, -1, -1), NCHW),
     "one channel expanded": (lambda dtype: randn(6, 1, 9, 17, dtype=dtype).expand(-1, 3, -1, -1), NCHW),
     "one number expanded": (lambda dtype: randn(1, 1, 1, 1, dtype=dtype).expand(6, 3, 9, 17), NCHW),
-    # From here on the strides of an axis of length 0 or 1 say nothing.
+    # From here on some axes have length 0 or 1, where strides have no meaning.
     "one channel": (lambda dtype: nhwc(6, 1, 9, 17, dtype=dtype), NCHW),
     "one row": (lambda dtype: nhwc(6, 3, 1, 17, dtype=dtype), CHANNELS_LAST),
     "one column": (lambda dtype: nhwc(6, 3, 9, 1, dtype=dtype), CHANNELS_LAST),
@@ -92,7 +92,7 @@ def eager_pair(input, theta, size=None, align_corners=False):
 
 
 def differentiate(function, input, theta, size=None, align_corners=False, grad=None) -> Results:
-    """Output and both gradients, for a random grad_output."""
+    """Compute the output and both gradients, for a random grad_output."""
     input, theta = input.detach().requires_grad_(), theta.detach().requires_grad_()
     output = function(input, theta, size, align_corners=align_corners)
     if grad is None:
@@ -101,7 +101,7 @@ def differentiate(function, input, theta, size=None, align_corners=False, grad=N
 
 
 def kink_distance(theta, size_in, size, align_corners) -> float:
-    """How near, in pixels, a coordinate comes to an integer, where the gradients jump."""
+    """Return the least distance, in pixels, of a coordinate to an integer, where gradients jump."""
     grid = F.affine_grid(theta.double(), [len(theta), 1, *(size or size_in)], align_corners)
     distances = [math.inf]
     for axis, extent in enumerate(reversed(size_in)):
@@ -115,7 +115,7 @@ def kink_distance(theta, size_in, size, align_corners) -> float:
 
 
 def smooth_maps(size_in, size=None, align_corners=False, dtype=torch.float64, n=None) -> Tensor:
-    """Each of MAPS, shifted a little until every coordinate is well away from the kinks."""
+    """Shift each of MAPS a little until every coordinate is well away from kinks."""
     shifted = []
     for theta in maps(n, dtype).split(1):
         step = torch.tensor([0, 0, 0.0037], dtype=dtype)
@@ -134,7 +134,7 @@ def error(actual, truth) -> float:
 
 
 def assert_within_budget(actual: Results, input, theta, size=None, align_corners=False):
-    """At most twice the error of PyTorch's pair in fp32, plus the rounding to the actual dtype."""
+    """Check that errors are at most twice those of the pair in fp32, plus the rounding to the dtype."""
     grad = randn(*actual.output.shape, seed=1).to(actual.output.dtype)
     truth = differentiate(eager_pair, input.double(), theta.double(), size, align_corners, grad.double())
     eager = differentiate(eager_pair, input.float(), theta.float(), size, align_corners, grad.float())
@@ -145,7 +145,7 @@ def assert_within_budget(actual: Results, input, theta, size=None, align_corners
 
 
 class Recorder(TorchDispatchMode):
-    """Notes the operators that reach the dispatcher, with their arguments."""
+    """Records the operators that reach the dispatcher, with their arguments."""
 
     def __init__(self):
         super().__init__()
@@ -161,7 +161,7 @@ class Recorder(TorchDispatchMode):
 
 @pytest.fixture(params=["eager", "compiled"])
 def sample(request):
-    """The public function, as it is and compiled in one piece."""
+    """The public function, once as it is and once compiled as one graph."""
     if request.param == "eager":
         return affine_grid_sample
     torch._dynamo.reset()
@@ -188,7 +188,7 @@ class TestAgainstTheEagerPair:
         single = differentiate(eager_pair, arguments[0].float(), arguments[1].float(), *arguments[2:])
         for name, mine, pair, rough in zip(Results._fields, actual, exact, single, strict=True):
             assert mine.dtype == torch.float64
-            # One rounding to fp32 on the way would cost what fp32 costs the pair; fp64 costs 2**-29 of it.
+            # One rounding to fp32 would be as bad as the pair in fp32; fp64 has 2**-29 of that error.
             assert error(mine, pair) < 2**-20 * error(rough, pair), name
 
 
@@ -350,7 +350,7 @@ with warnings.catch_warnings():
         for layout in (torch.strided, torch.jagged)
     )
 SIZE = "two ints (H_out, W_out)"
-# The arguments that differ from a good call, the error, and what its message has to hold besides the name.
+# Arguments that differ from a valid call, the error, and parts of its message besides the name.
 BAD = {
     "input is a list": ({"input": [1.5]}, TypeError, ["torch.Tensor", "[1.5]", "list"]),
     "theta is None": ({"theta": None}, TypeError, ["torch.Tensor", "None"]),
@@ -497,7 +497,7 @@ def test_bad_arguments_are_named_before_anything_runs(changed, kind, parts):
     assert not recorder.arguments(FORWARD)
 
 
-# What NumPy and PyTorch hold numbers in, and the same argument as Python's numbers.
+# Arguments as Python numbers, each with equal values in types of NumPy and PyTorch.
 SAME = {
     "size": {
         3: [

@@ -1,9 +1,9 @@
-"""Arguments at random: interpreted kernels (compiled on a GPU) and plain PyTorch against the oracle.
+"""Random arguments: interpreted kernels (compiled on a GPU) and plain PyTorch against the oracle.
 
-`python -m pytest tests/test_fuzz.py` runs 130 examples of kernels and 480 of plain PyTorch, always the same
-ones: only a change can make them fail. `-m full` runs 480 more of kernels. `--examples 10000` or `--long`
-(100,000) run others each time, to find what nobody has thought of. Examples that fail are kept in
-`.hypothesis` and tried first the next time; they become tests with names at the end.
+`python -m pytest tests/test_fuzz.py` runs 130 examples of kernels and 480 of plain PyTorch, the same in each
+run, so that only a change can make them fail. `-m full` runs 480 more of kernels. `--examples 10000` or
+`--long` (100,000) draw new examples in each run. Examples that fail are kept in `.hypothesis` and tried first
+in the next run. Each fault found becomes a named test at the end of this file.
 """
 
 import contextlib
@@ -31,25 +31,25 @@ from stn_triton.options import INPUT_DTYPES, Options
 EVERY = hypothesis.settings(hypothesis.settings.get_profile("fuzz"))
 SHORT = hypothesis.settings(hypothesis.settings.get_profile("short"))
 FLOATING = (torch.float32, torch.float32, torch.float64, *INPUT_DTYPES[:2])
-TERMS = 16  # eps of which every term of a sum may be off
-OWN_ROUNDING = 8  # times that where positions are not rounded as the oracle does
+TERMS = 16  # error allowed for every term of a sum, in eps
+OWN_ROUNDING = 8  # factor on it where positions are not rounded as in the oracle
 
 
 def magnitude(tensor):
-    """The largest finite number, at least 1."""
+    """Return the largest finite absolute value, at least 1."""
     finite = tensor[tensor.isfinite()]
     return max(finite.abs().max().item() if finite.numel() else 0, 1)
 
 
 def close(what, actual, expected, budget, where=True, is_strict=True):
-    """Within a budget and the rounding of the dtype; what is not finite is equal, or as strictly as asked."""
+    """Check elements within a budget plus the dtype's rounding. ``is_strict``: NaN and Inf must agree."""
     info = torch.finfo(actual.dtype)
     truncates = actual.dtype == torch.bfloat16 and not actual.is_cuda  # as the interpreter does
     found, expected = actual.double(), expected.double()
     same = (found == expected) | (found.isnan() & expected.isnan())
-    if not is_strict:  # beside what is not finite there may be more of it
+    if not is_strict:  # NaN and Inf may spread to neighbours
         same |= ~found.isfinite()
-    # Rounding to a dtype of a small range overflows.
+    # Rounding to a dtype of small range may overflow.
     same |= expected.isfinite() & (expected.abs() > 0.99 * info.max)
     rounding = info.eps * (1 if truncates else 0.5) * expected.abs() + info.tiny
     wrong = ~(same | ((found - expected).abs() <= budget + rounding)) & where
@@ -62,15 +62,15 @@ def close(what, actual, expected, budget, where=True, is_strict=True):
 
 
 def compare(result, expected, args, options, eps, leaks=False):
-    """Output and gradients, within what the rounding of every term of their sums allows.
+    """Check output and gradients, within the rounding of all terms of their sums.
 
     Args:
-        result: output, grad_input, grad_theta, grad_fill; None for what was not asked for.
-        expected: what the oracle says.
-        args: of the operator.
-        options: of the operator.
-        eps: of coordinates; many times that of the dtype if the oracle does not share positions.
-        leaks: numbers that are not finite may reach neighbours at weight zero.
+        result: output, grad_input, grad_theta, grad_fill; None if not computed.
+        expected: results of the oracle.
+        args: arguments of the operator.
+        options: options of the operator.
+        eps: rounding of coordinates; larger than the dtype's if positions differ from the oracle's.
+        leaks: whether NaN and Inf may reach neighbours at weight zero.
     """
     truth, grad, loose, lost, stretch = expected
     x, g = magnitude(args.input.double()), magnitude(grad.double())
@@ -80,14 +80,14 @@ def compare(result, expected, args, options, eps, leaks=False):
     pixels = max(math.prod(args.size) * count, 1)
     worst = stretch.max().item() if count else 1
     is_tame = bool(args.input.isfinite().all() and grad.isfinite().all())
-    # Of several taps on one pixel, infinity times their sum is as good as the sum of infinities.
+    # For several taps on one pixel, infinity may be multiplied before or after adding the weights.
     is_strict = is_tame or not (leaks or options.mode == "bicubic")
     close("output", result[0], truth.output, TERMS * eps * x * worst, ~lost, is_strict)
     if result[1] is not None:
         close("grad_input", result[1], truth.grad_input, TERMS * eps * g * pixels * worst, True, is_strict)
     if result[2] is not None:
         terms = TERMS * eps * g * x * max(channels, 1) * pixels * max(args.input.shape[2:])
-        # Where a derivative was left out, the oracle's slope is still that of one side, of NaN perhaps.
+        # At loose pixels the oracle's slope is that of one side, and may be NaN.
         is_sided = is_tame | ~loose.flatten(1).any(1).view(-1, 1, 1) | truth.grad_theta.isfinite()
         close("grad_theta", result[2], truth.grad_theta, terms * stretch.view(-1, 1, 1), is_sided, is_tame)
     if result[3] is not None and grad.isfinite().all():
@@ -95,7 +95,7 @@ def compare(result, expected, args, options, eps, leaks=False):
 
 
 def chooser(choice):
-    """One of all configurations of a kernel; where kernels are compiled, the default, to compile fewer."""
+    """Choose a configuration by number; compiled kernels use the default, to save compilations."""
 
     def choose(bucket, run):
         configs = policy.space(bucket)[: 1 if torch.cuda.is_available() else None]
@@ -114,12 +114,12 @@ def deterministic(is_on):
 
 
 def run_kernels(example, expected, device):
-    """All tensors in poisoned storage, every access watched."""
+    """Run the kernels on tensors in poisoned storage, with every access watched."""
     args, options = example.args, example.options
     storage = Storage(example.pattern)
     tensors = {**args._asdict(), "grad": expected.grad}
     layouts = dict(example.layouts)
-    if expected.loose.any():  # some of the gradients have become zero
+    if expected.loose.any():  # gradients set to zero at loose pixels differ along expanded dimensions
         layouts["grad"] = layouts["grad"].unexpanded()
     placed = {n: storage.place(tensors[n].to(device), layout) for n, layout in layouts.items()}
     here = [placed.get(name) for name in ("input", "theta", "fill", "image_index")]
@@ -140,7 +140,7 @@ def run_kernels(example, expected, device):
 
 
 def expanded(example):
-    """The arguments as their layouts leave them: along an expanded dimension all are the first."""
+    """Return the arguments as laid out: an expanded dimension repeats its first element."""
     storage = Storage()
     args = example.args
     placed = {n: storage.place(getattr(args, n), layout) for n, layout in example.layouts.items()}
@@ -177,7 +177,7 @@ def public_function(args, options):
 
 
 def run_plain_pytorch(example, grad):
-    """The public function and autograd; for a spline, whose public function has other arguments, below it."""
+    """Run the public function and autograd; for splines, the plain PyTorch functions below it."""
     storage, options = Storage(example.pattern), example.options
     tensors = {**example.args._asdict(), "grad": grad}
     placed = {n: storage.place(tensors[n], layout.unexpanded()) for n, layout in example.layouts.items()}
@@ -196,7 +196,7 @@ def run_plain_pytorch(example, grad):
 
 
 def check_plain_pytorch(example, device):
-    """PyTorch rounds positions in its own way: derivatives next to kinks, and at them, are left out."""
+    """Compare plain PyTorch, except for derivatives at kinks, because it rounds positions differently."""
     args, options = expanded(example), example.options
     expected = expected_of(args, options, False, device)
     result = run_plain_pytorch(example._replace(args=args), expected.grad)
@@ -205,7 +205,7 @@ def check_plain_pytorch(example, device):
 
 
 def check_bytes(example, device):
-    """Rounded; a tie may fall to either side."""
+    """Compare rounded outputs; a tie may round to either side."""
     args, options = expanded(example), example.options
     expected = expected_of(args, options, not options.points, device)
     result = run_kernels(example, expected, device)[0]
@@ -226,7 +226,7 @@ def test_kernels(device, kind, data):
 @EVERY
 @hypothesis.given(st.data())
 def test_kernels_on_more_examples(device, kind, data):
-    """Others than those of the test above: Hypothesis derives them from the test's name."""
+    """Hypothesis derives examples from the test's name, so that these differ from those above."""
     check_kernels(data.draw(examples(kind, FLOATING)), device)
 
 
@@ -269,7 +269,7 @@ def test_a_hundredth_too_much_is_found(device, monkeypatch, check, part):
 
 
 def gradients(device, input, theta, grad, options):
-    """Return the gradients of theta: the kernels', both ways; plain PyTorch's; the oracle's."""
+    """Return theta's gradient by the kernels (with and without grad_input), plain PyTorch and oracle."""
     args = [torch.tensor(t, dtype=torch.float32) for t in (grad, input, theta)]
     here = [t.to(device) for t in args]
     masks = [(needs, True, False) for needs in (True, False)]
@@ -280,7 +280,7 @@ def gradients(device, input, theta, grad, options):
 
 
 def test_a_nan_gradient_of_a_pixel_without_a_position_is_not_seen(device):
-    """Found in the oracle: zero times NaN."""
+    """A fault of the oracle: zero times NaN."""
     theta = [[[0.0, 0.0, 0.0], [math.nan, 0.0, 0.0]]]
     for found in gradients(device, [[[[1.0]]]], theta, [[[[math.nan]]]], Options()):
         assert torch.equal(found, torch.zeros(1, 2, 3))
@@ -288,7 +288,7 @@ def test_a_nan_gradient_of_a_pixel_without_a_position_is_not_seen(device):
 
 @pytest.mark.parametrize("padding_mode", ["zeros", "border"])
 def test_an_infinite_position_of_a_homography_has_no_gradient(device, padding_mode):
-    """Found in the oracle: zero times infinity, in the row that divides."""
+    """A fault of the oracle: zero times infinity, in the row of the divisor."""
     theta = [[[math.inf, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.25, 1.0]]]
     image, grad = [[[[1.0, 2.0, 3.0]]]], [[[[1.0, -2.0]]]]
     for found in gradients(device, image, theta, grad, Options("bilinear", padding_mode)):
@@ -297,7 +297,7 @@ def test_an_infinite_position_of_a_homography_has_no_gradient(device, padding_mo
 
 
 def test_a_derivative_that_is_left_out_beside_nan(device):
-    """Found in the comparison: on a pixel, the oracle takes one side and PyTorch perhaps the other."""
+    """A fault of the comparison: at a kink, the oracle and PyTorch may take different sides."""
     args = Case(
         input=torch.tensor([[[[0.0, 1.0, math.nan, 3.0, 4.0]]]]),
         theta=torch.tensor([[[0.5, 0.0, 0.0], [0.0, 1.0, 0.0]]]),  # at pixels 1 and 3
@@ -317,11 +317,11 @@ def test_a_derivative_that_is_left_out_beside_nan(device):
 
 @pytest.mark.parametrize("end", [1e-40, -1e-40])
 def test_a_position_below_a_pixel_by_next_to_nothing_is_in_the_cell_below(device, end):
-    """Found in the oracle: the kernels count from the image's centre, where so little is not lost."""
+    """A fault of the oracle: the kernels count from the image's centre, where 1e-40 is not lost."""
     theta = [[[1.0, 0.0, 0.0], [0.0, end, 0.0]]]
     image, grad = [[[[1.0], [3.0], [9.0]]]], [[[[1.0], [0.0], [0.0]]]]
     kernels, alone, _, truth = gradients(device, image, theta, grad, Options())
-    # The slope below the pixel in the middle is 2, above it 6; its row, and half of 3 pixels.
+    # Below the middle pixel the slope is 2, above it 6. Its factors: row -1, half of 3 pixels.
     slope = 2 if end > 0 else 6
     assert truth[0, 1].tolist() == [0, pytest.approx(-slope), 1.5 * slope]
     assert torch.equal(kernels[:, 1], truth[:, 1])
@@ -329,7 +329,7 @@ def test_a_position_below_a_pixel_by_next_to_nothing_is_in_the_cell_below(device
 
 
 def test_the_gradient_of_a_homography_of_an_image_one_pixel_wide(device):
-    """Found in the kernels: lines that are no lines meet nowhere, and not in row 0."""
+    """A fault of the kernels: degenerate lines have no intersection, but were given one in row 0."""
     theta = torch.eye(3)[None].tolist()
     options = Options(align_corners=True)
     for size_in, size in (((2, 1), (2, 1)), ((1, 1), (3, 5)), ((1, 2), (2, 1))):
@@ -345,7 +345,7 @@ def test_the_gradient_of_a_homography_of_an_image_one_pixel_wide(device):
 
 
 def test_a_shrink_whose_square_overflows_takes_all_samples(device):
-    """Found in the kernels and in plain PyTorch, which took one, and with it the middle of the image."""
+    """A fault of kernels and plain PyTorch: a single sample hit the middle of the image."""
     options = Options(antialias=True)
     for scale in (1e18, 1e30):
         theta = torch.tensor([[[scale, 0.0, 0.0], [0.0, 1.0, 0.0]]])
@@ -355,7 +355,7 @@ def test_a_shrink_whose_square_overflows_takes_all_samples(device):
 
 
 def test_an_infinite_map_of_a_single_pixel_under_reflection(device):
-    """Found in the kernels: zero times infinity is no mirror image, but it is at the first edge."""
+    """A fault of the kernels: zero times infinity has no mirror image and must sample the first edge."""
     theta = torch.tensor([[[math.inf, 0.0, 0.0], [0.0, 1.0, 0.0]]], device=device)
     options = Options(padding_mode="reflection", align_corners=True)
     one = torch.ones(1, 1, 1, 1, device=device)

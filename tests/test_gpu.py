@@ -1,4 +1,4 @@
-"""What only a GPU can show: agreement with PyTorch's CUDA sampler, sizes, streams, graphs, no waiting."""
+"""Tests that need a GPU: agreement with PyTorch's CUDA sampler, sizes, streams, graphs, no waiting."""
 
 import functools
 
@@ -40,7 +40,7 @@ def test_error_is_within_twice_that_of_the_pair_on_cuda(shape, dtype, channels_l
     size = (37, 50)
     input, theta = data(shape, dtype, channels_last)
     grad = torch.randn(*shape[:2], *size, device=CUDA)
-    # Away from kinks, where the derivative for theta jumps by whole pixel differences.
+    # Maps avoid kinks, where the derivative for theta jumps by whole pixel differences.
     with torch.no_grad():
         grid = F.affine_grid(theta.double(), [*shape[:2], *size], align_corners)
         extent = torch.tensor([shape[3], shape[2]], device=CUDA)
@@ -58,10 +58,10 @@ def test_error_is_within_twice_that_of_the_pair_on_cuda(shape, dtype, channels_l
         grad,
     )
     for i, (actual, other, expected) in enumerate(zip(ours, theirs, truth, strict=True)):
-        # Of the few numbers of grad_theta, the largest error is a matter of luck.
+        # grad_theta has few numbers, so that its largest error varies a lot.
         size = (lambda t: t.square().mean().sqrt()) if i == 2 else (lambda t: t.abs().max())
         rounding = torch.finfo(actual.dtype).eps / 2 * size(expected)
-        if dtype == torch.float64:  # in which the pair is the truth: a coordinate's rounding times a slope
+        if dtype == torch.float64:  # the pair is the truth: allow the rounding of a coordinate times a slope
             budget = 8 * torch.finfo(dtype).eps * max(shape) * expected.abs().max()
         else:
             budget = 2 * size(other.double() - expected)
@@ -100,7 +100,7 @@ CALLS = ["plain", "fill number", "fill list", "border", "antialias", "many theta
 
 
 def case(name):
-    """Of one of CALLS: input, theta, a gradient of the output, and a function of the first two."""
+    """Return input, theta, a gradient of the output, and a function of input and theta, for a call."""
     input, theta = data((2, 3, 20, 30))
     index = torch.tensor([0, 1, 1, 0, 1], device=CUDA)
     options = {
@@ -124,7 +124,7 @@ def case(name):
 
 
 def assert_same(actual, expected, name):
-    """Bit for bit, but for a spline, which adds up the gradient of its input in any order."""
+    """Check for equal bits, except that splines add up the gradient of the input in any order."""
     most = 1e-4 if name == "spline" else 0
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e, rtol=most, atol=most)
@@ -195,7 +195,7 @@ def test_graphed_callables_train():
 
 @pytest.mark.parametrize("name", ["plain", "spline"])
 def test_reduce_overhead_keeps_values(name):
-    """Also if it makes the first call of all: a spline's numbers then must not lie in the graphs' memory."""
+    """A spline's first call for its points: constants must not lie in the memory of the graphs."""
     torch._dynamo.reset()
     splines._solution.cache_clear()
     input, theta, grad, function = case(name)
@@ -272,7 +272,7 @@ def test_a_search_runs_and_its_choice_is_right(monkeypatch):
             torch.testing.assert_close(actual, e, rtol=1e-5, atol=1e-4)
     assert [bucket.kernel for _, bucket in tuning._found] == ["forward", "backward"]
     for (_, bucket), timed in zip(tuning._found, found, strict=True):
-        assert timed == tuning.candidates(bucket, tuning.MOST_CANDIDATES)  # all of them compiled and ran
+        assert timed == tuning.candidates(bucket, tuning.MOST_CANDIDATES)  # all candidates compiled and ran
 
 
 def test_a_capture_takes_the_default_and_a_later_call_searches(monkeypatch):

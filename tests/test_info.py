@@ -1,4 +1,4 @@
-"""``python -m stn_triton info``: tables that are used and those that are not, and what is supported."""
+"""``python -m stn_triton info``: used and unused tables, and supported features."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ ENTRIES = {bucket.name(): policy.default(bucket) for bucket in BUCKETS}
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """Where shipped tables are."""
+    """Use an empty folder for shipped tables, and return it."""
     monkeypatch.setattr(tuning, "SHIPPED", tmp_path / "tuned")
     monkeypatch.delenv("STN_TRITON_AUTOTUNE", raising=False)
     return tmp_path / "tuned"
@@ -38,7 +38,7 @@ def states(gpu=GPU):
 
 
 def is_known():
-    """Whether calls on the GPU would find the entries, by what they ask themselves."""
+    """Whether calls on the GPU would find the entries."""
     tuning.shipped.cache_clear()
     return set(tuning.shipped(GPU)) == set(BUCKETS)
 
@@ -148,7 +148,7 @@ def test_on_a_gpu_the_table_in_use_is_named_or_that_defaults_are(folder, capsys,
 
 
 def test_json_is_json_alone_and_tells_nobody_of_tables(folder, monkeypatch, capsys, caplog):
-    """What is wrong with a table is in the output, not on the log."""
+    """Faults of a table are in the output, not in the log."""
     write(folder).write_text("no table")
     assert main(["info", "--json", "--device", "cpu"]) == 0
     captured = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""The kernels against the oracle: on a GPU where there is one, else interpreted."""
+"""The kernels against the oracle, compiled if there is a GPU, else interpreted."""
 
 import itertools
 import math
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 
 
 def parts(*results):
-    """Yield by name the output and the gradients of several results; parts that are None are left out."""
+    """Yield name and parts (output, gradients) of several results, unless None."""
     for name, *tensors in zip(oracle.Truth._fields, *results, strict=True):
         if tensors[0] is not None:
             yield name, *tensors
@@ -49,7 +49,7 @@ KINKED = {
     "huge": [[1e30, 0, 0], [0, 1, 0]],
 }
 ALL = {**SMOOTH, **KINKED}
-# A tile and a bit, odd and even, in both directions; and a size that tiles divide.
+# Sizes a little larger than a tile, odd and even; and sizes that tiles divide.
 SIZES = [((7, 17), (9, 14)), ((8, 16), (8, 16))]
 
 
@@ -77,7 +77,7 @@ def solve(input, theta, grad, align_corners=False, dtype=torch.float64):
 
 
 def eager(input, theta, grad, align_corners):
-    """PyTorch's pair in the dtype of its arguments."""
+    """Compute with PyTorch's pair in the dtype of the arguments."""
     torch.use_deterministic_algorithms(False)  # the pair has no deterministic backward on a GPU
     input, theta = input.clone().requires_grad_(), theta.clone().requires_grad_()
     grid = F.affine_grid(theta, [*input.shape[:2], *grad.shape[2:]], align_corners)
@@ -88,7 +88,7 @@ def eager(input, theta, grad, align_corners):
 
 
 def assert_close(actual, truth, budget, what):
-    """Each element within ``budget``, plus the rounding of the actual dtype."""
+    """Check each element within ``budget`` plus the rounding of its dtype."""
     error = (actual.double() - truth).abs()
     # The interpreter truncates to bf16, a GPU rounds to nearest.
     truncates = actual.dtype == torch.bfloat16 and not actual.is_cuda
@@ -98,7 +98,7 @@ def assert_close(actual, truth, budget, what):
     assert excess <= budget, f"{what}: error {excess:.2e} over the budget of {budget:.2e}"
 
 
-# The other dtypes differ in loads and stores alone.
+# Other dtypes differ in loads and stores only.
 GRID = [(torch.float32, sizes, align, ALL) for sizes in SIZES for align in (False, True)]
 GRID += [(dtype, SIZES[0], False, SMOOTH) for dtype in (torch.bfloat16, torch.float16, torch.float64)]
 
@@ -121,7 +121,7 @@ def test_every_map_agrees_with_the_oracle_that_shares_positions(
             # Sums round in proportion to their terms; 512 terms in trees of pairs lose a few eps.
             budget = 16 * eps * max(expected[i].abs().max().item(), 1)
             if part == "grad_input" and name in ("zero", "singular", "nearly singular", "row only"):
-                budget *= 8  # hundreds of output pixels fall on one input pixel, one after the other
+                budget *= 8  # hundreds of output pixels are added to one input pixel in sequence
             assert_close(actual[i], expected[i], budget, f"{part} of {name}")
 
 
@@ -182,7 +182,7 @@ def test_quarter_turns_are_exact(device, align_corners):
 
 
 def test_kinks_take_the_derivative_of_the_cell_to_the_right(device):
-    """On a row 0 1 4 9 16 the identity samples pixels; to their right slopes are 1 3 5 7, at the edge -16."""
+    """The identity samples the row 0 1 4 9 16; slopes to the right are 1 3 5 7, and -16 at the edge."""
     input = torch.tensor([0.0, 1.0, 4.0, 9.0, 16.0], device=device).view(1, 1, 1, 5)
     theta = torch.tensor([KINKED["identity"]], device=device, dtype=torch.float32)
     for column, slope in enumerate((1.0, 3.0, 5.0, 7.0, -16.0)):
@@ -190,9 +190,9 @@ def test_kinks_take_the_derivative_of_the_cell_to_the_right(device):
         grad[..., column] = 1
         for mask in ((True, True), (False, True)):
             grad_theta = run(input, theta, grad, False, mask).grad_theta
-            # One unit of t02 is half the width, of t00 that times the centred normalised column.
+            # t02 moves by half the width per unit, t00 by that times the centred normalised column.
             assert grad_theta[0, 0].tolist() == [slope * (column - 2), 0.0, slope * 2.5]
-            assert grad_theta[0, 1, 2] == -0.5 * input[..., column]  # the only row falls off below
+            assert grad_theta[0, 1, 2] == -0.5 * input[..., column]  # below the only row is zero
 
 
 @pytest.mark.parametrize("name", SMOOTH)
@@ -326,7 +326,7 @@ def test_an_infinite_gradient_reaches_the_pixels_that_it_samples(device, mask):
 
 
 def test_offsets_are_as_wide_as_the_widest_tensor_even_if_only_written(monkeypatch):
-    """The gradient of an expanded input is dense."""
+    """The input is expanded, while its gradient is dense and larger."""
     flags = []
     real = kernel_launch.constants_of
     monkeypatch.setattr(kernel_launch, "constants_of", lambda *args: flags.append(real(*args)) or flags[-1])
@@ -355,7 +355,7 @@ def test_offsets_beyond_31_bits(device):
         pytest.skip("needs 8 GiB of GPU memory")
     near, theta, grad = case(device, [rotation(20, 0.9)], (4, 5), (4, 5), torch.float16, 1)
     flag = torch.utils.deterministic.fill_uninitialized_memory
-    torch.utils.deterministic.fill_uninitialized_memory = False  # 6 GiB that nobody touches
+    torch.utils.deterministic.fill_uninitialized_memory = False  # 6 GiB that are never touched
     try:
         far = torch.empty(3 * 2**30 + 5, dtype=torch.float16, device=device)
     finally:
@@ -374,7 +374,7 @@ BUCKETS = [
 ]
 
 
-# In the ordinary command, of each kernel the bucket that takes least.
+# Ordinary runs take the fastest bucket of each kernel.
 BUCKETS = [
     b if (b.layout, b.channels) == ("nchw", 3) else pytest.param(b, marks=pytest.mark.full) for b in BUCKETS
 ]
@@ -382,14 +382,14 @@ BUCKETS = [
 
 @pytest.mark.parametrize("bucket", BUCKETS, ids=buckets.Bucket.name)
 def test_every_configuration_gives_the_same(device, bucket):
-    """Bitwise, but for grad_theta, whose sums are split differently."""
+    """Bits are equal, except in grad_theta, whose sums are split differently."""
     channels = {64: 33}.get(bucket.channels, bucket.channels)
     channels_last = bucket.layout != "nchw"
     args = case(device, [rotation(33, 0.8, 0.1)], (9, 17), (12, 10), torch.float32, channels, channels_last)
     mask = {"backward_input": (True, False), "theta": (False, True)}.get(bucket.kernel, (True, True))
     expected = run(*args, mask=mask)
     configs = policy.space(bucket)
-    # The interpreter is slow: there, a few of the space, spread evenly.
+    # The interpreter is slow: it runs a few configurations, spread evenly.
     for config in configs if device.type == "cuda" else configs[:: 1 + len(configs) // 4]:
         chosen = []
 
@@ -410,7 +410,7 @@ def test_every_configuration_gives_the_same(device, bucket):
 
 @pytest.fixture
 def steps():
-    """Every kernel that can go through several blocks of channels does; the gather lists its pixels."""
+    """Return a switch that makes kernels go through channels in two steps; gathers then list pixels."""
     taken = []
     is_on = False
 
@@ -430,7 +430,7 @@ def steps():
         yield switch
 
 
-# Maps of which few and of which many output pixels reach a tile: some lists hold them, others are too short.
+# Maps for which few or many output pixels reach a tile, so that some lists are too short.
 STEPPED = ("row only", "shrink", "identity", "outside", "rotate 20", "huge", "nearly singular", "zoom")
 
 
@@ -439,7 +439,7 @@ STEPPED = ("row only", "shrink", "identity", "outside", "rotate 20", "huge", "ne
 )
 @pytest.mark.sample(3)
 def test_a_program_of_several_steps_gives_the_same(device, steps, name, padding_mode):
-    """Five channels: two programs, the second with one block of two. Whether or not the list is too short."""
+    """Five channels take two programs, the second with one block of two channels."""
     input, theta, grad = case(device, [ALL[name]], *SIZES[0], channels=5)
     options = Options("bilinear", padding_mode)
     fill = torch.linspace(-1, 1, 5, device=device) if padding_mode == "fill" else None

@@ -1,7 +1,7 @@
-"""Tensors of more than 2^31 elements, axes of more than 65,535, and sizes that cannot be.
+"""Tensors of more than 2^31 elements, axes of more than 65,535, and impossible sizes.
 
-Without a GPU the kernels really address such tensors too: interpreted, on files without content, either all
-programs on few pixels that lie far apart, or few programs of a launch over billions of pixels.
+Interpreted kernels address such tensors too, mapped from empty files. Either all programs run on few pixels
+that lie far apart, or a few programs of a launch run over billions of pixels.
 """
 
 import contextlib
@@ -34,9 +34,9 @@ def sparse(tmp_path):
 
 
 class NoMemory(profile):
-    """Refuses to allocate or compute: for calls that must end before that.
+    """Fails if anything is allocated or computed, for calls that must raise before.
 
-    A profiler, for it sees what happens within the operators too, where a dispatch mode is off.
+    Based on the profiler, which sees allocations within the operators. A dispatch mode is off there.
     """
 
     def __exit__(self, *error):
@@ -121,13 +121,13 @@ class TestSizes:
     @pytest.mark.parametrize("device", ["cpu", "meta", pytest.param("cuda", marks=pytest.mark.gpu)])
     @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
     def test_what_is_allocated_within_an_operator_is_seen(self, function, device):
-        """Else the two above would say nothing."""
+        """`NoMemory` sees allocations; otherwise the two tests above could not fail."""
         input = torch.ones(2, 3, 2, 2, device=device)
         with pytest.raises(AssertionError, match="aten::empty"):
             call(function, 2, input=input, within=NoMemory())
 
     def test_callers_of_the_operators_themselves_are_told_too(self):
-        """As compiled and exported programs are, which skip the public functions."""
+        """Compiled and exported programs call the operators without the public functions."""
         long, theta = torch.ones(1, 1, 1, 1).expand(1, 1, 1, 2**25), torch.ones(1, 2, 3)
         grad = torch.ones(1, 1, 2, 2)
         calls = (
@@ -145,7 +145,7 @@ class TestSizes:
                 run()
 
     def test_the_limit_is_where_fp32_cannot_tell_pixels_apart(self):
-        """Centred coordinates, as kernels compute them, of the last pixels of an axis."""
+        """Compare centred coordinates of the last pixels of an axis, as kernels compute them."""
 
         def is_exact(size):
             index = torch.arange(size - 4, size)
@@ -168,7 +168,7 @@ class TestSizes:
         ],
     )
     def test_too_many_tiles_for_one_launch_are_refused(self, monkeypatch, kernel, message):
-        """By the launch: what its results need is allocated by then, but nothing is computed."""
+        """The launch raises: results are allocated by then, but nothing is computed."""
         monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
         input = torch.ones(1, 1, 1, 1, device="meta").expand(2**31, 1, 1, 1)
         theta = torch.ones(1, 2, 3, device="meta").expand(2**31, 2, 3)
@@ -194,7 +194,7 @@ COMPILED = Path(__file__).parent / "compiled_offsets.py"
 
 @pytest.mark.full
 class TestCompiledOffsets:
-    """The intermediate representation of every kernel, in both index widths; what later stages keep."""
+    """Index widths in the intermediate representation of every kernel, for small and large tensors."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -226,12 +226,12 @@ class TestCompiledOffsets:
         for kernel in kernels:
             for name, widths in kernel["strides"].items():
                 if name.partition("_strides.")[0] in tensors:
-                    # Whole numbers are found by their number, to which an offset is added.
+                    # Exact kernels may have a second width: they add the number of a pixel to an offset.
                     least = 64 if kernel["is_far"] else 32
                     assert widths[0] == least, (kernel["kernel"], name)
                     assert len(widths) == 1 or kernel["is_exact"]
                     seen.add((kernel["dim"], name, kernel["is_far"]))
-        # Of columns it is 1 in these images, and compiled in.
+        # The stride of columns is 1 in these images, and compiled in.
         for tensor, is_far in itertools.product(tensors, (False, True)):
             volumes = {(3, f"{tensor}_strides.{axis}", is_far) for axis in (0, 1)}
             assert volumes <= seen
@@ -241,7 +241,7 @@ class TestCompiledOffsets:
         seen = set()
         for kernel in kernels:
             for name, widths in kernel["pointers"].items():
-                # Of the others the n-th number is read, one per image or point.
+                # The other tensors are short: one number per image or point.
                 if name not in ("image_index_ptr", "starts_ptr", "points_ptr", "limits_ptr"):
                     assert widths == [64], (kernel["kernel"], name)
                     seen.add(name)
@@ -292,7 +292,7 @@ FAR = [
 @interpreted
 @pytest.mark.full
 class TestFarApart:
-    """Few pixels in gigabytes: the same results, bit for bit, as side by side."""
+    """A few pixels spread over gigabytes have the same bits as pixels side by side."""
 
     def case(self, variant):
         if variant.kind != "spline":
@@ -313,7 +313,7 @@ class TestFarApart:
     @pytest.mark.parametrize("far", FAR, ids=Far.name)
     def test_results_are_those_of_tensors_side_by_side(self, sparse, far, monkeypatch):
         variant, layout, has_tangents = far
-        # Whole numbers lie as a dense grad_input does, which one far apart is not.
+        # Deterministic sums need a dense grad_input, and this one is spread.
         monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)
         case, options = self.case(variant)
         form = torch.contiguous_format
@@ -325,7 +325,7 @@ class TestFarApart:
         expected = list(self.results(near, options, *[tangents] * has_tangents))
 
         strides = LAYOUTS[layout].strides(variant.dim)
-        far_theta = (2**36, 2**33, 2**30)  # the third column is 2^31 on
+        far_theta = (2**36, 2**33, 2**30)  # the third column lies 2^31 elements on
         far = near._replace(
             input=sparse.like(near.input, strides),
             theta=sparse.like(near.theta, far_theta),
@@ -349,7 +349,7 @@ class TestFarApart:
             assert one is None or torch.equal(one, other)
 
 
-# More than 2^31 elements each; the last has as many only if its rows are counted.
+# Shapes of more than 2^31 elements each.
 SHAPES = {
     "images": (70_001, 3, 102, 103),
     "channels": (1, 70_003, 182, 181),
@@ -366,7 +366,7 @@ class TestBillionsOfPixels:
     """A few programs of a launch over dense tensors of more than 2^31 elements."""
 
     def tile(self, program, shape, config):
-        """The slices that a program owns, in integers without end."""
+        """Return the slices that a program owns, computed in Python integers, which cannot overflow."""
         _, c, *pixels = shape
         depth, height, width = (1, *pixels)[-3:]
         block_c = config["BLOCK_C"] * config["STEPS_C"]
@@ -397,7 +397,7 @@ class TestBillionsOfPixels:
             if shape[1] == 1:
                 pytest.skip("one channel has no layout")
             form = {2: torch.channels_last, 3: torch.channels_last_3d}[dim]
-        # What is scattered is added up in fp32: no other copy of billions of elements then.
+        # Scattering adds in fp32, so that fp32 needs no further copy of billions of elements.
         dtype = torch.float32 if kernel == "scatter" else torch.float16
         source = sparse.empty(shape, dtype, form)
         theta = torch.eye(dim, dim + 1).expand(shape[0], dim, dim + 1)
@@ -435,7 +435,7 @@ class TestBillionsOfPixels:
             assert result[tile].min() >= 1
 
     def test_there_is_one_grid_axis_which_counts_to_2_31(self, sparse, monkeypatch):
-        """The other axes of a GPU's grid end at 65,535; `SomePrograms` asserts that there are none."""
+        """Other axes of a GPU's grid end at 65,535; `SomePrograms` asserts that launches have one axis."""
         counted = []
         some = SomePrograms(kernels.forward.forward_kernel, lambda n: counted.append(n) or ())
         monkeypatch.setattr(kernels.forward, "forward_kernel", some)
@@ -450,7 +450,7 @@ class TestBillionsOfPixels:
 
 @interpreted
 class TestOnACpu:
-    """The path in plain PyTorch, whose sampler must count in 64 bits too."""
+    """The plain PyTorch path, whose sampler must use 64-bit indices too."""
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     @pytest.mark.parametrize(
@@ -478,13 +478,13 @@ class TestOnACpu:
         actual = stn_triton.affine_grid_sample(input, theta, 8, mode=mode, image_index=index)[:, -1:]
         near.requires_grad_()
         expected = stn_triton.affine_grid_sample(corner.contiguous(), near, 8, mode=mode)
-        # Of positions: in fp32 46,343 pixels are told apart to 1/200.
+        # Error of positions: among 46,343 pixels, fp32 resolves 1/200 of a pixel.
         tolerance = {torch.float32: 3e-2, torch.float64: 1e-9}[dtype]
         torch.testing.assert_close(actual, expected, atol=tolerance, rtol=0)
-        if dtype == torch.float64 or shape[2] == 8192:  # else PyTorch makes gradients of all pixels
+        if dtype == torch.float64 or shape[2] == 8192:  # otherwise PyTorch computes gradients of all pixels
             actual.sum().backward(), expected.sum().backward()
             scale = torch.tensor([width / 16, height / 16], dtype=dtype)
-            # The shift in normalised coordinates counts more of the smaller image's pixels.
+            # A shift in normalised coordinates moves by more pixels in the larger image.
             torch.testing.assert_close(
                 theta.grad[..., 2], near.grad[..., 2] * scale, atol=0, rtol=100 * tolerance
             )
@@ -500,7 +500,7 @@ class TestOnACpu:
 
 
 def slopes_at_few_pixels(input, theta, grad):
-    """The oracle's grad_theta (2, 3) of a bilinear call, from the pixels alone that grad (C, h, w) needs."""
+    """Compute the oracle's grad_theta (2, 3) of a bilinear call, from the few pixels that are sampled."""
     size_in, size_out = (tuple(reversed(t.shape[1:])) for t in (input, grad))
     options, fused = Options(), is_fused(input.device)
     place = oracle._place(theta.cpu(), size_in, size_out, options, (1, 1), (0, 0), fused)
@@ -517,7 +517,7 @@ def slopes_at_few_pixels(input, theta, grad):
 
 @pytest.mark.full
 def test_slopes_at_few_pixels_are_the_oracle_s_and_the_kernels(device):
-    """What the test of 2^31 elements compares with, on shapes that need no gigabytes."""
+    """Check `slopes_at_few_pixels`, which the test of 2^31 elements uses, on small shapes."""
     input, grad = (torch.randn(2, 3, *size).half().to(device) for size in ((102, 103), (5, 5)))
     theta = torch.tensor([[[0.5, 0.1, 0.4], [-0.1, 0.5, 0.4]]], device=device).repeat(2, 1, 1)
     slopes = torch.stack([slopes_at_few_pixels(*each) for each in zip(input, theta, grad, strict=True)])
@@ -529,7 +529,7 @@ def test_slopes_at_few_pixels_are_the_oracle_s_and_the_kernels(device):
 
 @pytest.mark.gpu
 class TestOnAGpu:
-    """More than 2^31 elements on one side or both; the identity is in test_gpu.py."""
+    """Inputs or outputs of more than 2^31 elements; the identity is in test_gpu.py."""
 
     def needs(self, gigabytes):
         if torch.cuda.mem_get_info()[0] < gigabytes * 2**30:
@@ -538,7 +538,7 @@ class TestOnAGpu:
             )
 
     def crop(self, theta, rows, columns, size):
-        """The matrix of a part of the output, in fp64."""
+        """Return the matrix for a part of the output, in fp64."""
         height, width = size
         scale = [len(columns) / width, len(rows) / height]
         shift = [(columns.start + columns.stop) / width - 1, (rows.start + rows.stop) / height - 1]
@@ -563,13 +563,13 @@ class TestOnAGpu:
             wrong = (actual - expected).abs() > (1.5 if mode == "bilinear" else 0)
             assert (
                 wrong.float().mean() < 0.01
-            )  # a position on an edge between pixels may be rounded otherwise
+            )  # a position on an edge between pixels may round to either side
 
     @pytest.mark.parametrize(
         "shape", [(70_001, 3, 102, 103), (1, 70_003, 182, 181), (1, 1, 46_345, 46_343)], ids=str
     )
     def test_an_input_of_2_31_elements_and_its_gradients(self, shape):
-        self.needs(48)  # of which the pair's fp32 planes take most
+        self.needs(48)  # mostly for the fp32 planes of the pair
         input = torch.rand(shape, dtype=torch.float16, device="cuda")
         n = shape[0]
         theta = torch.tensor([[[0.5, 0.1, 0.4], [-0.1, 0.5, 0.4]]], device="cuda").repeat(n, 1, 1)

@@ -1,9 +1,9 @@
 """Kernels read and write nothing but elements of their tensors, and write every element of an output.
 
-On a GPU guard bands show stray writes, and two kinds of poison in the gaps stray reads. In the interpreter
-each address is compared with those of the elements, too. Of compiled kernels `tools/sanitize.py` tells nearly
-as much: there each tensor is an allocation of its own, without bands, whose ends memcheck knows, and
-initcheck which of its places have no value. Stray writes into gaps show only without it.
+On a GPU guard bands show stray writes, and two patterns of poison in the gaps show stray reads. In the
+interpreter each address is also compared with those of the elements. For compiled kernels `tools/sanitize.py`
+finds nearly as much: each tensor is an allocation without bands, whose ends memcheck knows, and initcheck
+knows which elements have no value. Stray writes into gaps show only without `tools/sanitize.py`.
 """
 
 import math
@@ -25,7 +25,7 @@ DENSE = ("forward_kernel", "backward_kernel")
 APART = (*DENSE, "scatter_kernel")
 SCATTER = ("forward_kernel", "scatter_kernel")
 EXACT = (*SCATTER, "settle_kernel")
-CALLS = {  # what is called, and the kernels that it launches
+CALLS = {  # call and kernels that it launches
     "plain": (Variant(2, "bilinear", "zeros", "plain", False), DENSE),
     "nearest": (Variant(2, "nearest", "border", "plain", True), DENSE),
     "bicubic fill": (Variant(2, "bicubic", "fill", "plain", False), (*APART, "fill_kernel")),
@@ -63,13 +63,13 @@ LAYOUTS = {
 
 
 SIZES = {2: ((3, 5), (4, 2)), 3: ((2, 3, 2), (1, 2, 3))}
-# Interpreted kernels are slow: there, of each call two layouts, in turns.
+# Interpreted kernels are slow: without a GPU each call has two of the layouts.
 EVERY = [(name, layout) for name in CALLS for layout in LAYOUTS]
 PAIRS = EVERY if torch.cuda.is_available() else [p for i, p in enumerate(EVERY) if (i + i // 6) % 3 == 0]
 
 
 def arguments(name, channels=2, dtype=torch.float32, device="cpu"):
-    """Of a call: its tensors, the tangents among them, and options."""
+    """Return the tensors of a call, with tangents, the output size, and the options."""
     variant = CALLS[name][0]
     options = variant.options()
     args = case(variant, channels, *SIZES[variant.dim]).to(device, dtype)
@@ -85,7 +85,7 @@ def arguments(name, channels=2, dtype=torch.float32, device="cpu"):
 
 
 def run(tensors, size, options, mask=(True, True, True)):
-    """Output, or its tangent, and all gradients."""
+    """Compute the output, or its tangent, and all gradients."""
     moved = None
     if "theta_tangent" in tensors:
         moved = launch.Tangents(*(tensors.get(f"{n}_tangent") for n in ("input", "theta", "fill")))
@@ -96,7 +96,7 @@ def run(tensors, size, options, mask=(True, True, True)):
 
 
 def watched(tensors, size, options, layout, pattern, mask=(True, True, True)):
-    """The same with all tensors laid out in poisoned storage; what was launched, if that can be seen."""
+    """Run a call on tensors in poisoned storage; return the results and the watch."""
     storage, watch = Storage(pattern), Watch()
     placed = {n: storage.place(t, layout(t.shape)) for n, t in tensors.items()}
     with pytest.MonkeyPatch.context() as patch:
@@ -110,7 +110,7 @@ def watched(tensors, size, options, layout, pattern, mask=(True, True, True)):
 
 @pytest.fixture
 def order(request):
-    """Scattering is for those who do not ask for a fixed order."""
+    """Switch deterministic algorithms off for scattering, which has no fixed order."""
     torch.use_deterministic_algorithms("scatter" not in request.node.callspec.params["name"])
     yield
     torch.use_deterministic_algorithms(False)
@@ -120,7 +120,7 @@ def order(request):
 @pytest.mark.parametrize(("name", "layout"), PAIRS)
 @pytest.mark.sample(12)
 def test_nothing_but_elements_is_touched(device, name, layout):
-    """What lies in the gaps does not matter; on a CPU nobody has looked."""
+    """Results do not depend on the poison. On a CPU the watch sees reads, so that one pattern suffices."""
     tensors, size, options = arguments(name, device=device)
     expected = tensors
     if layout == "expanded":
@@ -150,16 +150,16 @@ MAPS = [
 @pytest.mark.parametrize(("mode", "padding_mode", "name"), MAPS if torch.cuda.is_available() else MAPS[::5])
 @pytest.mark.sample(5)
 def test_coordinates_beyond_all_measure_stay_within_the_tensors(device, mode, padding_mode, name):
-    """And every number that becomes an integer fits into it: 1e30 cannot wrap.
+    """Checks that numbers fit into the integers they become, as 1e30 would not, and that results are right.
 
-    Results are the oracle's, whose positions are the kernels': zeros everywhere would be finite too.
+    Results are compared with the oracle, because zeros everywhere would be finite too.
     """
     kind = name if name in ("many", "projective") else "plain"
     variant = Variant(3 if name == "volume" else 2, mode, padding_mode, kind, mode == "nearest")
     args = case(variant, 1, *SIZES[variant.dim]).to(device, torch.float32)
     options = variant.options()
     if "spline" in name:
-        # No pixel lies on one: a rounding there, times 3e38, may be anywhere.
+        # No pixel lies on a control point: a rounding there is multiplied by 3e38.
         options = options._replace(points=(-0.9, -0.8, 1.1, -0.7, -1.2, 0.6, 0.8, 1.3))
         args = args._replace(theta=torch.eye(2, 7, device=device).repeat(2, 1, 1))
     if kind != "many":
@@ -172,7 +172,7 @@ def test_coordinates_beyond_all_measure_stay_within_the_tensors(device, mode, pa
         results, _ = watched(tensors, args.size, options, LAYOUTS["every second"], 0)
         assert all(result.isfinite().all() for result in results if result is not None), number
         if options.padding.repeats and math.isfinite(number):
-            # Which of the images it is, so large a number does not tell: it is some pixel, or its neighbours.
+            # Positions this large do not determine the pixel: any pixel or mean of neighbours is right.
             output, largest = results[0].abs(), args.input.abs().max()
             assert (output > 0).any(), number
             assert (output <= 2 * largest).all(), number
@@ -180,7 +180,7 @@ def test_coordinates_beyond_all_measure_stay_within_the_tensors(device, mode, pa
         rest = args.grad, options, torch.float32, args.fill, args.image_index
         truth = oracle.solve(args.input, theta, args.size, *rest)
         for part, actual, expected in zip(truth._fields, results, truth, strict=True):
-            # Of a horizon at infinity under reflection the oracle gives no slope.
+            # The oracle has no slope for a horizon at infinity under reflection.
             is_known = part != "grad_theta" or padding_mode != "reflection"
             if actual is not None and is_known:
                 torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-4)
@@ -219,7 +219,7 @@ def test_bytes_do_not_depend_on_what_lies_between_them(device, name):
 def _careless_kernel(
     output_ptr, input_ptr, size, READ: tl.constexpr, WRITE: tl.constexpr, TWICE: tl.constexpr
 ):
-    """Output = input, but for elements too many (or too few) that are read or written, or written again."""
+    """Copy the input, with elements too many or too few read or written, or written twice."""
     i = tl.arange(0, 16)
     values = tl.load(input_ptr + 2 * i, mask=i < size + READ, other=0)
     tl.store(output_ptr + i, values, mask=i < size + WRITE)
@@ -233,12 +233,12 @@ def _wrapping_kernel(output_ptr, input_ptr):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled")
 def test_this_interpreter_can_be_watched():
-    """Else a method that a new Triton calls otherwise would leave everything above to guard bands alone."""
+    """If a new Triton renames a method, the tests above would silently use guard bands alone."""
     assert Watch.missing() is None
 
 
 class TestWhatWatches:
-    """A watch that sees nothing would pass everything above."""
+    """Checks that `Watch` and `Storage` find faults; otherwise the tests above could not fail."""
 
     def launch(self, monkeypatch, kernel, storage=None, is_watched=True, **flags):
         storage = storage or Storage()
@@ -284,7 +284,7 @@ class TestWhatWatches:
             self.launch(monkeypatch, _careless_kernel, is_watched=False, size=5, **flags)
 
     def test_under_the_sanitizer_allocations_end_where_tensors_end(self, monkeypatch):
-        """And only what has a value is written: bands and poison would hide stray accesses from it."""
+        """Bands and poison would hide stray accesses from the sanitizer, so that there are none."""
         monkeypatch.setattr(memory, "IS_SANITIZED", True)
         monkeypatch.setattr(torch, "empty", lambda *a, of=torch.empty, **k: of(*a, **k).fill_(77))
         storage = Storage()

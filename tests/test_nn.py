@@ -1,4 +1,4 @@
-"""The layer: theta from the numbers of its localisation network, and errors."""
+"""The layer: theta from the outputs of its localisation network, and errors."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from stn_triton.nn import (
     SpatialTransformerSeries,
 )
 
-# Parameters of each transform for images, and for volumes if it has them.
+# Number of parameters of each transform, for images and, where supported, for volumes.
 PARAMETERS = {
     "affine": (6, 12),
     "attention": (3, 4),
@@ -251,7 +251,7 @@ class TestLocalization:
     def test_averages_of_cells(self, shape, cells):
         x = randn(2, 3, *shape)
         averages = stn_triton.nn.localization._average(x, len(shape), cells)
-        fine = x  # each pixel split into ``cells`` finer ones, of which every cell has whole ones only
+        fine = x  # pixels split so finely that each cell consists of whole pixels
         for axis in range(2, x.ndim):
             fine = fine.repeat_interleave(cells, dim=axis)
         for axis, extent in enumerate(shape, start=2):

@@ -1,4 +1,4 @@
-"""The layers with parts replaced or wrapped, stages as modules, and options in types of NumPy and PyTorch."""
+"""Layers with replaced or wrapped parts, stages as modules, options in types of NumPy and PyTorch."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def parametrize(layer):
     return layer
 
 
-# Modules that replace a layer, and changes of how a layer holds its weight.
+# Modules that replace a layer, and other ways for a layer to hold its weight.
 REPLACEMENTS = {
     "adapter": adapt,
     "wrapped": nn.DataParallel,
@@ -157,7 +157,7 @@ class TestStages:
 
 
 FILL = {"padding_mode": "fill", "fill_value": [0.25, 0.5, 1.0]}
-# A class, its options in types of NumPy and PyTorch, and the same options in Python's types.
+# Class, options in types of NumPy and PyTorch, and equal options in Python types.
 SAME = [
     (
         SpatialTransformer,

@@ -137,7 +137,7 @@ class TestCompile:
         assert len(compiles) == 1
 
     def test_no_product_goes_over_an_axis_of_one(self):
-        """Inductor of torch 2.13 reads beyond a symbolic axis of 1, as of a volume (5, 6, 8) pooled twice."""
+        """Inductor of torch 2.13 reads beyond a symbolic axis of 1, such as after pooling small volumes."""
         inner = []
 
         class Products(TorchDispatchMode):

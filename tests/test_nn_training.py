@@ -1,4 +1,4 @@
-"""Training: the theta that a layer finds is compared with the distortion of its input."""
+"""Training: a layer learns a theta that undoes the distortion of its input."""
 
 import functools
 import math
@@ -24,7 +24,7 @@ BOUNDED = stn_triton.nn.parameters.BOUNDED
 
 @pytest.fixture(autouse=True)
 def _seed_and_one_thread():
-    """One thread: for operators this small several wait for each other, for minutes beside other tests."""
+    """Use one thread, because several wait for each other in such small operators, for minutes if busy."""
     torch.manual_seed(0)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -40,7 +40,7 @@ def blobs(size: int) -> Tensor:
 
 
 def train(model, draw, loss, steps=200, lr=0.02, batch=32) -> tuple[float, float]:
-    """Minimise loss(model(x), ...) on samples of ``draw``; return its first and last tenth's means."""
+    """Minimise ``loss`` on samples of ``draw``; return its means over the first and the last tenth."""
     optimizer = torch.optim.Adam(model.parameters(), lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
     losses = []
@@ -57,7 +57,7 @@ def train(model, draw, loss, steps=200, lr=0.02, batch=32) -> tuple[float, float
 
 
 class TestAlignment:
-    """A layer turns patterns back that were turned by random angles, without knowing the angles."""
+    """A layer learns to undo rotations by random angles, which it is not given."""
 
     def draw(self, limit: float, size=20):
         template = blobs(size)
@@ -72,7 +72,7 @@ class TestAlignment:
         return draw, loss
 
     def angles_left(self, model, draw) -> Tensor:
-        """Angles in degrees that remain after the turn and the theta found; ideally the identity."""
+        """Compute the angles, in degrees, that remain after the layer has turned its inputs back."""
         x, turned = draw(200)
         with torch.no_grad():
             left = transforms.compose(turned, model(x)[1])

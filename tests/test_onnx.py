@@ -1,4 +1,4 @@
-"""ONNX export: what it computes in onnxruntime, against the library itself."""
+"""ONNX export: results of onnxruntime against those of the library."""
 
 import doctest
 import io
@@ -44,7 +44,7 @@ def to_onnx(model, args, **options):
 
 
 def session(model):
-    """The model in onnxruntime, as a function of tensors."""
+    """Load a model into onnxruntime, and return it as a function of tensors."""
     if not isinstance(model, bytes):
         model = model.model_proto.SerializeToString()
     running = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -59,7 +59,7 @@ def session(model):
 
 
 def by_trace(model, args, dynamic_shapes=None, **options):
-    """The model of the older exporter, in onnxruntime."""
+    """Export by the older exporter, and load the model into onnxruntime."""
     given = [a for a in args if a is not None]
     names = [f"input{i}" for i in range(len(given))]
     axes = {}
@@ -81,7 +81,7 @@ def check_onnx(model, args, others=(), **options):
 
 
 class Product(torch.nn.Module):
-    """Every mode, padding and corner convention at once."""
+    """A module with all modes, paddings and corner conventions."""
 
     def __init__(self, variant, size):
         super().__init__()
@@ -119,7 +119,7 @@ class Constant(torch.nn.Module):
 
 
 class Inputs(torch.nn.Module):
-    """Images of one dtype, theta and fill values of another; none in or out is bf16, which numpy lacks."""
+    """Images of one dtype, theta of another. Inputs and outputs are not bf16, which NumPy lacks."""
 
     DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -135,7 +135,7 @@ class Inputs(torch.nn.Module):
 
 
 def check_dtypes(export):
-    """A model of ``Inputs``, exported as something to call, gives what it gives itself."""
+    """Compare ``Inputs`` with its exported model; ``export`` returns a function of tensors."""
     images, theta, *_ = arguments("plain", *SHAPES[0])
     outputs = export(Inputs(), (images, theta))(images, theta)
     pairs = itertools.product(Inputs.DTYPES, Inputs.DTYPES)
@@ -154,7 +154,7 @@ class TestOnnx:
         [
             *itertools.product((2, 3), ("plain", "many", "index"), (torch.float32,)),
             (2, "plain", torch.float64),
-            # Next to the horizon fp32 is as far from fp64 here as there.
+            # Next to the horizon fp32 is inaccurate in onnxruntime and in the library alike.
             (2, "projective", torch.float64),
         ],
     )
@@ -168,7 +168,7 @@ class TestOnnx:
     @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "antialias"])
     @pytest.mark.sample(2)
     def test_dynamic_shapes(self, kind):
-        """One pixel along an axis, too, where corners are aligned."""
+        """Includes sizes of one pixel along an axis with aligned corners."""
         args, *others = (arguments(kind, *shape) for shape in SHAPES)
         warp = Warp(**{**options(kind), "align_corners": True})
         others.append(arguments(kind, 5, 4, 6, 2, 9, 2))  # the size is 1 where it was 2
@@ -182,7 +182,7 @@ class TestOnnx:
 
     def test_bytes(self):
         images, theta, fill, _ = arguments("fill", *SHAPES[0])
-        images = images.round().mul(255).byte()  # contrasts that bicubic overshoots
+        images = images.round().mul(255).byte()  # contrasts so high that bicubic overshoots
         model, args = (
             Product(Variant(2, "bilinear", "fill", "plain", False), (6, 7)),
             (images, theta, 99 * fill),
@@ -204,7 +204,7 @@ class TestOnnx:
         torch.testing.assert_close(session(to_onnx(warp, args))(*args), warp(*args), rtol=0, atol=0)
 
     def test_infinite_fill_values_do_not_leak(self):
-        """Where all taps lie inside, the rounding of their weights' sum fills nothing."""
+        """If all taps lie inside, no fill value is added, although the sum of the weights rounds."""
         images, theta, *_ = arguments("plain", *SHAPES[0])
         fill = torch.tensor([torch.inf, -torch.inf, torch.nan, 1.0])
         args, warp = (images, 0.6 * theta, fill), Warp(padding_mode="fill")
@@ -215,7 +215,7 @@ class TestOnnx:
     @pytest.mark.parametrize("padding_mode", ["zeros", "border", "fill"])
     @pytest.mark.sample(1)
     def test_far_away(self, padding_mode):
-        """Where onnxruntime alone would convert coordinates to integers that do not hold them."""
+        """Coordinates overflow the integers to which onnxruntime alone would convert them."""
         images = arguments("plain", *SHAPES[0])[0][:1]
         fill = torch.tensor([3.0, -torch.inf, torch.inf, 0.0]) if padding_mode == "fill" else None
         args = [
@@ -227,7 +227,7 @@ class TestOnnx:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
     @pytest.mark.sample(1)
     def test_constant_matrices(self, dtype):
-        """Which the exporter may compute the grid of; as fp32 always, so not for fp64."""
+        """The exporter may precompute the grid, always in fp32, which is too coarse for fp64 images."""
         images, theta, *_ = arguments("one matrix", *SHAPES[0])
         model = Constant(theta)
         check_onnx(model, (images.to(dtype),), optimize=dtype == torch.float32)
@@ -282,7 +282,7 @@ class Spline(torch.nn.Module):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Constant folding:UserWarning")
 class TestOlderExporter:
-    """``dynamo=False``: the operator as its own graph, which nothing must be registered for."""
+    """``dynamo=False``: the operator exports its own graph and needs no registration."""
 
     @pytest.mark.parametrize(("dim", "kind"), [(2, "plain"), (2, "many"), (3, "index")])
     @pytest.mark.sample(1)
@@ -331,7 +331,7 @@ class TestOlderExporter:
 
     @pytest.mark.full
     def test_thetas_of_the_sizes_of_images(self):
-        """Homographies and affine maps of matrices of pixels, boxes, builders; sizes and batches open."""
+        """Builders, boxes and converted matrices of pixels, with dynamic sizes and batches."""
 
         class Thetas(torch.nn.Module):
             def forward(self, images, matrices):

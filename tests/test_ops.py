@@ -1,6 +1,6 @@
 """The two operators as PyTorch sees them: registration, fakes, torch.compile and vmap.
 
-The CPU implementation runs everywhere; where there is a GPU the same tests run through the kernels too.
+All tests run the CPU implementation, and the kernels too if there is a GPU.
 """
 
 import shutil
@@ -35,7 +35,7 @@ def fresh_dynamo():
 
 
 def layout(name, device="cpu", dtype=torch.float32):
-    """A tensor of that layout and matrices for it; its memory is moved as it lies, gaps and all."""
+    """Make a tensor of a layout, moved to the device with all gaps, and matrices for it."""
     make, _ = LAYOUTS[name]
     input = make(dtype)
     memory = torch.empty(0, dtype=dtype).set_(input.untyped_storage()).to(device)
@@ -65,7 +65,7 @@ class TestRegistration:
         assert {torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides} <= set(op.tags)
 
     def test_schemas_are_stable(self):
-        """Exported programs hold these."""
+        """Exported programs contain the schemas."""
         assert str(FORWARD._schema) == (
             "stn_triton::affine_grid_sample(Tensor input, Tensor theta, Tensor? fill, Tensor? image_index, "
             "SymInt[] size, str mode, str padding_mode, bool align_corners, bool antialias, float[] points) "
@@ -101,7 +101,7 @@ class TestRegistration:
 
 
 class TestFakes:
-    """What a compiler is promised is what it gets: shape, dtype and every stride, of empty tensors too."""
+    """Fakes predict the shape, dtype and all strides of results, of empty tensors too."""
 
     def check(self, input, theta, size):
         output = FORWARD(input, theta, *NEITHER, size, *OPTIONS)
@@ -132,7 +132,7 @@ class TestFakes:
         size=st.tuples(*[st.integers(1, 3)] * 2),
     )
     def test_strides_are_exact_for_any_view(self, shape, gaps, order, expanded, size):
-        """Any order of the axes in memory, any gaps, one axis perhaps expanded."""
+        """Covers any order of the axes in memory, gaps, and an expanded axis."""
         dense = torch.zeros([shape[axis] * gaps[axis] for axis in order])
         input = dense.permute(*(order.index(axis) for axis in range(4)))
         input = input[tuple(slice(None, None, gap) for gap in gaps)]
@@ -144,7 +144,7 @@ class TestFakes:
     @pytest.mark.parametrize("name", LAYOUTS)
     def test_kernels_write_what_the_fake_promises(self, name, size, device):
         """The launcher allocates on its own; without a GPU it runs in Triton's interpreter."""
-        input, theta = (t[:1] for t in layout(name, device))  # every image is alike, and interpreted
+        input, theta = (t[:1] for t in layout(name, device))  # one image, because interpreting is slow
         real = launch.forward(input, theta, size=size)
         assert strides([FORWARD(as_meta(input), as_meta(theta), *NEITHER, size, *OPTIONS)]) == strides([real])
 
@@ -164,7 +164,7 @@ class TestFakes:
         assert [g.shape for g in grads] == [leaf.shape for leaf in leaves]
 
 
-# One layout of each kind: opcheck traces and compiles, and is slow.
+# One layout of each kind, because opcheck compiles and is slow.
 OPCHECK = [
     "NCHW",
     "channels_last",
@@ -205,14 +205,14 @@ def loss(input, theta, *size):
 
 
 def step(function, input, theta, *size):
-    """Output, and gradients for both arguments."""
+    """Compute the output and both gradients."""
     leaves = input.detach().requires_grad_(), theta.detach().requires_grad_()
     output, total = function(*leaves, *size)
     return output.detach(), *torch.autograd.grad(total, leaves)
 
 
-# Compilers treat 0 and 1 alone, and take equal extents of the first call for one symbol; theta has 2 and 3.
-# So no extent is less than 4, none equals another within a call, and all change with the second call.
+# Compilers specialise on 0 and 1, and give equal extents of the first call one symbol; theta has 2 and 3.
+# So all extents are at least 4, differ within a call, and change in the second call.
 DYNAMIC = [((5, 4, 7, 9), (8, 6)), ((6, 5, 9, 7), (4, 8)), ((4, 7, 11, 13), (10, 12)), ((6, 9, 5, 8), (7, 4))]
 
 
@@ -234,7 +234,7 @@ class TestCompile:
         assert counter.frame_count == 1
 
     def test_a_second_shape_compiles_for_all_shapes(self, device):
-        """By default the first shape is taken for the only one, and the second makes shapes dynamic."""
+        """The compiler specialises on the first shape by default; the second makes shapes dynamic."""
         counter = CompileCounterWithBackend("aot_eager")
         compiled = torch.compile(loss, backend=counter, fullgraph=True)
         for (n, c, *size_in), size in DYNAMIC:
@@ -281,7 +281,7 @@ class TestCompile:
 
 
 def batched(tensor, size, in_dim):
-    """``size`` different tensors like this one, stacked along ``in_dim``; itself for None."""
+    """Stack ``size`` scaled copies of a tensor along ``in_dim``; for None, return the tensor."""
     if in_dim is None:
         return tensor
     copies = torch.stack([tensor * (1 + 0.01 * k) for k in range(size)])
@@ -334,7 +334,7 @@ class TestVmap:
         torch.testing.assert_close(list(actual), expected)
 
     def test_nests(self, device):
-        """Over images and, inside, over matrices: every matrix on every image."""
+        """Maps over images outside and matrices inside, so that every matrix samples every image."""
         input, theta = case(n=1, device=device)
         images, matrices = batched(input, 5, 0), batched(theta, 4, 0)
         inner = torch.vmap(affine_grid_sample, in_dims=(None, 0))

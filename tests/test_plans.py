@@ -1,4 +1,4 @@
-"""Launch plans: kept for what repeats, and noticed where something else comes."""
+"""Launch plans: used again for equal calls, and never for calls that differ."""
 
 import json
 from contextlib import nullcontext
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
-    """What `planned.py` prints."""
+    """Run `planned.py`, and return the observations that it prints."""
     pytest.importorskip("pandas")
     folders = {
         "PYTHONPATH": str(uninterpreted.ROOT),
@@ -28,7 +28,7 @@ def seen(tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.xdist_group("launcher")  # for the process that the fixture starts to be started once
+@pytest.mark.xdist_group("launcher")  # one worker, so that the fixture starts its process once
 @pytest.mark.full
 class TestThroughTritonsLauncher:
     def test_a_repeated_call_launches_as_often_and_binds_nothing(self, seen):
@@ -39,7 +39,7 @@ class TestThroughTritonsLauncher:
         assert seen["addresses"]["different"] >= 3
 
     def test_numbers_reach_the_kernel_in_the_order_of_its_parameters(self, seen):
-        """The strides of columns are 1, and compiled in."""
+        """The strides of columns are missing: they are 1, and compiled in."""
         sizes, strides_out, strides_in, strides_theta = (
             [3, 19, 22, 7, 9],
             [189, 63, 9],
@@ -68,7 +68,7 @@ class TestThroughTritonsLauncher:
         [("nchw", {"convolution"}), ("channels_last", {"flatten", "sum"})],
     )
     def test_a_gradient_is_copied_where_lanes_would_read_it_apart(self, seen, images, copied):
-        """Gradients of one number for all pixels, or all channels too, are read where they are."""
+        """Gradients that are one number for all pixels of a channel are not copied for NCHW images."""
         found = {k.split()[1]: v for k, v in seen["layouts"].items() if k.split()[0] == images}
         assert {source for source, call in found.items() if call["copied"]} == copied
         for source, call in found.items():
@@ -93,7 +93,7 @@ def results(image, theta, size, options):
 
 
 def test_calls_that_differ_in_one_thing_do_not_share_a_plan(device):
-    """All are made twice in turn; each equals what it is without other plans."""
+    """Make each call twice, in turns, and compare its results with those without other plans."""
     image, theta = (t.to(device) for t in make())
     calls = {
         "plain": (image, theta, (4, 5), Options()),

@@ -1,4 +1,4 @@
-"""The ways that plain PyTorch takes for speed: each gives what the plain way gives."""
+"""Fast paths of the plain PyTorch implementation, compared with its simple path."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def maps(n, dim=2, spread=0.4):
 
 
 def results(input, theta, size, padding_mode="zeros", align_corners=False, fill_value=None):
-    """Output, and the gradients of all that may have them."""
+    """Compute the output, and the gradients of all tensors that have them."""
     leaves = [t.detach().requires_grad_() for t in (input, theta)]
     if fill_value is not None:
         leaves.append(fill_value.detach().requires_grad_())
@@ -60,7 +60,7 @@ def test_bags_spread_no_more_of_what_is_not_finite_than_the_sampler(value, paddi
 
 @pytest.fixture
 def counted_bags(monkeypatch):
-    """Every output is large enough for bags; a list with an entry for each use of them."""
+    """Let outputs of any size use bags; return a list with an entry for each use."""
     used, sampled = [], bags.sampled
 
     def counted(*arguments):
@@ -147,7 +147,7 @@ def test_a_few_images_at_a_time_give_the_same(monkeypatch, kind):
 
 
 class Written(TorchDispatchMode):
-    """Counts the elements of all results, and the most that one of them has; a view writes none."""
+    """Counts the elements of all results, except views, and records the largest result."""
 
     def __init__(self):
         super().__init__()
@@ -163,7 +163,7 @@ class Written(TorchDispatchMode):
 
 
 def crops(count, size_in, largest, seed=0):
-    """Matrices (count, D, D + 1) of boxes inside an image, with sides of 2 to ``largest`` pixels."""
+    """Make matrices (count, D, D + 1) of boxes in an image, with sides of 2 to ``largest`` pixels."""
     extents = torch.tensor(size_in[::-1])
     sides, firsts = torch.rand(2, count, len(size_in), generator=torch.Generator().manual_seed(seed))
     sides = 2 + sides * (largest - 2)
@@ -172,7 +172,7 @@ def crops(count, size_in, largest, seed=0):
     return torch.cat((theta, centres[..., None]), 2)
 
 
-# The images, how many crops, their largest side, the output, and the padding.
+# Shape of the images, number of crops, their largest side, output size, and padding.
 SHRUNK = {
     "by index": ((2, 4, 100, 150), 30, 50, (5, 5), "zeros"),
     "several of an image": ((2, 4, 100, 150), 30, 50, (5, 5), "border"),
@@ -186,7 +186,7 @@ SHRUNK = {
 @pytest.mark.parametrize("kind", SHRUNK)
 @pytest.mark.sample(2)
 def test_what_antialiasing_costs_is_in_proportion_to_the_samples(kind):
-    """Not to the images times the groups of equal crops; forward, backward, and both of the tangent."""
+    """The cost must not grow with the images times the groups of equal crops."""
     shape, count, largest, size, padding_mode = SHRUNK[kind]
     images, theta = randn(*shape), crops(count, shape[2:], largest)
     fill = randn(shape[1], seed=3) if padding_mode == "fill" else None
@@ -205,7 +205,7 @@ def test_what_antialiasing_costs_is_in_proportion_to_the_samples(kind):
             call()
         assert written.total < most * (samples + images.numel()), (written.total, samples, images.numel())
 
-    # At least 1.5 times what was counted, and for gradients a third of what groups one by one cost.
+    # Limits are at least 1.5 times the counts; for gradients, a third of the cost of groups one by one.
     check(40, lambda: reference.forward(*given, size=size, options=options))
     check(60, lambda: reference.backward(grad, *given, options=options, output_mask=mask))
     check(200, lambda: reference_tangent.forward(*given, moved, size=size, options=options))
@@ -214,7 +214,7 @@ def test_what_antialiasing_costs_is_in_proportion_to_the_samples(kind):
 
 @pytest.mark.parametrize("kind", ["equal", "several of an image", "by index", "volumes", "wrapped", "filled"])
 def test_many_samples_are_taken_in_pieces(monkeypatch, kind):
-    """Pieces of matrices and of the output give what all at once gives, and none has many elements."""
+    """Pieces of few elements give the results of all matrices and pixels at once."""
     shape, size = ((2, 2, 7, 9), (3, 2)) if kind != "volumes" else ((2, 2, 5, 6, 7), (2, 1, 3))
     images, theta = randn(*shape).double(), crops(8, shape[2:], 6).double()
     theta[3] = torch.eye(*theta.shape[1:])  # all of the image: more samples than others
@@ -265,9 +265,9 @@ def test_tiny_outputs_by_whole_bases_are_as_those_by_axes(monkeypatch, size):
 @pytest.mark.parametrize("antialias", [False, True])
 @pytest.mark.parametrize("size", [(5, 8), (33, 40), (3, 2, 4)], ids=str)
 def test_bits_of_an_image_do_not_depend_on_its_batch(monkeypatch, size, antialias):
-    """Batches on either side of the limits below which outputs are computed by fewer operations."""
+    """Compare batches on either side of the size limit of the path with fewer operations."""
     images, theta = randn(9, 2, *[6] * len(size)), maps(9, len(size), spread=0.1)
-    if antialias:  # as many samples of each image, more than are taken at once
+    if antialias:  # equal counts of samples, more than one piece takes
         theta = 4 * theta[:1].expand_as(theta).clone()
         monkeypatch.setattr(reference_parts, "_ELEMENTS_AT_ONCE", 500)
     grad = randn(9, 2, *size, seed=5)
@@ -291,7 +291,7 @@ def test_bases_are_kept_for_short_axes_and_serve_in_and_out_of_inference_mode():
         expected = affine_grid_sample(images, theta).clone()
     assert reference_grid._kept_base.cache_info().misses == 1
     leaf = theta.clone().requires_grad_()
-    output = reference.forward(images, leaf, size=(4, 5))  # recorded, as the operator is not
+    output = reference.forward(images, leaf, size=(4, 5))  # autograd records this, unlike an operator
     output.sum().backward()
     assert torch.equal(output, expected)
     assert reference_grid._kept_base.cache_info().misses == 1

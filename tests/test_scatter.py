@@ -1,4 +1,4 @@
-"""Gradients by additions in memory under PyTorch's deterministic mode: exact sums, whatever the order."""
+"""Scattered gradients in PyTorch's deterministic mode: sums are exact in any order."""
 
 import itertools
 import math
@@ -52,7 +52,7 @@ def arguments(name, device):
 
 
 def gradients(args, options=None, tangents=None, exact=True, blocks=None):
-    """Return the gradient of the image, by additions in memory; theta has one too unless in fp32."""
+    """Return the gradient of the image, by scattering; except in fp32, theta's is computed too."""
     options = Options() if options is None else options
     was = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(exact)
@@ -98,7 +98,7 @@ def test_neither_blocks_nor_the_order_of_programs_matter(device, shuffled, name)
 @pytest.mark.parametrize("name", ["image", "volume", "crops"])
 @pytest.mark.full
 def test_to_floating_point_numbers_the_order_matters(device, shuffled, name):
-    """So that the test above can fail."""
+    """Shows that the test above can fail."""
     args, options, _ = arguments(name, device)
     first, *others = (gradients(args, options, exact=False, blocks=BLOCKS[0]) for _ in range(3))
     assert not all(is_same(first, other) for other in others)
@@ -109,7 +109,7 @@ FEW = {2: ((4, 5), (6, 7)), 3: ((2, 3, 2), (2, 3, 7))}
 
 
 def small(kind, dim=2, grad=None):
-    """One image of one channel, whose output pixels meet in its pixels; padding is zeros."""
+    """Make one image of one channel, each pixel sampled by several output pixels."""
     args = case(Variant(dim, "bilinear", "zeros", kind, False), 1, *FEW[dim]).to("cpu", torch.float32)
     return args._replace(
         input=args.input[:1], theta=args.theta[:1], grad=args.grad[:1] if grad is None else grad
@@ -117,7 +117,7 @@ def small(kind, dim=2, grad=None):
 
 
 def shares(args, options):
-    """Return what each output pixel adds, (P, *input.shape[1:]) in fp64; under zeros its taps differ."""
+    """Return the addends of each output pixel, (P, *input.shape[1:]) in fp64, for padding by zeros."""
     pixels = args.grad[0, 0].numel()
     alone = torch.diag(args.grad.flatten()).view(pixels, 1, *args.grad.shape[2:])
     many = args._replace(
@@ -137,14 +137,14 @@ def test_sums_are_exact_and_rounded_once(device, kind, dim):
 
 
 def spanning(shape, least, most):
-    """Random numbers whose exponents are spread evenly."""
+    """Draw numbers whose exponents are spread evenly."""
     generator = torch.Generator().manual_seed(4)
     exponents = torch.empty(shape, dtype=torch.float64).uniform_(least, most, generator=generator)
     return (torch.randn(shape, generator=generator, dtype=torch.float64) * 2**exponents).float()
 
 
 def test_a_wide_range_in_one_image(device):
-    """Sums of 2**50 times less than the largest are as good as others; below 2**-(head + low) is nothing."""
+    """Sums 2**50 times smaller than the largest are exact; addends below 2**-(head + low) are lost."""
     shape = (1, 1, *FEW[2][1])
     for least, is_equal in ((-25, True), (-60, False)):
         args = small("plain", grad=spanning(shape, least, -least)).to(device, torch.float32)
@@ -172,7 +172,7 @@ LARGEST = torch.finfo(torch.float32).max
 
 
 def onto_one_pixel(grad, images=1):
-    """Every output pixel at the middle of one of 3 x 3 pixels: nothing but a sum."""
+    """Sample the middle of 3 x 3 pixels by all output pixels, so that its gradient is a plain sum."""
     theta = torch.zeros(len(grad), 2, 3, device=grad.device)
     image = torch.zeros(images, 1, 3, 3, device=grad.device)
     index = torch.zeros(len(grad), dtype=torch.int64, device=grad.device)
@@ -184,7 +184,7 @@ def onto_one_pixel(grad, images=1):
 @pytest.mark.parametrize("value", [1.0, 1 - 2**-24, -1e-3, LARGEST / 2**22])
 @pytest.mark.sample(4)
 def test_very_many_onto_one_pixel(device, maps, value):
-    """The largest sum that there can be: each of them as large as the largest, and almost a power of two."""
+    """The worst case for the range of sums: all addends equal, and almost a power of two."""
     grad = torch.full((maps, 1, 512, 512), value, device=device)
     found = gradients(onto_one_pixel(grad), Options("nearest", "border"), blocks=(1, 1, 1, 256, 512))
     assert found[0, 0, 1, 1] == grad.double().sum().float()
@@ -236,7 +236,7 @@ def test_what_is_not_finite_comes_out_where_it_should(device, dtype):
 @pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])
 @pytest.mark.parametrize("antialias", [False, True])
 def test_no_sum_can_overflow(dim, mode, antialias):
-    """Both integers have 63 bits; a pixel's total is at most 2**head, a rest below 2**low."""
+    """Both sums fit into 63 bits: an output pixel adds at most 2**head, and rests below 2**low."""
     options = Options(mode, antialias=antialias)
     most = options.taps() ** dim * (MAX_SAMPLES.value**dim if antialias else 1)  # additions of a pixel
     sides = (1, 2, 3, 2**12, 2**12 + 1, 2**15)

@@ -1,6 +1,6 @@
-"""How many output pixels a gather tries: one that it misses shows in gradients, needless ones show only here.
+"""Number of output pixels that a gather tries. Needless ones show here only, missed ones in gradients.
 
-A number that falls is progress, to be recorded.
+If a change of the kernels lowers a number, update it here.
 """
 
 from collections import Counter
@@ -13,13 +13,13 @@ from stn_triton.kernels import backward, walk
 from stn_triton.options import Options
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counts what Triton's interpreter calls")
-# Called once for each of them.
+# Function called once per item of each loop.
 CALLED = {"matrices": (backward, "walk"), "pixels": (walk, "visit")}
 
 
 @pytest.fixture
 def tried(monkeypatch):
-    """How often the bodies of the loops ran, in programs of 8 x 8 input pixels."""
+    """Count the runs of the bodies of the loops, in programs of 8 x 8 input pixels."""
     counts = Counter()
 
     def counted(name, function):
@@ -45,7 +45,7 @@ def gather(theta, options, size_in, size, channels=1):
     launch.backward(grad, image, theta, options=options, output_mask=(True, False, False))
 
 
-MANY = 5  # channels, for which no square is used
+MANY = 5  # channels; squares are used for fewer
 MAPS = {
     "identity": [[1, 0, 0], [0, 1, 0]],
     "rotation": [[0.83, -0.55, 0.1], [0.55, 0.83, -0.2]],
@@ -54,7 +54,7 @@ MAPS = {
     "singular": [[1, 1, 0], [1, 1, 0]],
     "outside": [[1, 0, 5], [0, 1, 0]],
 }
-# Output pixels in the six tiles: for single input pixels, and for squares of 2 x 2 where they are used.
+# Output pixels tried in six tiles: for single input pixels, and for squares of 2 x 2.
 TRIED = {
     ("nearest", "zeros", "rotation"): (8, 8),
     ("nearest", "zeros", "shrink"): (4, 4),
@@ -100,7 +100,7 @@ def test_of_images(tried, mode, padding_mode, name):
     ],
 )
 def test_where_one_end_of_the_support_is_open(tried, mode, theta, size, pixels, squares):
-    """Shifts, flips and an exact enlargement, in each of two tiles."""
+    """Shifts, flips and an exact enlargement; counts are per tile, of two tiles."""
     for channels, expected in ((MANY, pixels), (1, squares)):
         tried.clear()
         gather(theta, Options(mode), (8, 16), size, channels)
@@ -118,7 +118,7 @@ def test_where_one_end_of_the_support_is_open(tried, mode, theta, size, pixels, 
 )
 @pytest.mark.sample(2)
 def test_of_many_matrices(tried, padding_mode, antialias, channels, matrices, pixels):
-    """Nine crops along a diagonal, of which most do not reach each of the six tiles."""
+    """Nine crops along a diagonal, most of which miss a given tile of the six."""
     theta = torch.tensor([[0.3, 0.05, 0], [-0.05, 0.3, 0]]).repeat(9, 1, 1)
     theta[:, 0, 2] = torch.linspace(-1.2, 1.2, 9)
     theta[:, 1, 2] = torch.linspace(0.7, -0.7, 9)

@@ -1,7 +1,7 @@
-"""Files from elsewhere: nothing in them runs, and none leads to a file outside of where results belong.
+"""Untrusted files: nothing in them is executed, and they cause no writes outside the folder of results.
 
-Entries of a table that no kernel could run are in test_tuning.py (`BAD_ENTRIES`), HTML out of a result file's
-strings in test_report.py (`TestHostileStrings`), a state of `tune` in test_tune_state.py.
+Invalid entries of tables are tested in test_tuning.py (`BAD_ENTRIES`), HTML in the strings of result files in
+test_report.py (`TestHostileStrings`), and files of the state of `tune` in test_tune_state.py.
 """
 
 import ast
@@ -20,7 +20,7 @@ from stn_triton import tables
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(path for folder in ("stn_triton", "perf") for path in (ROOT / folder).rglob("*.py"))
-# What makes code or objects out of data.
+# Modules, functions and attributes that make code or objects out of data.
 UNSAFE_MODULES = {"marshal", "shelve", "dill", "cloudpickle", "joblib", "yaml", "code", "runpy"}
 UNSAFE_NAMES = {"eval", "exec", "compile", "__import__"}
 UNSAFE_ATTRIBUTES = {
@@ -35,7 +35,7 @@ UNSAFE_ATTRIBUTES = {
 
 
 def offences(source):
-    """What a file does that would let data run, as (line, what)."""
+    """Yield (line, description) of each use of a function that may execute data."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             modules = (
@@ -83,7 +83,7 @@ class TestSources:
                     found.append(f"{path.relative_to(ROOT)}:{line}: {what}")
         assert not found
         assert len(SOURCES) > 80
-        assert loads == 1  # of the digits' networks
+        assert loads == 1  # for networks of the digits example
 
     @pytest.mark.parametrize(
         "line",
@@ -110,7 +110,7 @@ class TestSources:
 
 
 class Planted:
-    """Leaves a trace where it is unpickled."""
+    """An object that makes a folder when it is unpickled."""
 
     def __init__(self, trace):
         self.trace = trace
@@ -137,7 +137,7 @@ class TestPickles:
             with pytest.raises(UsageError, match=r"R-cnn-seed1\.pt is damaged \(UnpicklingError\)"):
                 state.load()
         assert not trace.exists()
-        pickle.loads(pickle.dumps(Planted(trace)))  # it would have
+        pickle.loads(pickle.dumps(Planted(trace)))  # unpickling makes the folder
         assert trace.exists()
 
     def test_one_in_place_of_a_table_does_not_run(self, tmp_path):
@@ -162,7 +162,7 @@ class TestPickles:
 
 
 class TestResults:
-    """CSV files from elsewhere, through the commands that read them."""
+    """Untrusted CSV files, read by the commands that take them."""
 
     HOSTILE = (
         "../../evil",
@@ -208,12 +208,12 @@ class TestResults:
         assert all(path.parent == work / "out" for path in written)
         assert bool(written) == (command != "compare")
         for path in written:
-            assert path.suffix in (".png", ".svg", ".html")  # no table for a spreadsheet to compute
+            assert path.suffix in (".png", ".svg", ".html")  # no CSV, whose formulas a spreadsheet would run
             assert "<script>x" not in path.read_text(errors="replace") or path.suffix == ".png"
 
 
 class TestDigits:
-    """MNIST's files, which come from the network."""
+    """Files of MNIST, which users download."""
 
     @pytest.fixture
     def read(self):
@@ -239,7 +239,7 @@ class TestDigits:
         read(path, rf"images.* is damaged or too large: \({shape[0]}, .*expected at most 1073741824 bytes")
 
     def test_of_a_bomb_no_more_is_unpacked_than_its_head_promises(self, tmp_path, read):
-        """A gigabyte of zeros in a megabyte; a process of so little memory could not take it."""
+        """Compress a gigabyte of zeros into a megabyte; memory must not grow by much."""
         path = tmp_path / "images.gz"
         with gzip.open(path, "wb", compresslevel=1) as file:
             file.write(struct.pack(">I3I", 0x803, 10, 28, 28))

@@ -1,4 +1,4 @@
-"""Thin plate splines: the kernels against the oracle, and the public function against what a spline is."""
+"""Thin plate splines: kernels against the oracle, public function against the definition of a spline."""
 
 import itertools
 import math
@@ -23,13 +23,13 @@ from stn_triton.kernels import scatter
 from stn_triton.nn import SpatialTransformer
 from stn_triton.options import MODES, PADDING_MODES, Options, Tangents
 
-pytestmark = pytest.mark.usefixtures("poisoned")  # and so deterministic, but where a test says otherwise
+pytestmark = pytest.mark.usefixtures("poisoned")  # deterministic, except where a test changes it
 GRID = tuple(splines.regular_points(2, 3))
 SCATTERED = (-0.9, -0.7, 0.8, -0.6, 0.1, 0.2, -0.5, 0.9)
 
 
 def face():
-    """68 landmarks as iBUG numbers them, of a face whose lips are closed: the inner ones 0.001 apart."""
+    """Make 68 landmarks, in the order of iBUG, of a face with closed lips: inner ones are 0.001 apart."""
 
     def arc(count, x, y, width, height, first, last):
         angles = [math.pi * (first + (last - first) * i / (count - 1)) for i in range(count)]
@@ -54,13 +54,13 @@ def randn(*shape, seed=0):
 
 
 def face_offsets(count):
-    """Offsets (count, 68, 2) of a face: smooth, and up to some thousandths of noise from a detector."""
+    """Draw smooth offsets (count, 68, 2) of a face, with noise of some thousandths as of a detector."""
     at = torch.tensor(FACE, dtype=torch.float64).view(68, 2)
     return 0.15 * torch.sin(3 * at.flip(1)) + 0.001 * randn(count, 68, 2, seed=1)
 
 
 def case(options, images=2, matrices=2, size_in=(5, 7), size=(6, 5), channels=2, strength=0.3):
-    """Images, matrices of splines, gradients and fill values in fp64; some splines fold."""
+    """Make images, matrices of splines, gradients and fill values in fp64; some splines fold."""
     offsets = strength * randn(matrices, len(options.points) // 2, 2, seed=1)
     if options.points == FACE:
         offsets = face_offsets(matrices)
@@ -73,7 +73,7 @@ def case(options, images=2, matrices=2, size_in=(5, 7), size=(6, 5), channels=2,
 
 
 def _budget(points, budget=32):
-    """Weights of landmarks cancel: a distance of 0.001 costs three digits, on images of up to ten pixels."""
+    """Return the error budget. Weights of landmarks 0.001 apart cancel, which costs three digits."""
     return 2**13 if points == FACE else budget
 
 
@@ -86,7 +86,7 @@ def run(input, theta, size, grad, fill, options, image_index=None, mask=(True, T
 
 
 def check(device, options, dtype, args, image_index=None, layout=torch.contiguous_format, budget=32):
-    """Kernels of a dtype against the oracle with positions of that dtype."""
+    """Compare the kernels of a dtype with the oracle, whose positions have that dtype."""
     input, theta, size, grad, fill = args
     input, grad = (t.to(device, dtype).contiguous(memory_format=layout) for t in (input, grad))
     wide = torch.promote_types(dtype, torch.float32)
@@ -111,7 +111,7 @@ def test_agrees_with_the_oracle(device, mode, padding_mode, align_corners):
 
 @pytest.fixture
 def launched(monkeypatch):
-    """The names of what is launched, each launched three times, as tuning does before the last."""
+    """Launch each kernel three times, as tuning would, and return the names of kernels."""
     names = []
 
     def choose(bucket, run):
@@ -127,7 +127,7 @@ def launched(monkeypatch):
 
 @pytest.fixture
 def atomics(poisoned):
-    """Scatter, as without the deterministic mode."""
+    """Switch the deterministic mode off, so that gradients are scattered by atomics."""
     torch.use_deterministic_algorithms(False)
 
 
@@ -136,7 +136,7 @@ def atomics(poisoned):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.sample(6)
 def test_scattering_agrees_with_the_oracle(device, launched, mode, padding_mode, layout):
-    """However often tuning launches it: it adds to what is there."""
+    """Repeated launches must not add to results, although scattering adds to memory."""
     options = Options(mode, padding_mode, points=GRID)
     check(device, options, torch.float32, case(options, channels=3), layout=layout)
     assert launched[-1].startswith("fill" if padding_mode == "fill" else "scatter")
@@ -146,7 +146,7 @@ def test_scattering_agrees_with_the_oracle(device, launched, mode, padding_mode,
 @pytest.mark.usefixtures("atomics")
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_scattering_in_several_steps_of_channels(device, layout):
-    """In the last of which there are few."""
+    """The last step has few channels: 21 are two steps of 8 and one of 5."""
     options, stepped = Options(points=GRID), []
 
     def choose(bucket, run):
@@ -162,7 +162,7 @@ def test_scattering_in_several_steps_of_channels(device, layout):
 
 
 def test_launches_pass_only_what_kernels_take(device, monkeypatch):
-    """A compiled kernel refuses others; the interpreter does not."""
+    """A compiled kernel refuses unknown arguments, while the interpreter ignores them."""
     seen = set()
     known = {"num_warps", "maxnreg", "enable_fp_fusion"}
 
@@ -218,7 +218,6 @@ def test_agrees_with_the_exact_truth_in_fp64(device, points):
 
 @pytest.mark.parametrize(("mode", "padding_mode"), [("bilinear", "zeros"), ("bicubic", "fill")])
 def test_landmarks_agree_with_the_oracle(device, mode, padding_mode):
-    """In kernels and in plain PyTorch, in fp32."""
     options = Options(mode, padding_mode, points=FACE)
     args = case(options, 1, 1)
     kernels = check(device, options, torch.float32, args, budget=_budget(FACE))
@@ -248,7 +247,7 @@ def test_half_images_have_coordinates_in_fp32(device, dtype):
     ("images", "matrices", "index"), [(2, 4, None), (3, 4, [2, 0, 2, 2]), (3, 2, [-1, 1])]
 )
 def test_many_splines_for_an_image(device, images, matrices, index):
-    """In order, by index, and with an index that names no image, as on a GPU."""
+    """Covers splines in order, by index, and by an index out of range."""
     options = Options(points=GRID)
     args = case(options, images, matrices)
     index = None if index is None else torch.tensor(index)
@@ -315,7 +314,7 @@ def test_offsets_of_zero_copy_the_image_bit_for_bit(device):
 
 
 def test_gradients_are_the_same_every_time_and_nan_stays_where_it_is(device):
-    """NaN in a gradient reaches the pixels that its output pixel samples, no others."""
+    """NaN in a gradient reaches only the pixels that its output pixel samples."""
     options = Options(points=GRID)
     input, theta, size, grad, _ = case(options)
     grad[0, 0, 2, 2] = float("nan")
@@ -330,7 +329,7 @@ def test_gradients_are_the_same_every_time_and_nan_stays_where_it_is(device):
 @pytest.mark.parametrize("padding_mode", PADDING_MODES)
 @pytest.mark.sample(8)
 def test_offsets_that_are_not_finite_or_huge(device, number, padding_mode):
-    """Sampled outside, or at an edge; kernels and plain PyTorch alike do not crash and agree on where."""
+    """Kernels and plain PyTorch agree on the samples, which lie outside or at an edge."""
     options = Options("bilinear", padding_mode, points=GRID)
     input, _, size, grad, fill = case(options, 1, 1)
     offsets = torch.zeros(1, 6, 2, dtype=torch.float64)
@@ -361,7 +360,7 @@ def test_opcheck(device, op):
 
 class TestFunction:
     def ramp(self, h, w):
-        """An image whose pixels are their own normalised positions."""
+        """Make an image whose pixels are their normalised positions."""
         y, x = torch.meshgrid(
             (2 * torch.arange(h, dtype=torch.float64) + 1) / h - 1,
             (2 * torch.arange(w, dtype=torch.float64) + 1) / w - 1,
@@ -370,7 +369,7 @@ class TestFunction:
         return torch.stack((x, y))[None]
 
     def test_control_points_go_where_they_are_sent(self):
-        """Points on the centres of output pixels: there the spline is the offset."""
+        """At control points, here centres of output pixels, the spline equals the offset."""
         points = [(-0.75, -0.5), (0.25, -0.75), (0.0, 0.0), (-0.5, 0.5), (0.75, 0.75)]
         offsets = 0.1 * randn(1, 5, 2)
         output = thin_plate_spline_grid_sample(
@@ -511,13 +510,13 @@ def test_a_layer_names_its_points():
         ValueError, match=r"^control_points must be apart, got number 0 at .* and number 3 at "
     ):
         SpatialTransformer(1, transform="tps", control_points=points)
-    with torch.device("meta"):  # whose tensors have no numbers
+    with torch.device("meta"):  # meta tensors have no numbers
         SpatialTransformer(1, transform="tps", control_points=(2, 3))
 
 
 @pytest.mark.parametrize("distance", [1e-2, 1e-3, 1e-4, 1e-5])
 def test_two_points_that_are_close(distance):
-    """Against fifty digits: a tenth of the distance has ten times the error in fp32, a hundred in fp64."""
+    """A tenth of the distance has ten times the error in fp32 and a hundred times in fp64."""
     from mpmath import mp, mpf
 
     points = [

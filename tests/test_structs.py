@@ -1,4 +1,4 @@
-"""What kernels hand on in structs, see `kernels/structs.py`."""
+"""Structs that kernels pass to helpers, see `kernels/structs.py`."""
 
 import inspect
 from collections import defaultdict
@@ -26,7 +26,7 @@ CASES = (
 
 @pytest.fixture
 def given(monkeypatch):
-    """The classes of structs that each parameter of each helper was given."""
+    """Record the classes of structs passed to each parameter of each helper."""
     if torch.cuda.is_available():
         pytest.skip("watches Triton's interpreter")
     from triton.runtime.interpreter import InterpretedFunction
@@ -50,7 +50,7 @@ def with_two_classes(seen):
 
 @pytest.mark.full
 def test_each_parameter_of_a_helper_takes_one_class(given):
-    """Of two with members of equal types, a helper would be compiled for the first and be wrong for both."""
+    """If two classes have members of equal types, Triton compiles a helper for the first class only."""
     for variant in CASES:
         everything(case(variant).to("cpu", torch.float32), variant.options())
     options = Options(points=tuple(splines.regular_points(2, 2)))

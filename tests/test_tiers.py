@@ -1,4 +1,4 @@
-"""Which cases of a test are ordinary."""
+"""Choice of the cases of a test that run in the ordinary command."""
 
 import itertools
 import subprocess

@@ -1,4 +1,4 @@
-"""Builders of theta, products and inverses: effects on an image, derivatives, batches and errors."""
+"""Builders, products and inverses of theta: effects on an image, derivatives, batches and errors."""
 
 import doctest
 import importlib
@@ -261,7 +261,7 @@ class TestOnImages:
         close(warp(image, theta, (4, 6), align_corners=align_corners), image[2:8, 3:7].rot90(), 1e-12)
 
     def test_composing_is_warping_twice(self, align_corners):
-        """Whole pixels and quarter turns interpolate nothing, so that results are equal."""
+        """Shifts by whole pixels and quarter turns do not interpolate, so that results are equal."""
         image = F.pad(randn(3, 3), (4, 4, 4, 4))
         unit = pixel_unit(11, align_corners)
         first = transforms.translation(torch.tensor([2.0, 1.0], dtype=DOUBLE) * unit)
@@ -469,7 +469,7 @@ def of_corners(align_corners):
     return transforms.to_pixels(theta, (3, 4), (5, 6), align_corners=align_corners)
 
 
-# A function, arguments in types of NumPy and PyTorch, and the same arguments in Python's types.
+# Function, arguments in types of NumPy and PyTorch, and equal arguments in Python types.
 SAME = [
     (transforms.translation, [ROWS[:, ::-1]], [[[2, 1], [4, 3]]]),
     (transforms.translation, [np.array([1, 2])], [[1, 2]]),

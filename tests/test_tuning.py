@@ -1,6 +1,6 @@
-"""Buckets, shipped tables and the choice among them; no GPU needed, none is used.
+"""Buckets, shipped tables and the choice of configurations. No test uses a GPU.
 
-Searches are in test_autotune.py and test_compile_ahead.py.
+Tests of searches are in test_autotune.py and test_compile_ahead.py.
 """
 
 import itertools
@@ -29,7 +29,7 @@ NAME = "Imaginary GPU (80 GB)"
 
 @pytest.fixture
 def gpu(monkeypatch, tmp_path):
-    """A GPU that is not there, and calls that are asked for no search; returns where its table would be."""
+    """Pretend that there is a GPU, forbid searches, and return the path of the GPU's table."""
 
     def forget():
         tuning.shipped.cache_clear(), tuning._device_name.cache_clear(), tuning._found.clear()
@@ -45,7 +45,7 @@ def gpu(monkeypatch, tmp_path):
 
 
 def head(**changes):
-    """A right table, changed."""
+    """Make the content of a valid table, with some fields changed."""
     table = {"version": 1, "device": NAME, "kernels": tables.kernels(), "configs": {BUCKET.name(): CONFIG}}
     return {**table, **changes}
 
@@ -56,7 +56,7 @@ def write(path, configs, **changes):
 
 
 def messages(caplog):
-    """What was told since the last time."""
+    """Return the warnings logged since the last call."""
     told = [(record.name, record.levelname, record.getMessage()) for record in caplog.records]
     caplog.clear()
     assert {(name, level) for name, level, _ in told} <= {("stn_triton", "WARNING")}
@@ -98,11 +98,11 @@ def test_every_configuration_of_the_space_can_be_launched(kernel, variant, chann
             assert config["BLOCK_H"] <= config["BLOCK_W"]
             if bucket.layout == "nchw":
                 assert config["RUN_C"] == 1
-            # A thread has at least a pixel's lane, at most four, so that no thread idles.
+            # Each thread has one to four lanes, so that no thread idles.
             squares = config["BLOCK_H"] * config["BLOCK_W"] // policy.side(bucket) ** 2
             lanes = config["RUN_C"] // bucket.lane() * squares
             assert 1 <= lanes / (32 * config["num_warps"]) <= 4
-            # The list of hits unrolls nine loads for each group of channels, and compiling squares them.
+            # Listing pixels unrolls nine loads per group of channels; compile time grows with their square.
             if bucket.is_gather() and config["STEPS_C"] > 1:
                 assert config["BLOCK_C"] // config["RUN_C"] * 9 <= 72
 
@@ -117,14 +117,14 @@ def test_few_channels_are_a_block_of_their_own():
     config = policy.blocks(3, 1, 1, 8, 16, 4)
     assert tuning.checked(three.name(), config) == (three, config)
     assert not tuning.checked(four.name(), config)
-    for run_c in (2, 3):  # whole runs, each an axis of a tensor, whose length is a power of two
+    for run_c in (2, 3):  # a run is an axis of a tensor, so that its length must be a power of two
         assert not tuning.checked(three._replace(layout="channels_last").name(), {**config, "RUN_C": run_c})
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("kernel", ["forward", "theta", "backward", "backward_input"])
 def test_a_thread_has_more_to_do_the_more_there_is(kernel, channels_last):
-    """And a small launch more programs than with the tiles of a large one."""
+    """Small launches have less work per thread, so that they have more programs."""
     for channels, pixels in itertools.product((1, 3, 16, 64, 256), (28 * 28, 56 * 56, 224 * 224)):
         work = []
         for images in (1, 8, 64, 512):
@@ -159,7 +159,7 @@ def test_large_images_count_as_much_as_large_batches():
 @pytest.mark.parametrize("kernel", ["forward/3d-bilinear-zeros", "backward_input/2d-bicubic-reflection"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_configurations_that_would_stall_or_break_a_call_are_none(kernel, dtype):
-    """Powers of two below each limit, and yet nothing to launch."""
+    """All values are powers of two below their limits, but such kernels would be too large or idle."""
     bucket = buckets.Bucket(*kernel.split("/"), "nchw", dtype, 128, 2**15, 4096)
     hostile = {
         "1024 values a thread, 128 times the taps unrolled": (128, 1, 1, 16, 16, 1),
@@ -174,7 +174,7 @@ def test_configurations_that_would_stall_or_break_a_call_are_none(kernel, dtype)
 
 
 def test_what_earlier_versions_found_is_still_good():
-    """Configurations that no space has any more, and defaults that have changed since."""
+    """Tables may hold configurations that the space no longer has, and earlier defaults."""
     heavy = buckets.Bucket(
         "backward", "2d-bicubic-zeros-antialias-tangent", "nchw", "float32", 128, 2**15, 4096
     )
@@ -280,7 +280,7 @@ BAD_ENTRIES = [
     (BUCKET.name(), {**CONFIG, "BLOCK_C": [4]}),
     (BUCKET.name(), {**CONFIG, "num_warps": 32}),
     (BUCKET.name(), {**CONFIG, "num_warps": 4}),  # threads without pixels
-    (BUCKET.name(), {**CONFIG, "BLOCK_C": 8}),  # channels that there are not
+    (BUCKET.name(), {**CONFIG, "BLOCK_C": 8}),  # more channels than the bucket has
     (BUCKET.name(), {**CONFIG, "STEPS_C": 2}),
     (BUCKET.name(), {**CONFIG, "RUN_C": 4}),  # would address wrong memory
     (BUCKET.name(), {"BLOCK_C": 4}),
@@ -357,7 +357,7 @@ def test_a_gpu_s_name_is_a_plain_name_of_a_file(name):
 
 
 def test_shipped_tables_are_part_of_the_package(tmp_path):
-    """What setuptools puts into a wheel, built from a copy with a table in it."""
+    """Build a copy of the package that has a table, and look for the table in the result."""
     pytest.importorskip("setuptools", minversion="77")
     root = Path(__file__).parents[1]
     for name in ("pyproject.toml", "README.md", "LICENSE"):

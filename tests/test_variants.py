@@ -34,14 +34,14 @@ def solve(args, options, dtype):
 
 
 def budget(part, expected, dtype):
-    """Sums round in proportion to their terms."""
+    """Return the error allowed; sums round in proportion to their terms."""
     return 32 * torch.finfo(dtype).eps * max(expected.abs().max().item(), 1)
 
 
 @pytest.mark.parametrize("variant", CELLS, ids=Variant.name)
 @pytest.mark.sample(34)
 def test_agrees_with_the_oracle_that_shares_positions(device, variant):
-    """Every second cell is in channels_last; numbers are fp32."""
+    """Every second variant is in channels_last; tensors are fp32."""
     is_last = EXISTING.index(variant) % 2
     layout = CHANNELS_LAST[variant.dim] if is_last else torch.contiguous_format
     args = case(variant).to(device, torch.float32, layout)
@@ -55,7 +55,7 @@ def test_agrees_with_the_oracle_that_shares_positions(device, variant):
 @pytest.mark.parametrize("variant", LIGHT[::7], ids=Variant.name)
 @pytest.mark.sample(7)
 def test_agrees_with_the_exact_truth_in_fp64(device, variant):
-    """Away from kinks the sums of the oracle are the derivative; gradcheck through the oracle's eyes."""
+    """Away from kinks the oracle's gradients are exact, so that this replaces gradcheck."""
     args = case(variant, channels=1).to(device, torch.float64)
     truth = solve(args, variant.options(), torch.float64)
     for part, actual, expected in parts(run(args, variant.options()), truth):
@@ -76,7 +76,7 @@ TINY = [
 )
 @pytest.mark.sample(14)
 def test_gradients_are_the_derivative(device, variant):
-    """One random direction of all arguments at once, by central differences."""
+    """Compare with central differences along one random direction of all arguments."""
     size_in, size = ((3, 4), (4, 3)) if variant.dim == 2 else ((2, 3, 2), (2, 2, 3))
     args = case(variant, 1, size_in, size).to(device, torch.float64)
     result = run(args, variant.options())
@@ -101,7 +101,7 @@ def test_gradients_are_the_derivative(device, variant):
     assert abs(difference - slope) <= 1e-6 * max(abs(slope), 1), (difference, slope)
 
 
-# Integer positions everywhere: in the image, at its edges and beyond, in every period of a reflection.
+# Maps to integer positions: in the image, at its edges, outside, and in each period of a reflection.
 KINKED = {
     "identity": [[1, 0, 0], [0, 1, 0]],
     "shift": [[1, 0, 1], [0, 1, -0.5]],
@@ -120,7 +120,7 @@ KINKED = {
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.sample(10)
 def test_kinks_agree_with_the_oracle(device, mode, padding_mode, align_corners):
-    """Sizes such that positions are whole or half numbers under both conventions."""
+    """These sizes make positions whole or half numbers under both conventions."""
     options = Options(mode, padding_mode, align_corners)
     size = (3, 5) if align_corners else (4, 6)
     args = case(Variant(2, mode, padding_mode, "plain", align_corners), 1, size, size)
@@ -179,7 +179,7 @@ def test_the_identity_copies_bit_for_bit(device, dtype, variant, channels_last):
 
 
 def test_a_shrink_of_up_to_a_64th_is_none(device):
-    """A matrix of rounded numbers may be that of a rotation."""
+    """The matrix of a rotation may be rounded, and then seems to shrink a little."""
     args = case(Variant(2, "bilinear", "zeros", "plain", False), 2, (9, 9), (9, 9)).to(device, torch.float32)
     for scale, is_shrunk in ((1.015, False), (1.018, True)):
         args = args._replace(theta=torch.eye(2, 3, device=device).repeat(len(args.theta), 1, 1) * scale)
@@ -199,7 +199,7 @@ def test_a_gradient_that_is_not_finite_reaches_fill_values_from_where_they_count
 
 
 INF = math.inf
-MAPS = {  # a variant, sizes, and maps of which each entry counts
+MAPS = {  # variant, sizes, and maps whose entries all affect the result
     "dense, of volumes": (
         (3, "bilinear", "zeros", "plain", False),
         ((6, 7, 8), (7, 6, 8)),
@@ -252,7 +252,7 @@ def test_maps_of_which_each_entry_counts(device, name):
 
 @pytest.mark.full
 def test_lists_of_tiles_that_are_not_square(device):
-    """Programs that list their pixels, for they go through channels in steps; one map is infinite."""
+    """Programs that go through channels in steps list their pixels; one map is infinite."""
     variant = Variant(2, "bilinear", "border", "plain", False)
     args = case(variant, 5, (9, 30), (10, 9)).to(device, torch.float32)
     args.theta[0, 0, 0] = INF
@@ -268,7 +268,7 @@ def test_lists_of_tiles_that_are_not_square(device):
 
 
 def test_antialias_changes_nothing_where_a_map_does_not_shrink(device):
-    """Rotations, whose footprint is 1 but for its rounding, and a zoom; bit for bit, gradients too."""
+    """A rotation and a zoom: the bits of output and gradients are equal."""
     args = case(Variant(2, "bilinear", "zeros", "plain", False), 2, (9, 9), (9, 9))
     angle = math.radians(33)
     turn = [[math.cos(angle), -math.sin(angle), 0.1], [math.sin(angle), math.cos(angle), 0]]
@@ -303,7 +303,7 @@ def test_antialias_is_sampling_at_a_multiple_of_the_size_and_averaging(device, d
 @pytest.mark.parametrize("padding_mode", PADDING_MODES)
 @pytest.mark.sample(6)
 def test_images_of_several_tiles(device, padding_mode, kind):
-    """Each map reaches some of the tiles, one lies in a mirror image alone."""
+    """Each map reaches some of the tiles; one samples only a mirror image."""
     variant = Variant(2, "bilinear", padding_mode, kind, False)
     args = case(variant, 1, (9, 34), (4, 5)).to(device, torch.float32)
     args.theta[:, :, :2] *= 0.4
@@ -326,7 +326,7 @@ def test_slopes_too_small_to_divide_by(device, value, entry):
 
 
 def test_a_far_reflection_counts_each_pixel_once(device):
-    """Numbers so large do not tell one mirror image from the next."""
+    """Positions are too large to distinguish neighbouring mirror images."""
     theta = torch.tensor([[[0.5, 0, 2 * 2.0**24 * 1.01], [0, 0.5, 0]]], device=device)
     grad = torch.ones(1, 1, 1, 72, device=device)
     image = torch.zeros(1, 1, 1, 2, device=device)
@@ -337,7 +337,7 @@ def test_a_far_reflection_counts_each_pixel_once(device):
 
 
 def test_a_steep_projective_reflection_loses_nothing(device):
-    """Candidates far from the image need slack for their distance."""
+    """Far from the image, the search for candidates needs slack in proportion to the distance."""
     a = (2.06524062, 2.25865197, -5.11763620, 0.00306969625, 0.130263641, 1.01860142)
     row = [a[0] * 2, a[1] * 2, a[2] / 4]
     theta = torch.tensor([[row, [0, 0, 0], [a[3] * 8, a[4] * 8, a[5]]]], device=device)
@@ -364,7 +364,7 @@ def test_fill_values_that_are_not_finite_stay_outside(device, fill):
     "count", [0, 1, pytest.param(128, marks=pytest.mark.full), 129, pytest.param(200, marks=pytest.mark.full)]
 )
 def test_any_number_of_matrices_for_one_image(device, count):
-    """Around the number that are culled at once; many do not reach the one tile that there is."""
+    """Counts lie around the number culled at once; many matrices do not reach the only tile."""
     generator = torch.Generator().manual_seed(count)
     index = torch.randint(0, 2, (count,), generator=generator)
     theta = torch.tensor([[0.2, 0.05, 0], [-0.05, 0.2, 0]]).repeat(count, 1, 1)
@@ -391,7 +391,7 @@ def test_the_index_may_have_any_strides(device):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.int64], ids=str)
 def test_an_index_out_of_range_reads_and_writes_nothing_of_others(device, dtype):
-    """On a GPU no call can check first: the output is NaN, or 0 for integers, and gradients are zero."""
+    """Calls on a GPU cannot check an index: the output is NaN, or 0 for integers, with zero gradients."""
     args = case(Variant(2, "bilinear", "zeros", "index", False)).to(device, torch.float32)
     good = torch.tensor([2, 0, 2], device=device)
     for bad in (-1, 3, 2**40):
@@ -418,7 +418,7 @@ def test_an_index_out_of_range_reads_and_writes_nothing_of_others(device, dtype)
 @pytest.mark.parametrize("dtype", LABEL_DTYPES, ids=str)
 @pytest.mark.sample(8)
 def test_labels_are_copied(device, dtype, kind):
-    """Images have 2 or 16 channels, and one map is NaN. Plain PyTorch looks pixels up by their index."""
+    """Compare with plain PyTorch, for 2 or 16 channels; one map is NaN."""
     for padding_mode, channels in zip(PADDING_MODES, (16, 2, 2, 2, 16), strict=True):
         args = case(Variant(2, "nearest", padding_mode, kind, False), channels).to("cpu", torch.float32)
         labels = torch.randint(-(2**62), 2**62, args.input.shape).to(dtype)
@@ -460,7 +460,7 @@ def test_bytes_are_rounded_half_to_even_and_saturate(device, mode):
 @pytest.mark.parametrize(("entry", "bad"), [(0, math.nan), (2, math.inf), (4, -math.inf)])
 @pytest.mark.sample(24)
 def test_non_finite_maps_follow_one_rule(device, entry, bad, mode, padding_mode):
-    """NaN is nothing under zeros and fill, else the first pixel, and infinity what padding makes of it."""
+    """NaN samples nothing under zeros and fill, else the first pixel; infinity samples as padding says."""
     options = Options(mode, padding_mode)
     args = case(Variant(2, mode, padding_mode, "plain", False), 1, (4, 6), (5, 3)).to(device, torch.float32)
     args.theta[0].view(-1)[entry] = bad
@@ -475,7 +475,7 @@ def test_non_finite_maps_follow_one_rule(device, entry, bad, mode, padding_mode)
 @pytest.mark.parametrize("variant", [v for v in LIGHT if v.dim == 2][5::13], ids=Variant.name)
 @pytest.mark.sample(4)
 def test_huge_maps_end(device, variant):
-    """Millions of mirror images, footprints of 1e30 pixels, numbers that overflow."""
+    """Covers millions of mirror images, footprints of 1e30 pixels, and overflow."""
     for scale in (1e30,) if variant.options().antialias else (1e4, 1e30, 3e38):
         args = case(variant, 1, (3, 3), (2, 2)).to(device, torch.float32)
         args.theta[0, 0, 0] *= scale

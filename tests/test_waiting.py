@@ -1,7 +1,7 @@
-"""No call waits for the GPU: none reads a number back, and none but a first one brings a number along.
+"""No call waits for the GPU: none reads numbers from it, and only first calls copy numbers to it.
 
-The kernels' side of each call runs on meta tensors, which have no numbers to read: reading one raises. So it
-remains to look for tensors of another device. `test_gpu.py` tests the same on a GPU.
+The GPU path of each call runs on meta tensors, where reading a number raises. `OneDevice` finds tensors of
+another device. `test_gpu.py` tests the same on a GPU.
 """
 
 import contextlib
@@ -28,12 +28,12 @@ from stn_triton.nn import SpatialTransformer, outside_penalty
 
 LAYER = SpatialTransformer(3).to("meta")
 POINTS = [(-0.9, -0.7), (0.8, -0.6), (0.1, 0.2), (-0.5, 0.9)]
-# Of these the shape of the result depends on numbers, so that the host has to read them.
+# Operators whose result or its shape depends on numbers, so that the host has to read them.
 READS = {"nonzero", "masked_select", "_unique2", "unique_dim", "repeat_interleave", "equal", "is_nonzero"}
 
 
 class OneDevice(TorchDispatchMode):
-    """Raises at an operator that has a tensor of another device, or that reads numbers."""
+    """Fails if an operator has a tensor of another device, or reads numbers."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name.removeprefix("aten::")
@@ -54,7 +54,6 @@ def step(output, *leaves):
 
 
 def sampled(dim=2, rows=None, maps=(2,), channels=3, function=affine_grid_sample, fill=None, **options):
-    """A training step."""
     size = (6, 7, 8)[:dim]
     image, theta = meta(2, channels, *size), meta(*maps, rows or dim, dim + 1)
     leaves = (image, theta) if fill is None else (image, theta, fill)
@@ -94,7 +93,7 @@ def of_transforms():
         transforms.rotation(angle, aspect=1.5), transforms.translation(shift), transforms.scale(factor)
     )
     transforms.invert(theta)
-    transforms.from_cv2(meta(2, 3, 3), (6, 7), (8, 9))  # looks for the sign of each
+    transforms.from_cv2(meta(2, 3, 3), (6, 7), (8, 9))  # computes the sign of each
     outside_penalty(theta)
 
 
@@ -133,7 +132,7 @@ def forbidden(*args, **kwargs):
 
 
 def run(call, monkeypatch):
-    """Twice: what a first call may bring along is kept."""
+    """Run a call twice; only the first may copy numbers to the device."""
     plans.forget()
     with launches.OntoKernels():
         call()

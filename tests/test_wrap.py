@@ -11,7 +11,7 @@ from variants import Variant, case
 from stn_triton import affine_grid_sample, launch
 from stn_triton.options import Options
 
-COPIES = 9  # to each side the image is there four times
+COPIES = 9  # four copies on each side of the image
 CALLS = [
     (Variant(len(size), mode, "wrap", "plain", align_corners), size)
     for size, mode, align_corners in itertools.product(
@@ -22,7 +22,7 @@ CALLS = [
 
 
 def sampled_beside_each_other(input, theta, size, variant):
-    """What PyTorch samples of the image in the middle of its copies: ``grid_sample`` has no such padding."""
+    """Sample the image between its copies by ``grid_sample``, which has no such padding."""
     grid = F.affine_grid(theta, [*input.shape[:2], *size], variant.align_corners)
     extents = theta.new_tensor(list(reversed(input.shape[2:])))
     scale = (extents - int(variant.align_corners)) / 2
@@ -40,7 +40,7 @@ def sampled_beside_each_other(input, theta, size, variant):
 )
 @pytest.mark.sample(6)
 def test_the_image_stands_beside_itself(device, variant, size_in):
-    """The public function and the kernels: what they sample, and the gradients."""
+    """Compares outputs and gradients of the public function and of the kernels."""
     args = case(variant, 2, size_in)
     args = args._replace(theta=3 * args.theta)
     leaves = [t.requires_grad_() for t in (args.input, args.theta)]
@@ -79,7 +79,7 @@ def test_it_is_the_grid_wrap_of_scipy(device, mode, order):
 @pytest.mark.parametrize("periods", [1, -1, 3, -1000])
 @pytest.mark.sample(8)
 def test_whole_periods_away_are_the_same_bits(device, mode, size, periods):
-    """Positions on quarters of pixels, ties of nearest among them, which a shift leaves exact."""
+    """Positions are quarters of pixels, exact under shifts; some are ties of nearest."""
     args = case(Variant(2, mode, "wrap", "plain", False), 2, size, (8, 8)).to(device, torch.float32)
     h, w = size
     theta = torch.tensor([[[8 / w, 0, 0.5 / w], [0, 4 / h, 0]]], dtype=torch.float64).repeat(2, 1, 1)

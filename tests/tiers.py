@@ -8,7 +8,7 @@ import pytest
 
 
 def values_of(parameters: dict) -> list[tuple[str, str]]:
-    """The values of a case, each with its name; a named tuple counts as its fields."""
+    """List the values of a case with their names; each field of a named tuple is a value."""
     found = []
     for name, value in parameters.items():
         fields = value._asdict() if hasattr(value, "_asdict") else {name: value}
@@ -19,12 +19,12 @@ def values_of(parameters: dict) -> list[tuple[str, str]]:
 def spread(cases: list[dict], count: int) -> list[int]:
     """Choose ``count`` cases that have as many different pairs of values as possible.
 
-    Each step takes the case with the most pairs that no case before it has, and of several the first.
+    Each step takes the case with the most pairs that no earlier choice has; at a tie, the first such case.
 
     Returns:
         The indices of the chosen cases.
     """
-    # A value is a pair with itself: a test of one parameter has no others.
+    # Each value also forms a pair with itself, because a test of one parameter has no other pairs.
     pairs = [set(itertools.combinations_with_replacement(values_of(case), 2)) for case in cases]
     chosen, seen = [], set()
     while len(chosen) < min(count, len(cases)):
@@ -35,7 +35,7 @@ def spread(cases: list[dict], count: int) -> list[int]:
 
 
 def mark_full(items: Iterable[pytest.Item]) -> None:
-    """Mark as ``full`` all cases of a test with the marker ``sample`` but the chosen ones."""
+    """Mark cases as ``full``, except those chosen by the marker ``sample`` of their test."""
     cases = defaultdict(list)
     for item in items:
         if item.get_closest_marker("sample"):

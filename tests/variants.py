@@ -1,4 +1,4 @@
-"""The product of everything that can be asked of the operator, and a case for each cell."""
+"""All combinations of the operator's options, with example arguments for each."""
 
 import itertools
 from typing import NamedTuple
@@ -20,7 +20,7 @@ class Variant(NamedTuple):
     align_corners: bool
 
     def exists(self) -> bool:
-        """Bicubic and projective are for images; a projective map has no footprint of its own to sample."""
+        """Whether the operator has this combination: volumes have no bicubic mode and no projective maps."""
         return self.dim == 2 or not (self.mode == "bicubic" or self.kind == "projective")
 
     def options(self) -> Options:
@@ -33,11 +33,11 @@ class Variant(NamedTuple):
 
 PRODUCT = [Variant(*v) for v in itertools.product((2, 3), MODES, PADDING_MODES, KINDS, (False, True))]
 EXISTING = [v for v in PRODUCT if v.exists()]
-# Interpreted kernels are slow: without a GPU each cell is run under one corner convention, in turns.
+# Interpreted kernels are slow: without a GPU each variant has one corner convention, in turns.
 CELLS = (
     EXISTING if torch.cuda.is_available() else [v for i, v in enumerate(EXISTING) if (i + i // 2) % 2 == 0]
 )
-# Mirror images times samples: what takes longest to interpret.
+# Antialiasing under reflection takes longest to interpret: mirror images times samples.
 LIGHT = [v for v in EXISTING if not ("antialias" in v.kind and v.padding_mode == "reflection")]
 
 
@@ -52,7 +52,7 @@ class Case(NamedTuple):
     image_index: Tensor | None
 
     def to(self, device, dtype, memory_format=torch.contiguous_format) -> "Case":
-        """Theta and fill values keep fp32 for half images."""
+        """Convert the tensors. Theta and fill values stay fp32 if ``dtype`` has 16 bits."""
         wide = torch.promote_types(dtype, torch.float32)
         return Case(
             self.input.to(device, dtype).contiguous(memory_format=memory_format),
@@ -65,12 +65,12 @@ class Case(NamedTuple):
 
 
 def maps(count: int, dim: int, shrink: float) -> Tensor:
-    """Mild random matrices, a good third of the output outside, none of them with a coordinate at a kink."""
+    """Draw mild matrices that put a good third of the output outside and no coordinate at a kink."""
     return shrink * cases.maps(count, dim)
 
 
 def case(variant: Variant, channels: int = 2, size_in=None, size=None) -> Case:
-    """Two images of fp64 numbers; with an index three, of which it leaves one out and takes one twice."""
+    """Draw two fp64 images; with an index three, of which one is used twice and one not at all."""
     generator = torch.Generator().manual_seed(0)
     randn = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)  # noqa: E731
     size_in = size_in or ((4, 7) if variant.dim == 2 else (2, 4, 3))
@@ -92,7 +92,7 @@ def case(variant: Variant, channels: int = 2, size_in=None, size=None) -> Case:
 
 
 def tangents_of(args: Case) -> Tangents:
-    """A random direction for each argument that has one, in its dtype and on its device."""
+    """Draw a random tangent of input, theta and fill values, in their dtypes and on their devices."""
     generator = torch.Generator().manual_seed(3)
     return Tangents(
         *(

@@ -1,6 +1,6 @@
-"""Mutants of the kernels: every change of one place, of a list of kinds, found in the syntax tree.
+"""Mutants of the kernels: every change of one place in the syntax tree, by a list of kinds.
 
-Docstrings, decorators, annotations, signatures and static assertions are left alone: they compute nothing.
+Docstrings, decorators, annotations, signatures and static assertions stay, because they compute nothing.
 """
 
 import ast
@@ -54,11 +54,11 @@ COMPARISONS |= {b: a for a, b in COMPARISONS.items()}
 
 
 class Mutant(NamedTuple):
-    """A change of one statement, or of the head of one that has a body."""
+    """A change of one statement; of a compound statement, in its head only."""
 
     file: str
     function: str
-    """Empty on the level of the module."""
+    """Name of the function; empty at module level."""
     line: int
     end_line: int
     kind: str
@@ -68,13 +68,13 @@ class Mutant(NamedTuple):
 
 
 Change = tuple[str, ast.AST, str]
-"""A kind, the node that is replaced, and by which text."""
+"""Kind of a change, node to replace, and text to put in its place."""
 Put = Callable[[ast.AST], object]
-"""Puts another node in the place of one."""
+"""Function that puts another node in the place of a node."""
 
 
 def of_pairs(name: str, known: set[str]) -> Iterator[tuple[str, str]]:
-    """Yield kinds, and known names for which the name may be taken."""
+    """Yield kinds, and known names that form a pair of `PAIRS` with the name."""
     for kind, pairs in PAIRS.items():
         for one, other in (order for pair in pairs for order in (pair, pair[::-1])):
             found = None
@@ -87,7 +87,7 @@ def of_pairs(name: str, known: set[str]) -> Iterator[tuple[str, str]]:
 
 
 def changed(node: ast.AST, **fields: object) -> str:
-    """Return the text of a node with other fields."""
+    """Return the source of a node with some fields replaced."""
     node = copy.copy(node)
     for name, value in fields.items():
         setattr(node, name, value)
@@ -115,7 +115,7 @@ def of_operator(node: ast.AST) -> Iterator[Change]:
         yield "comparison", node, changed(node, ops=[COMPARISONS[type(node.ops[0])]()])
     elif isinstance(node, ast.BoolOp):
         for value in node.values:
-            yield "choice", value, str(isinstance(node.op, ast.And))  # as if it stood alone
+            yield "choice", value, str(isinstance(node.op, ast.And))  # as if the other value stood alone
     elif isinstance(node, ast.IfExp):
         yield "choice", node, changed(node, body=node.orelse, orelse=node.body)
     elif isinstance(node, ast.If):
@@ -155,7 +155,7 @@ def of_number(node: ast.Constant) -> Iterator[Change]:
 
 
 def changes(node: ast.AST, known: dict[str, int]) -> Iterator[Change]:
-    """Yield the changes of a node itself; ``known`` has the names of a function and their first lines."""
+    """Yield changes of a node without its children; ``known`` has the first line of each variable."""
     yield from of_operator(node)
     if isinstance(node, ast.Call):
         yield from of_call(node)
@@ -179,7 +179,7 @@ def changes(node: ast.AST, known: dict[str, int]) -> Iterator[Change]:
 
 
 def slots(node: ast.AST) -> Iterator[tuple[ast.AST, Put]]:
-    """Yield the children of a node, each with what puts another in its place."""
+    """Yield the children of a node, each with a function that replaces it."""
     for name, value in ast.iter_fields(node):
         if isinstance(value, list):
             yield from ((child, partial(value.__setitem__, i)) for i, child in enumerate(value))
@@ -188,13 +188,13 @@ def slots(node: ast.AST) -> Iterator[tuple[ast.AST, Put]]:
 
 
 def computing(node: ast.AST) -> Iterator[tuple[ast.AST, Put]]:
-    """Yield the slots of a node in which something is computed."""
+    """Yield the slots of a node that hold computations."""
     for child, put in slots(node):
         if isinstance(node, ast.Call) and child is node.func:
             if isinstance(child, ast.Attribute):
                 yield child.value, partial(setattr, child, "value")
         elif isinstance(node, ast.Subscript) and child is node.slice:
-            if not isinstance(child, ast.Constant):  # another index is another axis: see `changes`
+            if not isinstance(child, ast.Constant):  # `changes` handles a constant index as an axis
                 yield child, put
         elif not isinstance(node, ast.Assign | ast.AnnAssign) or child is node.value:
             yield child, put
@@ -208,7 +208,7 @@ def computes(node: ast.AST) -> bool:
 
 
 def head(statement: ast.stmt) -> str:
-    """Return the text of a statement, without its body, on one line."""
+    """Return the source of a statement without its body, on one line."""
     fields = {"body": [ast.Pass()], "orelse": []} if hasattr(statement, "body") else {}
     return changed(statement, **fields).split("\n")[0]
 
@@ -216,7 +216,7 @@ def head(statement: ast.stmt) -> str:
 def within(
     node: ast.AST, put: Put, statement: ast.stmt, known: dict[str, int]
 ) -> Iterator[tuple[ast.stmt, str, str, str]]:
-    """Yield statement, kind, before and after of all changes in a node; each is in the tree meanwhile."""
+    """Apply each change in a node in turn, and yield its statement, kind, text before and text after."""
     if isinstance(node, ast.stmt):
         statement = node
     if not computes(node):
@@ -233,7 +233,7 @@ def within(
 
 
 def names_in(nodes: Iterable[ast.AST]) -> dict[str, int]:
-    """Return the parameters and variables, and the lines that first give them a value."""
+    """Return the parameters and variables with the lines that first assign them."""
     found: dict[str, int] = {}
     for node in (inner for outer in nodes for inner in ast.walk(outer)):
         is_variable = isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
@@ -244,7 +244,7 @@ def names_in(nodes: Iterable[ast.AST]) -> dict[str, int]:
 
 
 def of_tree(tree: ast.Module, file: str) -> Iterator[Mutant]:
-    """Yield the mutants of a file, those that look the same on a line once; each is in the tree meanwhile."""
+    """Apply each mutant of a file in turn and yield it; equal ones on a line are yielded once."""
     seen = set()
     outer = names_in(top for top in tree.body if isinstance(top, ast.Assign))
     for place, top in enumerate(tree.body):
@@ -270,7 +270,7 @@ def of_files(paths: Iterable[Path]) -> list[Mutant]:
 
 
 def mutated(path: Path, mutant: Mutant) -> str:
-    """Return the source of a file with a mutant in it."""
+    """Return the source of a file with a mutant applied."""
     tree = ast.parse(path.read_text())
     for found in of_tree(tree, path.name):
         if found == mutant:
@@ -279,9 +279,9 @@ def mutated(path: Path, mutant: Mutant) -> str:
 
 
 def sample(mutants: Iterable[Mutant], count: int, seed: int = 0) -> list[Mutant]:
-    """Return about so many mutants, of each file and kind in proportion.
+    """Choose about ``count`` mutants, in proportion to the number of each file and kind.
 
-    A mutant is in the sample or not whatever changes elsewhere in its file.
+    Changes elsewhere in a file do not affect whether a mutant is chosen.
     """
 
     def order(mutant: Mutant) -> tuple[bytes, int]:

@@ -2,18 +2,17 @@
 
     python tools/mutate.py                     # a sample of some 400 mutants, of every file and kind
     python tools/mutate.py --ordinary          # the same, by the tests of the ordinary command alone
-    python tools/mutate.py --list --only taps  # what would be changed in one file; nothing is run
+    python tools/mutate.py --list --only taps  # list the mutants of one file; nothing is run
     python tools/mutate.py --only walk.visit   # the mutants of one function in the sample
     python tools/mutate.py --all --jobs 16     # every mutant
 
 First every test runs once, to learn which lines of the kernels it reaches and how long it takes. Then, for
-each mutant, the tests that reach it run until one fails: ordinary ones first, of these the ones that failed
-for other mutants, then the fastest. Facts are kept in the folder of --out, so that a run that was stopped
-goes on where it was; mutants that survived are tried again. Kernels are interpreted: no GPU is needed.
+each mutant, the tests that reach it run until one fails: ordinary tests first, among them those that failed
+for other mutants, then the fastest. The folder of --out keeps all facts, so that a stopped run continues
+where it was; mutants that survived are tried again. Kernels are interpreted: no GPU is needed.
 
-A mutant that changes no result is listed in equivalents.json with the reason, by its text: an entry that
-matches no mutant is an error. The results are in mutants.csv. Exit code 1 if a mutant survives that is not
-listed.
+The file equivalents.json lists mutants that change no result, by their text and with the reason. An entry
+that matches no mutant is an error. Results are in mutants.csv. Exit code 1: an unlisted mutant survived.
 """
 
 import argparse
@@ -77,7 +76,7 @@ def digest(*paths: Path) -> str:
 
 
 class Log(dict):
-    """Facts by keys of text, kept in a file of JSON lines."""
+    """Dictionary of facts that is kept in a file of JSON lines."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -93,14 +92,14 @@ class Log(dict):
 
 
 def progress(things: Iterable, total: int, words: str) -> Iterator:
-    """Show on stderr how many of some things are done."""
+    """Show a progress bar on stderr."""
     from tqdm import tqdm
 
     return tqdm(things, words, total, disable=None)
 
 
 class Suite:
-    """The tests that pytest collected, what they reach, and which of them found mutants."""
+    """Collected tests, the lines that they reach, and the mutants that each of them has found."""
 
     def __init__(self, items: dict, args: argparse.Namespace):
         self.items, self.args = items, args
@@ -109,7 +108,7 @@ class Suite:
         self.facts: dict[str, dict] = {}
 
     def learn(self) -> None:
-        """Run the tests that are not known yet. RuntimeError if one fails without any mutant."""
+        """Run the tests without known facts. RuntimeError if a test fails without any mutant."""
         log = Log(self.args.out / "reached.jsonl")
         kernels = digest(*self.args.kernels.glob("*.py"))
         files = {item.path: digest(item.path) for item in self.items.values()}
@@ -129,7 +128,7 @@ class Suite:
         self.facts = {name: log[keys[name]] for name in self.items}
 
     def reaching(self, mutant: Mutant) -> list[str]:
-        """Return the tests that reach it, best ones first, and one of each function in turn."""
+        """Return the tests that reach a mutant, best ones first, and one of each test function in turn."""
         lines = set(range(mutant.line, mutant.end_line + 1))
         turns = defaultdict(list)
         for name, fact in sorted(self.facts.items(), key=lambda pair: pair[1]["seconds"]):
@@ -141,7 +140,7 @@ class Suite:
         return sorted(order, key=lambda name: (self.is_full[name], -kills(name)))
 
     def attempt(self, chosen: list[Mutant]) -> Iterator[tuple[Mutant, dict]]:
-        """Try mutants on the tests, and yield each with what came out."""
+        """Run the tests on mutants, and yield each mutant with its result."""
         with tempfile.TemporaryDirectory() as place:
 
             def task(number: int, mutant: Mutant) -> tuple:
@@ -165,7 +164,7 @@ class Suite:
 
 
 def run(chosen: list[Mutant], args: argparse.Namespace) -> dict[Mutant, dict]:
-    """Try each mutant on the tests unless its killer is known, and return what came out."""
+    """Run the tests on each mutant unless its killer is known, and return the results."""
     log, state = Log(args.out / "trials.jsonl"), digest(*args.kernels.glob("*.py"))
     keys = {mutant: json.dumps([state, args.ordinary, *mutant]) for mutant in chosen}
     left = [mutant for mutant in chosen if log.get(keys[mutant], {}).get("status") != "killed"]
@@ -179,7 +178,7 @@ def run(chosen: list[Mutant], args: argparse.Namespace) -> dict[Mutant, dict]:
                 log.add(keys[mutant], fact)
                 if fact["status"] == "survived":
                     print(f"survived: {', '.join(map(str, mutant))} ({fact['by']})", flush=True)
-        except BaseException as error:  # pytest would swallow it
+        except BaseException as error:  # pytest would swallow the error
             failed.append(error)
 
     if left:

@@ -1,11 +1,11 @@
-"""NVIDIA's compute-sanitizer over the tests that run kernels on a GPU: memcheck, racecheck, initcheck.
+"""Run NVIDIA's compute-sanitizer on the tests of the kernels: memcheck, racecheck, initcheck. Needs a GPU.
 
     python tools/sanitize.py
     python tools/sanitize.py --tools memcheck --logs logs -- tests/test_kernels.py -k identity
 
-Every tool runs all tests once, many times slower than without it, and leaves its reports and the output of
-pytest in a folder. Memory is not cached by PyTorch meanwhile: within its large blocks a stray access would
-hit no boundary; so tests of CUDA graphs, which need the cache, are left out, and those of huge tensors.
+Every tool runs all tests once, many times slower than usual, and writes its reports and the output of pytest
+to a folder. PyTorch's memory cache is off, because a stray access within one of its large blocks would cross
+no boundary. Tests of CUDA graphs, which need the cache, are left out, and so are tests of huge tensors.
 For the same reason tests/memory.py lays tensors out without guard bands and poison.
 
 Exit codes: 0 nothing found; 1 a tool found something, or a test failed; 2 no compute-sanitizer or no GPU.
@@ -43,7 +43,7 @@ class Outcome(NamedTuple):
     tool: str
     errors: int
     summaries: int
-    """Processes that reported; without one, nothing was checked."""
+    """Number of processes that reported; 0 if nothing was checked."""
     exit_code: int
 
     def is_clean(self) -> bool:
@@ -68,13 +68,13 @@ def find_sanitizer() -> str | None:
 
 
 def count_errors(reports: Sequence[str]) -> tuple[int, int]:
-    """Count the errors in all reports, and the summaries that they have."""
+    """Count the errors and the summaries in all reports."""
     counts = [int(n) for text in reports for pattern in _SUMMARIES for n in pattern.findall(text)]
     return sum(counts), len(counts)
 
 
 def run_tool(sanitizer: str, tool: str, logs: Path, tests: Sequence[str]) -> Outcome:
-    """Run the tests under a tool; it reports to ``<tool>.<process>.log``, pytest to ``<tool>.txt``."""
+    """Run the tests under a tool. Reports go to ``<tool>.<process>.log``, other output to ``<tool>.txt``."""
     for old in logs.glob(f"{tool}.*"):
         old.unlink()
     command = [sanitizer, "--tool", tool, "--target-processes", "all", "--error-exitcode", str(FOUND)]

@@ -1,4 +1,4 @@
-"""The script that mutates kernels: its mutants of a small one, and its results where tests are missing."""
+"""The script that mutates kernels: mutants of a small kernel, and results where tests are missing."""
 
 import ast
 import csv
@@ -166,7 +166,7 @@ def run(tmp_path, *options):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Two kernels, of which one has a test in the ordinary tier and the other in the full one."""
+    """A folder with two kernels, one with an ordinary test and one with a test marked ``full``."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     write(tmp_path / "kernels", KERNEL + UNTESTED)
     write(tmp_path, TESTS.format(folder=str(tmp_path / "kernels")) + MORE_TESTS, "test_tail.py")

@@ -1,11 +1,11 @@
-"""The command that runs compute-sanitizer, with a pretended one."""
+"""The command that runs compute-sanitizer, with a script in its place."""
 
 import sys
 
 import pytest
 import sanitize
 
-# Notes how it was called, writes the report that the test has left for it, and exits as the test wants.
+# Script that records its arguments, writes the report that the test prepared, and exits with a given code.
 FAKE = """#!{python}
 import os, pathlib, sys
 arguments = sys.argv[1:]
@@ -27,7 +27,7 @@ RACE = "========= RACECHECK SUMMARY: 2 hazards displayed (1 error, 1 warning)\n"
 
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
-    """A compute-sanitizer in the PATH, and a GPU."""
+    """Put `FAKE` in the PATH, and pretend that there is a GPU."""
     program = tmp_path / "compute-sanitizer"
     program.write_text(FAKE.format(python=sys.executable))
     program.chmod(0o755)

@@ -1,7 +1,7 @@
-"""Runs tests of the kernels on mutants: pytest collects once, and each trial is a fork of that process.
+"""Run tests of the kernels on mutants: pytest collects once, and each trial is a fork of that process.
 
-A mutant costs what its tests cost and no more: nothing is imported or collected again. The kernels come from
-a folder, a copy of the package's with one thing changed; the checkout is never written to.
+A trial therefore takes no longer than its tests: nothing is imported or collected again. The mutated kernels
+are loaded from a temporary folder; the checkout is never written to.
 """
 
 import ast
@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS = ROOT / "stn_triton" / "kernels"
-# Those that launch kernels and check what comes out; others run the plain PyTorch path.
+# Tests that launch kernels and check the results; others run the plain PyTorch path.
 FILES = [
     *("test_blocks.py", "test_search.py", "test_variants.py", "test_kernels.py", "test_splines.py"),
     *("test_derivatives.py", "test_scatter.py", "test_memory.py", "test_large.py"),
@@ -39,13 +39,13 @@ class Trial(NamedTuple):
     """The test that failed; None if all passed."""
     how: str
     seconds: float
-    """Of CPU time."""
+    """CPU time of the trial."""
     passed: dict[str, dict]
-    """By test its ``seconds``, and the ``lines`` of marked files that it reached."""
+    """For each test that passed, its ``seconds`` and the ``lines`` of marked files that it reached."""
 
 
 def collected(work: Callable[[dict], object], files: Iterable[Path], options: Iterable[str]) -> int:
-    """Let pytest collect the files and call ``work`` with the tests by name; return pytest's exit code."""
+    """Collect the files with pytest, call ``work`` with the tests by name, and return pytest's exit code."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # kernels are interpreted
     import pytest
     import torch
@@ -68,7 +68,7 @@ def kernel_modules() -> dict[str, ModuleType]:
 
 
 def rewrite_kernels() -> None:
-    """Do once, instead of in every fork, what Triton's interpreter does at the first call of a function."""
+    """Prepare the kernels for Triton's interpreter once, instead of at the first call in every fork."""
     from triton.runtime.interpreter import InterpretedFunction
 
     for module in kernel_modules().values():
@@ -78,7 +78,7 @@ def rewrite_kernels() -> None:
 
 
 def use(file: Path) -> None:
-    """Load a file of kernels in place of the package's, and give its names to all that imported them."""
+    """Load a file of kernels in place of the package's, and update all modules that import its names."""
     sys.modules["stn_triton.kernels"].__path__ = [str(file.parent)]
     importlib.invalidate_caches()
     mutated = sys.modules[f"stn_triton.kernels.{file.stem}"]
@@ -93,13 +93,13 @@ def use(file: Path) -> None:
 
 
 REACHED: dict[str, set[int]] = {}
-"""Lines of kernels by file. Marked files add to them while they run."""
+"""Lines of kernels that marked files have reached, by file name."""
 
 
 def marked(path: Path) -> str:
     """Return the source of a file of kernels in which each statement reports that it is reached.
 
-    Tracing would need no change of the source, but costs more than the interpreter; this costs nothing.
+    Tracing would need no change of the source, but takes more time than the interpreter itself.
     """
     tree = ast.parse(path.read_text())
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
@@ -129,7 +129,7 @@ def _failure(item: object, next_item: object) -> str | None:
 
 
 def _run(items: list, files: Iterable[Path], limits: Mapping[str, float], report: Callable) -> None:
-    """Run (name, item) pairs on files of kernels until one fails, and report each in a dictionary."""
+    """Run (name, item) pairs on files of kernels until a test fails, and report each as a dictionary."""
     try:
         builtins.__reached__ = _reach
         for file in files:
@@ -137,7 +137,7 @@ def _run(items: list, files: Iterable[Path], limits: Mapping[str, float], report
     except Exception as error:
         return report({"failed": "import", "why": f"{type(error).__name__}: {error}"[:200]})
     for (name, item), (_, next_item) in itertools.pairwise([*items, (None, None)]):
-        # A loop without end takes CPU time, which no other process does: busy machines kill nothing.
+        # A limit of CPU time stops endless loops only, not tests that are slow on a busy machine.
         limit = math.ceil(time.process_time() + limits.get(name, 3600))
         resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
         report({"started": name})
@@ -151,7 +151,7 @@ def _run(items: list, files: Iterable[Path], limits: Mapping[str, float], report
 
 
 def _child(path: Path, *task: object) -> None:
-    """Be the forked process of a task, which reports in lines of JSON, and end."""
+    """Run a task in the forked process, write its reports as lines of JSON, and exit."""
     with contextlib.suppress(BaseException):
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 1), os.dup2(quiet, 2)
@@ -161,7 +161,7 @@ def _child(path: Path, *task: object) -> None:
 
 
 def _outcome(path: Path, status: int, seconds: float) -> Trial:
-    """Read what a process that has ended reported."""
+    """Read the reports of a process that has ended."""
     started, killer, how, passed = None, None, "", {}
     for event in map(json.loads, path.read_text().splitlines()):
         started = event.get("started", started)
@@ -180,12 +180,12 @@ def run_all(tasks: Iterable[tuple], jobs: int) -> Iterator[tuple[int, Trial]]:
     """Run tasks in forks of this process, ``jobs`` at once.
 
     Args:
-        tasks: (name, item) pairs, files of kernels that take the place of the package's, and by name the
-            seconds of CPU time after which a test counts as endless.
-        jobs: how many run at once.
+        tasks: (name, item) pairs, files of kernels that take the place of the package's, and for each name
+            the seconds of CPU time after which the test counts as endless.
+        jobs: number of processes at once.
 
     Yields:
-        The number of a task and its outcome, in the order in which they end.
+        The number of a task and its outcome, in the order in which tasks end.
     """
     waiting, running = enumerate(tasks), {}
     with tempfile.TemporaryDirectory() as folder:
