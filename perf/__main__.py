@@ -91,17 +91,13 @@ def _static(parser: Parser) -> None:
 
     Examples:
       python -m perf static --workloads features-64 --arch sm_90
-      python -m perf static --variants --every 40  a sample of all modes, paddings, dimensions and maps
+      python -m perf static --check
     """
     parser.add_argument("--arch", **NAMES, help="which GPUs: sm_80, sm_90, sm_100, gfx942")
     parser.add_argument("--workloads", **NAMES, help="which workloads (default: all)")
-    parser.add_argument("--variants", **FLAG, help="instead every variant (over an hour a GPU)")
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="only every N-th call")
     parser.add_argument("--quick", **FLAG, help="only the workloads that are recorded, for sm_90")
     parser.add_argument("--record", **FLAG, help="record their instructions per element")
     parser.add_argument("--check", **FLAG, help="compare these with the record")
-    parser.add_argument("--space", **FLAG, help="in all block sizes that `perf tune` would try")
-    parser.add_argument("--out", **PATH, help="also write the rows as a CSV")
     add_json(parser)
 
 
@@ -140,14 +136,12 @@ def _numerics(parser: Parser) -> None:
 
     Examples:
       python -m perf numerics --quick
-      python -m perf numerics --results perf/results/numerics-cpu-epyc-2-threads.csv --markdown
+      python -m perf numerics --results perf/results/numerics-cpu-epyc-2-threads.csv
     """
     add_device(parser)
     parser.add_argument("--quick", **FLAG, help="the sizes 28 and 224 alone")
     parser.add_argument("--results", **PATH, help="show the CSV of an earlier run, measure nothing")
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--markdown", **FLAG, help="print the tables of docs/numerics.md")
-    add_json(form)
+    add_json(parser)
     _add_out(parser)
 
 

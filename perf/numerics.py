@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import sys
 
 import pandas as pd
@@ -11,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from perf import EXIT_FAILED, EXIT_OK, setting
-from perf.accuracy import error_tables, errors, interpreted
+from perf.accuracy import error_tables, errors
 from perf.charts import style
 from perf.plot import make_directory
 from stn_triton.environment import choose_device
@@ -29,8 +30,6 @@ def main(args: argparse.Namespace) -> int:
     (args.out / "numerics.png").write_bytes(style.render(error_tables.chart(table), "png"))
     if args.json:
         print(table.to_json(orient="records", lines=True, double_precision=15), end="")
-    elif args.markdown:
-        print(error_tables.markdown(table))
     else:
         print(setting.summary(table.iloc[0].to_dict()))
         print(f"\n{error_tables.text(table)}\n\n{_EXPLANATION}\n\n{args.out / 'numerics.png'}")
@@ -38,32 +37,23 @@ def main(args: argparse.Namespace) -> int:
 
 
 def run(device: torch.device, sizes: tuple[int, ...]) -> pd.DataFrame:
-    """Measure every cell; each row has the facts of the machine.
-
-    Raises:
-        UsageError: kernels cannot be interpreted in this process.
-    """
+    """Measure every cell; each row has the facts of the machine."""
     if device.type == "cpu":
-        interpreted.choose()
+        os.environ["TRITON_INTERPRET"] = "1"  # which counts when the first call imports Triton
     cells = list(itertools.product(errors.MAPS, sizes, errors.AUTOCASTS))
     rows = []
-    progress = tqdm(cells, "errors", disable=None, file=sys.stderr)
-    for i, (map_name, size, dtype) in enumerate(progress, start=1):
-        what = f"{map_name} {size} {errors.short(dtype)}"
-        progress.set_postfix_str(what)
-        if progress.disable:
-            print(f"{i} of {len(cells)}: {what}", file=sys.stderr, flush=True)
+    for map_name, size, dtype in tqdm(cells, "errors", file=sys.stderr):
         rows += errors.rows_of(dtype, size, map_name, device)
     return pd.DataFrame(rows).assign(**setting.facts(device))
 
 
 _EXPLANATION = """\
 Units: the largest image value (forward), the largest gradient of the output (grad_input), the norm of the
-gradient (grad_theta). !: worse than the pair, by over 2 % in the RMS or twofold in the largest error; exit
+gradient (grad_theta). WORSE: than the pair, by over 2 % in the RMS or twofold in the largest error; exit
 code 1. All providers get the same numbers in the images' dtype, theta too (outside autocast the pair takes
 no other), and are compared with fp64 of these numbers. Under autocast the pair's grid is in the dtype of
 autocast, and on a CPU its sampler in fp32; the operator's coordinates are always in fp32. From 1024 on,
-images are strips (see their shape) as wide as the square, which shows what a long axis does to positions.
+images are strips as wide as the square, which shows what a long axis does to positions.
 Samples within 1/64 pixel of a whole one, where the derivative by theta jumps, get no gradient.
 kernels: those of GPUs. On a CPU Triton's interpreter runs them with a GPU's roundings, except that a
 compiler may contract operations and splits sums otherwise. CPU path: what the operator runs on CPUs."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,17 +16,18 @@ import torch
 from tqdm import tqdm
 
 from perf import EXIT_FAILED, EXIT_OK, UsageError, setting
-from perf.measuring import workloads
-from perf.tuning import gains, launches
-from perf.tuning.fastest import FULL, LOST, QUICK, Gpu, Result, one_line, search
+from perf.files import OK
+from perf.measuring import stopwatch, workloads
+from perf.measuring.suite import one_line
+from perf.tuning import fastest, launches, state
 from perf.tuning.launches import Plan
-from perf.tuning.state import Keeper
-from stn_triton import policy, tables, tuning
+from stn_triton import tables, tuning
+from stn_triton.buckets import Bucket
 from stn_triton.environment import choose_device
 
 QUICK_BUCKETS = 4
-_SECONDS = 2.0
-"""About how long a core compiles a configuration."""
+CONFIGS, QUICK_CONFIGS = 16, 4
+"""Largest number of configurations to try for a bucket."""
 
 
 def main(args: argparse.Namespace) -> int:
@@ -37,105 +37,102 @@ def main(args: argparse.Namespace) -> int:
     if device.type == "cpu":
         why = "" if torch.cuda.is_available() else ", and torch.cuda finds no GPU here"
         raise UsageError(f"nothing to tune: the CPU path is plain PyTorch and has no block sizes{why}")
-    plan, problems = plan_of(args, chosen)
-    return tune(args, Gpu(device, setting.facts(device)), plan, problems)
+    return tune(args, device, plan_of(args, chosen))
 
 
-def plan_of(args: argparse.Namespace, chosen: Sequence[workloads.Workload]) -> tuple[Plan, list[str]]:
-    """The buckets to tune, and a line for each call that cannot be made."""
-    plan, problems = launches.of_workloads(chosen)
-    if args.only:
-        matching = {b: case for b, case in plan.items() if fnmatch.fnmatchcase(b.name(), args.only)}
-        if not matching:
-            example = next(iter(plan)).name()
-            raise UsageError(f"--only: {args.only!r} matches none of {len(plan)} buckets, such as {example}")
-        plan = matching
-    return dict(list(plan.items())[: QUICK_BUCKETS if args.quick else None]), problems
+def plan_of(args: argparse.Namespace, chosen: Sequence[workloads.Workload]) -> Plan:
+    """The buckets to tune."""
+    plan = launches.of_workloads(chosen)
+    matching = [bucket for bucket in plan if fnmatch.fnmatchcase(bucket.name(), args.only or "*")]
+    if not matching:
+        example = next(iter(plan)).name()
+        raise UsageError(f"--only: {args.only!r} matches none of {len(plan)} buckets, such as {example}")
+    return {bucket: plan[bucket] for bucket in matching[: QUICK_BUCKETS if args.quick else None]}
 
 
-def tune(args: argparse.Namespace, gpu: Gpu, plan: Plan, left_out: Sequence[str] = ()) -> int:
+def tune(args: argparse.Namespace, device: torch.device, plan: Plan) -> int:
     """Tune the buckets of a plan that an earlier run left, report, and return the exit code."""
-    effort = QUICK if args.quick else FULL
-    keeper = Keeper(args.out / "tuning.csv", table_path(args, gpu), gpu.facts, effort, _say)
-    keeper.open(args.fresh)
-    for problem in left_out:
-        _say(f"left out: {problem}")
-    todo = {bucket: effort.configs_of(bucket) for bucket in plan if not keeper.is_done(bucket)}
+    facts = setting.facts(device)
+    table = table_path(args, facts["device"])
+    keeper = state.Keeper(args.out / "tuning.csv", table, facts, QUICK_CONFIGS if args.quick else CONFIGS)
+    if aside := keeper.open(args.fresh):
+        _say(aside)
+    todo = {bucket: case for bucket, case in plan.items() if not keeper.is_done(bucket)}
     if len(todo) < len(plan):
         _say(f"skipped, because {keeper.path} has them: {len(plan) - len(todo)} of {len(plan)} buckets")
-    count = sum(map(len, todo.values()))
-    minutes = count * _SECONDS / (os.cpu_count() or 1) / 60
-    _say(f"to tune: {len(todo)} buckets, {count} configurations, about {minutes:.0f} min to compile them")
-    keeper.write_table()
     try:
-        problems = _tune_each(list(todo), plan, gpu, keeper, count)
+        problems = _tune_each(todo, device, keeper)
     except KeyboardInterrupt:
         done = sum(keeper.is_done(bucket) for bucket in plan)
         _say(f"kept in {keeper.path}: {done} of {len(plan)} buckets; run again to go on")
         raise
-    return _report(args, gpu, plan, keeper, problems)
+    return _report(args, facts, plan, keeper, problems)
 
 
-def _tune_each(todo: Sequence, plan: Plan, gpu: Gpu, keeper: Keeper, count: int) -> list[str]:
+def _tune_each(todo: Plan, device: torch.device, keeper: state.Keeper) -> list[str]:
     """Tune buckets and keep what is found; returns a line for each that failed."""
     failed = []
-    with tqdm(total=count, unit="config", disable=None, dynamic_ncols=True) as bar:
-        for i, bucket in enumerate(todo, start=1):
-            title = f"{i} of {len(todo)}: {bucket.name()}"
-            bar.set_description_str(title)
-            if bar.disable:
-                _say(title)
-            is_lost = False
+    count = sum(len(keeper.configs_of(bucket)) for bucket in todo)
+    _say(f"to tune: {len(todo)} buckets, {count} configurations, each compiled in about 2 s of a core")
+    with tqdm(total=count, unit="config", dynamic_ncols=True) as bar:
+        for bucket, case in todo.items():
+            bar.set_description_str(bucket.name())
+            configs = keeper.configs_of(bucket)
             try:
-                results = search(bucket, plan[bucket].make(gpu.device), gpu, keeper.effort, bar.update)
+                rows = fastest.search(bucket, case.make(device), configs, device, bar.update)
             except Exception as error:  # too large for this GPU, for example
-                is_lost = not gpu.is_alive(gpu.device)
-                reason = f"{LOST}: {one_line(error)}" if is_lost else one_line(error)
-                results = [Result(policy.default(bucket), True, reason)]
-                if not is_lost:
-                    failed.append(f"{bucket.name()} by {plan[bucket].source}: {reason}")
-            keeper.add(bucket, results)
-            if is_lost:
-                failed.append("nothing more can run in this process; run again to go on without that bucket")
-                break
+                failed.append(f"{bucket.name()} by {case.source}: {one_line(error)}")
+                if not stopwatch.is_alive(device):
+                    status = f"{state.LOST}: {one_line(error)}"
+                    keeper.add(
+                        bucket, [{**configs[0], "is_default": True, "is_best": False, "status": status}]
+                    )
+                    failed.append(
+                        "nothing more can run in this process; run again to go on without that bucket"
+                    )
+                    break
+            else:
+                keeper.add(bucket, rows)
     return failed
 
 
-def table_path(args: argparse.Namespace, gpu: Gpu) -> Path:
+def table_path(args: argparse.Namespace, device: str) -> Path:
     """The table to write: --table; of a try, one that nobody reads; else the package's.
 
     Raises:
-        UsageError: it cannot be written, or --table is a file that is no table of this GPU.
+        UsageError: --table is a file that is no table of this GPU.
     """
-    device = gpu.facts["device"]
     path = args.table or (args.out if args.quick else tuning.SHIPPED) / f"{tables.slug(device)}.json"
     try:
         if args.table:
             tables.read(path, device)
     except tables.TableError as error:
         raise UsageError(f"--table: {path} is not to be overwritten: {error}") from None
-    folder = next(folder for folder in path.absolute().parents if folder.exists())
-    if not (folder.is_dir() and os.access(path if path.exists() else folder, os.W_OK)):
-        raise UsageError(f"--table: {path} cannot be written; name another file")
     return path
 
 
-def _report(args: argparse.Namespace, gpu: Gpu, plan: Plan, keeper: Keeper, failed: Sequence[str]) -> int:
+def _report(
+    args: argparse.Namespace, facts: dict, plan: Sequence[Bucket], keeper: state.Keeper, failed: Sequence[str]
+) -> int:
     """Print what was found and what went wrong, and return the exit code."""
-    found = gains.gains(plan, keeper)
-    grave, broken = gains.faults(plan, keeper)
-    problems = [*(f"failed: {problem}" for problem in failed), *grave]
+    gains = keeper.gains(plan)
+    rows = keeper.rows[keeper.rows["bucket"].isin([bucket.name() for bucket in plan])]
+    broken = rows[rows["status"] != OK]
+    is_grave = broken["status"].str.startswith((fastest.WRONG, state.LOST))
+    grave = broken[is_grave].to_dict("records")
+    problems = [f"failed: {problem}" for problem in failed]
+    problems += [f"{row['bucket']} with {fastest.named(row)}: {row['status']}" for row in grave]
     if args.json:
-        machine = {key: gpu.facts[key] for key in ("device", "torch", "triton", "commit", "date")}
-        rows = json.loads(found.to_json(orient="records"))
-        facts = {**machine, "table": str(keeper.table)}
-        print(json.dumps({**facts, "buckets": rows, "problems": problems}))
+        machine = {key: facts[key] for key in ("device", "torch", "triton", "commit", "date")}
+        buckets = json.loads(gains.to_json(orient="records"))
+        print(json.dumps({**machine, "table": str(keeper.table), "buckets": buckets, "problems": problems}))
     else:
-        print(gains.printed(found))
-        if broken:
-            print(f"configurations that did not run: {broken}; {keeper.path} has their reasons")
-        if len(found):
-            print(f"written: {keeper.table}, buckets in it from here: {len(keeper.configs())}")
+        print(state.printed(gains))
+        if len(grave) < len(broken):
+            others = len(broken) - len(grave)
+            print(f"configurations that did not run: {others}; {keeper.path} has their reasons")
+        if len(gains):
+            print(f"written: {keeper.table}, buckets in it from here: {len(keeper.best())}")
         if args.quick and not args.table:
             print("of a few configurations each; nothing reads this table")
     for problem in problems:

@@ -3,22 +3,21 @@
 Prints a line of JSON per kernel: what of its intermediate representation (TTIR) is computed from strides.
 """
 
+import functools
 import json
 import os
 import re
-from dataclasses import replace
 from unittest import mock
 
 os.environ["TRITON_ALWAYS_COMPILE"] = "1"  # what is in Triton's cache has no stages to stop between
 
+import variant_calls
 from triton import knobs
 from triton.compiler import compiler
 
 from perf.kernels import ahead
-from perf.kernels.calls import VariantCall
 from stn_triton import policy
 
-CALL = VariantCall("bilinear", "zeros", channels=4)
 CASES = (
     ("forward", {"padding_mode": "fill"}),
     ("forward", {"mode": "bicubic", "padding_mode": "reflection", "matrices": "index", "channels": 16}),
@@ -71,7 +70,7 @@ class _DoneError(Exception):
     pass
 
 
-def ttir(call, kernel):
+def ttir(kernel, has_tangents=False, **call):
     """The intermediate representation; the rest of the compilation, which takes most of its time, is left."""
     make = compiler.make_backend
 
@@ -96,14 +95,15 @@ def ttir(call, kernel):
     def is_wanted(bucket):
         if bucket is None:
             return kernel.endswith("_kernel")
-        return bucket.kernel == kernel and (not call.has_tangents or "tangent" in bucket.variant)
+        return bucket.kernel == kernel and (not has_tangents or "tangent" in bucket.variant)
 
     with (
         mock.patch.object(compiler, "make_backend", make_backend),
         mock.patch.object(knobs.runtime, "jit_cache_hook", is_other),
     ):
+        run = functools.partial(variant_calls.run, has_tangents=has_tangents, **call)
         try:
-            ahead.compile_call(call.run, TARGET, compiled_config, is_wanted)
+            ahead.compile_call(run, TARGET, compiled_config, is_wanted)
         except _DoneError as done:
             return str(done)
     raise AssertionError("Triton has no stage of that name")
@@ -112,9 +112,9 @@ def ttir(call, kernel):
 def main():
     for kernel, changes in CASES:
         for is_far in (False, True):
-            call = replace(CALL, is_far=is_far, **changes)
-            found = facts(ttir(call, kernel))
-            print(json.dumps({"kernel": kernel, "variant": call.name, "is_far": is_far, **found}))
+            found = facts(ttir(kernel, is_far=is_far, **changes))
+            about = {"kernel": kernel, "dim": changes.get("dim", 2), "is_exact": "is_exact" in changes}
+            print(json.dumps({**about, "is_far": is_far, **found}))
 
 
 def compiled_config(bucket, run):

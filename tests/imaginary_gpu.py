@@ -1,11 +1,13 @@
 """A GPU that is not there, for the tests of ``python -m perf tune``: its buckets, calls and clock."""
 
 import json
+from unittest import mock
 
 import pandas as pd
 import pytest
 import torch
 
+from perf import tune
 from perf.__main__ import build_parser
 from perf.tuning import fastest
 from perf.tuning.launches import Case
@@ -28,33 +30,33 @@ BUCKETS = [
 ]
 
 
-class Clock:
-    """Milliseconds of a launch, from a table of costs; counts launches, and may stop at one."""
-
-    def __init__(self, cost, stop_at=None):
-        self.cost, self.stop_at = cost, stop_at
-        self.timed = []
-
-    def __call__(self, launch, config, ms):
-        if len(self.timed) == self.stop_at:
-            raise KeyboardInterrupt
-        bucket = launch(config)
-        self.timed.append(bucket)
-        median = self.cost(bucket, config)
-        return [0.995 * median, median, 1.005 * median]
+def configs(bucket):
+    return tuning.candidates(bucket, tune.CONFIGS)
 
 
 def cost(bucket, config):
     """The last configuration is the fastest; for the theta kernel the default."""
-    configs = fastest.FULL.configs_of(bucket)
-    index, last = configs.index(config), len(configs) - 1
+    index, last = configs(bucket).index(config), len(configs(bucket)) - 1
     return 1 + (index if bucket.kernel == "theta" else last - index) / 10
 
 
-BEST = {
-    bucket.name(): fastest.FULL.configs_of(bucket)[0 if bucket.kernel == "theta" else -1]
-    for bucket in BUCKETS
-}
+BEST = {bucket.name(): configs(bucket)[0 if bucket.kernel == "theta" else -1] for bucket in BUCKETS}
+
+
+class Clock:
+    """Milliseconds of a launch by ``cost``; notes what was timed, and may stop at one."""
+
+    def __init__(self, stop_at=None):
+        self.stop_at = stop_at
+        self.calls, self.timed = [], []
+
+    def __call__(self, launch, config, ms):
+        if len(self.timed) == self.stop_at:
+            raise KeyboardInterrupt
+        self.calls.append((config, ms))
+        self.timed.append(launch(config))
+        median = cost(self.timed[-1], config)
+        return [0.995 * median, median, 1.005 * median]
 
 
 def case(bucket, result=lambda bucket, config: torch.arange(6.0)):
@@ -78,8 +80,15 @@ def arguments(out, *options):
     return build_parser().parse_args(["tune", "--out", str(out), *options])
 
 
-def gpu(clock=None, alive=lambda device: True, **facts):
-    return fastest.Gpu(CPU, {**FACTS, **facts}, clock or Clock(cost), alive)
+def run(out, *buckets, clock=None, options=(), status=0, plan=None, **facts):
+    """Tune; returns the buckets that were timed."""
+    clock = clock or Clock()
+    with (
+        mock.patch.object(fastest, "milliseconds", clock),
+        mock.patch.object(tune.setting, "facts", return_value={**FACTS, **facts}),
+    ):
+        assert tune.tune(arguments(out, *options), CPU, plan or plan_of(*buckets)) == status
+    return set(clock.timed)
 
 
 def rows_of(out):

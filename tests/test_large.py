@@ -214,7 +214,7 @@ class TestCompiledOffsets:
             for name, widths in kernel["strides"].items():
                 of_maps = ("theta_strides.0", "theta_tangent_strides.0")
                 if name.endswith(("stride_n", "stride_c", "fill_stride", "fill_tangent_stride", *of_maps)):
-                    assert widths == [64], (kernel["kernel"], kernel["variant"], name)
+                    assert widths == [64], (kernel["kernel"], name)
                     seen.add(name)
         tensors = ("input", "output", "grad_input", "grad_output", "input_tangent")
         assert {f"{t}_stride_{axis}" for t in tensors for axis in "nc"} <= seen
@@ -228,14 +228,14 @@ class TestCompiledOffsets:
                 if name.partition("_strides.")[0] in tensors:
                     # Exact kernels may have a second width: they add the number of a pixel to an offset.
                     least = 64 if kernel["is_far"] else 32
-                    assert widths[0] == least, (kernel["kernel"], kernel["variant"], name)
-                    assert len(widths) == 1 or "exact" in kernel["variant"]
-                    seen.add((kernel["variant"][:2], name, kernel["is_far"]))
+                    assert widths[0] == least, (kernel["kernel"], name)
+                    assert len(widths) == 1 or kernel["is_exact"]
+                    seen.add((kernel["dim"], name, kernel["is_far"]))
         # The stride of columns is 1 in these images, and compiled in.
         for tensor, is_far in itertools.product(tensors, (False, True)):
-            volumes = {("3d", f"{tensor}_strides.{axis}", is_far) for axis in (0, 1)}
+            volumes = {(3, f"{tensor}_strides.{axis}", is_far) for axis in (0, 1)}
             assert volumes <= seen
-            assert ("2d", f"{tensor}_strides.0", is_far) in seen or tensor == "input_tangent"
+            assert (2, f"{tensor}_strides.0", is_far) in seen or tensor == "input_tangent"
 
     def test_what_programs_leave_is_found_by_64_bits(self, kernels):
         seen = set()
@@ -243,7 +243,7 @@ class TestCompiledOffsets:
             for name, widths in kernel["pointers"].items():
                 # The other tensors are short: one number per image or point.
                 if name not in ("image_index_ptr", "starts_ptr", "points_ptr", "limits_ptr"):
-                    assert widths == [64], (kernel["kernel"], kernel["variant"], name)
+                    assert widths == [64], (kernel["kernel"], name)
                     seen.add(name)
         assert {"partial_ptr", "whole_ptr", "order_ptr"} <= seen
 

@@ -10,16 +10,13 @@ import torch
 pytest.importorskip("pandas")
 
 from imaginary_gpu import (  # noqa: F401
-    CPU,
-    FACTS,
     PLAIN,
-    Clock,
     arguments,
+    configs,
     configs_of,
-    cost,
-    gpu,
     out_fixture,
     rows_of,
+    run,
     shipped_fixture,
 )
 
@@ -37,23 +34,11 @@ def small(name, shape, **changes):
     return replace(workloads.WORKLOADS["digits-28"], name=name, shape=shape, **changes)
 
 
-def bucket_of(kernel):
-    return Bucket(kernel, PLAIN, "nchw", "float32", 4, 64, 8)
-
-
-@pytest.fixture
-def plan():
-    found, problems = launches.of_workloads([small("small", (2, 4, 8, 8))])
-    assert not problems
-    return found
-
-
 class TestPlans:
     def test_workloads_lead_to_buckets(self):
         names = ["digits-28", "features-64-channels-last", "crops-7"]
         chosen = workloads.choose(names, torch.device("cuda"))
-        plan, problems = launches.of_workloads(chosen)
-        assert not problems
+        plan = launches.of_workloads(chosen)
         names = {bucket.name() for bucket in plan}
         assert "backward/2d-bilinear-zeros/nchw/float32/c1/p4096/n512" in names
         assert "forward/2d-bilinear-zeros/channels_last_16/float32/c64/p4096/n4096" in names
@@ -62,10 +47,9 @@ class TestPlans:
         (gather,) = [bucket for bucket in crops if bucket.kernel == "backward_input"]
         assert "many" in gather.variant.split("-")
 
-    def test_a_pass_that_cannot_be_called_is_said(self):
-        plan, problems = launches.of_workloads([small("bytes", (2, 1, 8, 8), dtype=torch.uint8)])
+    def test_whole_numbers_have_only_a_forward(self):
+        plan = launches.of_workloads([small("bytes", (2, 1, 8, 8), dtype=torch.uint8)])
         assert [(bucket.kernel, bucket.dtype) for bucket in plan] == [("forward", "uint8")]
-        assert any(problem.startswith("bytes forward+backward: ") for problem in problems)
 
     def test_a_dry_run_reaches_the_kernels_of_other_calls(self):
         image, offsets, fill = (
@@ -81,11 +65,14 @@ class TestPlans:
         assert {bucket.variant for bucket in buckets} == {"2d-bilinear-fill-spline"}
 
 
-class Launching(Clock):
+class Launching:
     """Launches in the first round, each taking longer than the one before; later rounds only pretend."""
 
+    def __init__(self):
+        self.timed = []
+
     def __call__(self, launch, config, ms):
-        self.timed.append(launch(config) if ms == fastest.FULL.first_ms else None)
+        self.timed.append(launch(config) if ms == fastest.FIRST_MS else None)
         return [1.0 + 0.1 * len(self.timed)] * 3
 
 
@@ -93,23 +80,11 @@ class Launching(Clock):
 class TestRealKernels:
     """Interpreted, on buckets small enough for that; only the clock is not real."""
 
-    @pytest.mark.parametrize(
-        "kernel",
-        [
-            "theta",
-            *(pytest.param(n, marks=pytest.mark.full) for n in ("forward", "backward", "backward_input")),
-        ],
-    )
-    def test_each_configuration_of_a_bucket(self, plan, kernel):
-        bucket = bucket_of(kernel)
-        with launches.OntoKernels():
-            results = fastest.search(bucket, plan[bucket].make(CPU), gpu(Launching(cost)), fastest.FULL)
-        assert [result.config for result in results] == fastest.FULL.configs_of(bucket)
-        assert [result.status for result in results] == ["ok"] * len(results)
-
-    def test_a_kernel_that_is_wrong_with_some_blocks_is_found(self, plan, monkeypatch):
+    def test_a_kernel_that_is_wrong_with_some_blocks_is_found(self, out, monkeypatch):
         """It leaves the last program out."""
-        spoilt = fastest.FULL.configs_of(bucket_of("forward"))[-1]
+        bucket = Bucket("forward", PLAIN, "nchw", "float32", 4, 64, 8)
+        plan = {bucket: launches.of_workloads([small("small", (2, 4, 7, 6))])[bucket]}
+        *others, spoilt = configs(bucket)
         launch_kernel = forward.forward_kernel
 
         class Short:
@@ -124,16 +99,19 @@ class TestRealKernels:
                 return launched
 
         monkeypatch.setattr(forward, "forward_kernel", Short())
-        run = plan[bucket_of("forward")].make(CPU)
         with launches.OntoKernels():
-            results = fastest.search(bucket_of("forward"), run, gpu(Launching(cost)), fastest.FULL)
-        assert [result.config for result in results if result.status != "ok"] == [spoilt]
+            run(out, clock=Launching(), plan=plan, status=1)
+        *right, wrong = rows_of(out)["status"]
+        assert right == ["ok"] * len(others)
+        assert wrong.startswith("wrong")
 
     @pytest.mark.full
-    def test_a_workload_through_autograd(self, out, shipped):
-        plan, _ = launches.of_workloads([small("tiny", (2, 1, 7, 6))])
+    @pytest.mark.parametrize("channels", [1, 4])
+    def test_each_configuration_of_a_workload_through_autograd(self, out, shipped, channels):
+        plan = launches.of_workloads([small(f"small-{channels}", (2, channels, 7, 6))])
+        assert {bucket.kernel for bucket in plan} == {"forward", "backward", "backward_input", "theta"}
         with launches.OntoKernels():
-            assert tune.tune(arguments(out), gpu(Launching(cost)), plan) == 0
+            run(out, clock=Launching(), plan=plan)
         assert (rows_of(out)["status"] == "ok").all()
         assert set(configs_of(shipped)) == {bucket.name() for bucket in plan}
 
@@ -154,9 +132,7 @@ class TestOnAGpu:
     def test_calls_of_every_kernel_of_matrices(self, out):
         options = {"dtype": torch.bfloat16, "memory_format": torch.channels_last}
         chosen = [small("vectors", (2, 32, 16, 16), **options), small("crops", (2, 3, 16, 16), crops=4)]
-        plan, problems = launches.of_workloads(chosen)
-        assert not problems
+        plan = launches.of_workloads(chosen)
         assert {bucket.kernel for bucket in plan} == {"forward", "backward", "backward_input", "theta"}
-        there = fastest.Gpu(torch.device("cuda", 0), FACTS)
-        assert tune.tune(arguments(out, "--quick"), there, plan) == 0
+        assert tune.tune(arguments(out, "--quick"), torch.device("cuda", 0), plan) == 0
         assert set(rows_of(out)["status"]) == {"ok"}

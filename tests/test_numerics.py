@@ -49,11 +49,6 @@ def test_truth_is_the_oracle_s(dtype, map_name):
     assert case.truth.grad_theta.abs().max() < torch.finfo(torch.float16).max
 
 
-def test_large_images_are_strips():
-    assert errors.shape_of(28) == (8, 28, 28)
-    assert errors.shape_of(8192) == (8, errors.PIXELS // 8 // 8192, 8192)
-
-
 NAN = (math.nan, math.nan)
 
 
@@ -79,9 +74,8 @@ def test_verdicts(ours, theirs, refusal, verdict):
 
 @pytest.mark.full
 @pytest.mark.usefixtures("tiny")
-def test_command(tmp_path, capsys):
-    assert main(["numerics", "--out", str(tmp_path), "--markdown"]) == 0
-    assert "| fp16 | 9 | " in capsys.readouterr().out
+def test_command(tmp_path):
+    assert main(["numerics", "--out", str(tmp_path)]) == 0
     table = error_tables.read(tmp_path / "numerics.csv")
     assert (tmp_path / "numerics.png").stat().st_size > 10_000
     assert set(table["verdict"]) <= {errors.BETTER, errors.EQUAL, ""}
@@ -100,9 +94,7 @@ def test_json_and_an_earlier_run(tmp_path, capsys):
     assert {row["quantity"] for row in rows} == set(errors.QUANTITIES)
     assert all(row["torch"] == torch.__version__ and row["shape"] == "2x1x9x9" for row in rows)
     assert main(["numerics", "--out", str(tmp_path), "--results", str(tmp_path / "numerics.csv")]) == 0
-    text = capsys.readouterr().out
-    assert "2x1x9x9" in text
-    assert errors.WORSE not in text
+    assert "| fp32 | 9 | " in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("one_cell")

@@ -75,7 +75,7 @@ Provider = Callable[[Tensor, Tensor, Tensor, torch.dtype | None], Result]
 """Takes input, theta, gradient of the output, and the dtype of autocast or None."""
 
 
-def _pair_forward(input: Tensor, theta: Tensor) -> Tensor:
+def _pair(input: Tensor, theta: Tensor) -> Tensor:
     grid = F.affine_grid(theta, list(input.shape), align_corners=False)
     return F.grid_sample(input, grid, align_corners=False)
 
@@ -90,7 +90,7 @@ def _differentiated(forward: Callable[[Tensor, Tensor], Tensor]) -> Provider:
     return run
 
 
-pair: Provider = _differentiated(_pair_forward)
+pair: Provider = _differentiated(_pair)
 operator: Provider = _differentiated(stn_triton.affine_grid_sample)
 
 
@@ -119,25 +119,20 @@ def short(dtype: torch.dtype | None) -> str:
     return name.replace("bfloat", "bf").replace("float", "fp")
 
 
-def shape_of(size: int) -> tuple[int, int, int]:
-    """Images, height and width: square images, or strips of large ones."""
-    return IMAGES, min(size, PIXELS // IMAGES // size), size
-
-
 def make(dtype: torch.dtype, size: int, map_name: str, device: torch.device) -> Case:
     """Make the arguments of a cell. The largest absolute value of an image is 1, before rounding."""
-    batch, *sides = shape_of(size)
+    sides = min(size, PIXELS // IMAGES // size), size  # of a square, or of a strip of a large one
     generator = torch.Generator().manual_seed(size)
     # Normalised as for a square of that size: along the strip, positions are those of the square.
-    theta = torch.eye(2, 3).repeat(batch, 1, 1)
+    theta = torch.eye(2, 3).repeat(IMAGES, 1, 1)
     if map_name != IDENTITY:
-        theta = maps.matrices(map_name, batch, (size, size), generator)
+        theta = maps.matrices(map_name, IMAGES, (size, size), generator)
     theta = theta.to(device, dtype)
-    images = torch.stack([_picture(sides, generator, device) for _ in range(batch)])[:, None].to(dtype)
+    images = torch.stack([_picture(sides, generator, device) for _ in range(IMAGES)])[:, None].to(dtype)
     exact = images.double(), theta.double()
     moved = exact[1].clone()
     moved[:, :, 2] += 2 * moved.new_tensor(_MOVED) / moved.new_tensor(sides[::-1])
-    grad = _pair_forward(*exact) - _pair_forward(exact[0], moved)
+    grad = _pair(*exact) - _pair(exact[0], moved)
     if map_name != IDENTITY:
         grid = F.affine_grid(exact[1], list(images.shape), align_corners=False)
         positions = ((grid + 1) * grid.new_tensor(sides[::-1]) - 1) / 2
@@ -168,31 +163,21 @@ def _picture(sides: Sequence[int], generator: torch.Generator, device: torch.dev
 def rows_of(dtype: torch.dtype, size: int, map_name: str, device: torch.device) -> list[dict[str, Any]]:
     """Measure images of a dtype: a row per autocast, quantity and provider, with its verdict."""
     case = make(dtype, size, map_name, device)
+    shape = "x".join(map(str, case.input.shape))
+    cell = {"dtype": short(dtype), "size": size, "shape": shape, "map": map_name}
     rows = []
     for autocast in AUTOCASTS[dtype]:
-        errors: dict[str, list[Error]] = {}
         reason = refusal(case.input, autocast)
+        errors = {PAIR: [(math.nan, math.nan)] * len(QUANTITIES)}
         for name, run in providers_of(device).items():
-            errors[name] = [(math.nan, math.nan)] * len(QUANTITIES)
             if name != PAIR or not reason:
                 errors[name] = errors_of(run(case.input, case.theta, case.grad, autocast), case)
         for i, quantity in enumerate(QUANTITIES[: 2 if map_name == IDENTITY else 3]):
             for name, own in errors.items():
-                rows.append(
-                    {
-                        "dtype": short(dtype),
-                        "autocast": short(autocast),
-                        "size": size,
-                        "shape": "x".join(map(str, case.input.shape)),
-                        "map": map_name,
-                        "quantity": quantity,
-                        "provider": name,
-                        "rms": own[i][0],
-                        "max": own[i][1],
-                        "verdict": "" if name == PAIR else judged(own[i], errors[PAIR][i], reason),
-                        "reason": reason,
-                    }
-                )
+                verdict = "" if name == PAIR else judged(own[i], errors[PAIR][i], reason)
+                row = {**cell, "autocast": short(autocast), "quantity": quantity, "provider": name}
+                row |= {"rms": own[i][0], "max": own[i][1], "verdict": verdict, "reason": reason}
+                rows.append(row)
     return rows
 
 
@@ -214,11 +199,9 @@ def errors_of(result: Result, case: Case) -> list[Error]:
 
 def judged(ours: Error, theirs: Error, refusal: str) -> str:
     """The verdict on an error, given the pair's or why it has none. NaN counts as infinite."""
-    if refusal and all(map(math.isfinite, ours)):
-        return ALONE
-    (rms, largest), (rms_pair, largest_pair) = (
-        [n if math.isfinite(n) else math.inf for n in error] for error in (ours, theirs)
-    )
-    if refusal or rms > _SAME * rms_pair or largest > _SAME_MAX * largest_pair:
+    if refusal:
+        return ALONE if all(map(math.isfinite, ours)) else WORSE
+    rms, largest, rms_pair, largest_pair = (n if math.isfinite(n) else math.inf for n in (*ours, *theirs))
+    if rms > _SAME * rms_pair or largest > _SAME_MAX * largest_pair:
         return WORSE
     return BETTER if rms * _SAME < rms_pair else EQUAL

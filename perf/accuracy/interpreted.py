@@ -14,8 +14,6 @@ blocks are larger here: an interpreted program costs milliseconds, a lane next t
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from unittest import mock
@@ -23,24 +21,9 @@ from unittest import mock
 import numpy as np
 import torch
 
-from perf import UsageError
 from stn_triton import buckets, policy, tuning
 
 _SIDE = 256  # of a square block, in pixels
-
-
-def choose() -> None:
-    """Let kernels be interpreted from now on in this process; before Triton is first imported.
-
-    Raises:
-        UsageError: this process has imported it already, for a compiler.
-    """
-    os.environ["TRITON_INTERPRET"] = "1"
-    if "triton" in sys.modules:
-        import triton
-
-        if not isinstance(triton.language.sum, triton.runtime.interpreter.InterpretedFunction):
-            raise UsageError("Triton was imported without TRITON_INTERPRET=1; expected it to be set before")
 
 
 @contextmanager

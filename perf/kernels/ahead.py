@@ -12,22 +12,19 @@ import functools
 import os
 import zlib
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
-from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from perf.measuring.passes import Run
-from perf.tuning import launches
+from perf.tuning.launches import OntoKernels
 from stn_triton import policy, tuning
 from stn_triton.buckets import Bucket
 from stn_triton.tuning import Config
-
-Target = tuple[str, Any, int]
-"""Backend, architecture and lanes of a warp: ("cuda", 90, 32)."""
 
 
 class Compiled(NamedTuple):
@@ -41,14 +38,12 @@ class Compiled(NamedTuple):
     kernel: Any
     """Triton's ``CompiledKernel``."""
     seconds: float
-    """Processor time that compiling took."""
-    is_cached: bool
-    """Whether Triton's cache had it."""
+    """Processor time of the compilation, almost none if Triton's cache has the kernel."""
 
 
 def compile_call(
     run: Run,
-    target: Target,
+    target: tuple[str, Any, int],
     choose: tuning.Chooser = lambda bucket, run: policy.default(bucket),
     is_wanted: Callable[[Bucket | None], object] = lambda bucket: True,
 ) -> list[Compiled]:
@@ -56,12 +51,11 @@ def compile_call(
 
     Args:
         run: makes the call, on CPU tensors.
-        target: the GPU to compile for.
+        target: backend, architecture and lanes of a warp, such as ("cuda", 90, 32).
         choose: returns the block sizes of a bucket.
         is_wanted: whether to compile a launch of a bucket, or of a kernel without one; called once for each.
     """
     found: dict[str, Compiled] = {}
-    hits: list[bool] = []
     bucket = config = None
     launch = JITFunction.run
 
@@ -73,46 +67,27 @@ def compile_call(
     def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         nonlocal bucket, config
         if is_wanted(bucket):
-            hits.clear()
-            began = _processor_seconds()
+            began = sum(os.times()[:4])  # those of Triton's assembler too, which is another process
             kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
-            seconds = _processor_seconds() - began
+            seconds = sum(os.times()[:4]) - began
             if kernel is not None:  # a hook may have prevented it
                 name = bucket.name() if bucket else kernel.metadata.name
-                one = Compiled(name, bucket, config, kernel, seconds, is_cached=False not in hits)
-                found.setdefault(kernel.hash, one)
+                found.setdefault(kernel.hash, Compiled(name, bucket, config, kernel, seconds))
         bucket = config = None
 
-    driver.set_active(_NoDriver(target))
+    # Triton keeps a device's kernels by its number, so each target is another device.
+    device = SimpleNamespace(
+        get_current_device=lambda: zlib.crc32(repr(target).encode()),
+        get_current_stream=lambda device: 0,
+        get_current_target=lambda: GPUTarget(*target),
+    )
+    driver.set_active(device)
     options = functools.partial(policy.compile_options, is_hip=target[0] == "hip")
     with (
         mock.patch.object(JITFunction, "run", compile_only),
-        mock.patch.object(knobs.compilation, "listener", lambda *, cache_hit, **_: hits.append(cache_hit)),
         mock.patch.object(policy, "compile_options", options),
         tuning.choosing(note),
-        launches.OntoKernels(),
+        OntoKernels(),
     ):
         run()
     return list(found.values())
-
-
-class _NoDriver:
-    """Stands for Triton's driver before a launch: one device of a given target."""
-
-    def __init__(self, target: Target) -> None:
-        self._target = GPUTarget(*target)
-
-    def get_current_device(self) -> int:
-        """Return another number for each target: Triton keeps a device's kernels by its number."""
-        return zlib.crc32(repr(self._target).encode())
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> Any:
-        return self._target
-
-
-def _processor_seconds() -> float:
-    """Seconds of user and system time of this process and of the children that it waited for."""
-    return sum(os.times()[:4])

@@ -68,16 +68,17 @@ def described(compiled: triton.compiler.CompiledKernel, arch: str) -> dict[str, 
 
     Returns:
         ``registers`` per thread (vector registers on AMD), ``stack`` and ``shared`` in bytes, ``spills``,
-        ``occupancy`` (a share of the warps that a multiprocessor can hold; None for an architecture that is
-        not in ``ARCHITECTURES``), counts of instructions, and for NVIDIA ``code``, a `disassembly.Code`.
+        ``occupancy`` (a share of the warps that a multiprocessor can hold), counts of instructions, and for
+        NVIDIA ``code``, a `disassembly.Code`.
     """
     facts = _amd(compiled) if arch.startswith("gfx") else _nvidia(compiled)
-    facts["shared"] = compiled.metadata.shared
-    facts["occupancy"] = None
-    if arch in _LIMITS:
-        warps = compiled.metadata.num_warps
-        facts["occupancy"] = _occupancy(_LIMITS[arch], warps, facts["registers"], facts["shared"])
-    return facts
+    warps, shared = compiled.metadata.num_warps, compiled.metadata.shared
+    limits, registers = _LIMITS[arch], facts["registers"]
+    per_warp = -(-registers * limits.lanes // limits.granularity) * limits.granularity
+    blocks = min(limits.blocks, limits.warps // warps, limits.registers // (per_warp * warps))
+    if shared:
+        blocks = min(blocks, limits.shared // (shared + 1024))
+    return {**facts, "shared": shared, "occupancy": blocks * warps / limits.warps}
 
 
 def _nvidia(compiled: triton.compiler.CompiledKernel) -> dict[str, object]:
@@ -111,11 +112,3 @@ def _counts(opcodes: Counter[str], patterns: dict[str, str]) -> dict[str, int]:
         name: sum(n for opcode, n in opcodes.items() if re.match(pattern, opcode))
         for name, pattern in patterns.items()
     }
-
-
-def _occupancy(limits: _Limits, warps: int, registers: int, shared: int) -> float:
-    per_warp = -(-registers * limits.lanes // limits.granularity) * limits.granularity
-    blocks = min(limits.blocks, limits.warps // warps, limits.registers // (per_warp * warps))
-    if shared:
-        blocks = min(blocks, limits.shared // (shared + 1024))
-    return blocks * warps / limits.warps

@@ -49,12 +49,11 @@ class Code:
 
     def _is_rare(self, skip: Span) -> bool:
         inside = self.names[skip[0] : skip[1] + 1]
-        if any(_is_within(loop, skip) for loop in self.loops):
-            return False
-        if any(name.startswith("CALL") for name in inside):
-            return True
+        has_a_loop = any(_is_within(loop, skip) for loop in self.loops)
         in_a_loop = any(loop[0] <= skip[0] and skip[1] <= loop[1] for loop in self.loops)
-        return in_a_loop and not any(name.startswith("LDG") for name in inside)
+        is_subroutine = any(name.startswith("CALL") for name in inside)
+        has_a_load = any(name.startswith("LDG") for name in inside)
+        return not has_a_loop and (is_subroutine or (in_a_loop and not has_a_load))
 
 
 def _is_within(inner: Span, outer: Span) -> bool:

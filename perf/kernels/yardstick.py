@@ -1,9 +1,8 @@
 """Instructions per element: the measure of a change of the kernels where there is no GPU.
 
 An element is a (tap, channel) of an output pixel in the forward, the scatter and theta's kernel, and a
-channel of an input pixel in the gather. A gather tries as many output pixels as the map needs: those of a
-rotation by 30 degrees (``per_element``), of the identity, or of a map that enlarges twice. Every instruction
-that a thread executes counts, averaged over the channels of its program.
+channel of an input pixel in the gather. A gather tries as many output pixels as a rotation by 30 degrees
+needs. Every instruction that a thread executes counts, averaged over the channels of its program.
 """
 
 from __future__ import annotations
@@ -37,47 +36,39 @@ NAMES = (
 TOLERANCE = 0.05
 MOST_SECONDS = 3.0
 """Processor time to compile a kernel with its default block sizes: a user waits for it."""
-_KERNELS = ("forward", "theta", "scatter", "scatter_input", "backward", "backward_input")
 _VARIANTS = ("2d-bilinear-zeros", "3d-bilinear-zeros")
-_TRIED = {
-    1: {"per_element": (3, 3), "identity": (2, 2), "enlarged": (4, 4)},
-    2: {"per_element": (5, 4), "identity": (3, 3), "enlarged": (6, 6)},
-}
+_TRIED = {1: (3, 3), 2: (5, 4)}
 """Rows and columns of output pixels that a gather tries, by the side of a thread's square of pixels."""
-COUNTS = tuple(_TRIED[1])
 Measures = dict[str, float]
 
 
-def counts(code: Code, bucket: Bucket, config: Config, channels: int) -> Measures:
-    """Instructions per element; empty for kernels whose loops are not known here.
+def per_element(code: Code, bucket: Bucket, config: Config, channels: int) -> float | None:
+    """Instructions per element; None for kernels whose loops are not known here.
 
     Raises:
         ValueError: the kernel's loops are not the expected ones.
     """
-    if bucket.variant not in _VARIANTS or bucket.kernel not in _KERNELS:
-        return {}
+    if bucket.variant not in _VARIANTS:
+        return None
     blocks = -(-channels // config["BLOCK_C"])
     programs = -(-blocks // config["STEPS_C"])
     values = channels / programs * config["BLOCK_H"] * config["BLOCK_W"] / (32 * config["num_warps"])
     if bucket.is_gather():
-        return {
-            name: round(code.executed(tried) / values, 2)
-            for name, tried in _TRIED[policy.side(bucket)].items()
-        }
+        return round(code.executed(_TRIED[policy.side(bucket)]) / values, 2)
     steps = [blocks / programs] if config["STEPS_C"] > 1 else []
     taps = 2 ** int(bucket.variant[0])
-    return {"per_element": round(code.executed(steps) / (taps * values), 2)}
+    return round(code.executed(steps) / (taps * values), 2)
 
 
 def measures(rows: Iterable[Mapping[str, object]]) -> dict[str, Measures]:
     """Select the recorded numbers of rows of ``perf static``, by workload and kernel."""
-    keys = (*COUNTS, "registers", "spills", "seconds")
-    found = {}
-    for row in rows:
-        if row["arch"] == ARCH and row["call"] in NAMES:
-            name = f"{row['call']} {row['kernel'].split('/')[0]}"
-            found[name] = {key: row[key] for key in keys if key in row}
-    return found
+    return {
+        f"{row['call']} {row['kernel'].split('/')[0]}": {
+            key: row[key] for key in ("per_element", "registers", "spills", "seconds") if key in row
+        }
+        for row in rows
+        if row["arch"] == ARCH and row["call"] in NAMES
+    }
 
 
 def recorded() -> dict[str, Measures]:
@@ -101,13 +92,14 @@ def faults(measures: dict[str, Measures], known: dict[str, Measures]) -> Iterato
     """
     workloads = {name.split()[0] for name in measures}
     yield from (f"{name}: not recorded" for name in measures if name not in known)
-    for name, before in known.items():
-        for count in (count for count in COUNTS if count in before and name.split()[0] in workloads):
-            now, what = measures.get(name, {}).get(count), count.replace("_", " ")
-            if now is None:
-                yield f"{name}: {before[count]:.2f} instructions {what} are recorded, none counted now"
-            elif now > before[count] * (1 + TOLERANCE):
-                yield f"{name}: {now:.2f} instructions {what}, recorded are {before[count]:.2f}"
+    for name, record in known.items():
+        if "per_element" not in record or name.split()[0] not in workloads:
+            continue
+        now, before = measures.get(name, {}).get("per_element"), record["per_element"]
+        if now is None:
+            yield f"{name}: {before:.2f} instructions per element are recorded, none counted now"
+        elif now > before * (1 + TOLERANCE):
+            yield f"{name}: {now:.2f} instructions per element, recorded are {before:.2f}"
     for name, now in measures.items():
         if now["spills"]:
             yield f"{name}: spills {now['spills']:.0f} registers"

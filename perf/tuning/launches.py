@@ -37,7 +37,6 @@ class Case(NamedTuple):
 
 
 Plan = dict[Bucket, Case]
-"""The buckets to tune, in this order."""
 
 
 class OntoKernels(TorchDispatchMode):
@@ -64,38 +63,28 @@ def reached(run: Run) -> list[Bucket]:
     return list(found)
 
 
-def of_workloads(chosen: Sequence[Workload]) -> tuple[Plan, list[str]]:
-    """Find the buckets that workloads reach.
+def passes_of(workload: Workload) -> list[str]:
+    """The passes of a workload; images of whole numbers have no gradients."""
+    return list(PASSES) if workload.dtype.is_floating_point else ["forward"]
 
-    Returns:
-        Each bucket with the first call that reaches it; and a line for each call that cannot be made.
-    """
+
+def of_workloads(chosen: Sequence[Workload]) -> Plan:
+    """Find the buckets that workloads reach, each with the first call that reaches it."""
     plan: Plan = {}
-    problems = []
     for workload in chosen:
         data = dry(workload)
-        for name in PASSES:
-            source = f"{workload.name} {name}"
-            try:
-                buckets = reached(PASSES[name](operator, data))
-            except Exception as error:  # an image without gradients, for example
-                problems.append(f"{source}: {error}")
-                continue
-            case = Case(source, functools.partial(_make, workload, name))
-            plan |= {bucket: case for bucket in buckets if bucket not in plan}
-    return plan, problems
+        for name in passes_of(workload):
+            case = Case(f"{workload.name} {name}", functools.partial(_make, workload, name))
+            plan |= {bucket: case for bucket in reached(PASSES[name](operator, data)) if bucket not in plan}
+    return plan
 
 
 def _make(workload: Workload, pass_name: str, device: torch.device) -> Run:
-    return PASSES[pass_name](operator, _data(workload, device))
-
-
-def _data(workload: Workload, device: torch.device) -> Data:
-    """Make tensors of a workload. The last ones are kept, because buckets come workload by workload."""
+    """Make a pass on a workload's tensors. The last ones are kept, because buckets come by workload."""
     if (workload.name, device) not in _made:
         _made.clear()
         _made[workload.name, device] = workloads.make(workload, device)
-    return _made[workload.name, device]
+    return PASSES[pass_name](operator, _made[workload.name, device])
 
 
 def dry(workload: Workload, device: torch.device = META) -> Data:

@@ -1,25 +1,28 @@
-"""The timings so far, in a CSV from which a later run goes on; and the table of the best block sizes."""
+"""The timings so far, in a CSV from which a later run goes on, and the best of them."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from perf.tuning.fastest import LOST, Effort, Result
+from perf.files import geometric_mean
+from perf.tuning.fastest import TIMES, named
 from stn_triton import tables, tuning
 from stn_triton.buckets import Bucket
 from stn_triton.policy import CONFIG_KEYS
 from stn_triton.tuning import Config
 
+LOST = "lost the GPU"
+"""Beginning of a status: no more can run in this process."""
 IDENTITY = ("device", "torch", "triton", "kernels")
 """Earlier timings are used only where all of these are the same."""
-_TIMES = ["q20_ms", "median_ms", "q80_ms"]
 COLUMNS = [
-    *("bucket", *Bucket._fields, *CONFIG_KEYS, *_TIMES, "is_default", "is_best", "status"),
+    *("bucket", *CONFIG_KEYS, *TIMES, "is_default", "is_best", "status"),
     *("device", "torch", "triton", "commit", "date", "kernels"),
 ]
 
@@ -27,76 +30,70 @@ COLUMNS = [
 class Keeper:
     """Keeps a row per bucket and configuration in a CSV, and the best of each bucket in a table."""
 
-    def __init__(
-        self, csv: Path, table: Path, facts: Mapping[str, object], effort: Effort, say: Callable[[str], None]
-    ) -> None:
-        self.path = csv
-        self.table = table
+    def __init__(self, csv: Path, table: Path, facts: Mapping[str, object], most: int) -> None:
+        self.path, self.table, self.most = csv, table, most
         self.rows = pd.DataFrame(columns=COLUMNS)
         self._facts = {**facts, "kernels": tables.kernels()}
-        self.effort = effort
-        self._say = say
 
-    def open(self, fresh: bool) -> None:
-        """Read the rows of an earlier run. Other files are set aside, and if ``fresh`` this one too."""
+    def open(self, fresh: bool) -> str:
+        """Read the rows of an earlier run; returns why its file was set aside instead, if it was."""
         if not self.path.exists():
-            return
+            return ""
         try:
             if fresh:
                 raise ValueError("is of an earlier run")
             self.rows = self._read()
-        except (ValueError, TypeError, OSError) as error:
+        except (ValueError, TypeError) as error:
             names = (self.path.with_name(f"{self.path.name}.old-{i}") for i in itertools.count(1))
             aside = self.path.rename(next(path for path in names if not path.exists()))
-            self._say(f"{self.path} {error}: set aside as {aside.name}")
+            return f"{self.path} {error}: set aside as {aside.name}"
+        self._write_table()
+        return ""
 
-    def of(self, bucket: Bucket) -> pd.DataFrame:
-        """The rows of a bucket."""
-        return self.rows[self.rows["bucket"] == bucket.name()]
+    def configs_of(self, bucket: Bucket) -> list[Config]:
+        """The configurations to try for a bucket, the default first."""
+        return tuning.candidates(bucket, self.most)
 
     def is_done(self, bucket: Bucket) -> bool:
         """Whether all configurations of a bucket were tried, or one of them broke the GPU's context."""
-        rows = self.of(bucket)
-        tried = rows[list(CONFIG_KEYS)].to_dict("records")
-        is_whole = rows["is_best"].any() and all(c in tried for c in self.effort.configs_of(bucket))
-        return bool(is_whole or rows["status"].str.startswith(LOST).any())
+        rows = self.rows[self.rows["bucket"] == bucket.name()]
+        return len(rows) >= len(self.configs_of(bucket)) or rows["status"].str.startswith(LOST).any()
 
-    def add(self, bucket: Bucket, results: Iterable[Result]) -> None:
-        """Keep what was found for a bucket, in place of what was known of it, and write both files.
+    def add(self, bucket: Bucket, found: Sequence[Mapping[str, Any]]) -> None:
+        """Keep the rows of a search, in place of what was known of its bucket, and write both files.
 
         Raises:
             OSError: one cannot be written; the CSV is as it was.
         """
-        found = [
-            {
-                "bucket": bucket.name(),
-                **bucket._asdict(),
-                **result.config,
-                **dict(zip(_TIMES, result.quantiles or (float("nan"),) * 3, strict=True)),
-                "is_default": result.is_default,
-                "is_best": result.is_best,
-                "status": result.status,
-                **{key: self._facts[key] for key in COLUMNS if key in self._facts},
-            }
-            for result in results
-        ]
         others = self.rows[self.rows["bucket"] != bucket.name()].to_dict("records")
+        found = [{"bucket": bucket.name(), **row, **self._facts} for row in found]
         self.rows = pd.DataFrame([*others, *found], columns=COLUMNS)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(f"{self.path.name}.partial")  # a run may be killed while it writes
         self.rows.to_csv(partial, index=False, float_format="%.7g")
         partial.replace(self.path)
-        self.write_table()
+        self._write_table()
 
-    def configs(self) -> dict[str, Config]:
+    def best(self) -> dict[str, Config]:
         """The best block sizes of each bucket that is done, by its name."""
         best = self.rows[self.rows["is_best"].astype(bool)]
         found = dict(zip(best["bucket"], best[list(CONFIG_KEYS)].to_dict("records"), strict=True))
         return {name: config for name, config in found.items() if self.is_done(Bucket.parse(name))}
 
-    def write_table(self) -> None:
+    def gains(self, buckets: Iterable[Bucket]) -> pd.DataFrame:
+        """A row per bucket with a time: ms of default and best, their ratio, and the best block sizes."""
+        rows = self.rows[self.rows["bucket"].isin([bucket.name() for bucket in buckets])]
+        best = rows[rows["is_best"].astype(bool)].set_index("bucket")
+        default = rows[rows["is_default"].astype(bool)].set_index("bucket")["median_ms"]
+        table = pd.DataFrame({"default_ms": default.reindex(best.index), "best_ms": best["median_ms"]})
+        table["gain"] = table["default_ms"] / table["best_ms"]
+        table["config"] = best[list(CONFIG_KEYS)].to_dict("records")
+        table["is_default"] = best["is_default"].astype(bool)
+        return table.reset_index()
+
+    def _write_table(self) -> None:
         """Write the best of all buckets into the table, which keeps its other buckets of these kernels."""
-        found = self.configs()
+        found = self.best()
         if not found:
             return
         device = self._facts["device"]
@@ -113,19 +110,31 @@ class Keeper:
         Raises:
             ValueError: the file has none, or another machine's; the message follows the file's name.
         """
-        kinds = {**dict.fromkeys(CONFIG_KEYS, int), **dict.fromkeys(_TIMES, float)}
-        kinds |= {"is_best": bool, "is_default": bool}
-        text = dict.fromkeys(("bucket", "status", "commit", "date", *IDENTITY), str)
-        table = pd.read_csv(
-            self.path, dtype={**text, **kinds}, keep_default_na=False, na_values=dict.fromkeys(_TIMES, "")
-        )
+        kinds = {**dict.fromkeys(COLUMNS, str), **dict.fromkeys(CONFIG_KEYS, int)}
+        kinds |= {**dict.fromkeys(TIMES, float), "is_best": bool, "is_default": bool}
+        blanks = dict.fromkeys(TIMES, "")
+        table = pd.read_csv(self.path, dtype=kinds, keep_default_na=False, na_values=blanks)
         if list(table.columns) != COLUMNS:
             raise ValueError("has other columns, as from an older version")
         for name in IDENTITY:
-            others = set(table[name]) - {str(self._facts[name])}
-            if others:
+            if others := set(table[name]) - {str(self._facts[name])}:
                 raise ValueError(f"was measured with {name} {', '.join(others)}, this is {self._facts[name]}")
         for row in table.to_dict("records"):
             if tuning.checked(row["bucket"], {key: row[key] for key in CONFIG_KEYS}) is None:
                 raise ValueError(f"is corrupt in the row of {row['bucket'][:60]!r}")
         return table
+
+
+def printed(gains: pd.DataFrame) -> str:
+    """The table of gains, the largest first, and their mean."""
+    if gains.empty:
+        return "no bucket has a time"
+    shown = gains.sort_values("gain", ascending=False)
+    shown = shown.assign(best=shown["config"].map(named).mask(shown["is_default"], "the default"))
+    columns = ["bucket", "default_ms", "best_ms", "gain", "best"]
+    mean = f"{geometric_mean(gains['gain']):.3f}x, the geometric mean over buckets ({len(gains)})"
+    return (
+        f"{shown[columns].to_string(index=False, float_format='%.4f')}\n"
+        f"gain over the default: {mean}\n"
+        f"buckets where the default was the best, or as good within noise: {gains['is_default'].sum()}"
+    )
