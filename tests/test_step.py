@@ -1,14 +1,17 @@
-"""``python -m perf step``: networks that are the same but for their sampler, and the table of timings."""
+"""``python -m perf step`` and ``overhead``: what a sampler costs in a training step, and the host's part."""
 
 import json
+from unittest import mock
 
 import pytest
 import torch
+import uninterpreted
 
-pytest.importorskip("pandas")
+pd = pytest.importorskip("pandas")
 
-from perf import step
-from perf.__main__ import main
+from perf import overhead, step  # noqa: E402
+from perf.__main__ import main  # noqa: E402
+from perf.kernels import stub_driver  # noqa: E402
 
 TRANSFORMERS = {"house-numbers": 4, "digits": 1}
 
@@ -29,19 +32,15 @@ def test_providers_compute_the_same(name):
                 module.head.bias.add_(torch.tensor([-0.2, 0.1, 0.05, -0.1, -0.1, 0.1]))
         outputs.append(model(images))
     torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-4)
-    models = [network.make(layer) for layer in (step.LocatingTransformer, None)]
-    kept = [module for module in models[0] if not isinstance(module, step.SpatialTransformer)]
-    torch.nn.Sequential(*kept).load_state_dict(models[1].state_dict())
-    assert torch.equal(models[0](images), models[1](images))
+    with_layers, without = (network.make(layer) for layer in (step.LocatingTransformer, None))
+    kept = [module for module in with_layers if not isinstance(module, step.SpatialTransformer)]
+    torch.nn.Sequential(*kept).load_state_dict(without.state_dict())
+    assert torch.equal(with_layers(images), without(images))
+    with_layers(images).sum().backward()  # localisation networks are trained without a sampler too
+    assert with_layers[0].head.bias.grad.any()
 
 
-def test_localisation_networks_are_trained_without_a_sampler_too():
-    model = step.digits(step.LocatingTransformer)
-    model(torch.rand(2, 1, 28, 28)).sum().backward()
-    assert model[0].head.bias.grad.any()
-
-
-def test_command(capsys, monkeypatch):
+def test_the_cost_is_compared_with_the_network_without_transformers(capsys, monkeypatch):
     samples = {name: [ms - 1, ms, ms + 1] for name, ms in zip(step.PROVIDERS, (20, 25, 40, 22), strict=True)}
     monkeypatch.setattr(step.stopwatch, "sample", lambda *_: samples)
     monkeypatch.setattr(step, "NETWORKS", {"digits": step.NETWORKS["digits"]})
@@ -50,4 +49,47 @@ def test_command(capsys, monkeypatch):
     assert main(["step", "--quick", "--device", "cpu", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["provider"] for row in rows] == list(step.PROVIDERS)
-    assert all(row["network"] == "digits" and row["batch"] == 64 and row["torch"] for row in rows)
+
+
+class TestOverhead:
+    @pytest.mark.parametrize(
+        ("interprets", "named"), [("1", "TRITON_INTERPRET is set"), ("0", "C compiler here: cc is missing")]
+    )
+    def test_what_it_needs_is_named(self, capsys, monkeypatch, interprets, named):
+        monkeypatch.setenv("TRITON_INTERPRET", interprets)
+        monkeypatch.setattr(stub_driver, "install", mock.Mock(side_effect=OSError("cc is missing")))
+        with pytest.raises(SystemExit) as stop:
+            main(["overhead", "--device", "cpu"])
+        assert stop.value.code == 2
+        assert named in capsys.readouterr().err
+
+    def test_times_and_their_ratio_are_printed(self, capsys, monkeypatch):
+        """The times are made up."""
+        times = {"affine_grid_sample": {"inference": 20.0}, "eager pair": {"inference": 10.0}}
+        monkeypatch.setattr(overhead, "measure", lambda device: times)
+        monkeypatch.setattr(stub_driver, "install", lambda: None)
+        monkeypatch.setenv("TRITON_INTERPRET", "0")
+        assert main(["overhead", "--device", "cpu"]) == 0
+        assert "inference 20.00 10.00 2.00" in " ".join(capsys.readouterr().out.split())
+
+    @pytest.mark.full
+    def test_each_provider_and_pass_has_a_time(self):
+        done = uninterpreted.python("-m", "perf", "overhead", "--device", "cpu", "--json")
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)["microseconds"]
+        assert set(found) == set(overhead.PROVIDERS)
+        for row in found.values():
+            assert set(row) == {"inference", "training forward", "forward + backward"}
+            assert all(0 < time < 1e5 for time in row.values())
+
+    @pytest.mark.full
+    def test_a_first_step_compiles_two_kernels_and_is_done_in_seconds(self, tmp_path):
+        """Feature maps of 64 channels NCHW, from empty caches."""
+        arguments = ["--first-calls", "features-64", "--json", "--out", tmp_path / "first.csv"]
+        done = uninterpreted.python("-m", "perf", "overhead", "--device", "cpu", *arguments)
+        assert done.returncode == 0, done.stderr
+        row = json.loads(done.stdout)
+        assert row["kernels"] == 2
+        assert 0 < row["processor_s"] < 8
+        assert row["second_forward_s"] + row["second_backward_s"] < 0.1 * row["processor_s"]
+        assert pd.read_csv(tmp_path / "first.csv")["workload"].tolist() == ["features-64"]
