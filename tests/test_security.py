@@ -1,7 +1,7 @@
 """Files from elsewhere: nothing in them runs, and none leads to a file outside of where results belong.
 
 Entries of a table that no kernel could run are in test_tuning.py (`BAD_ENTRIES`), HTML out of a result file's
-strings in test_report.py (`TestHostileStrings`), a state of `tune` in test_tune_state.py.
+strings in test_charts.py, a state of `tune` in test_tune_state.py.
 """
 
 import ast
