@@ -18,7 +18,9 @@ from tqdm import tqdm
 pd = pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
 
-from perf import bench, setting  # noqa: E402
+import made_up  # noqa: E402
+
+from perf import bench, files, setting  # noqa: E402
 from perf.__main__ import main  # noqa: E402
 from perf.files import FACTS  # noqa: E402
 from perf.measuring import passes, photograph, providers, results, stopwatch, suite, summary, workloads  # noqa: E402
@@ -181,16 +183,11 @@ def test_json_is_all_that_is_printed_and_comes_after_the_files(measure, capsys, 
 
 @pytest.mark.parametrize(("samples", "in_noise"), [((10, 10), False), ((9, 10), True), ((10, 3), True)])
 def test_few_samples_are_noise(samples, in_noise):
-    def row(provider, ms, samples):
-        times = dict.fromkeys(("q20_ms", "median_ms", "q80_ms"), ms) | {"samples": samples, "status": "ok"}
-        return {"workload": "a", "map": "b", "pass": "c", "shape": "1x2", "provider": provider} | times
-
-    rows = [row("operator", 2.0, samples[0]), row("eager", 1.0, samples[1])]
-    table = results.frame(rows, {"quick": True, "device": "a", "device_type": "cpu", "copy_gb_per_s": 1.0})
+    ours, theirs = ({"median_ms": ms, "samples": n} for ms, n in zip((2.0, 1.0), samples, strict=True))
+    table = files.normal(pd.DataFrame(made_up.pair(ours, theirs)))
     assert summary.against(table, "eager")["in_noise"].tolist() == [in_noise]
     printed = summary.text(table)
-    assert ("0.50x~" in printed) == in_noise
-    assert ("a b c: 0.50x" in printed) == (not in_noise)
+    assert ("0.50x~" in printed, "digits-28 random forward: 0.50x" in printed) == (in_noise, not in_noise)
 
 
 def test_on_a_gpu_rows_have_memory_and_replays(monkeypatch):
@@ -247,9 +244,8 @@ def test_commit(tmp_path, monkeypatch):
     (inner / "a.py").write_text("a = 1\n")
     monkeypatch.setattr(setting, "_ROOT", tmp_path)
     assert setting.commit() == "unknown"
-    for arguments in (["init"], ["add", "."], ["commit", "-m", "first"]):
-        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments]
-        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    commands = "git init -q && git add . && git -c user.name=a -c user.email=a@b.c commit -qm first"
+    subprocess.run(commands, shell=True, cwd=tmp_path, check=True)
     clean = setting.commit()
     assert len(clean) >= 10
     (inner / "a.py").write_text("a = 2\n")
@@ -271,11 +267,13 @@ def test_commit(tmp_path, monkeypatch):
         (["bench", "--workloads", "size-16", "--passes", "theta"], "size-16 --maps "),
         (["bench", "--workloads", "antialias-2", "--maps", "random"], "no row to measure"),
         (["overhead", "--first-calls", "nothing"], "available: digits-28"),
+        (["overhead", "--device", "cpu"], "TRITON_INTERPRET is set"),
         (["overhead", "--out", "a.csv"], "only --first-calls writes a table"),
     ],
 )
 def test_a_wrong_argument_exits_2_and_says_what_there_is(capsys, monkeypatch, tmp_path, arguments, named):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2

@@ -1,7 +1,7 @@
 """``python -m perf step`` and ``overhead``: what a sampler costs in a training step, and the host's part."""
 
 import json
-from unittest import mock
+import re
 
 import pytest
 import torch
@@ -9,9 +9,8 @@ import uninterpreted
 
 pd = pytest.importorskip("pandas")
 
-from perf import overhead, step  # noqa: E402
+from perf import step  # noqa: E402
 from perf.__main__ import main  # noqa: E402
-from perf.kernels import stub_driver  # noqa: E402
 
 TRANSFORMERS = {"house-numbers": 4, "digits": 1}
 
@@ -51,45 +50,25 @@ def test_the_cost_is_compared_with_the_network_without_transformers(capsys, monk
     assert [row["provider"] for row in rows] == list(step.PROVIDERS)
 
 
-class TestOverhead:
-    @pytest.mark.parametrize(
-        ("interprets", "named"), [("1", "TRITON_INTERPRET is set"), ("0", "C compiler here: cc is missing")]
-    )
-    def test_what_it_needs_is_named(self, capsys, monkeypatch, interprets, named):
-        monkeypatch.setenv("TRITON_INTERPRET", interprets)
-        monkeypatch.setattr(stub_driver, "install", mock.Mock(side_effect=OSError("cc is missing")))
-        with pytest.raises(SystemExit) as stop:
-            main(["overhead", "--device", "cpu"])
-        assert stop.value.code == 2
-        assert named in capsys.readouterr().err
+@pytest.mark.full
+def test_the_host_time_of_each_provider_and_pass_is_printed():
+    done = uninterpreted.python("-m", "perf", "overhead", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    for name in ("inference", "training forward", "forward [+] backward"):
+        (found,) = re.findall(rf"{name} +([0-9.]+) +([0-9.]+) +([0-9.]+)", done.stdout)
+        ours, pair, ratio = map(float, found)
+        assert 0 < min(ours, pair) <= max(ours, pair) < 1e5
+        assert ratio == pytest.approx(ours / pair, abs=0.02)
 
-    def test_times_and_their_ratio_are_printed(self, capsys, monkeypatch):
-        """The times are made up."""
-        times = {"affine_grid_sample": {"inference": 20.0}, "eager pair": {"inference": 10.0}}
-        monkeypatch.setattr(overhead, "measure", lambda device: times)
-        monkeypatch.setattr(stub_driver, "install", lambda: None)
-        monkeypatch.setenv("TRITON_INTERPRET", "0")
-        assert main(["overhead", "--device", "cpu"]) == 0
-        assert "inference 20.00 10.00 2.00" in " ".join(capsys.readouterr().out.split())
 
-    @pytest.mark.full
-    def test_each_provider_and_pass_has_a_time(self):
-        done = uninterpreted.python("-m", "perf", "overhead", "--device", "cpu", "--json")
-        assert done.returncode == 0, done.stderr
-        found = json.loads(done.stdout)["microseconds"]
-        assert set(found) == set(overhead.PROVIDERS)
-        for row in found.values():
-            assert set(row) == {"inference", "training forward", "forward + backward"}
-            assert all(0 < time < 1e5 for time in row.values())
-
-    @pytest.mark.full
-    def test_a_first_step_compiles_two_kernels_and_is_done_in_seconds(self, tmp_path):
-        """Feature maps of 64 channels NCHW, from empty caches."""
-        arguments = ["--first-calls", "features-64", "--json", "--out", tmp_path / "first.csv"]
-        done = uninterpreted.python("-m", "perf", "overhead", "--device", "cpu", *arguments)
-        assert done.returncode == 0, done.stderr
-        row = json.loads(done.stdout)
-        assert row["kernels"] == 2
-        assert 0 < row["processor_s"] < 8
-        assert row["second_forward_s"] + row["second_backward_s"] < 0.1 * row["processor_s"]
-        assert pd.read_csv(tmp_path / "first.csv")["workload"].tolist() == ["features-64"]
+@pytest.mark.full
+def test_a_first_step_compiles_two_kernels_and_is_done_in_seconds(tmp_path):
+    """Feature maps of 64 channels NCHW, from empty caches."""
+    arguments = ["--first-calls", "features-64", "--json", "--out", tmp_path / "first.csv"]
+    done = uninterpreted.python("-m", "perf", "overhead", "--device", "cpu", *arguments)
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout)
+    assert row["kernels"] == 2
+    assert 0 < row["processor_s"] < 8
+    assert row["second_forward_s"] + row["second_backward_s"] < 0.1 * row["processor_s"]
+    assert pd.read_csv(tmp_path / "first.csv")["workload"].tolist() == ["features-64"]
