@@ -12,13 +12,6 @@ from perf.__main__ import main  # noqa: E402
 HEAD = b"workload,pass,provider,status,median_ms\n"
 
 
-def test_an_old_file_gets_the_columns_it_lacks():
-    table = files.read_speed(OLD)
-    assert (len(table), set(table["map"]), set(table["commit"])) == (24, {"random"}, {"4d55deb0d6"})
-    assert table["roofline"].isna().all()
-    assert files.timed(table).all()
-
-
 def test_rows_survive_the_way_through_a_file(tmp_path):
     table = without_time(small(), slice(3, 3), "FAILED", "None")
     table.loc[4:5, ["samples", "peak_mib"]] = None
@@ -58,10 +51,9 @@ def test_a_file_that_is_no_result_exits_2(tmp_path, capsys, command, content, sa
     path = tmp_path / "table.csv"
     if content is not None:
         path.write_bytes(content)
+    more = [str(OLD)] if command == "compare" else ["--out", str(tmp_path / "out")]
     with pytest.raises(SystemExit) as stop:
-        main(
-            [command, str(path), *([str(OLD)] if command == "compare" else ["--out", str(tmp_path / "out")])]
-        )
+        main([command, str(path), *more])
     message = capsys.readouterr().err
     assert stop.value.code == 2
     assert said in message
