@@ -24,7 +24,6 @@ from perf.evidence.runner import DONE, ENDED, NOT_REACHED, Runner
 from perf.evidence.stage import STEPS, Stage, Step
 
 TESTS = Path(__file__).parent
-HAS_GPU = os.path.exists("/dev/nvidia0")
 TABLE_ROW = "| digits-28: 256x1x28x28, float32 | 0.10 | 0.50x | 5.00x | - | - | - | - | - |"
 
 
@@ -129,13 +128,8 @@ def speed_rows():
 
 def run_of(**records):
     """The results of a run whose steps found these records."""
-    found = {
-        "seconds": 480.0,
-        "seconds_used": 300.0,
-        "rehearsal": False,
-        "machine": made_up.CUDA,
-        "steps": {},
-    }
+    found = {"seconds": 480.0, "seconds_used": 300.0, "rehearsal": False}
+    found |= {"machine": made_up.CUDA, "steps": {}}
     for one in STEPS:
         own = records.get(one.name, [{"ok": True, "what": "a"}] if one.name in ("check", "tests") else [])
         found["steps"][one.name] = {"status": DONE, "left": [], "crashes": [], "records": own}
@@ -207,24 +201,6 @@ def test_a_new_run_replaces_the_table_of_the_readme(tmp_path, monkeypatch):
 
 
 class TestCommand:
-    @pytest.mark.parametrize(
-        ("arguments", "said"),
-        [
-            (["--minutes", "0"], "--minutes: expected a number above 0, got 0"),
-            (["--only", "speeds"], "--only: unknown name 'speeds'; available: machine, check, tests"),
-            (["--rehearse", "--out", "."], "has files; expected an empty directory"),
-            pytest.param([], "finds no GPU here", marks=pytest.mark.skipif(HAS_GPU, reason="there is one")),
-        ],
-    )
-    def test_wrong_arguments_exit_2(self, tmp_path, monkeypatch, capsys, arguments, said):
-        monkeypatch.chdir(tmp_path)
-        Path("speed.csv").touch()
-        with pytest.raises(SystemExit) as error:
-            main(["evidence", *arguments])
-        assert error.value.code == 2
-        assert said in capsys.readouterr().err
-        assert os.listdir() == ["speed.csv"]
-
     def test_the_plan_names_each_step_with_its_share(self, capsys):
         assert main(["evidence", "--plan", "--minutes", "4", "--only", "check", "speed"]) == 0
         lines = [line.split() for line in capsys.readouterr().out.splitlines()]

@@ -182,18 +182,6 @@ def test_the_scatter_that_the_gather_is_measured_against_is_right(device, name, 
     assert launched[-1] == {"backward": "scatter", "input": "scatter_input", "theta": "theta"}[pass_name]
 
 
-@pytest.mark.full
-def test_compiled_backward_passes_run_again():
-    data = workloads.make(small("digits-28"), CPU)
-    try:
-        run = passes.backward(PROVIDERS["compile"].make(), data)
-        first = run()
-    except Exception as error:  # a machine without a C++ compiler
-        pytest.skip(f"torch.compile: {error}"[:200])
-    assert all(torch.equal(a, b) for a, b in zip(first, run(), strict=True))
-    assert Gate(data).check(dict(zip(COMPUTED["backward"], first, strict=True))).passed
-
-
 class TestRoofline:
     @pytest.mark.parametrize(("mode", "side"), [("bilinear", 15), ("bicubic", 17)])
     def test_a_pixel_that_two_crops_show_counts_once(self, mode, side):
