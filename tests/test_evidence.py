@@ -63,7 +63,7 @@ def test_every_step_has_a_function_and_its_rehearsal_is_a_part():
 
 
 class TestSteps:
-    """What steps find in the exit codes and outputs of the commands that they start."""
+    """The reading of exit codes and outputs of the commands that steps start."""
 
     @pytest.fixture
     def records(self, monkeypatch, tmp_path):
