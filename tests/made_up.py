@@ -2,11 +2,14 @@
 
 import itertools
 import random
+from pathlib import Path
 
 import pandas as pd
 
 from perf.files import FACTS
 
+OLD = Path(__file__).resolve().parents[1] / "perf" / "results" / "cpu-epyc-2-threads.csv"
+"""Measured, by a version that wrote fewer columns."""
 PASSES = ("forward", "backward", "forward+backward", "theta", "input")
 SWEEPS = {"size": (32, 128, 512, 2048), "batch": (1, 16, 256), "channels": (1, 16, 256, 1024)}
 _FACTS = (

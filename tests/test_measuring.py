@@ -7,16 +7,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 pytest.importorskip("pandas")
 
-from perf.measuring import maps, passes, providers, roofline, stopwatch, suite, workloads
+from perf.measuring import maps, passes, providers, rival_scatter, roofline, stopwatch, workloads
 from perf.measuring.gate import Gate
 from perf.measuring.maps import MAPS
 from perf.measuring.passes import COMPUTED, PASSES
 from perf.measuring.providers import PROVIDERS
 from perf.measuring.workloads import WORKLOADS, Data
+from stn_triton import policy, tuning
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 NOT_COMPILED = [name for name in PROVIDERS if name != "compile"]
@@ -72,34 +72,23 @@ class TestWorkloads:
         assert [w.name for w in workloads.choose(None, CPU, quick=True)] == list(workloads.ON_CPU)
         assert [w.name for w in workloads.choose(None, CUDA, quick=True)] == list(workloads.QUICK)
         assert [p.name for p in providers.choose(["compile"])] == ["operator", "eager", "compile"]
+        assert [p.name for p in providers.choose(None, quick=True)] == NOT_COMPILED
 
     def test_data_has_its_layout_and_copies_other_memory(self):
-        data, same = (workloads.make(small("features-64-channels-last"), CPU) for _ in range(2))
-        assert torch.equal(data.input, same.input)
-        assert torch.equal(data.theta, same.theta)
-        copies = data.copies(3)
+        copies = workloads.make(small("features-64-channels-last"), CPU).copies(3)
         assert len({copy.input.data_ptr() for copy in copies}) == 3
         for copy in copies:
-            assert torch.equal(copy.grad_output, data.grad_output)
+            assert torch.equal(copy.grad_output, copies[0].grad_output)
             assert copy.input.stride()[1] == copy.grad_output.stride()[1] == 1
 
     @pytest.mark.parametrize("name", [w.name for w in WORKLOADS.values() if not w.sweep])
-    def test_gradients_come_from_nearly_everywhere_but_where_rounding_decides(self, name):
+    def test_most_gradients_are_not_masked(self, name):
+        """Gradients are 0 where rounding decides; if all were, the gate would accept anything."""
         workload = small(name)
-        for map_name in MAPS:
-            if workload.why_not(map_name):
-                continue
+        for map_name in (map_name for map_name in MAPS if not workload.why_not(map_name)):
             data = workloads.make(workload, CPU, map_name)
             fine = data.options.get("antialias", 1)
             assert (data.grad_output != 0).double().mean() > max(0.5, 1 - 0.08 * fine**2)
-            if fine > 1 or workload.crops or data.input.ndim == 5:
-                continue
-            extents = torch.tensor([float(n) for n in reversed(data.input.shape[2:])])
-            for align_corners in (False, True):
-                grid = F.affine_grid(data.theta.double(), [2, 1, *data.size], align_corners=align_corners)
-                pixels = (grid + 1) / 2 * (extents - 1) if align_corners else ((grid + 1) * extents - 1) / 2
-                near = ((pixels - pixels.round()).abs() < 1e-3).any(-1)
-                assert (data.grad_output[:, 0][near] == 0).all()
 
 
 def test_passes_compute_what_they_say_and_nothing_else():
@@ -131,10 +120,9 @@ class TestGate:
         ("map_name", "name"),
         [
             *((map_name, "digits-28") for map_name in MAPS),
-            *itertools.product(["identity", "random"], ["features-64-bf16", "images-224-uint8"]),
-            *itertools.product(["rotate-45", "zoom-0.5", "random"], ["crops-7", "volume-160"]),
-            *itertools.product(["rotate-30", "zoom-2"], ["bicubic-224", "border-224", "shrink-224"]),
-            *itertools.product(["rotate-30", "zoom-2"], ["antialias-2", "antialias-4"]),
+            *itertools.product(["random"], ["features-64-bf16", "images-224-uint8", "crops-7"]),
+            *itertools.product(["zoom-0.5"], ["volume-160", "shrink-224"]),
+            *itertools.product(["rotate-30"], ["bicubic-224", "border-224", "antialias-2", "antialias-4"]),
         ],
     )
     def test_accepts_every_provider_and_no_wrong_derivative(self, name, map_name):
@@ -145,7 +133,6 @@ class TestGate:
                 tensors = computed(provider, data, pass_name)
                 verdict = gate.check(tensors)
                 assert verdict.passed, (provider, pass_name, verdict)
-                assert verdict.tolerance > 0
                 if name == "digits-28" and "grad_theta" in tensors:
                     assert not gate.check({"grad_theta": tensors["grad_theta"] * 1.001}).passed
 
@@ -155,8 +142,7 @@ class TestGate:
         data = digits()
         tensors = computed("eager", data, "forward+backward")
         verdict = Gate(data).check(tensors | {name: spoil(tensors[name])})
-        assert not verdict.passed
-        assert verdict.tensor == name
+        assert (verdict.passed, verdict.tensor) == (False, name)
 
     def test_rejects_a_wrong_pixel_dtype_shape_or_convention_of_corners(self):
         data = digits()
@@ -179,44 +165,33 @@ class TestGate:
         assert not Gate(data).check({"output": spoil(output)}).passed
 
 
-@pytest.mark.full
-def test_compiled_backward_passes_run_again():
-    data = workloads.make(small("digits-28"), CPU)
-    try:
-        run = passes.backward(PROVIDERS["compile"].make(), data)
-        first = run()
-    except Exception as error:  # a machine without a C++ compiler
-        pytest.skip(f"torch.compile: {error}"[:200])
-    assert all(torch.equal(a, b) for a, b in zip(first, run(), strict=True))
-    assert Gate(data).check(dict(zip(COMPUTED["backward"], first, strict=True))).passed
+@pytest.mark.parametrize("name", ["images-224", "features-256-bf16-channels-last", "volume-160"])
+@pytest.mark.parametrize("pass_name", ["backward", "input", "theta"])
+def test_the_scatter_that_the_gather_is_measured_against_is_right(device, name, pass_name):
+    data = workloads.make(small(name), device, "rotate-30")
+    launched = []
 
+    def choose(bucket, run):
+        launched.append(bucket.kernel)
+        return policy.default(bucket)
 
-def pixels_in_reach(data, reach):
-    """Pixels within ``reach`` of a sample, one after the other: the number that the floor must count."""
-    *_, height, width = data.input.shape
-    theta = data.theta.double().flatten(0, -3)
-    grid = F.affine_grid(theta, [len(theta), 1, *data.size], align_corners=False)
-    found = set()
-    for matrix, points in enumerate(grid.flatten(1, 2).tolist()):
-        image = matrix // (len(theta) // len(data.input))
-        for x, y in points:
-            left, top = (math.floor(((p + 1) * n - 1) / 2) for p, n in ((x, width), (y, height)))
-            near = itertools.product(range(1 - reach, reach + 1), repeat=2)
-            found |= {(image, top + row, left + column) for row, column in near}
-    return sum(0 <= row < height and 0 <= column < width for _, row, column in found)
+    with tuning.choosing(choose):
+        tensors = PASSES[pass_name](rival_scatter.sampler, data)()
+    verdict = Gate(data).check(dict(zip(COMPUTED[pass_name], tensors, strict=True)))
+    assert verdict.passed, verdict
+    assert launched[-1] == {"backward": "scatter", "input": "scatter_input", "theta": "theta"}[pass_name]
 
 
 class TestRoofline:
-    @pytest.mark.parametrize(
-        ("name", "reach"), [("digits-28", 1), ("shrink-224", 1), ("crops-7", 1), ("bicubic-224", 2)]
-    )
-    def test_pixels_are_counted_once_each(self, name, reach):
-        for map_name in MAPS:
-            data = workloads.make(small(name), CPU, map_name)
-            expected = pixels_in_reach(data, reach) * data.input.shape[1] * 4
-            assert roofline.moved_bytes(data)[0] == expected, map_name
+    @pytest.mark.parametrize(("mode", "side"), [("bilinear", 15), ("bicubic", 17)])
+    def test_a_pixel_that_two_crops_show_counts_once(self, mode, side):
+        workload = replace(WORKLOADS["digits-28"], shape=(2, 3, 28, 28), options={"mode": mode})
+        data = workloads.make(workload, CPU, "zoom-2")
+        theta, grad_output = (t[:, None].repeat_interleave(2, 1) for t in (data.theta, data.grad_output))
+        touched, reached = roofline.moved_bytes(replace(data, theta=theta, grad_output=grad_output))
+        assert (touched, reached) == (2 * 3 * side**2 * 4, grad_output.nbytes)
 
-    def test_the_output_outside_is_not_read(self):
+    def test_gradients_of_samples_outside_are_not_read(self):
         """Shrunk to half its extent along each axis, three quarters of the output show nothing."""
         data = workloads.make(small("features-64"), CPU, map_name="zoom-0.5")
         touched, reached = roofline.moved_bytes(data)
@@ -239,18 +214,6 @@ class TestRoofline:
         assert roofline.copy_gb_per_s(CPU) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("name", NOT_COMPILED)
-def test_every_timed_copy_gives_the_checked_result(name):
-    case = suite.Case(suite.Plan(CPU, [], [], [], [], True, 1.0), small("digits-28"), "random")
-    for pass_name in PASSES:
-        verdict, runs = case.prepare(PROVIDERS[name], pass_name, PROVIDERS[name].make())
-        assert verdict["status"] == "ok"
-        assert len(runs) == stopwatch.QUICK.most_copies
-        first, *others = [run() for run in runs]
-        for tensors in others:
-            torch.testing.assert_close(tensors, first)
-
-
 class FakeEvent:
     """A GPU on which time passes only in calls."""
 
@@ -264,13 +227,6 @@ class FakeEvent:
 
     def elapsed_time(self, end):
         return end.time - self.time
-
-
-@pytest.fixture
-def fake_gpu(monkeypatch):
-    FakeEvent.now = 0.0
-    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
 
 
 class TestStopwatch:
@@ -287,32 +243,25 @@ class TestStopwatch:
         assert len(set(rounds)) > 1
         assert [call for call in calls if call[0] == "b"] == [f"b{i % 3}" for i in range(7)]
 
-    def test_on_a_gpu_they_take_turns_and_their_calls_are_timed(self, fake_gpu):
-        calls = []
+    def test_on_a_gpu_they_take_turns_and_the_first_calls_of_a_turn_are_not_timed(self, monkeypatch):
+        """After a wait the host is slow, until it has called a few times."""
+        calls, since = [], []
 
         def call(name, ms):
+            FakeEvent.now += max(ms, 1.0 - 0.2 * len(since))
             calls.append(name)
-            FakeEvent.now += ms
+            since.append(name)
 
-        fast = [functools.partial(call, f"fast{i}", 1.0) for i in range(2)]
-        functions = {"fast": fast, "slow": [functools.partial(call, "slow", 5.0)]}
-        samples = stopwatch.sample(functions, CUDA, replace(stopwatch.FULL, gpu_rounds=2, gpu_ms_per_round=4))
-        assert samples == {"fast": [1.0] * 8, "slow": [5.0] * 6}
+        monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: since.clear())
+        fast = [functools.partial(call, f"fast{i}", 0.25) for i in range(2)]
+        functions = {"fast": fast, "slow": [functools.partial(call, "slow", 4.0)]}
+        samples = stopwatch.sample(functions, CUDA, replace(stopwatch.FULL, gpu_rounds=2))
+        assert samples["fast"] == pytest.approx([0.25] * 2 * 48)
+        assert samples["slow"] == pytest.approx([4.0] * 2 * 3)
         assert [key for key, _ in itertools.groupby(name[:4] for name in calls)] == ["fast", "slow"] * 3
         fast = [name for name in calls if name.startswith("fast")]
         assert fast == [f"fast{i % 2}" for i in range(len(fast))]
-
-    def test_the_first_calls_of_a_turn_are_not_timed(self, fake_gpu, monkeypatch):
-        """After a wait the host is slow, until it has called a few times."""
-        since = []
-
-        def call():
-            FakeEvent.now += max(0.25, 1.0 - 0.2 * len(since))
-            since.append(None)
-
-        monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: since.clear())
-        samples = stopwatch.sample({"short": [call]}, CUDA, replace(stopwatch.FULL, gpu_rounds=2))
-        assert samples["short"] == pytest.approx([0.25] * 2 * 48)
 
     def test_inputs_exceed_the_cache_twice(self, monkeypatch):
         assert 2**18 <= stopwatch.cache_bytes(CPU) <= 2**32

@@ -1,7 +1,7 @@
 """Untrusted files: nothing in them is executed, and they cause no writes outside the folder of results.
 
-Invalid entries of tables are tested in test_tuning.py (`BAD_ENTRIES`), HTML in the strings of result files in
-test_report.py (`TestHostileStrings`), and files of the state of `tune` in test_tune_state.py.
+Entries of a table that no kernel could run are in test_tuning.py (`BAD_ENTRIES`), HTML out of a result file's
+strings in test_charts.py, a state of `tune` in test_tune_state.py.
 """
 
 import ast

@@ -1,14 +1,16 @@
-"""``python -m perf step``: networks that are the same but for their sampler, and the table of timings."""
+"""``python -m perf step`` and ``overhead``: what a sampler costs in a training step, and the host's part."""
 
 import json
+import re
 
 import pytest
 import torch
+import uninterpreted
 
-pytest.importorskip("pandas")
+pd = pytest.importorskip("pandas")
 
-from perf import step
-from perf.__main__ import main
+from perf import step  # noqa: E402
+from perf.__main__ import main  # noqa: E402
 
 TRANSFORMERS = {"house-numbers": 4, "digits": 1}
 
@@ -29,19 +31,15 @@ def test_providers_compute_the_same(name):
                 module.head.bias.add_(torch.tensor([-0.2, 0.1, 0.05, -0.1, -0.1, 0.1]))
         outputs.append(model(images))
     torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-4)
-    models = [network.make(layer) for layer in (step.LocatingTransformer, None)]
-    kept = [module for module in models[0] if not isinstance(module, step.SpatialTransformer)]
-    torch.nn.Sequential(*kept).load_state_dict(models[1].state_dict())
-    assert torch.equal(models[0](images), models[1](images))
+    with_layers, without = (network.make(layer) for layer in (step.LocatingTransformer, None))
+    kept = [module for module in with_layers if not isinstance(module, step.SpatialTransformer)]
+    torch.nn.Sequential(*kept).load_state_dict(without.state_dict())
+    assert torch.equal(with_layers(images), without(images))
+    with_layers(images).sum().backward()  # localisation networks are trained without a sampler too
+    assert with_layers[0].head.bias.grad.any()
 
 
-def test_localisation_networks_are_trained_without_a_sampler_too():
-    model = step.digits(step.LocatingTransformer)
-    model(torch.rand(2, 1, 28, 28)).sum().backward()
-    assert model[0].head.bias.grad.any()
-
-
-def test_command(capsys, monkeypatch):
+def test_the_cost_is_compared_with_the_network_without_transformers(capsys, monkeypatch):
     samples = {name: [ms - 1, ms, ms + 1] for name, ms in zip(step.PROVIDERS, (20, 25, 40, 22), strict=True)}
     monkeypatch.setattr(step.stopwatch, "sample", lambda *_: samples)
     monkeypatch.setattr(step, "NETWORKS", {"digits": step.NETWORKS["digits"]})
@@ -50,4 +48,27 @@ def test_command(capsys, monkeypatch):
     assert main(["step", "--quick", "--device", "cpu", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["provider"] for row in rows] == list(step.PROVIDERS)
-    assert all(row["network"] == "digits" and row["batch"] == 64 and row["torch"] for row in rows)
+
+
+@pytest.mark.full
+def test_the_host_time_of_each_provider_and_pass_is_printed():
+    done = uninterpreted.python("-m", "perf", "overhead", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    for name in ("inference", "training forward", "forward [+] backward"):
+        (found,) = re.findall(rf"{name} +([0-9.]+) +([0-9.]+) +([0-9.]+)", done.stdout)
+        ours, pair, ratio = map(float, found)
+        assert 0 < min(ours, pair) <= max(ours, pair) < 1e5
+        assert ratio == pytest.approx(ours / pair, abs=0.02)
+
+
+@pytest.mark.full
+def test_a_first_step_compiles_two_kernels_and_is_done_in_seconds(tmp_path):
+    """Feature maps of 64 channels NCHW, from empty caches."""
+    arguments = ["--first-calls", "features-64", "--json", "--out", tmp_path / "first.csv"]
+    done = uninterpreted.python("-m", "perf", "overhead", "--device", "cpu", *arguments)
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout)
+    assert row["kernels"] == 2
+    assert 0 < row["processor_s"] < 8
+    assert row["second_forward_s"] + row["second_backward_s"] < 0.1 * row["processor_s"]
+    assert pd.read_csv(tmp_path / "first.csv")["workload"].tolist() == ["features-64"]
