@@ -24,7 +24,7 @@ WIDE = (torch.float64, torch.int32, torch.int64)
 
 
 def check_exportable(options: Options) -> Padding:
-    """The padding; raises NotImplementedError if ONNX cannot express the options."""
+    """Return the padding, or raise NotImplementedError if ONNX cannot express the options."""
     if options.antialias:
         raise NotImplementedError("antialias must be False for ONNX export, got True")
     padding = options.padding

@@ -38,7 +38,7 @@ _EAGER: dict[torch._ops.OpOverload, type[_SingleLevelFunction]] = {}
 
 
 def sample(*arguments: object) -> Tensor:
-    """S: ``ops.affine_grid_sample`` with derivatives; those of a uint8 input raise ValueError.
+    """Call ``ops.affine_grid_sample`` with derivatives. Derivatives of a uint8 input raise ValueError.
 
     ``"nearest"`` has no derivative for theta, so a theta that requires gradients may warp uint8 or labels.
 
@@ -55,7 +55,7 @@ def sample(*arguments: object) -> Tensor:
 
 
 def sample_backward(*arguments: object) -> tuple[Tensor, Tensor, Tensor]:
-    """B: ``ops.affine_grid_sample_backward`` with derivatives."""
+    """Call ``ops.affine_grid_sample_backward`` with derivatives."""
     return _call(ops.affine_grid_sample_backward, arguments)
 
 

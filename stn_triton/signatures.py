@@ -40,7 +40,7 @@ class Signature:
         self._options = start, start + len(_OPTIONS) - 1
 
     def packed(self, values: Sequence[object]) -> tuple[object, ...]:
-        """The ``arguments`` from ``values`` for the schema."""
+        """Convert ``values`` in the order of the schema into ``arguments``, whose options are one tuple."""
         first, last = self._options
         return (*values[:first], Options(*values[first:last], tuple(values[last])), *values[last + 1 :])
 

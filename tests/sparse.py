@@ -42,7 +42,7 @@ class Sparse:
             return make(tuple(tensor.shape), dtype or tensor.dtype, memory_format)
 
         class Torch:
-            """``torch`` as the launcher sees it, with other functions to allocate."""
+            """Stand in for ``torch`` in the launcher, with other functions to allocate."""
 
             def __getattr__(self, name):
                 return {"empty": empty, "empty_like": empty_like}.get(name) or getattr(torch, name)

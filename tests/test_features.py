@@ -460,7 +460,7 @@ def test_the_output_may_be_changed_in_place(variant):
 @pytest.mark.parametrize("channels", [2, 3, 5])
 @pytest.mark.sample(4)
 def test_compiled_for_any_size_with_static_parameters(n, channels):
-    """Batch and channel counts that equal a matrix' sizes, theta and fill values of fixed sizes."""
+    """Counts of images and channels may equal the sizes of a matrix, 2 and 3."""
     torch._dynamo.reset()
     theta = torch.nn.Parameter(maps(n, 2, 1.2).float())
     fill = torch.nn.Parameter(torch.rand(channels))

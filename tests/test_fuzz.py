@@ -280,7 +280,7 @@ def gradients(device, input, theta, grad, options):
 
 
 def test_a_nan_gradient_of_a_pixel_without_a_position_is_not_seen(device):
-    """A fault of the oracle: zero times NaN."""
+    """Once a fault of the oracle, which multiplied zero by NaN."""
     theta = [[[0.0, 0.0, 0.0], [math.nan, 0.0, 0.0]]]
     for found in gradients(device, [[[[1.0]]]], theta, [[[[math.nan]]]], Options()):
         assert torch.equal(found, torch.zeros(1, 2, 3))

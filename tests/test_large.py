@@ -435,7 +435,7 @@ class TestBillionsOfPixels:
             assert result[tile].min() >= 1
 
     def test_there_is_one_grid_axis_which_counts_to_2_31(self, sparse, monkeypatch):
-        """Other axes of a GPU's grid end at 65,535; `SomePrograms` asserts that launches have one axis."""
+        """Only the first axis of a GPU's grid may have 2^31 programs; `SomePrograms` checks for others."""
         counted = []
         some = SomePrograms(kernels.forward.forward_kernel, lambda n: counted.append(n) or ())
         monkeypatch.setattr(kernels.forward, "forward_kernel", some)

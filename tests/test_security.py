@@ -1,7 +1,7 @@
 """Untrusted files: nothing in them is executed, and they cause no writes outside the folder of results.
 
 Entries of a table that no kernel could run are in test_tuning.py (`BAD_ENTRIES`), HTML out of a result file's
-strings in test_charts.py, a state of `tune` in test_tune_state.py.
+strings in test_charts.py, a state of `tune` in test_tune.py.
 """
 
 import ast

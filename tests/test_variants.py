@@ -252,7 +252,7 @@ def test_maps_of_which_each_entry_counts(device, name):
 
 @pytest.mark.full
 def test_lists_of_tiles_that_are_not_square(device):
-    """Programs that go through channels in steps list their pixels; one map is infinite."""
+    """A program that goes through channels in steps lists its pixels, also under an infinite map."""
     variant = Variant(2, "bilinear", "border", "plain", False)
     args = case(variant, 5, (9, 30), (10, 9)).to(device, torch.float32)
     args.theta[0, 0, 0] = INF

@@ -114,7 +114,7 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def maps_of_kind(count: int, dim: int, is_projective: bool = False, is_antialiased: bool = False) -> Tensor:
-    """Make ``maps``, but shrinking more for antialiasing, or with the last row of homographies."""
+    """Make ``maps`` of one kind: for antialiasing they shrink more, homographies get a last row."""
     found = maps(count, dim)
     if is_antialiased:
         found = {2: 1.2, 3: 0.8}[dim] * found

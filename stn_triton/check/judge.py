@@ -190,7 +190,7 @@ def compare(
     budget: float,
     skipped: Tensor | None = None,
 ) -> Finding:
-    """Find the element whose error is the largest share of the budget plus the rounding to the dtype.
+    """Find the element whose error is the largest share of budget plus rounding to the dtype.
 
     Infinity and NaN have no allowance: where they are expected, the same must be found.
     """

@@ -52,7 +52,7 @@ def image_of(image_index_ptr, m, images, per_image, K: tl.constexpr):
 
 @triton.jit
 def map_of(theta, m, sizes_in, sizes_out, K: tl.constexpr):
-    """The map of matrix m in pixels, from samples of the output to the input."""
+    """Return the map of matrix m, from samples of the output to the input, in pixels."""
     scales = theta_scales(sizes_in, sizes_out, K)
     a = fold_theta(theta, m, scales, K)
     samples = ()
@@ -97,7 +97,7 @@ def sample_at(window, number, sizes_in, K: tl.constexpr):
 
 @triton.jit
 def tap_of(numbers, i: tl.constexpr, K: tl.constexpr):
-    """The numbers of tap i, one for each axis, from those of all axes and taps; x varies fastest."""
+    """Pick the numbers of tap i, one per axis. Taps are numbered along x first."""
     if K.DIM == 3:
         result = (
             numbers[i % K.TAPS],

@@ -58,7 +58,10 @@ def near(position, low, high, K: tl.constexpr):
 
 @triton.jit
 def mirrors(low, high, ALIGN_CORNERS: tl.constexpr):
-    """First mirror, and distance to the last: both at the outermost pixels, or at their outer edges."""
+    """Return the position of the first mirror and its distance to the last one.
+
+    Mirrors lie at the centres of the outermost pixels, or at their outer edges.
+    """
     edge: tl.constexpr = 0.0 if ALIGN_CORNERS else 0.5
     return low - edge, high - low + 2 * edge
 
