@@ -49,7 +49,8 @@ def main(args: argparse.Namespace) -> int:
     else:
         changed = found[found["verdict"] != "same"]
         table = changed.to_string(index=False, na_rep="", float_format="%.4g", max_colwidth=60)
-        print(table if len(changed) else "no row changed beyond the noise")
+        legend = "change: after / before, without the drift; drift: after / before of the eager pair"
+        print(f"{table}\n{legend}" if len(changed) else "no row changed beyond the noise")
         print("operator:", ", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
     return EXIT_FAILED if own.isin(["slower", "broke"]).any() else EXIT_OK
 

@@ -143,6 +143,8 @@ def _read(path: Path) -> pd.DataFrame:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             head, *rows = [row for row in csv.reader(file, strict=True) if row] or [[]]
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file or directory; {_EXPECTED}") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path}: cannot be read as a table ({error}); {_EXPECTED}") from None
     if any(len(row) != len(head) for row in rows) or len(set(head)) < len(head):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -33,6 +34,14 @@ def facts(device: torch.device) -> dict[str, str | int]:
         "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def load() -> str:
+    """Return a warning if other programs keep this machine's CPU busy, else an empty text."""
+    found, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if found <= 0.5 * cores:
+        return ""
+    return f"load {found:.1f} on {cores} cores: other programs run here, so times on this CPU mean little"
 
 
 def summary(facts: dict[str, str | int]) -> str:

@@ -39,7 +39,7 @@ Chooser = Callable[[Bucket, Launch], Config]
 
 @contextlib.contextmanager
 def choosing(chooser: Chooser) -> Iterator[None]:
-    """Leave the choice to a function, on all devices and in all threads: PyTorch runs backwards in its own."""
+    """Leave the choice to a function, on all devices and in all threads: backwards have their own."""
     global _chooser
     before, _chooser = _chooser, chooser
     try:

@@ -37,7 +37,7 @@ def test_numbers_of_wrong_results_and_impossible_ones_are_dropped():
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, "No such file"),
+        (None, "no such file"),
         (b"", "is no result file"),
         (b"bucket,BLOCK_C,median_ms\na,1,2\n", "holds timings of `tune`"),
         (HEAD, "no rows"),
@@ -219,7 +219,8 @@ def test_the_printed_table_has_what_changed(tmp_path, capsys):
     pd.concat([cell(1.0), cell(1.0, map="zoom-2")]).to_csv(before)
     pd.concat([cell(1.2), cell(1.5, map="zoom-2")]).to_csv(after)
     assert main(["compare", str(before), str(after)]) == 1
-    _, worst, second, counts = (line.split() for line in capsys.readouterr().out.splitlines())
+    _, worst, second, legend, counts = (line.split() for line in capsys.readouterr().out.splitlines())
     assert worst == ["slower", "digits-28", "zoom-2", "forward", "operator", "1", "1.5", "1.5"]
     assert second[2] == "random"
+    assert legend[0] == "change:"
     assert counts == ["operator:", "2", "slower"]

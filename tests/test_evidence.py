@@ -17,7 +17,7 @@ pytest.importorskip("matplotlib")
 import made_up
 import pandas as pd
 
-from perf import files
+from perf import UsageError, files
 from perf.__main__ import main
 from perf.evidence import measure, outcome, readme
 from perf.evidence.runner import DONE, ENDED, NOT_REACHED, Runner
@@ -191,6 +191,15 @@ def test_a_new_run_replaces_the_table_of_the_readme(tmp_path, monkeypatch):
     monkeypatch.setattr(readme, "MEASURED", tmp_path / "a-gpu.csv")
     readme.README.write_text(text)
     speed_rows().to_csv(tmp_path / "speed.csv", index=False)
+    speed_rows().to_csv(readme.MEASURED, index=False)
+    monkeypatch.setattr(sys, "argv", ["readme", str(tmp_path / "other.csv")])
+    for change, named in (
+        ({"device": "another GPU"}, "a run on another GPU"),
+        ({"quick": True}, "a quick run"),
+    ):
+        speed_rows().assign(**change).to_csv(tmp_path / "other.csv", index=False)
+        with pytest.raises(UsageError, match=named):
+            readme.main()
     monkeypatch.setattr(sys, "argv", ["readme", str(tmp_path / "speed.csv")])
     readme.main()
     new = readme.README.read_text()

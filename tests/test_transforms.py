@@ -555,7 +555,11 @@ ERRORS = {  # call, error and message
         ValueError,
         r"shift must .* \(\.\.\., 2\) .*got \(4,\)",
     ),
-    "factors of scale": (lambda: transforms.scale(ONE), ValueError, r"factors must have shape .*, got \(\)"),
+    "factors of scale": (
+        lambda: transforms.scale(torch.ones(4)),
+        ValueError,
+        r"factors must have shape .*, got \(4,\)",
+    ),
     "factors of shear": (
         lambda: transforms.shear(torch.ones(3)),
         ValueError,
@@ -684,3 +688,11 @@ def test_examples_in_docstrings_run(module):
 def test_every_public_function_is_documented():
     for name in transforms.__all__:
         assert "Returns:" in getattr(transforms, name).__doc__, name
+
+
+def test_one_number_scales_all_axes():
+    expected = torch.tensor([[0.5, 0, 0], [0, 0.5, 0]])
+    for half in (0.5, np.float32(0.5), torch.tensor(0.5)):
+        assert torch.equal(transforms.scale(half), expected)
+        assert torch.equal(transforms.affine(scale=half), expected)
+    assert torch.equal(transforms.scale(0.5, dim=3), torch.eye(3, 4) / 2)

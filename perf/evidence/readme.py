@@ -1,6 +1,7 @@
 """``python -m perf.evidence.readme [speed.csv]``: make the README's table and picture of a GPU.
 
-They are made of ``perf/results/nvidia-h200.csv``, which is replaced by the file that is given.
+They are made of ``perf/results/nvidia-h200.csv``. A file of the same GPU replaces it, if one is given.
+A file of another GPU belongs beside it, with a name of its own.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from pathlib import Path
 
-from perf import files
+from perf import UsageError, files
 from perf.evidence.outcome import draw, markdown
 from perf.evidence.runner import ROOT
 
@@ -20,10 +22,21 @@ _TABLE = re.compile(r"^\| workload \|.*(?:\n\|.*)*(?:\n\n.*; copy bandwidth .*)?
 
 
 def main() -> None:
-    """Take over the file named on the command line, then replace the table and the picture."""
-    if len(sys.argv) > 1:
-        shutil.copyfile(sys.argv[1], MEASURED)
+    """Take over the file named on the command line, then replace the table and the picture.
+
+    Raises:
+        UsageError: the file is no full run on the README's GPU.
+    """
     run = files.runs(files.read_speed(MEASURED))[-1]
+    if len(sys.argv) > 1:
+        given = files.runs(files.read_speed(Path(sys.argv[1])))[-1]
+        if given.quick or given.facts["device"] != run.facts["device"]:
+            kind = "a quick run" if given.quick else "a run"
+            expected = f"a full run on {run.facts['device']}, whose figures the README has"
+            raise UsageError(f"{sys.argv[1]}: {kind} on {given.facts['device']}; expected {expected}")
+        if Path(sys.argv[1]).resolve() != MEASURED:
+            shutil.copyfile(sys.argv[1], MEASURED)
+        run = given
     draw(run, MEASURED.with_suffix(".png"))
     text = README.read_text()
     README.write_text(text.replace(committed(text), markdown(run)))
@@ -40,4 +53,7 @@ def committed(text: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UsageError as error:
+        sys.exit(f"error: {error}")

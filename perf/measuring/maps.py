@@ -27,7 +27,7 @@ class Map(NamedTuple):
 
 RANDOM = "random"
 MAPS = {
-    "identity": Map("nothing is moved: where a spatial transformer starts to learn"),
+    "identity": Map("moved by part of a pixel only, near where a spatial transformer starts to learn"),
     "rotate-30": Map("rotation by 30 degrees; of volumes about one axis", 30),
     "rotate-45": Map("rotation by 45 degrees; the corners of the output see nothing", 45),
     "zoom-0.5": Map("the picture at half its size; three quarters of the output see nothing", shrink=2),

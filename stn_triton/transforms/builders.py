@@ -77,8 +77,8 @@ def scale(factors: Numbers, *, dim: int = 2) -> Tensor:
     """Scale the crop: factors below 1 cut out a part and enlarge it, factors above 1 shrink the picture.
 
     Args:
-        factors: (..., 2) as (x, y), (..., 3) as (x, y, z), or (..., 1) for all axes; floating. Negative
-            ones mirror.
+        factors: (..., 2) as (x, y), (..., 3) as (x, y, z), or (..., 1) or one number for all axes;
+            floating. Negative ones mirror.
         dim: 2 for images, 3 for volumes; used only with one factor for all axes.
 
     Returns:

@@ -31,7 +31,7 @@ def affine(
 
     Args:
         angle: (...) radians, as in ``rotation``; for volumes (..., 3), as in ``rotation_3d``.
-        scale: (..., 1) or (..., D), as in ``scale``.
+        scale: one number, (..., 1) or (..., D), as in ``scale``.
         shear: (..., 2), for volumes (..., 6), as in ``shear``.
         translation: (..., D), as in ``translation``.
         aspect: as in ``rotation`` and ``rotation_3d``. Default: that of a square or a cube.

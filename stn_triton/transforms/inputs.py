@@ -53,8 +53,10 @@ def tensor(name: str, value: Any, like: Tensor | None = None) -> Tensor:
 def vectors(
     name: str, value: Any, lengths: tuple[int, ...], meaning: str, like: Tensor | None = None
 ) -> Tensor:
-    """Convert a value into a tensor (..., n) with n one of ``lengths``."""
+    """Convert a value into a tensor (..., n) with n one of ``lengths``; a number alone is one of length 1."""
     value = tensor(name, value, like)
+    if value.ndim == 0 and 1 in lengths:
+        value = value[None]
     shape = tracing.shape_of(value)
     if value.ndim == 0 or shape[-1] not in lengths:
         raise ValueError(f"{name} must have shape {meaning}, got {tuple(shape)}")
