@@ -27,7 +27,7 @@ def main(args: argparse.Namespace) -> int:
         return EXIT_OK
     plot.make_directory(args.out)
     plan = make_plan(args)
-    if warning := setting.load():
+    if plan.device.type == "cpu" and (warning := setting.load()):
         print(warning, file=sys.stderr)
     facts = {"quick": args.quick, "copy_gb_per_s": plan.copy_gb_per_s} | setting.facts(plan.device)
     path = args.out / "speed.csv"
