@@ -84,7 +84,7 @@ def draw(table: pd.DataFrame, device: torch.device, out: Path) -> tuple[list[str
     }.items():
         try:
             lines += [f"wrote {path}" for path in write()]
-        except Exception as error:  # whatever it is, the rows are written
+        except Exception as error:  # any error belongs in the report; the rows are already written
             lines.append(f"no {what}: {suite.one_line(error)}")
             is_drawn = False
     return lines, is_drawn

@@ -70,12 +70,13 @@ def read_speed(path: Path) -> pd.DataFrame:
 
 
 def normal(table: pd.DataFrame, source: str = "table") -> pd.DataFrame:
-    """Return the table with all columns of today. Absent text becomes "", an absent number NaN.
+    """Return a table of any version of ``bench`` with all columns that this version writes.
 
-    Measured numbers are kept only in rows with the status ok, and only if they are believable.
+    A missing text becomes "", a missing number NaN. A measured number becomes NaN if the status of its row
+    is not ok, or if the number is outside of ``BELIEVABLE``.
 
     Raises:
-        UsageError: It is no table of ``bench``, has no rows, or has text where a number belongs.
+        UsageError: The table is not one of ``bench``, has no rows, or has text in a column of numbers.
     """
     lacking = ", ".join(sorted(_NEEDED - set(table.columns)))
     if lacking:

@@ -44,8 +44,7 @@ PROVIDERS = {"affine_grid_sample": affine_grid_sample, "eager pair": pair}
 @contextlib.contextmanager
 def through_the_launcher() -> Iterator[None]:
     """The operator on CPU tensors goes to the kernels, which a stub driver launches."""
-    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
-        raise UsageError("TRITON_INTERPRET is set: interpreted kernels have no launcher; unset it")
+    _check_not_interpreted()
     try:
         stub_driver.install()
     except (OSError, subprocess.CalledProcessError) as error:
@@ -54,6 +53,11 @@ def through_the_launcher() -> Iterator[None]:
 
     with mock.patch.multiple(reference, forward=launch.forward, backward=launch.backward):
         yield
+
+
+def _check_not_interpreted() -> None:
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+        raise UsageError("TRITON_INTERPRET is set: interpreted kernels have no launcher; unset it")
 
 
 def measure(device: torch.device, rounds: int = 150, calls: int = 20) -> dict[str, dict[str, float]]:
@@ -78,9 +82,15 @@ def measure(device: torch.device, rounds: int = 150, calls: int = 20) -> dict[st
 
 
 def first_calls(args: argparse.Namespace, device: torch.device) -> pd.DataFrame:
-    """Seconds of first training steps, each in a new process with empty caches."""
+    """Measure seconds of first training steps, each in a new process with empty caches.
+
+    Raises:
+        UsageError: a workload is unknown, or kernels are interpreted.
+    """
     names = chosen("--first-calls", args.first_calls or workloads.QUICK, workloads.WORKLOADS)
     flags = ["--stub"] * (device.type == "cpu")
+    if flags:  # before the new processes, in which it would be a traceback
+        _check_not_interpreted()
     rows = [
         {"workload": name, **first_call.in_a_new_process(name, *flags)}
         for name in tqdm(names, desc="first calls", disable=None)

@@ -29,11 +29,17 @@ def main(args: argparse.Namespace) -> int:
     """Compile, print, and compare with what is recorded."""
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         raise UsageError("TRITON_INTERPRET is set: interpreted kernels cannot be compiled; unset it")
-    is_yardstick = args.quick or args.record or args.check
+    uses_record = args.record or args.check
+    is_yardstick = args.quick or uses_record
     archs = args.arch or ([yardstick.ARCH] if is_yardstick else compiled.ARCHITECTURES)
     names = args.workloads or (yardstick.NAMES if is_yardstick else WORKLOADS)
     archs = chosen("--arch", archs, compiled.ARCHITECTURES)
     names = chosen("--workloads", names, WORKLOADS)
+    if uses_record and archs != [yardstick.ARCH]:
+        raise UsageError(f"--arch: the record is of {yardstick.ARCH} alone; leave --arch out")
+    if uses_record and (others := [name for name in names if name not in yardstick.NAMES]):
+        known = ", ".join(yardstick.NAMES)
+        raise UsageError(f"--workloads: {others[0]} is not recorded; available: {known}")
     tasks = [(name, arch) for name in names for arch in archs]
     rows, bar = [], {"total": len(tasks), "file": sys.stderr, "disable": None, "leave": False}
     with tempfile.TemporaryDirectory(prefix="stn_triton_") as folder:

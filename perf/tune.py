@@ -97,10 +97,12 @@ def _tune_each(todo: Plan, device: torch.device, keeper: state.Keeper) -> list[s
 
 
 def table_path(args: argparse.Namespace, device: str) -> Path:
-    """The table to write: --table; of a try, one that nobody reads; else the package's.
+    """Choose the table to write: --table, or the one in the package, which the library reads.
+
+    Without --table, --quick writes a table in --out, which the library does not read.
 
     Raises:
-        UsageError: --table is a file that is no table of this GPU.
+        UsageError: --table names an existing file that is not a table of this GPU.
     """
     path = args.table or (args.out if args.quick else tuning.SHIPPED) / f"{tables.slug(device)}.json"
     try:
@@ -134,7 +136,7 @@ def _report(
         if len(gains):
             print(f"written: {keeper.table}, buckets in it from here: {len(keeper.best())}")
         if args.quick and not args.table:
-            print("of a few configurations each; nothing reads this table")
+            print("--quick tried few configurations per bucket: the library does not read this table")
     for problem in problems:
         _say(problem)
     return EXIT_FAILED if problems else EXIT_OK

@@ -24,7 +24,7 @@ from perf import tune
 from perf.__main__ import main
 from perf.measuring import workloads
 from perf.tuning import fastest, launches
-from stn_triton import tables, thin_plate_spline_grid_sample, tuning
+from stn_triton import policy, tables, thin_plate_spline_grid_sample, tuning
 from stn_triton.buckets import Bucket
 from stn_triton.kernels import forward
 
@@ -63,6 +63,17 @@ class TestPlans:
         buckets = launches.reached(run)
         assert [bucket.kernel for bucket in buckets] == ["forward", "scatter", "fill"]
         assert {bucket.variant for bucket in buckets} == {"2d-bilinear-fill-spline"}
+
+    def test_the_call_of_each_bucket_launches_it_while_it_is_tuned(self, monkeypatch):
+        """Then fresh memory is filled, for which PyTorch's deterministic mode is on."""
+        chosen = list(workloads.WORKLOADS.values())
+        made = {(workload.name, launches.META): launches.dry(workload) for workload in chosen}
+        monkeypatch.setattr(launches, "_made", made)
+        plan = launches.of_workloads(chosen)
+        assert {bucket.kernel for bucket in plan} >= {"forward", "backward", "scatter", "scatter_input"}
+        for bucket, case in plan.items():
+            with launches.OntoKernels():
+                fastest._with(bucket, policy.default(bucket), case.make(launches.META))
 
 
 class Launching:

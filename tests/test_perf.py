@@ -257,6 +257,7 @@ def test_commit(tmp_path, monkeypatch):
         (["bench", "--workloads", "antialias-2", "--maps", "random"], "no row to measure"),
         (["overhead", "--first-calls", "nothing"], "available: digits-28"),
         (["overhead", "--device", "cpu"], "TRITON_INTERPRET is set"),
+        (["overhead", "--device", "cpu", "--first-calls", "digits-28"], "TRITON_INTERPRET is set"),
         (["overhead", "--out", "a.csv"], "only --first-calls writes a table"),
         (["evidence", "--minutes", "0"], "--minutes: expected a number above 0, got 0"),
         (["evidence", "--only", "speeds"], "--only: unknown name 'speeds'; available: machine, check, tests"),

@@ -176,11 +176,16 @@ class TestCommandLine:
         ("interpret", "options", "said"),
         [
             ("0", ["--arch", "sm_12"], "unknown name 'sm_12'; available: sm_80, sm_90, sm_100, gfx942"),
+            ("0", ["--check", "--arch", "sm_80"], "the record is of sm_90 alone; leave --arch out"),
+            ("0", ["--record", "--arch", "sm_80", "sm_90"], "the record is of sm_90 alone"),
+            ("0", ["--check", "--workloads", "crops-7"], "crops-7 is not recorded; available: digits-28"),
+            ("0", ["--record", "--workloads", "digits-28", "crops-7"], "crops-7 is not recorded"),
             ("1", [], "TRITON_INTERPRET is set"),
         ],
     )
     def test_refusals(self, interpret, options, said, monkeypatch, capsys):
         monkeypatch.setenv("TRITON_INTERPRET", interpret)
+        monkeypatch.setattr(static.multiprocessing, "get_context", None)  # nothing is compiled
         with pytest.raises(SystemExit) as stop:
             main(["static", *options])
         assert stop.value.code == 2

@@ -199,7 +199,8 @@ class TestFaults:
     )
     def test_difference(self, dtype, off, is_right):
         expected = torch.full((2,), 100, dtype=dtype)
-        assert (fastest.difference([expected + off], [expected]) == "") == is_right
+        empty = expected[:0]
+        assert (fastest.difference([empty, expected + off], [empty, expected]) == "") == is_right
 
 
 class TestInterruption:
@@ -307,3 +308,27 @@ class TestCommandLine:
         assert configs_of(path) == BEST
         with pytest.raises(UsageError, match="a table of 'Imaginary GPU"):
             run(out, *BUCKETS, options=options, device="Other GPU")
+
+    @pytest.mark.parametrize(
+        ("spoil", "said"),
+        [
+            (
+                lambda out: tuning.SHIPPED.touch(),
+                r"--table: .*gb\.json cannot be written: .*writable directory",
+            ),
+            (
+                lambda out: out.touch(),
+                "--out: .* cannot be written: .*; expected a path in a writable directory",
+            ),
+            (
+                lambda out: (out / "tuning.csv").mkdir(parents=True),
+                r"--out: .*tuning\.csv cannot be read: Is a",
+            ),
+        ],
+    )
+    def test_files_that_cannot_be_written_are_refused_before_anything_is_timed(self, out, spoil, said):
+        spoil(out)
+        clock = Clock()
+        with pytest.raises(UsageError, match=said):
+            run(out, *BUCKETS, clock=clock)
+        assert not clock.timed

@@ -16,7 +16,15 @@ from perf.measuring.providers import eager_pair, operator
 
 
 def warp(photo: np.ndarray, device: torch.device) -> list[np.ndarray]:
-    """A photograph, (H, W, 3) from 0 to 255, warped by the operator and by the eager pair: from 0 to 1."""
+    """Warp a photograph with the operator, and again with the eager pair.
+
+    Args:
+        photo: shape (H, W, 3), values from 0 to 255.
+        device: where to warp it.
+
+    Returns:
+        The operator's result and the pair's: shape (H, W, 3), values from 0 to 1.
+    """
     image = torch.from_numpy(photo / np.float32(255)).permute(2, 0, 1)[None].contiguous().to(device)
     height, width = image.shape[2:]
     # A rotation by 25 degrees at 1.3 times the scale. The ratio of the axes keeps it free of shear.

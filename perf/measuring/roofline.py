@@ -19,10 +19,11 @@ _EFFORT = stopwatch.Effort(cpu_seconds=0.5, cpu_rounds=5, gpu_rounds=5, gpu_ms_p
 
 
 def moved_bytes(data: Data) -> tuple[int, int]:
-    """Bytes of the input that a forward pass reads at least, and of grad_output that a backward pass does.
+    """Count the bytes of the input that a forward must read, and of grad_output that a backward must read.
 
-    These are the pixels to and from which something flows through the eager pair, of one channel in fp64. The
-    values that flow are positive and random: bicubic weights are negative too, and must not cancel.
+    One channel runs through the eager pair and its backward, in fp64. An input pixel counts if its gradient
+    is not 0, an output pixel if its value is not 0. The values are random, so that the positive and negative
+    weights of bicubic sampling do not add up to 0.
     """
     plane = (1 + torch.rand_like(data.input[:, :1], dtype=torch.float64)).requires_grad_()
     output = eager_stacked(plane, data.theta.double(), data.size, **data.options)

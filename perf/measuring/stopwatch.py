@@ -127,7 +127,7 @@ def replayed(functions: Mapping[str, Runs], effort: Effort) -> tuple[dict[str, f
             continue
         try:
             graphs[name] = [_captured(runs).replay]
-        except Exception as error:  # whatever it is, it belongs in the report
+        except Exception as error:  # any error belongs in the report
             _failed_captures.append(name)
             errors[name] = error.__context__ or error
             torch.cuda.synchronize()

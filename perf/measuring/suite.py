@@ -148,7 +148,7 @@ class Case:
             tensors = dict(zip(COMPUTED[pass_name], runs[0](), strict=True))
             verdict = self._gate(provider.align_corners).check(tensors, provider.slack)
             runs += map(make_run, self._copies[1:]) if verdict.passed else ()
-        except Exception as error:  # whatever it is, it belongs in the report
+        except Exception as error:  # any error belongs in the report
             no_memory = isinstance(error, torch.OutOfMemoryError) and provider.name != OPERATOR
             may_fail = provider.may_be_unavailable or no_memory
             return {"status": UNAVAILABLE if may_fail else FAILED, "reason": one_line(error)}, []

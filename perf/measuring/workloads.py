@@ -162,10 +162,13 @@ def make(workload: Workload, device: torch.device, map_name: str | None = None) 
 
 
 def _at_kink(theta: Tensor, size_in: Sequence[int], size: Sequence[int], fine: int) -> Tensor:
-    """Which output pixels (N, *size) have a sample within rounding of a row or column of pixel centres.
+    """Find the output pixels that sample the input at a row or column of pixel centres, within rounding.
 
-    The derivative for theta jumps there, so two correct fp32 results may differ by the whole jump. Both
-    conventions of corners count; there are ``fine`` samples per pixel and axis.
+    The derivative for theta jumps there, so two correct fp32 results may differ by the whole jump. A pixel
+    has ``fine`` samples along each axis; one of them is enough, with either value of ``align_corners``.
+
+    Returns:
+        A bool tensor (N, *size).
     """
     extents = torch.tensor(list(reversed(size_in)), device=theta.device, dtype=torch.float64)
     shape = [len(theta), 1, *(n * fine for n in size)]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from perf import UsageError
 from perf.files import geometric_mean
 from perf.tuning.fastest import TIMES, named
 from stn_triton import tables, tuning
@@ -32,17 +34,27 @@ class Keeper:
 
     def __init__(self, csv: Path, table: Path, facts: Mapping[str, object], most: int) -> None:
         self.path, self.table, self.most = csv, table, most
+        self._partial = csv.with_name(f"{csv.name}.partial")
         self.rows = pd.DataFrame(columns=COLUMNS)
         self._facts = {**facts, "kernels": tables.kernels()}
 
     def open(self, fresh: bool) -> str:
-        """Read the rows of an earlier run; returns why its file was set aside instead, if it was."""
+        """Read the rows of an earlier run; returns why its file was set aside instead, if it was.
+
+        Raises:
+            UsageError: the CSV cannot be read, or it or the table cannot be written.
+        """
+        _check_writable("--out", self._partial)
+        _check_writable("--table", self.table)
         if not self.path.exists():
             return ""
         try:
             if fresh:
                 raise ValueError("is of an earlier run")
             self.rows = self._read()
+        except OSError as error:
+            reason = f"{self.path} cannot be read: {error.strerror}"
+            raise UsageError(f"--out: {reason}; expected the CSV of an earlier run, or none") from None
         except (ValueError, TypeError) as error:
             names = (self.path.with_name(f"{self.path.name}.old-{i}") for i in itertools.count(1))
             aside = self.path.rename(next(path for path in names if not path.exists()))
@@ -68,10 +80,9 @@ class Keeper:
         others = self.rows[self.rows["bucket"] != bucket.name()].to_dict("records")
         found = [{"bucket": bucket.name(), **row, **self._facts} for row in found]
         self.rows = pd.DataFrame([*others, *found], columns=COLUMNS)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f"{self.path.name}.partial")  # a run may be killed while it writes
-        self.rows.to_csv(partial, index=False, float_format="%.7g")
-        partial.replace(self.path)
+        # A run may be killed while it writes.
+        self.rows.to_csv(self._partial, index=False, float_format="%.7g")
+        self._partial.replace(self.path)
         self._write_table()
 
     def best(self) -> dict[str, Config]:
@@ -123,6 +134,23 @@ class Keeper:
             if tuning.checked(row["bucket"], {key: row[key] for key in CONFIG_KEYS}) is None:
                 raise ValueError(f"is corrupt in the row of {row['bucket'][:60]!r}")
         return table
+
+
+def _check_writable(option: str, path: Path) -> None:
+    """Make the directory of a file, and check that the file can be written.
+
+    Raises:
+        UsageError: it cannot; the message names the option that chooses another file.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            path.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        reason = f"{path} cannot be written: {error.strerror}"
+        raise UsageError(f"{option}: {reason}; expected a path in a writable directory") from None
 
 
 def printed(gains: pd.DataFrame) -> str:
