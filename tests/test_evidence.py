@@ -19,7 +19,7 @@ import pandas as pd
 
 from perf import files
 from perf.__main__ import main
-from perf.evidence import measure, outcome, readme
+from perf.evidence import measure, outcome, readme, runner
 from perf.evidence.runner import DONE, ENDED, NOT_REACHED, Runner
 from perf.evidence.stage import STEPS, Stage, Step
 
@@ -53,6 +53,20 @@ class TestRunner:
         assert time.monotonic() - began < 60
         assert (hang["status"], hang["left"], last["status"]) == (ENDED, ["hang"], DONE)
         assert [r["what"] for r in hang["records"]] == ["first of b", "second of b", "first of hang"]
+
+
+def test_a_process_that_does_not_end_is_left_behind(monkeypatch):
+    """A process that waits for a driver survives SIGKILL, and its output stays open."""
+    monkeypatch.setattr(runner, "_SECONDS_TO_DIE", 0.1)
+    monkeypatch.setattr(runner.os, "killpg", lambda *_: None)
+    command = ["sh", "-c", "echo first; exec sleep 30"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert list(runner._lines(process, time.monotonic() + 1)) == ["first\n"]
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_every_step_has_a_function_and_its_rehearsal_is_a_part():

@@ -122,8 +122,8 @@ def test_a_provider_that_raises_is_reported_with_its_reason(
     monkeypatch, measure, capsys, name, error, status, code, make
 ):
     raises = mock.Mock(side_effect=error(f"no such\ncompiler in {Path.home()}/bin"))
-    rival = replace(providers.PROVIDERS[name], make=lambda: make(raises))
-    monkeypatch.setitem(providers.PROVIDERS, name, rival)
+    changed = replace(providers.PROVIDERS[name], make=lambda: make(raises))
+    monkeypatch.setitem(providers.PROVIDERS, name, changed)
     found, table = measure(*DIGITS, "--passes", "forward", "--providers", name)
     assert found == code
     assert set(table.loc[table["provider"] == name, "status"]) == {status}
