@@ -48,7 +48,7 @@ def plan_of(args: argparse.Namespace, chosen: Sequence[workloads.Workload]) -> P
     if not matching:
         example = next(iter(plan)).name()
         raise UsageError(
-            f"--only: {', '.join(patterns)} matches none of {len(plan)} buckets, such as {example}"
+            f"--only: {', '.join(map(repr, patterns))} matches none of {len(plan)} buckets, such as {example}"
         )
     return {bucket: plan[bucket] for bucket in matching[: QUICK_BUCKETS if args.quick else None]}
 
