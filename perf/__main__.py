@@ -75,7 +75,8 @@ def _tune(parser: Parser) -> None:
     """
     add_device(parser)
     parser.add_argument("--workloads", **NAMES, help="which workloads (default: all)")
-    parser.add_argument("--only", metavar="PATTERN", help="only buckets with such names, as '*/c64/*'")
+    only = "only buckets with such names, as '*/c64/*'"
+    parser.add_argument("--only", nargs="+", metavar="PATTERN", help=only)
     parser.add_argument("--fresh", **FLAG, help="begin again; the CSV of the earlier run is set aside")
     parser.add_argument("--quick", **FLAG, help="try few configurations; the library does not read the table")
     parser.add_argument("--table", **PATH, help="the table to write (default: the library's, for this GPU)")
@@ -188,9 +189,12 @@ def _evidence(parser: Parser) -> None:
     Writes results as they come: evidence.json, its log, summary.txt, a picture, and files of `bench` and
     `tune`. Run it in the directory of a checkout. Exits with 1 if something is wrong or a step broke.
 
+    A rehearsal is a part of it: one row of the check, on the path that this CPU takes, and one workload of
+    each comparison. GPU tests are only collected. Nothing is compiled or tuned.
+
     Examples:
       python -m perf evidence --only check backward
-      python -m perf evidence --rehearse               play it on a CPU, in about a minute
+      python -m perf evidence --rehearse               play a part of it on a CPU, in about a minute
     """
     out = "an empty or a new directory (default: perf-results/evidence-DATE, or rehearsal-DATE)"
     parser.add_argument("--out", type=Path, metavar="DIR", help=out)
@@ -199,7 +203,7 @@ def _evidence(parser: Parser) -> None:
     add_json(parser)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--plan", **FLAG, help="print the steps and their seconds, and stop")
-    form.add_argument("--rehearse", **FLAG, help="play it on a CPU: interpreted kernels, tiny workloads")
+    form.add_argument("--rehearse", **FLAG, help="play a part on a CPU: interpreted kernels, tiny workloads")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,6 +3,8 @@
 ``python -m perf.first_call WORKLOAD`` prints a JSON object. With ``--stub`` the kernels are compiled and
 "launched" on a driver that does nothing, so that only the GPU's own time is missing. With ``--rehearse`` the
 operator runs on tiny images on a CPU.
+
+WORKLOAD may also be one of those that compare gather and scatter: then the scatter is compiled too, untimed.
 """
 
 from __future__ import annotations
@@ -43,13 +45,13 @@ def main(name: str, flag: str = "") -> None:
     from triton import knobs
 
     from perf import overhead
-    from perf.evidence.stage import Stage
-    from perf.measuring import workloads
+    from perf.evidence.stage import BACKWARDS, Stage
+    from perf.measuring import rival_scatter, workloads
     from perf.tuning import launches
 
     compiled: list[bool] = []
     knobs.compilation.listener = lambda *, cache_hit, **_: compiled.append(not cache_hit)
-    workload = workloads.WORKLOADS[name]
+    workload = BACKWARDS.get(name) or workloads.WORKLOADS[name]
 
     def lap(part: str) -> None:
         if not flag:
@@ -73,6 +75,9 @@ def main(name: str, flag: str = "") -> None:
                 torch.autograd.grad(output, leaves, data.grad_output)
                 lap(f"{step}_backward")
     seconds = {b: round(laps[b] - laps[a], 4) for a, b in itertools.pairwise(laps)}
+    if name in BACKWARDS:
+        output = rival_scatter.sampler(*leaves, data.size, **data.options)
+        torch.autograd.grad(output, leaves, data.grad_output)
     compiling = {"kernels": sum(compiled), "processor_s": round(sum(os.times()[:4]) - before, 4)}
     print(json.dumps(seconds | compiling))
 

@@ -43,10 +43,13 @@ def main(args: argparse.Namespace) -> int:
 def plan_of(args: argparse.Namespace, chosen: Sequence[workloads.Workload]) -> Plan:
     """The buckets to tune."""
     plan = launches.of_workloads(chosen)
-    matching = [bucket for bucket in plan if fnmatch.fnmatchcase(bucket.name(), args.only or "*")]
+    patterns = args.only or ["*"]
+    matching = [bucket for bucket in plan if any(fnmatch.fnmatchcase(bucket.name(), p) for p in patterns)]
     if not matching:
         example = next(iter(plan)).name()
-        raise UsageError(f"--only: {args.only!r} matches none of {len(plan)} buckets, such as {example}")
+        raise UsageError(
+            f"--only: {', '.join(map(repr, patterns))} matches none of {len(plan)} buckets, such as {example}"
+        )
     return {bucket: plan[bucket] for bucket in matching[: QUICK_BUCKETS if args.quick else None]}
 
 

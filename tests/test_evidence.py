@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,43 +15,20 @@ pytest.importorskip("matplotlib")
 
 import made_up
 import pandas as pd
+import torch
+from triton import knobs
 
-from perf import UsageError, files
-from perf.__main__ import main
+from perf import UsageError, files, first_call, tune
+from perf.__main__ import build_parser, main
 from perf.evidence import measure, outcome, readme
-from perf.evidence.runner import DONE, ENDED, NOT_REACHED, Runner
-from perf.evidence.stage import STEPS, Stage, Step
+from perf.evidence.runner import DONE, ENDED, NOT_REACHED
+from perf.evidence.stage import BACKWARDS, STEPS, TELLING, Stage
+from perf.measuring import suite
+from perf.measuring.workloads import WORKLOADS
+from stn_triton import policy, tuning
 
 TESTS = Path(__file__).parent
 TABLE_ROW = "| digits-28: 256x1x28x28, float32 | 0.10 | 0.50x | 5.00x | - | - | - | - | - |"
-
-
-class TestRunner:
-    @staticmethod
-    def run(out, monkeypatch, *names_and_items, seconds=480.0):
-        """Run steps of tests/evidence_steps.py; returns what evidence.json has of each."""
-        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), *sys.path]))
-        steps = [Step(items[0], "what", 10.0, "evidence_steps:act", items) for items in names_and_items]
-        Runner(steps, seconds, out, rehearse=False, say=lambda text: None).run()
-        return list(json.loads((out / "evidence.json").read_text())["steps"].values())
-
-    def test_a_crash_or_an_error_costs_its_item_alone_and_keeps_results(self, tmp_path, monkeypatch):
-        (found,) = self.run(tmp_path, monkeypatch, ["fail", "crash", "b"])
-        names = ["first of fail", "fail", "first of crash", "first of b", "second of b"]
-        assert [record["what"] for record in found["records"]] == names
-        assert [record["ok"] for record in found["records"]] == [True, False, True, True, True]
-        assert found["records"][1]["problem"] == "ValueError: not this one"
-        assert (found["status"], found["left"]) == (DONE, [])
-        assert found["crashes"] == ["crash: crashed (SIGABRT)"]
-        assert "Traceback" in (tmp_path / "evidence.log").read_text()
-
-    @pytest.mark.full
-    def test_the_end_of_the_time_keeps_results_and_the_rest_goes_on_later(self, tmp_path, monkeypatch):
-        began = time.monotonic()
-        hang, last = self.run(tmp_path, monkeypatch, ["hang", "b"], ["c"], seconds=40)
-        assert time.monotonic() - began < 60
-        assert (hang["status"], hang["left"], last["status"]) == (ENDED, ["hang"], DONE)
-        assert [r["what"] for r in hang["records"]] == ["first of b", "second of b", "first of hang"]
 
 
 def test_every_step_has_a_function_and_its_rehearsal_is_a_part():
@@ -90,6 +66,52 @@ class TestSteps:
             "uint8": "output: is off",
             "labels": "exit code -11, see evidence.log",
         }
+
+    def test_the_check_goes_on_after_the_rows_of_an_earlier_process(self, records, tmp_path):
+        before = {"check": {"records": [{"what": "labels", "ok": True}]}}
+        (tmp_path / "evidence.json").write_text(json.dumps({"steps": before}))
+        found, _ = records(measure.check, "check", {"": (0, json.dumps({"rows": []}))})
+        assert "labels" not in [one["what"] for one in found]
+        assert {one["total"] for one in found} == {len(found) + 1}
+
+    @pytest.mark.parametrize("name", ["images-224", "volume-160", "crops-7"])
+    def test_all_kernels_of_a_training_step_are_tuned(self, records, name):
+        _, ((_, _, _, *arguments),) = records(measure.block_sizes, name, {"": (0, "")})
+        args = build_parser().parse(arguments)
+        plan = tune.plan_of(args, [WORKLOADS[name]])
+        assert [bucket.kernel for bucket in plan] == {
+            "images-224": ["forward", "backward"],
+            "volume-160": ["forward", "scatter"],
+            "crops-7": ["forward", "backward_input", "theta"],
+        }.get(name)
+
+    def test_what_is_timed_is_compiled_ahead_with_the_scatter(self, records, monkeypatch, capsys):
+        _, commands = records(measure.compile_ahead, "workloads", {"": (0, "")})
+        assert {command[-1] for command in commands} == {*TELLING, *BACKWARDS}
+        monkeypatch.setattr(knobs.compilation, "listener", None)
+        launched = []
+        with tuning.choosing(lambda bucket, run: launched.append(bucket.kernel) or policy.default(bucket)):
+            first_call.main("backward-1", "--rehearse")
+        assert "scatter" in launched
+
+    @pytest.mark.parametrize(
+        ("item", "names"), [("digits-28", ["identity", "random"]), ("image-4096", ["random"])]
+    )
+    def test_a_lost_gpu_ends_the_process(self, monkeypatch, tmp_path, item, names):
+        """Later workloads would fail on it, and be blamed."""
+
+        def run(plan, progress):
+            assert plan.maps == names
+            yield [
+                made_up.row(item, "random", "forward", "eager", status="FAILED", reason=f"{suite.LOST}: why")
+            ]
+
+        monkeypatch.setattr(suite, "run", run)
+        monkeypatch.setattr(Stage, "device", torch.device("cpu"))
+        records = measure.speed(item, Stage(tmp_path, 0.0, False, made_up.CUDA))
+        assert next(records)["ok"]  # a rival's failure by itself is none
+        with pytest.raises(RuntimeError, match="the GPU was lost"):
+            next(records)
 
     def test_the_gpu_tests_are_parted_and_read(self, records):
         names = [f"tests/test_gpu.py::test_{i}{'[2_31]' if i > 4 else ''}" for i in range(8)]
@@ -146,6 +168,9 @@ class TestOutcome:
         found["steps"]["further"]["status"] = NOT_REACHED
         assert outcome.failures(found) == []  # the end of the time is no failure
         assert outcome.verdict(found).endswith("RIGHT; passed: check 1, tests 1")
+        assert "check 1 of 32," in outcome.verdict(run_of(check=[{"ok": True, "what": "a", "total": 32}]))
+        many = outcome.verdict(run_of(check=[wrong] * 10))
+        assert (many.count("output is off"), many.splitlines()[-1]) == (8, "  and 2 more, in evidence.json")
         assert "  blocks: its time ended; not done: volume-160" in outcome.cut(found)
         found["steps"]["speed"]["crashes"].append("crops-7: crashed (SIGSEGV)")
         assert outcome.failures(found) == ["speed: crops-7: crashed (SIGSEGV)"]
@@ -216,6 +241,13 @@ class TestCommand:
         assert [line[0] for line in lines[:-1]] == ["machine", "check", "speed"]
         assert sum(float(line[1]) for line in lines[:-1]) == pytest.approx(240, abs=2)
 
+    @staticmethod
+    def processes(field, value):
+        """The processes with this value of a field of `ps`, but for those that only wait to be collected."""
+        listing = subprocess.run(["ps", "-eo", f"pid=,{field}=,stat="], capture_output=True, text=True)
+        rows = [line.split() for line in listing.stdout.splitlines()]
+        return [int(pid) for pid, one, state in rows if one == str(value) and not state.startswith("Z")]
+
     @pytest.mark.full
     def test_an_interrupted_run_says_so_and_leaves_no_process(self, tmp_path):
         """The loss of the terminal is handled as Ctrl-C and a request to end are."""
@@ -223,14 +255,18 @@ class TestCommand:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         process = subprocess.Popen(command, cwd=TESTS.parent, **pipes)
         next(line for line in process.stderr if line.startswith("check: "))
-        time.sleep(1)
+        for _ in range(300):  # until the step's process, which leads a session, has started another
+            steps = self.processes("ppid", process.pid)
+            if len(session := [pid for step in steps for pid in self.processes("sid", step)]) > 1:
+                break
+            time.sleep(0.1)
+        assert len(session) > len(steps) == 1
         process.send_signal(signal.SIGHUP)
         printed, _ = process.communicate(timeout=60)
         assert process.returncode == 130
         assert "  check: interrupted" in printed
         assert json.loads((tmp_path / "evidence.json").read_text())["machine"]
-        listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
-        assert str(tmp_path) not in listing.stdout
+        assert self.processes("sid", *steps) == []
 
     @pytest.mark.full
     def test_the_whole_of_it_rehearsed(self, tmp_path, capfd):

@@ -117,15 +117,32 @@ def test_a_wrong_provider_fails_without_a_time(with_sampler, measure, capsys, dr
         ("eager", torch.OutOfMemoryError, "unavailable", 0),
     ],
 )
+@pytest.mark.parametrize("make", [lambda sampler: sampler, lambda sampler: sampler()], ids=["call", "make"])
 def test_a_provider_that_raises_is_reported_with_its_reason(
-    with_sampler, measure, capsys, name, error, status, code
+    monkeypatch, measure, capsys, name, error, status, code, make
 ):
-    with_sampler(mock.Mock(side_effect=error(f"no such\ncompiler in {Path.home()}/bin")), name)
+    raises = mock.Mock(side_effect=error(f"no such\ncompiler in {Path.home()}/bin"))
+    changed = replace(providers.PROVIDERS[name], make=lambda: make(raises))
+    monkeypatch.setitem(providers.PROVIDERS, name, changed)
     found, table = measure(*DIGITS, "--passes", "forward", "--providers", name)
     assert found == code
     assert set(table.loc[table["provider"] == name, "status"]) == {status}
     assert (table.loc[table["provider"] != name, "status"] == "ok").all()
     assert f"{error.__name__}: no such compiler in ~/bin" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("large", "code"), [("eager", 0), ("operator", 1)])
+def test_a_provider_that_cannot_be_timed_for_want_of_memory_costs_no_other(monkeypatch, measure, large, code):
+    def sample(functions, *_):
+        if large in functions:
+            raise torch.OutOfMemoryError("full")
+        return {name: [1.0] * 10 for name in functions}
+
+    monkeypatch.setattr(stopwatch, "sample", sample)
+    found, table = measure(*DIGITS, "--passes", "forward", "--providers", "eager-corners")
+    expected = dict.fromkeys(["operator", "eager", "eager-corners"], "ok")
+    expected[large] = "FAILED" if large == "operator" else "unavailable"
+    assert (found, table.set_index("provider")["status"].to_dict()) == (code, expected)
 
 
 def test_a_lost_gpu_ends_the_run_with_the_rows_so_far(with_sampler, measure, monkeypatch):

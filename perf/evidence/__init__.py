@@ -41,8 +41,8 @@ def main(args: argparse.Namespace) -> int:
 
     if not args.rehearse and not torch.cuda.is_available():
         raise UsageError(
-            f"torch {torch.__version__} finds no GPU here, expected one; --rehearse plays all of it on this "
-            "CPU, --plan says what it does and how long it takes"
+            f"torch {torch.__version__} finds no GPU here, expected one; --rehearse plays a part of it on "
+            "this CPU, --plan says what it does and how long it takes"
         )
     if args.rehearse and (problem := environment.interpreter_problem()):
         raise UsageError(f"--rehearse: {problem}")

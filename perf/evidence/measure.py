@@ -23,8 +23,10 @@ from perf import overhead, setting
 from perf.evidence.stage import BACKWARDS, TELLING, Record, Stage
 from perf.files import FAILED, OPERATOR
 from perf.measuring import maps, providers, results, roofline, stopwatch, suite
+from perf.measuring.passes import PASSES
 from perf.measuring.rival_scatter import SCATTER
 from perf.measuring.workloads import WORKLOADS
+from perf.tuning import launches
 from stn_triton.check import engine
 
 Done = subprocess.CompletedProcess
@@ -49,16 +51,24 @@ def machine(item: str, stage: Stage) -> Iterator[Record]:
 
 
 def check(item: str, stage: Stage) -> Iterator[Record]:
-    """Run the rows of ``python -m stn_triton check --quick`` side by side: each compiles many kernels."""
+    """Run the rows of ``python -m stn_triton check --quick`` side by side: each compiles many kernels.
+
+    Rows that an earlier process of this step has compared are left out.
+    """
     from stn_triton.check.rows import ROWS
 
+    found = stage.out / "evidence.json"
+    before = json.loads(found.read_text())["steps"]["check"]["records"] if found.exists() else []
     names = [row.name for row in reversed(ROWS)]  # the last have the most kernels
+    total = 1 if stage.rehearse else len(names)
     options = ["-m", "stn_triton", "check", "--quick", "--json", "--device", str(stage.device), "--only"]
-    commands = {name: [*options, name] for name in names[-1 if stage.rehearse else 0 :]}
+    commands = {name: [*options, name] for name in names[-total:]}
+    for record in before:
+        commands.pop(record["what"], None)
     for name, done in side_by_side(commands, stage.facts["workers"]):
         rows = json.loads(done.stdout)["rows"] if done.stdout and done.returncode in (0, 1) else []
         problems = [f"{row['of']}: {row['text']}" for row in rows if row["status"] == "FAIL"]
-        yield _record(name, done, problems, rows=rows)
+        yield _record(name, done, problems, rows=rows, total=total)
 
 
 def gpu_tests(item: str, stage: Stage) -> Iterator[Record]:
@@ -85,14 +95,16 @@ def gpu_tests(item: str, stage: Stage) -> Iterator[Record]:
 
 def compile_ahead(item: str, stage: Stage) -> Iterator[Record]:
     """Make a first call of each workload side by side, so that its kernels are compiled when it is timed."""
-    commands = {name: ["-m", "perf.first_call", name] for name in TELLING}
+    commands = {name: ["-m", "perf.first_call", name] for name in (*BACKWARDS, *TELLING)}
     for name, done in side_by_side(commands, stage.facts["workers"]):
         yield _record(name, done)
 
 
 def block_sizes(item: str, stage: Stage) -> Iterator[Record]:
     """Run `python -m perf tune` for a workload's training step; it goes on where a run that was cut ended."""
-    command = ["-m", "perf", "tune", "--workloads", item, "--only", "*ward/*", "--out", str(stage.out)]
+    step = PASSES["forward+backward"](providers.operator, launches.dry(WORKLOADS[item]))
+    buckets = [bucket.name() for bucket in launches.reached(step)]
+    command = ["-m", "perf", "tune", "--workloads", item, "--only", *buckets, "--out", str(stage.out)]
     command += ["--table", str(stage.out / "block-sizes.json")]
     ((_, done),) = side_by_side({item: command}, 1)
     yield _record(item, done, text=f"block sizes of {item}:\n{done.stdout}")
@@ -102,6 +114,9 @@ def speed(item: str, stage: Stage) -> Iterator[Record]:
     """Time the operator beside PyTorch's ways; for ``BACKWARDS`` beside a fused scatter and the eager pair.
 
     Rows are added to the CSV as they come.
+
+    Raises:
+        RuntimeError: the GPU was lost, so nothing more can run in this process.
     """
     if item in BACKWARDS:
         workload, map_names = BACKWARDS[item], ["identity", "rotate-30", "zoom-2"]
@@ -109,6 +124,8 @@ def speed(item: str, stage: Stage) -> Iterator[Record]:
     else:
         workload, map_names = WORKLOADS[item], ["identity", maps.RANDOM]
         which = providers.choose(("eager-corners", "eager-broadcast"))
+        if item not in TELLING:  # one map, the random one if the workload can have it
+            map_names = [name for name in map_names if not workload.why_not(name)][-1:]
     slack = 8.0 if stage.rehearse else 1.0  # the largest error of a tiny batch is a matter of luck
     plan = suite.Plan(
         stage.device,
@@ -134,6 +151,8 @@ def speed(item: str, stage: Stage) -> Iterator[Record]:
                     "ms": row.get("median_ms"),
                     "problem": row.get("reason", ""),
                 }
+            if rows[-1]["reason"].startswith(suite.LOST):  # by whichever provider
+                raise RuntimeError(rows[-1]["reason"])
 
 
 def host(item: str, stage: Stage) -> Iterator[Record]:

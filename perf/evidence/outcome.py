@@ -52,9 +52,9 @@ def verdict(results: Record) -> str:
     lines = [setting.summary(machine)] if machine else []
     if results["rehearsal"]:
         lines.append("A REHEARSAL: kernels interpreted on a CPU, tiny workloads; its times mean nothing.")
-    passed = ", ".join(f"{name} {count}" for name, count in _passed(results).items())
+    passed = ", ".join(_passed(results))
     right = f"RIGHT; passed: {passed}" if passed else "NOTHING COMPARED"
-    return "\n".join([*lines, "", "FAILED" if problems else right, *_few(problems)])
+    return "\n".join([*lines, "", "FAILED" if problems else right, *_few(problems, "evidence.json")])
 
 
 def figures(results: Record, out: Path) -> Iterator[str]:
@@ -66,7 +66,9 @@ def figures(results: Record, out: Path) -> Iterator[str]:
             slower = calls[calls < 1].sort_values()
             lines = [f"{' '.join(where)} {ratio:.2f}x" for where, ratio in slower.items()]
             yield f"{markdown(run)}\n{_LEGEND}"
-            yield "\n".join([f"slower than the pair in {len(slower)} of {len(calls)} rows", *_few(lines)])
+            yield "\n".join(
+                [f"slower than the pair in {len(slower)} of {len(calls)} rows", *_few(lines, "speed.csv")]
+            )
         gather = backwards(run.rows)
         if len(gather):
             yield f"{gather.to_string(float_format='%.3g', na_rep='-')}\n{_GATHER_LEGEND}"
@@ -142,11 +144,17 @@ def backwards(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([found[OPERATOR].rename("ms"), ratio], axis=1).dropna(subset=["ms"])
 
 
-def _passed(results: Record) -> dict[str, int]:
-    """The number of comparisons that passed, by step."""
-    steps = {name: step["records"] for name, step in results["steps"].items() if name in ("check", "tests")}
-    return {name: sum(r.get("passed", r["ok"]) for r in records) for name, records in steps.items()}
+def _passed(results: Record) -> Iterator[str]:
+    """Yield the number of comparisons that passed, by step, and of how many where that is known."""
+    for name, step in results["steps"].items():
+        if name in ("check", "tests"):
+            records = step["records"]
+            totals = {f" of {record['total']}" for record in records if "total" in record}
+            yield f"{name} {sum(r.get('passed', r['ok']) for r in records)}{''.join(totals)}"
 
 
-def _few(lines: list[str]) -> list[str]:
-    return [f"  {line}" for line in lines[:_MOST_LINES]]
+def _few(lines: list[str], file: str) -> list[str]:
+    """The first lines, indented, and how many more a file has."""
+    more = len(lines) - _MOST_LINES
+    few = [*lines[:_MOST_LINES], *[f"and {more} more, in {file}"] * (more > 0)]
+    return [f"  {line}" for line in few]

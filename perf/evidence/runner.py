@@ -14,13 +14,14 @@ import contextlib
 import importlib
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -32,6 +33,7 @@ from perf.measuring.suite import one_line
 
 ROOT = Path(__file__).resolve().parents[2]
 DONE, ENDED, NOT_REACHED = "done", "its time ended", "not reached"
+_SECONDS_TO_DIE = 3.0  # a process that a driver does not let go may never end
 
 
 class Runner:
@@ -98,22 +100,21 @@ class Runner:
             stderr=log,
             text=True,
         )
-        timer = threading.Timer(seconds, _kill, [process])
-        timer.start()
         item = None  # the item that has begun and is not done
         try:
-            for line in process.stdout:
+            for line in _lines(process, end):
                 with contextlib.suppress(json.JSONDecodeError):  # the process was killed as it wrote
                     item = self._take(found, json.loads(line), item)
-            code = process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(end - time.monotonic(), 0))
         finally:
-            timer.cancel()
             _kill(process)
+        code = process.returncode
         if code == 0:
             return False
         if item:
             found["left"].remove(item)
-        if time.monotonic() >= end:
+        if code is None or time.monotonic() >= end:
             found["left"] += [item] if item else []  # the last, because it may hang
             return False
         reason = f"exit code {code}" if code > 0 else signal.Signals(-code).name
@@ -143,11 +144,33 @@ class Runner:
         new.replace(self._out / "evidence.json")
 
 
+def _lines(process: subprocess.Popen, end: float) -> Iterator[str]:
+    """Yield what a process prints; at ``end``, on the clock of ``time.monotonic``, kill it.
+
+    A thread reads, because a process that is stuck in a driver may keep its output open after it was killed.
+    """
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in process.stdout:
+            lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    with contextlib.suppress(queue.Empty):
+        yield from iter(lambda: lines.get(timeout=max(end - time.monotonic(), 0)), None)
+        return
+    _kill(process)
+    with contextlib.suppress(queue.Empty):  # the last lines before its end
+        yield from iter(lambda: lines.get(timeout=_SECONDS_TO_DIE), None)
+
+
 def _kill(process: subprocess.Popen) -> None:
-    """End a process and everything that it started."""
+    """End a process and everything that it started; leave it behind if it does not end."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_SECONDS_TO_DIE)
 
 
 def work(task: Record) -> None:

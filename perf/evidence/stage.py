@@ -80,7 +80,7 @@ STEPS = (
     Step("machine", "hardware, versions, speed of a copy", 40, f"{_AT}:machine", ["facts"], ["facts"]),
     Step("check", "stn_triton check --quick", 140, f"{_AT}:check", ["check"], ["check"]),
     Step("tests", "the tests marked gpu", 50, f"{_AT}:gpu_tests", ["small", "large"], ["small"]),
-    Step("compile", "compile what is timed", 25, f"{_AT}:compile_ahead", ["workloads"]),
+    Step("compile", "compile what is timed", 40, f"{_AT}:compile_ahead", ["workloads"]),
     Step("speed", "against PyTorch", 70, f"{_AT}:speed", TELLING, ["digits-28"]),
     Step("backward", "gather against scatter", 50, f"{_AT}:speed", [*BACKWARDS], ["backward-1"]),
     Step("host", "host time of a call", 5, f"{_AT}:host", ["overhead"], ["overhead"]),

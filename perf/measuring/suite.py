@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +27,10 @@ from perf.measuring.workloads import Workload
 _SMALL_MS, _GRAPH_MS = 0.2, 2.0
 # A backward alone runs on the stream on which its forward was recorded, which is not the one that captures.
 _GRAPH_PASSES = ("forward", "forward+backward")
-Samplers = Sequence[tuple[Provider, Sampler]]
-_LOST = "the GPU was lost, the run ends here"
+MakeSampler = Callable[[], Sampler]
+Samplers = Sequence[tuple[Provider, MakeSampler]]
+LOST = "the GPU was lost, the run ends here"
+"""Beginning of the reason of a row after which nothing more can run in this process."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def run(plan: Plan, progress: tqdm) -> Iterator[list[Row]]:
         for number, workload in enumerate(plan.workloads, start=1):
             if progress.disable:
                 print(f"{workload.name}: workload {number} of {len(plan.workloads)}", file=sys.stderr)
-            samplers = [(provider, provider.make()) for provider in plan.providers]
+            samplers = [(provider, functools.cache(provider.make)) for provider in plan.providers]
             maps, passes = plan.cells_of(workload)
             for map_name in maps:
                 progress.set_description_str(f"{workload.name} {map_name}: reference in fp64")
@@ -80,7 +83,7 @@ def run(plan: Plan, progress: tqdm) -> Iterator[list[Row]]:
                 for pass_name in passes:
                     rows = case.measure(pass_name, samplers, progress)
                     yield rows
-                    if rows[-1]["reason"].startswith(_LOST):
+                    if rows[-1]["reason"].startswith(LOST):
                         return
                 del case  # its memory must be free before the next one is made
                 if plan.device.type == "cuda":
@@ -118,13 +121,13 @@ class Case:
         """Check and time a pass of all providers; return their rows, up to the one that lost the GPU."""
         rows: dict[str, Row] = {}
         runs: dict[str, list[Run]] = {}
-        for provider, sampler in samplers:
+        for provider, make_sampler in samplers:
             name = provider.name
             progress.set_description_str(f"{self._row['workload']} {self._row['map']} {pass_name}: {name}")
-            verdict, runs[name] = self.prepare(provider, pass_name, sampler)
+            verdict, runs[name] = self.prepare(provider, pass_name, make_sampler)
             rows[name] = {**self._row, "pass": pass_name, "provider": name, **verdict}
             if verdict["status"] != OK and not stopwatch.is_alive(self._plan.device):
-                rows[name] |= {"status": FAILED, "reason": f"{_LOST}: {verdict['reason']}"}
+                rows[name] |= {"status": FAILED, "reason": f"{LOST}: {verdict['reason']}"}
                 return list(rows.values())
             progress.update()
         passed = {name: row for name, row in rows.items() if row["status"] == OK}
@@ -133,17 +136,17 @@ class Case:
                 self._time(pass_name, passed, {name: runs[name] for name in passed})
         except torch.OutOfMemoryError as error:
             for row in passed.values():
-                row |= {"status": UNAVAILABLE, "reason": one_line(error)}
+                _has_no_memory(row, one_line(error))
         return list(rows.values())
 
-    def prepare(self, provider: Provider, pass_name: str, sampler: Sampler) -> tuple[Row, list[Run]]:
+    def prepare(self, provider: Provider, pass_name: str, make_sampler: MakeSampler) -> tuple[Row, list[Run]]:
         """Check a provider; its verdict as a part of a row, and the runs to time if it passed."""
         if self._no_data:
             return {"status": UNAVAILABLE, "reason": self._no_data}, []
         if pass_name != "forward" and not self._copies[0].input.is_floating_point():
             return {"status": UNAVAILABLE, "reason": "uint8 images have no gradients"}, []
         try:
-            make_run = functools.partial(PASSES[pass_name], sampler)
+            make_run = functools.partial(PASSES[pass_name], make_sampler())
             runs = [make_run(self._copies[0])]
             tensors = dict(zip(COMPUTED[pass_name], runs[0](), strict=True))
             verdict = self._gate(provider.align_corners).check(tensors, provider.slack)
@@ -156,9 +159,14 @@ class Case:
         return {"status": OK if verdict.passed else FAILED, "reason": verdict.reason, **found}, runs
 
     def _time(self, pass_name: str, rows: Mapping[str, Row], runs: Mapping[str, list[Run]]) -> None:
-        """Add times, memory and the floor to the rows that passed."""
+        """Add times, memory and the floor to the rows that passed and have the memory to be timed."""
         device, effort, moved = self._plan.device, self._plan.effort, self._model[pass_name]
-        samples = stopwatch.sample(runs, device, effort)
+        samples, reasons = _sampled(runs, device, effort)
+        for name, reason in reasons.items():
+            _has_no_memory(rows[name], reason)
+        rows = {name: rows[name] for name in samples}
+        if not rows:
+            return
         for name, row in rows.items():
             row["q20_ms"], row["median_ms"], row["q80_ms"] = stopwatch.quantiles(samples[name])
             row["samples"] = len(samples[name])
@@ -176,3 +184,31 @@ class Case:
                 row["graph_ms"] = medians.get(name)
                 if name in errors:
                     row["reason"] = f"no CUDA graph: {one_line(errors[name])}"
+
+
+def _sampled(
+    runs: Mapping[str, list[Run]], device: torch.device, effort: stopwatch.Effort
+) -> tuple[stopwatch.Samples, dict[str, str]]:
+    """Time all providers in turns; if the memory does not suffice, time each of them alone.
+
+    Returns:
+        The samples of the providers that fit, and why the others do not.
+    """
+    with contextlib.suppress(torch.OutOfMemoryError):
+        return stopwatch.sample(runs, device, effort), {}
+    samples: stopwatch.Samples = {}
+    reasons: dict[str, str] = {}
+    for name, alone in runs.items():
+        if device.type == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()
+        try:
+            samples |= stopwatch.sample({name: alone}, device, effort)
+        except torch.OutOfMemoryError as error:
+            reasons[name] = one_line(error)
+    return samples, reasons
+
+
+def _has_no_memory(row: Row, reason: str) -> None:
+    """Mark a row without times. A rival may need too much memory, the operator may not."""
+    row |= {"status": FAILED if row["provider"] == OPERATOR else UNAVAILABLE, "reason": reason}
