@@ -18,13 +18,12 @@ import numpy as np
 import pandas as pd
 
 from perf import EXIT_FAILED, EXIT_OK, UsageError, files
-from perf.files import EAGER, FAILED, KEY, OPERATOR, Run
+from perf.files import EAGER, FAILED, FEW_SAMPLES, KEY, OPERATOR, Run
 
 _SHOWN = ["verdict", "workload", "map", "pass", "provider"]
 _SHOWN += ["before_ms", "after_ms", "change", "drift", "reason"]
 _VERDICTS = ["broke", "slower", "unclear", "gone", "new", "fixed", "faster", "same"]  # the worst first
 _MOST_DRIFT = 1.5  # a larger factor comes from a disturbed measurement
-_FEW_SAMPLES = 10  # quantiles of fewer do not show the noise
 _QUANTILES = ("q20_ms", "median_ms", "q80_ms")
 
 
@@ -73,7 +72,7 @@ def compare(before: Run, after: Run, threshold: float) -> pd.DataFrame:
     change = new[1] / old[1] / drift
     is_slower = (change > 1 + threshold) & (new[0] / high > old[2])
     is_faster = (change < 1 / (1 + threshold)) & (new[2] / low < old[0])
-    is_few = both[["samples_before", "samples_after"]].min(axis=1) < _FEW_SAMPLES
+    is_few = both[["samples_before", "samples_after"]].min(axis=1) < FEW_SAMPLES
     had, has = old[1].notna(), new[1].notna()
     conditions = {
         "broke": had & (both["status_after"] == FAILED),

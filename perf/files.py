@@ -25,6 +25,8 @@ FACTS = [
 ]
 BELIEVABLE = (1e-9, 1e9)
 """Measured numbers outside of this range are not used, whatever a file says."""
+FEW_SAMPLES = 10
+"""Quantiles of fewer samples do not show the noise."""
 SWEEP = r"(size|batch|channels)-([0-9]{1,9})"
 """Names of the workloads that differ in one number: ``size-512``."""
 _NEEDED = {"workload", "pass", "provider", "status", "median_ms"}

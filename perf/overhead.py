@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import itertools
 import json
-import os
 import subprocess
 import sys
 import time
@@ -56,8 +55,7 @@ def through_the_launcher() -> Iterator[None]:
 
 
 def _check_not_interpreted() -> None:
-    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
-        raise UsageError("TRITON_INTERPRET is set: interpreted kernels have no launcher; unset it")
+    setting.check_not_interpreted("interpreted kernels have no launcher")
 
 
 def measure(device: torch.device, rounds: int = 150, calls: int = 20) -> dict[str, dict[str, float]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 import stn_triton
+from perf import UsageError
 from stn_triton.environment import UNKNOWN, cpu_model, driver, version
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -34,6 +35,12 @@ def facts(device: torch.device) -> dict[str, str | int]:
         "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def check_not_interpreted(reason: str) -> None:
+    """Raise UsageError, with the reason, if the environment selects Triton's interpreter."""
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+        raise UsageError(f"TRITON_INTERPRET is set: {reason}; unset it")
 
 
 def load() -> str:

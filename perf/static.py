@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from perf import EXIT_FAILED, EXIT_OK, UsageError, chosen
+from perf import EXIT_FAILED, EXIT_OK, UsageError, chosen, setting
 from perf.kernels import ahead, compiled, yardstick
 from perf.measuring.passes import PASSES
 from perf.measuring.providers import operator
@@ -27,8 +27,7 @@ _SHOWN = ("registers", "spills", "shared", "instructions", "loads", "wide_loads"
 
 def main(args: argparse.Namespace) -> int:
     """Compile, print, and compare with what is recorded."""
-    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
-        raise UsageError("TRITON_INTERPRET is set: interpreted kernels cannot be compiled; unset it")
+    setting.check_not_interpreted("interpreted kernels cannot be compiled")
     uses_record = args.record or args.check
     is_yardstick = args.quick or uses_record
     archs = args.arch or ([yardstick.ARCH] if is_yardstick else compiled.ARCHITECTURES)

@@ -6,15 +6,13 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from perf.files import FAILED, OK, OPERATOR, geometric_mean
+from perf.files import FAILED, FEW_SAMPLES, OK, OPERATOR, geometric_mean, timed
 from perf.measuring.maps import CPU_MAPS, MAPS
 from perf.measuring.passes import COMPUTED
 from perf.measuring.providers import PROVIDERS
 from perf.measuring.results import CELL
 from perf.measuring.workloads import ON_CPU, WORKLOADS
 
-FEW_SAMPLES = 10
-"""Quantiles of fewer say little."""
 _WORST = 5
 """How many lost rows are named for each rival."""
 _NOTES = f"""\
@@ -31,7 +29,7 @@ def against(table: pd.DataFrame, rival: str) -> pd.DataFrame:
     ``in_noise`` says whether the 20 to 80 % intervals of the two overlap, or one of them has few samples:
     then the ratio decides nothing.
     """
-    times = table[(table["status"] == OK) & table["median_ms"].notna()]
+    times = table[timed(table)]
     theirs = times.loc[times["provider"] == rival, [*CELL, "q20_ms", "median_ms", "q80_ms", "samples"]]
     both = times[times["provider"] == OPERATOR].merge(theirs, on=CELL, suffixes=("", "_rival"))
     overlap = (both["q20_ms"] <= both["q80_ms_rival"]) & (both["q20_ms_rival"] <= both["q80_ms"])
