@@ -20,28 +20,29 @@ import time
 from pathlib import Path
 
 
-def in_a_new_process(workload: str, *flags: str, timeout: float | None = None) -> dict[str, float]:
+def in_a_new_process(workload: str, flag: str = "", *, timeout: float | None = None) -> dict[str, float]:
     """Seconds of each part, and how many kernels were compiled in how many processor seconds.
 
     Raises:
         subprocess.TimeoutExpired: it took longer than ``timeout`` seconds.
         subprocess.CalledProcessError: it failed; its messages are on stderr.
     """
-    command = [sys.executable, "-m", "perf.first_call", workload, *flags]
     with tempfile.TemporaryDirectory(prefix="stn_triton_") as folder:
         env = {**os.environ, "TRITON_CACHE_DIR": folder}
+        # The monotonic clock is the same in every process.
+        command = [sys.executable, "-m", "perf.first_call", workload, flag, str(time.monotonic())]
         printed = subprocess.check_output(command, env=env, text=True, timeout=timeout)
     return json.loads(printed.splitlines()[-1])
 
 
-def main(name: str, flag: str = "") -> None:
-    """Time imports, data, a forward, its backward, and a second step."""
-    laps = {"": time.perf_counter()}
+def main(name: str, flag: str = "", began: str = "") -> None:
+    """Time imports since the process ``began``, data, a forward, its backward, and a second step."""
+    laps = {"": float(began or time.monotonic())}
     import torch
 
     import stn_triton
 
-    laps["import_s"] = time.perf_counter()
+    laps["import_s"] = time.monotonic()
     from triton import knobs
 
     from perf import overhead
@@ -56,7 +57,7 @@ def main(name: str, flag: str = "") -> None:
     def lap(part: str) -> None:
         if not flag:
             torch.cuda.synchronize()
-        laps[f"{part}_s"] = time.perf_counter()
+        laps[f"{part}_s"] = time.monotonic()
 
     with overhead.through_the_launcher() if flag == "--stub" else contextlib.nullcontext():
         if flag == "--stub":
