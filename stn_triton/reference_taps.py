@@ -125,21 +125,18 @@ def _axis_taps(position: Tensor, n: int, options: Options, lost: Tensor | None) 
     if options.mode == "bilinear":
         weights = (1 - f, -direction, zero), (f, direction, zero)
         return [(_padded_pixel(cell + i, n, options), *w) for i, w in enumerate(weights)]
-    # Keys' kernel with A = -0.75 as in PyTorch: its outer (i = 0, 3) and inner piece, and their derivatives.
-    found = []
-    for i, (distance, sign) in enumerate(((1 + f, 1), (f, 1), (1 - f, -1), (2 - f, -1))):
-        x = distance
-        if i in (0, 3):
-            weight, slope, bend = (
-                ((-0.75 * x + 3.75) * x - 6) * x + 3,
-                (-2.25 * x + 7.5) * x - 6,
-                -4.5 * x + 7.5,
-            )
-        else:
-            weight, slope, bend = (1.25 * x - 2.25) * x * x + 1, (3.75 * x - 4.5) * x, 7.5 * x - 4.5
-        pixel = _padded_pixel(cell + (i - 1), n, options)
-        found.append((pixel, weight, sign * direction * slope, direction * direction * bend))
-    return found
+    # Keys' kernel with A = -0.75 as in PyTorch: weights, factored at their zeros, and two derivatives.
+    g = 1 - f
+    found = (
+        (-0.75 * f * g * g, (2.25 * f - 0.75) * g, 3.0 - 4.5 * f),
+        (g * ((1 - 1.25 * f) * f + 1), (3.75 * f - 4.5) * f, 7.5 * f - 4.5),
+        (f * ((1 - 1.25 * g) * g + 1), (4.5 - 3.75 * g) * g, 7.5 * g - 4.5),
+        (-0.75 * f * g * f, (0.75 - 2.25 * g) * f, 3.0 - 4.5 * g),
+    )
+    return [
+        (_padded_pixel(cell + (i - 1), n, options), weight, direction * slope, direction * direction * bend)
+        for i, (weight, slope, bend) in enumerate(found)
+    ]
 
 
 def _padded(position: Tensor, n: int, options: Options) -> tuple[Tensor, Tensor]:

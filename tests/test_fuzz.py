@@ -361,3 +361,16 @@ def test_an_infinite_map_of_a_single_pixel_under_reflection(device):
     one = torch.ones(1, 1, 1, 1, device=device)
     assert launch.forward(one, theta, size=(1, 1), options=options).item() == 1
     assert launch.backward(one, one, theta, options=options)[0].item() == 1
+
+
+def test_a_bicubic_weight_next_to_zero_is_not_lost(device):
+    """A fault of the kernels: a weight of -3e-9 was rounded to zero, and hid a NaN."""
+    options = Options(mode="bicubic", align_corners=True)
+    for end in (1 - 2.0**-14, 1 + 2.0**-14):  # next to the last of three rows; the first is the farthest tap
+        theta = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 0.0, end]]])
+        image = torch.ones(1, 1, 3, 3)
+        image[0, 0, 0 if end < 1 else 1, 0] = math.nan
+        given = {"size": (1, 3), "options": options}
+        kernels = launch.forward(image.to(device), theta.to(device), **given).cpu()
+        for found in (kernels, reference.forward(image, theta, **given)):
+            assert found[0, 0, 0, [0, 2]].isnan().tolist() == [True, False]

@@ -104,13 +104,14 @@ def all_curves(positions, lows, highs, K: tl.constexpr):
             position = near(positions[k], lows[k], highs[k], K)
             position, direction = padded(position, lows[k], highs[k], K)
             fraction = position - tl.floor(position)
-            # Second derivatives of `cubic_far` and `cubic_near` at the four taps; a direction is 1, -1 or 0.
+            rest = 1 - fraction
+            # Second derivatives of the weights of `cubic`; a direction is 1, -1 or 0.
             moves = direction * direction
             curves = curves + (
-                moves * (-4.5 * (1 + fraction) + 7.5),
+                moves * (3 - 4.5 * fraction),
                 moves * (7.5 * fraction - 4.5),
-                moves * (7.5 * (1 - fraction) - 4.5),
-                moves * (-4.5 * (2 - fraction) + 7.5),
+                moves * (7.5 * rest - 4.5),
+                moves * (3 - 4.5 * rest),
             )
         else:
             for _i in tl.static_range(K.TAPS):

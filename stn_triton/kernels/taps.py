@@ -143,27 +143,30 @@ def padded_pixel(pixel, low, high, K: tl.constexpr):
 
 
 @triton.jit
-def cubic_near(x):
-    """Weight of a tap at a distance x of at most 1."""
-    return (1.25 * x - 2.25) * x * x + 1
+def cubic(fraction):
+    """Weights of the four taps of Keys' cubic kernel with A = -0.75, and their derivatives by the position.
 
+    The polynomials are factored at their zeros, so that a weight next to a zero has its full precision and is
+    zero only at the zero itself: a pixel of weight zero is left out, with its NaN.
 
-@triton.jit
-def cubic_far(x):
-    """Weight of a tap at a distance x from 1 to 2."""
-    return ((-0.75 * x + 3.75) * x - 6) * x + 3
-
-
-@triton.jit
-def cubic_near_slope(x):
-    """Derivative of `cubic_near`."""
-    return (3.75 * x - 4.5) * x
-
-
-@triton.jit
-def cubic_far_slope(x):
-    """Derivative of `cubic_far`."""
-    return (-2.25 * x + 7.5) * x - 6
+    Args:
+        fraction: distance to the second tap, from 0 up to, but not including, 1; the third is 1 further on.
+    """
+    rest = 1 - fraction
+    outer = -0.75 * fraction * rest
+    weights = (
+        outer * rest,
+        rest * ((1 - 1.25 * fraction) * fraction + 1),
+        fraction * ((1 - 1.25 * rest) * rest + 1),
+        outer * fraction,
+    )
+    slopes = (
+        (2.25 * fraction - 0.75) * rest,
+        (3.75 * fraction - 4.5) * fraction,
+        (4.5 - 3.75 * rest) * rest,
+        (0.75 - 2.25 * rest) * fraction,
+    )
+    return weights, slopes
 
 
 @triton.jit
@@ -187,18 +190,8 @@ def axis_taps(position, low, high, K: tl.constexpr):
         pixels = ()
         for i in tl.static_range(4):
             pixels = pixels + (padded_pixel(cell + (i - 1), low, high, K),)
-        weights = (
-            cubic_far(1 + fraction),
-            cubic_near(fraction),
-            cubic_near(1 - fraction),
-            cubic_far(2 - fraction),
-        )
-        slopes = (
-            direction * cubic_far_slope(1 + fraction),
-            direction * cubic_near_slope(fraction),
-            -direction * cubic_near_slope(1 - fraction),
-            -direction * cubic_far_slope(2 - fraction),
-        )
+        weights, (s0, s1, s2, s3) = cubic(fraction)
+        slopes = (direction * s0, direction * s1, direction * s2, direction * s3)
     return pixels, weights, slopes
 
 
