@@ -1,10 +1,7 @@
 """A user's first training step in a new process: how many seconds until each part of it is done.
 
 ``python -m perf.first_call WORKLOAD`` prints a JSON object. With ``--stub`` the kernels are compiled and
-"launched" on a driver that does nothing, so that only the GPU's own time is missing. With ``--rehearse`` the
-operator runs on tiny images on a CPU.
-
-WORKLOAD may also be one of those that compare gather and scatter: then the scatter is compiled too, untimed.
+"launched" on a driver that does nothing, so that only the GPU's own time is missing.
 """
 
 from __future__ import annotations
@@ -17,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 
 def in_a_new_process(workload: str, flag: str = "", *, timeout: float | None = None) -> dict[str, float]:
@@ -46,25 +42,21 @@ def main(name: str, flag: str = "", began: str = "") -> None:
     from triton import knobs
 
     from perf import overhead
-    from perf.evidence.stage import BACKWARDS, Stage
-    from perf.measuring import rival_scatter, workloads
+    from perf.measuring import workloads
     from perf.tuning import launches
 
     compiled: list[bool] = []
     knobs.compilation.listener = lambda *, cache_hit, **_: compiled.append(not cache_hit)
-    workload = BACKWARDS.get(name) or workloads.WORKLOADS[name]
+    workload, is_stub = workloads.WORKLOADS[name], flag == "--stub"
 
     def lap(part: str) -> None:
-        if not flag:
+        if not is_stub:
             torch.cuda.synchronize()
         laps[f"{part}_s"] = time.monotonic()
 
-    with overhead.through_the_launcher() if flag == "--stub" else contextlib.nullcontext():
-        if flag == "--stub":
-            data = launches.dry(workload, torch.device("cpu"))
-        else:
-            stage = Stage(Path(), 0.0, flag == "--rehearse")
-            data = workloads.make(stage.sized(workload), stage.device)
+    with overhead.through_the_launcher() if is_stub else contextlib.nullcontext():
+        make = launches.dry if is_stub else workloads.make
+        data = make(workload, torch.device("cpu" if is_stub else "cuda"))
         is_trained = data.input.is_floating_point()
         leaves = [t.requires_grad_(is_trained) for t in (data.input, data.theta)]
         lap("data")
@@ -76,9 +68,6 @@ def main(name: str, flag: str = "", began: str = "") -> None:
                 torch.autograd.grad(output, leaves, data.grad_output)
                 lap(f"{step}_backward")
     seconds = {b: round(laps[b] - laps[a], 4) for a, b in itertools.pairwise(laps)}
-    if name in BACKWARDS:
-        output = rival_scatter.sampler(*leaves, data.size, **data.options)
-        torch.autograd.grad(output, leaves, data.grad_output)
     compiling = {"kernels": sum(compiled), "processor_s": round(sum(os.times()[:4]) - before, 4)}
     print(json.dumps(seconds | compiling))
 

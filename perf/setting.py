@@ -1,11 +1,16 @@
-"""Facts about the machine that a measurement is worth nothing without."""
+"""Facts about the machine that a measurement is worth nothing without.
+
+``python -m perf.setting DEVICE`` prints them as JSON, with the number of processes that can share the device.
+"""
 
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -14,6 +19,7 @@ import stn_triton
 from perf import UsageError
 from stn_triton.environment import UNKNOWN, cpu_model, driver, version
 
+_GPU_BYTES_PER_PROCESS = 2**31  # for its context and small tensors, generously
 _ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -69,3 +75,16 @@ def commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return UNKNOWN
     return done.stdout.strip() if (_ROOT / ".git").exists() else UNKNOWN
+
+
+def workers(device: torch.device) -> int:
+    """How many processes can use the cores, and the free memory of a GPU, side by side."""
+    count = len(os.sched_getaffinity(0))
+    if device.type == "cuda":
+        count = min(count, torch.cuda.mem_get_info(device)[0] // _GPU_BYTES_PER_PROCESS)
+    return max(count, 1)
+
+
+if __name__ == "__main__":
+    given = torch.device(sys.argv[1])
+    print(json.dumps(facts(given) | {"workers": workers(given)}))

@@ -1,60 +1,83 @@
-"""The processes of ``python -m perf evidence``: crashes, the end of the time, and one that does not end."""
+"""The processes of ``python -m perf evidence``: failures, the end of the time, and one that does not end."""
 
+import itertools
 import json
-import os
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("pandas")
 
-from perf.evidence import runner
-from perf.evidence.runner import DONE, ENDED, Runner
-from perf.evidence.stage import Step
+from perf.evidence import readings, runner
+from perf.evidence.runner import DONE, ENDED, FAILED, NOT_REACHED, Runner
+from perf.evidence.steps import Step
 
-TESTS = Path(__file__).parent
-
-
-class TestRunner:
-    @staticmethod
-    def run(out, monkeypatch, *names_and_items, seconds=480.0):
-        """Run steps of tests/evidence_steps.py; returns what evidence.json has of each."""
-        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), *sys.path]))
-        steps = [Step(items[0], "what", 10.0, "evidence_steps:act", items) for items in names_and_items]
-        Runner(steps, seconds, out, rehearse=False, say=lambda text: None).run()
-        return list(json.loads((out / "evidence.json").read_text())["steps"].values())
-
-    def test_a_crash_or_an_error_costs_its_item_alone_and_keeps_results(self, tmp_path, monkeypatch):
-        (found,) = self.run(tmp_path, monkeypatch, ["fail", "crash", "b"])
-        names = ["first of fail", "fail", "first of crash", "first of b", "second of b"]
-        assert [record["what"] for record in found["records"]] == names
-        assert [record["ok"] for record in found["records"]] == [True, False, True, True, True]
-        assert found["records"][1]["problem"] == "ValueError: not this one"
-        assert (found["status"], found["left"]) == (DONE, [])
-        assert found["crashes"] == ["crash: crashed (SIGABRT)"]
-        assert "Traceback" in (tmp_path / "evidence.log").read_text()
-
-    @pytest.mark.full
-    def test_the_end_of_the_time_keeps_results_and_the_rest_goes_on_later(self, tmp_path, monkeypatch):
-        began = time.monotonic()
-        hang, last = self.run(tmp_path, monkeypatch, ["hang", "b"], ["c"], seconds=40)
-        assert time.monotonic() - began < 60
-        assert (hang["status"], hang["left"], last["status"]) == (ENDED, ["hang"], DONE)
-        assert [r["what"] for r in hang["records"]] == ["first of b", "second of b", "first of hang"]
+MACHINE = Step("machine", "", 10, {"facts": ["-c", "print('{\"workers\": 2}')"]}, readings.machine)
 
 
-def test_a_process_that_does_not_end_is_left_behind(monkeypatch):
+def run(out, *steps, seconds=480.0):
+    """Run steps after one that finds two workers; returns the commands of evidence.json, by step."""
+    Runner([MACHINE, *steps], seconds, out, say=lambda text: None).run()
+    found = json.loads((out / "evidence.json").read_text())["steps"]
+    return {name: step["commands"] for name, step in found.items()}
+
+
+def test_a_failure_costs_its_command_alone_and_is_in_the_log(tmp_path):
+    codes = {"fail": "print('why'); exit(3)", "abort": "import os; os.abort()", "good": "print('fine')"}
+    step = Step("a", "", 10, {name: ["-c", code] for name, code in codes.items()})
+    unread = Step("b", "", 10, {"check": ["-c", "print('{')"]}, readings.check)
+    found = run(tmp_path, step, unread)
+    assert [command["status"] for command in found["a"].values()] == [FAILED, FAILED, DONE]
+    problems = [command["problems"] for command in found["a"].values()]
+    assert problems == [["exit code 3, see evidence.log"], ["SIGABRT, see evidence.log"], []]
+    assert found["a"]["good"]["printed"] == "fine\n"
+    assert found["b"]["check"]["problems"][0].startswith("cannot be read: JSONDecodeError")
+    assert "\nwhy\n" in (tmp_path / "evidence.log").read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {"evidence.json", "evidence.log"}
+
+
+def test_nothing_is_tried_without_a_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr("test_evidence_runner.MACHINE", Step("machine", "", 1, {"facts": ["-c", ""]}))
+    assert run(tmp_path, Step("a", "", 10, {"b": ["-c", ""]}))["a"] is None
+
+
+@pytest.mark.parametrize("side_by_side", [True, False])
+def test_as_many_commands_run_at_once_as_the_machine_has_workers(tmp_path, side_by_side):
+    code = "import time; print(time.monotonic()); time.sleep(0.5); print(time.monotonic())"
+    step = Step("a", "", 10, {n: ["-c", code] for n in "123"}, side_by_side=side_by_side)
+    spans = [command["printed"].split() for command in run(tmp_path, step)["a"].values()]
+    overlaps = [float(later[0]) < float(earlier[1]) for earlier, later in itertools.pairwise(spans)]
+    assert overlaps == ([True, False] if side_by_side else [False, False])
+
+
+def test_the_end_of_the_time_ends_all_processes_and_what_is_left_runs_later(tmp_path):
+    """The command ``once`` does not end at its first try."""
+    (tmp_path / "out").mkdir()
+    mark = tmp_path / "tried"
+    once = f"import pathlib, subprocess; p = pathlib.Path({str(mark)!r})\nif not p.exists(): "
+    once += "print('begun', flush=True); p.touch(); subprocess.run(['sleep', '3141'])"
+    commands = {"once": ["-c", once], "next": ["-c", "print(2)"]}
+    steps = Step("a", "", 1, commands), Step("b", "", 2, {"c": ["-c", ""]})
+    said = []
+    one = Runner([MACHINE, *steps], 9.0, tmp_path / "out", said.append)
+    one.run()
+    assert "after 3 s: 1 ended, 1 not reached" in "".join(said)
+    statuses = [
+        record["status"] for step in "ab" for record in one.results["steps"][step]["commands"].values()
+    ]
+    assert statuses == [DONE] * 3
+    assert [*one.results["steps"]["a"]["commands"]] == ["once", "next"]
+    assert "sleep 3141" not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+
+
+def test_a_process_that_does_not_end_is_left_behind(monkeypatch, tmp_path):
     """A process that waits for a driver survives SIGKILL, and its output stays open."""
     monkeypatch.setattr(runner, "_SECONDS_TO_DIE", 0.1)
     monkeypatch.setattr(runner.os, "killpg", lambda *_: None)
-    command = ["sh", "-c", "echo first; exec sleep 30"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    try:
-        assert list(runner._lines(process, time.monotonic() + 1)) == ["first\n"]
-        assert process.poll() is None
-    finally:
-        process.kill()
-        process.wait()
+    code = "import os; print(os.getpid(), flush=True); os.execlp('sleep', 'sleep', '30')"
+    began = time.monotonic()
+    found = run(tmp_path, Step("a", "", 10, {"b": ["-c", code], "c": ["-c", ""]}), seconds=4)
+    assert time.monotonic() - began < 6
+    assert [command["status"] for command in found["a"].values()] == [ENDED, NOT_REACHED]
+    subprocess.run(["kill", found["a"]["b"]["printed"].strip()], check=True)

@@ -11,13 +11,16 @@ import pandas as pd
 
 from perf import files, setting
 from perf.charts import speed_up, style
-from perf.evidence.runner import DONE
-from perf.evidence.stage import Record
+from perf.evidence.readings import Record
+from perf.evidence.runner import DONE, FAILED, left
 from perf.files import EAGER, OPERATOR, Run, geometric_mean, timed, value_of
+from perf.measuring.providers import SCATTER
 from perf.measuring.results import CELL
+from perf.measuring.suite import one_line
+from perf.measuring.workloads import WORKLOADS
 from stn_triton import tables
 
-SCATTER, BACKWARD = "scatter", "backward-"  # a provider, and how the workloads that compare it are named
+_COMPARING = ("check", "tests", "large-tests")  # the steps that say whether results are right
 _RIVALS = {
     "calls": (EAGER, "median_ms"),
     "graphs": (EAGER, "graph_ms"),
@@ -31,18 +34,28 @@ _GATHER_LEGEND = """\
 ms: a backward of the operator, which gathers. scatter, eager: the time of a fused scatter, and of the pair,
 over it; above 1 the operator is faster. Times of CUDA graphs, without the host's, where calls are short."""
 _PASSES = ["forward", "forward+backward"]
+_WORKLOADS = [name for name, workload in WORKLOADS.items() if not workload.sweep]
 _MOST_LINES = 8
+
+
+def summarize(results: Record, out: Path) -> str:
+    """Return the whole summary, and draw evidence.png."""
+    parts = [verdict(results)]
+    try:
+        for part in figures(results, out):
+            parts.append(part)
+    except Exception as error:  # rows that nobody thought of must not cost the verdict
+        parts.append(f"not shown: {one_line(error)}")
+    return "\n\n".join([*parts, cut(results)])
 
 
 def failures(results: Record) -> list[str]:
     """Everything that makes a run fail, a line each: wrong results, crashes, or nothing compared."""
     lines = [] if results["machine"] else ["no machine was found; evidence.log says why"]
-    for name, step in results["steps"].items():
-        lines += [f"{name}: {r['what']}: {r['problem']}" for r in step["records"] if not r["ok"]]
-        lines += [f"{name}: {crash}" for crash in step["crashes"]]
-    checks = [results["steps"][name] for name in ("check", "tests") if name in results["steps"]]
-    if checks and not any(step["records"] for step in checks):
-        lines.append("check, tests: nothing was compared")
+    for step, name, command in _commands(results):
+        lines += [f"{step}: {name}: {problem}" for problem in command.get("problems", ())]
+    if set(_COMPARING) & set(results["steps"]) and not any(_compared(results).values()):
+        lines.append("nothing was compared; evidence.log says why")
     return lines
 
 
@@ -50,15 +63,15 @@ def verdict(results: Record) -> str:
     """The machine, and whether its results are right."""
     machine, problems = results["machine"], failures(results)
     lines = [setting.summary(machine)] if machine else []
-    if results["rehearsal"]:
-        lines.append("A REHEARSAL: kernels interpreted on a CPU, tiny workloads; its times mean nothing.")
-    passed = ", ".join(_passed(results))
+    if machine.get("device_type") == "cpu":
+        lines.append("A REHEARSAL: the plain PyTorch path on a CPU; its times mean nothing.")
+    passed = ", ".join(f"{name} {count}" for name, count in _compared(results).items())
     right = f"RIGHT; passed: {passed}" if passed else "NOTHING COMPARED"
     return "\n".join([*lines, "", "FAILED" if problems else right, *_few(problems, "evidence.json")])
 
 
 def figures(results: Record, out: Path) -> Iterator[str]:
-    """Yield paragraphs of times from speed.csv and the steps' records; draw evidence.png."""
+    """Yield paragraphs of times from speed.csv and as commands print them; draw evidence.png."""
     if (out / "speed.csv").exists():
         run = files.runs(files.read_speed(out / "speed.csv"))[-1]
         calls = ratios(run.rows)["calls"].dropna()
@@ -73,28 +86,30 @@ def figures(results: Record, out: Path) -> Iterator[str]:
         if len(gather):
             yield f"{gather.to_string(float_format='%.3g', na_rep='-')}\n{_GATHER_LEGEND}"
         draw(run, out / "evidence.png")
-    for step in results["steps"].values():
-        yield "\n".join(record["text"] for record in step["records"] if "text" in record)
+    for step, name, command in _commands(results):
+        if command.get("text"):
+            yield f"{results['steps'][step]['what']}, {name}:\n{command['text']}"
     if (out / "block-sizes.json").exists():
         name = tables.slug(results["machine"]["device"])
         yield f"to use the block sizes in a checkout: cp block-sizes.json stn_triton/tuned/{name}.json"
 
 
 def cut(results: Record) -> str:
-    """The time that was used, and the steps that were cut."""
+    """The time that was used, and the commands that were cut."""
     lines = [f"{results['seconds_used']:.0f} of {results['seconds']:.0f} s used"]
     for name, step in results["steps"].items():
-        if step["status"] != DONE:
-            lines.append(f"  {name}: {step['status']}; not done: {', '.join(step['left'])}")
+        commands = left(step)
+        if commands != []:
+            lines.append(f"  {name}: not done: {'all' if commands is None else '; '.join(commands)}")
     return "\n".join(lines)
 
 
 def ratios(rows: pd.DataFrame) -> pd.DataFrame:
     """A row per workload, map and pass: the operator's ``ms``, and each rival's time divided by it.
 
-    Rows that compare gather and scatter are left out.
+    Workloads of a sweep are left out.
     """
-    rows = rows[timed(rows) & ~rows["workload"].str.startswith(BACKWARD)]
+    rows = rows[timed(rows) & rows["workload"].isin(_WORKLOADS)]
     rivals = {name: value_of(rows, *rival) / rows[rival[1]] for name, rival in _RIVALS.items()}
     rows = rows.assign(ms=rows["median_ms"], **rivals)
     return rows[rows["provider"] == OPERATOR].set_index(CELL)[["ms", *_RIVALS]]
@@ -120,7 +135,7 @@ def markdown(run: Run) -> str:
 
 def draw(run: Run, path: Path) -> None:
     """Draw how much faster than the eager pair the operator is, as a PNG."""
-    rows = run.rows[~run.rows["workload"].str.startswith(BACKWARD)]
+    rows = run.rows[run.rows["workload"].isin(_WORKLOADS)]
     with mpl.rc_context(style.RC):
         figure = speed_up.draw(replace(run, rows=rows))
     if figure:
@@ -133,7 +148,7 @@ def backwards(rows: pd.DataFrame) -> pd.DataFrame:
     They are forward and backward less the forward. Times of CUDA graphs, which are free of the host's time,
     are taken if the operator has them; a rival without them is so slow that the host's time does not count.
     """
-    rows = rows[timed(rows) & rows["workload"].str.startswith(BACKWARD)]
+    rows = rows[timed(rows)]
     order = pd.MultiIndex.from_frame(rows[["workload", "map"]].drop_duplicates())
     wide = rows.pivot(index=order.names, columns=["pass", "provider"], values=["graph_ms", "median_ms"])
     columns = [["graph_ms", "median_ms"], _PASSES, [OPERATOR, SCATTER, EAGER]]
@@ -141,16 +156,26 @@ def backwards(rows: pd.DataFrame) -> pd.DataFrame:
     graphs, calls = (wide[time][_PASSES[1]] - wide[time][_PASSES[0]] for time in columns[0])
     found = graphs.fillna(calls).where(graphs[OPERATOR].notna(), calls)
     ratio = found[[SCATTER, EAGER]].div(found[OPERATOR], axis=0)
-    return pd.concat([found[OPERATOR].rename("ms"), ratio], axis=1).dropna(subset=["ms"])
+    return pd.concat([found[OPERATOR].rename("ms"), ratio], axis=1).dropna(subset=["ms", SCATTER])
 
 
-def _passed(results: Record) -> Iterator[str]:
-    """Yield the number of comparisons that passed, by step, and of how many where that is known."""
+def _commands(results: Record) -> Iterator[tuple[str, str, Record]]:
+    """Yield the step, the name and the record of each command."""
     for name, step in results["steps"].items():
-        if name in ("check", "tests"):
-            records = step["records"]
-            totals = {f" of {record['total']}" for record in records if "total" in record}
-            yield f"{name} {sum(r.get('passed', r['ok']) for r in records)}{''.join(totals)}"
+        for command, record in (step["commands"] or {}).items():
+            yield name, command, record
+
+
+def _compared(results: Record) -> dict[str, str]:
+    """Say how many commands succeeded, by step, for the steps that compare results and have some."""
+    found = {}
+    for name in _COMPARING:
+        commands = (results["steps"].get(name, {}).get("commands") or {}).values()
+        statuses = [command["status"] for command in commands]
+        if DONE in statuses or FAILED in statuses:
+            tests = sum(command.get("passed", 0) for command in commands)
+            found[name] = f"{statuses.count(DONE)} of {len(commands)}" + f" ({tests} tests)" * (tests > 0)
+    return found
 
 
 def _few(lines: list[str], file: str) -> list[str]:

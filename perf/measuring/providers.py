@@ -14,7 +14,9 @@ from torch import Tensor
 import stn_triton
 from perf import chosen
 from perf.files import EAGER, OPERATOR
+from perf.measuring import rival_scatter
 
+SCATTER = "scatter"
 Sampler = Callable[..., Tensor]
 """A function of input, theta, size and options."""
 
@@ -111,12 +113,14 @@ def _make_compiled() -> Sampler:
 _CORNERS = "the eager pair with align_corners=True, which reaches cuDNN on GPUs of NVIDIA"
 _BROADCAST = "the grid by broadcasting, the crops of an image stacked in one grid, then F.grid_sample"
 _COMPILE = "torch.compile of the eager pair; in a quick run only if it is named"
+_SCATTER = "the operator with a backward by atomic additions, on a GPU; only if it is named"
 _ALL = (
     Provider(OPERATOR, "operator", "stn_triton.affine_grid_sample", lambda: operator),
     Provider(EAGER, "eager pair", "F.affine_grid, then F.grid_sample", lambda: eager_pair),
     Provider("eager-corners", "eager pair, align_corners", _CORNERS, lambda: _eager_corners, True),
     Provider("eager-broadcast", "eager, broadcast grid", _BROADCAST, lambda: _eager_broadcast),
     Provider("compile", "torch.compile", _COMPILE, _make_compiled, may_be_unavailable=True),
+    Provider(SCATTER, "fused scatter", _SCATTER, lambda: rival_scatter.sampler, may_be_unavailable=True),
 )
 PROVIDERS = {provider.name: provider for provider in _ALL}
 
@@ -124,12 +128,12 @@ PROVIDERS = {provider.name: provider for provider in _ALL}
 def choose(names: Sequence[str] | None, quick: bool = False) -> list[Provider]:
     """Providers by name, the operator and the eager pair always among them.
 
-    None stands for all, but for none that compiles if ``quick``.
+    None stands for all but the fused scatter, and but for torch.compile if ``quick``.
 
     Raises:
         UsageError: a name is unknown.
     """
-    if names is None and quick:
-        names = [name for name in PROVIDERS if name != "compile"]
+    if names is None:
+        names = [name for name in PROVIDERS if name != SCATTER and not (quick and name == "compile")]
     names = chosen("--providers", names, PROVIDERS)
     return [p for name, p in PROVIDERS.items() if name in (*names, OPERATOR, EAGER)]

@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 import stn_triton
-from perf.measuring.providers import Provider
 from stn_triton import launch
 from stn_triton.options import Options
 
@@ -28,10 +27,12 @@ class _Scatter(Function):
         return *grads[:2], None, None
 
 
-def sampler(input: Tensor, theta: Tensor, size: Sequence[int], **options: str) -> Tensor:
-    """The operator, whose backward scatters; for one matrix per image."""
+def sampler(input: Tensor, theta: Tensor, size: Sequence[int], **options: str | int) -> Tensor:
+    """The operator, whose backward scatters; for one matrix per image.
+
+    Raises:
+        ValueError: images have several matrices, or are antialiased.
+    """
+    if theta.ndim > 3 or "antialias" in options:
+        raise ValueError("the fused scatter takes one matrix per image and no antialiasing")
     return _Scatter.apply(input, theta, size, options)
-
-
-_WHAT = "the operator, with both gradients by atomic additions in one pass over the output"
-SCATTER = Provider("scatter", "fused scatter", _WHAT, lambda: sampler, may_be_unavailable=True)

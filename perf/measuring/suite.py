@@ -22,9 +22,8 @@ from perf.measuring.providers import Provider, Sampler
 from perf.measuring.results import UNAVAILABLE, Row
 from perf.measuring.workloads import Workload
 
-# Where one provider takes less than the first, the host's time may count more than the GPU's: then all that
-# take less than the second are also timed as CUDA graphs.
-_SMALL_MS, _GRAPH_MS = 0.2, 2.0
+# Providers that take less are also timed as CUDA graphs: in a call the host's time may exceed the GPU's.
+_GRAPH_MS = 2.0
 # A backward alone runs on the stream on which its forward was recorded, which is not the one that captures.
 _GRAPH_PASSES = ("forward", "forward+backward")
 MakeSampler = Callable[[], Sampler]
@@ -44,14 +43,11 @@ class Plan:
     providers: Sequence[Provider]
     quick: bool
     copy_gb_per_s: float
-    own_effort: stopwatch.Effort | None = None
-    replays_below_ms: float = _SMALL_MS
-    """Where the fastest provider takes less, CUDA graphs are timed too."""
 
     @property
     def effort(self) -> stopwatch.Effort:
         """How long each pass is measured."""
-        return self.own_effort or (stopwatch.QUICK if self.quick else stopwatch.FULL)
+        return stopwatch.QUICK if self.quick else stopwatch.FULL
 
     def cells_of(self, workload: Workload) -> tuple[list[str], list[str]]:
         """The maps and the passes of a workload."""
@@ -176,9 +172,8 @@ class Case:
                 row["speedup"] = stopwatch.quantiles(samples[EAGER])[1] / row["median_ms"]
             if device.type == "cuda":
                 row["peak_mib"] = stopwatch.peak_bytes(runs[name][0]) / 2**20
-        is_small = min(row["median_ms"] for row in rows.values()) < self._plan.replays_below_ms
-        if device.type == "cuda" and pass_name in _GRAPH_PASSES and is_small:
-            short = {name: runs[name] for name, row in rows.items() if row["median_ms"] < _GRAPH_MS}
+        short = {name: runs[name] for name, row in rows.items() if row["median_ms"] < _GRAPH_MS}
+        if device.type == "cuda" and pass_name in _GRAPH_PASSES and short:
             medians, errors = stopwatch.replayed(short, effort)
             for name, row in rows.items():
                 row["graph_ms"] = medians.get(name)
