@@ -1,7 +1,7 @@
 """``python -m perf evidence``: its commands, what is read from them, the summary, and the README's table."""
 
-import itertools
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -16,13 +16,12 @@ import made_up
 import pandas as pd
 import torch
 
-from perf import UsageError, files, tune
+from perf import UsageError, files
 from perf.__main__ import build_parser, main
-from perf.evidence import outcome, readings, readme
+from perf.evidence import outcome, readme
 from perf.evidence.runner import DONE, ENDED, FAILED, NOT_REACHED
-from perf.evidence.steps import TELLING, steps
+from perf.evidence.steps import LARGE_TESTS, TELLING, TESTS, read_bench, read_check, read_tests, steps
 from perf.measuring import maps, providers, suite, workloads
-from perf.measuring.workloads import WORKLOADS
 
 ROOT = Path(__file__).parents[1]
 TABLE_ROW = "| digits-28: 256x1x28x28, float32 | 0.10 | 0.50x | 5.00x | - | - | - | - | - |"
@@ -30,100 +29,87 @@ TABLE_ROW = "| digits-28: 256x1x28x28, float32 | 0.10 | 0.50x | 5.00x | - | - | 
 
 def results(**commands):
     """The results of a run on a GPU: the commands of each step, by name."""
-    found = {"seconds": 480.0, "seconds_used": 300.0, "machine": made_up.CUDA | {"workers": 2}, "steps": {}}
-    for name, records in commands.items():
-        found["steps"][name] = {"what": f"what {name} is", "seconds": 1.0, "commands": records}
-    return found
+    return {"seconds": 480.0, "seconds_used": 300.0, "machine": made_up.CUDA, "steps": commands}
 
 
 class TestSteps:
-    @staticmethod
-    @pytest.fixture(scope="class")
-    def commands():
-        return {one.name: one.commands for one in steps(Path("out"), rehearse=False)}
-
-    def test_every_command_of_bench_has_names_that_exist_and_a_directory_of_its_own(self, commands):
-        own = [bench[3:] for name in ("speed", "backward", "further") for bench in commands[name].values()]
-        args = [build_parser().parse(["bench", *arguments]) for arguments in own]
+    def test_every_command_of_bench_has_names_that_exist_and_a_directory_of_its_own(self):
+        own = [command for one in steps(Path("out"), rehearse=False) for command in one.commands.values()]
+        args = [build_parser().parse(command[2:]) for command in own if command[1:3] == ["perf", "bench"]]
         assert len({str(one.out) for one in args}) == len(args)
-        assert [name for one in args for name in one.workloads][: len(TELLING)] == TELLING
+        assert {name for one in args for name in one.workloads} > set(TELLING)
         for one in args:
-            workloads.choose(one.workloads, torch.device("cuda"))
-            assert set(one.maps) <= set(maps.MAPS)
-            assert set(one.providers) <= set(providers.PROVIDERS)
-            assert all(any(not WORKLOADS[w].why_not(m) for m in one.maps) for w in one.workloads)
+            chosen = workloads.choose(one.workloads, torch.device("cuda"))
+            assert all(any(not workload.why_not(name) for name in one.maps) for workload in chosen)
+            assert {*one.maps} | {*one.providers} < {*maps.MAPS} | {*providers.PROVIDERS}
 
-    @pytest.mark.parametrize(
-        ("name", "kernels"),
-        [
-            ("images-224", ["forward", "backward"]),
-            ("volume-160", ["forward", "scatter"]),
-            ("crops-7", ["forward", "backward_input", "theta"]),
-        ],
-    )
-    def test_all_kernels_of_a_training_step_are_tuned(self, commands, name, kernels):
-        args = build_parser().parse(commands["blocks"][name][2:])
-        assert [bucket.kernel for bucket in tune.plan_of(args, [WORKLOADS[name]])] == kernels
-
-    def test_the_tests_are_in_parts_and_the_large_ones_apart(self, commands):
-        names = [f"tests/test_gpu.py::test_{i}{'[2_31]' if i > 4 else ''}" for i in range(8)]
-        found = results(machine={"collect": {"printed": "\n".join([*names, "", "8 tests collected in 1 s"])}})
-        parts = [*commands["tests"](found).values(), *commands["large-tests"](found).values()]
-        parts = [[argument for argument in part if "::" in argument] for part in parts]
-        assert [len(part) for part in parts] == [2, 1, 1, 1, 3]
-        assert sorted(itertools.chain(*parts)) == names
-        assert commands["tests"](results(machine={"collect": {}})) == {}  # pytest is not installed
+    def test_each_test_of_a_gpu_is_in_one_part(self):
+        command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "tests/test_gpu.py"]
+        listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+        names = [line for line in listing.splitlines() if "::" in line]
+        assert len(names) > 70
+        for name in names:
+            parts = [
+                eval(re.sub(r"\b(?!and\b|or\b|not\b)(\w+)", rf"('\1' in {name!r})", part))
+                for part in (*TESTS, LARGE_TESTS)
+            ]
+            assert sum(parts) == 1, name
 
 
 class TestReadings:
     """The reading of exit codes and outputs; the exit code is None if the time ended."""
 
-    def test_the_check_is_read(self, tmp_path):
-        rows = [{"of": "output", "status": "FAIL", "text": "is off"}, {"of": "gradients", "status": "PASS"}]
-        right, wrong = (json.dumps({"rows": one}) for one in (rows[1:], rows))
-        for code, printed, problems in (
-            (0, right, []),
-            (1, wrong, ["output: is off"]),
-            (-11, "{", ["SIGSEGV, see evidence.log"]),
-            (None, "", []),
-        ):
-            assert readings.check({"exit": code, "printed": printed}, tmp_path) == problems
-
-    def test_the_tests_are_read(self, tmp_path):
-        problem = "FAILED tests/test_gpu.py::test_0 - assert 1 == 2"
-        record = {"exit": 1, "printed": f"F.\n{problem}\n1 failed, 3 passed in 1 s"}
-        assert readings.tests(record, tmp_path) == [problem]
-        assert record["passed"] == 3
-        assert readings.tests({"exit": 1, "printed": ""}, tmp_path) == ["exit code 1, see evidence.log"]
+    @pytest.mark.parametrize(
+        ("read", "code", "printed", "problems"),
+        [
+            (read_check, 0, '{"rows": [{"status": "PASS"}]}', []),
+            (
+                read_check,
+                1,
+                '{"rows": [{"status": "FAIL", "of": "output", "text": "is off"}]}',
+                ["output: is off"],
+            ),
+            (read_check, -11, "{", ["SIGSEGV, see evidence.log"]),
+            (read_check, None, "", []),
+            (
+                read_tests,
+                1,
+                "F.\nFAILED test_0 - assert 1 == 2\n1 failed, 3 passed",
+                ["FAILED test_0 - assert 1 == 2"],
+            ),
+            (read_tests, 1, "", ["exit code 1, see evidence.log"]),
+            (read_tests, 0, "3 passed", []),
+        ],
+    )
+    def test_the_check_and_the_tests_are_read(self, tmp_path, read, code, printed, problems):
+        assert read({"exit": code, "printed": printed}, tmp_path) == problems
 
     def test_rows_of_bench_are_joined_and_the_operator_alone_may_not_fail(self, tmp_path):
         def read(name, code, *rows):
             (tmp_path / name).mkdir(exist_ok=True)
             pd.DataFrame(rows).to_csv(tmp_path / name / "speed.csv", index=False)
-            command = ["-m", "perf", "bench", "--out", str(tmp_path / name)]
-            return readings.bench({"command": command, "exit": code}, tmp_path)
+            return read_bench({"command": [str(tmp_path / name)], "exit": code}, tmp_path)
 
-        def row(*where, **changes):
-            return made_up.row("digits-28", "random", *where, **changes)
+        def row(passed, provider="operator", **changes):
+            return made_up.row("digits-28", "random", passed, provider, **changes)
 
         wrong = {"status": "FAILED", "reason": "is off"}
         assert read("a", 0, row("forward", median_ms=1.0), row("backward")) == []
         assert read("a", None, row("forward", median_ms=2.0)) == []  # tried again, and cut
         assert read("b", 1, row("theta", "eager", **wrong)) == []
-        assert read("b", 1, row("theta", **wrong)) == ["digits-28 random theta operator: is off"]
+        assert read("b", 1, row("theta", **wrong)) == ["digits-28 random theta operator is off"]
         lost = {"status": "FAILED", "reason": f"{suite.LOST}: why"}
         assert read("c", 1, row("input", "eager", **lost)) == [
-            f"digits-28 random input eager: {lost['reason']}"
+            f"digits-28 random input eager {lost['reason']}"
         ]
         assert read("d", 1, row("forward")) == ["exit code 1, see evidence.log"]
         path = tmp_path / "a" / "speed.csv"
         path.write_text(path.read_text() + path.read_text().splitlines()[1][:40])  # ended as it wrote
-        assert readings.bench({"command": [str(path.parent)], "exit": None}, tmp_path) == []
-        table = files.read_speed(tmp_path)
+        assert read_bench({"command": [str(path.parent)], "exit": None}, tmp_path) == []
+        table = files.read_speed(tmp_path / "speed.csv")
         assert table["pass"].tolist() == ["backward", "theta", "theta", "input", "forward"]
         assert table["median_ms"].tolist()[-1] == 2.0
-        assert len(files.runs(table)) == 1
-        assert readings.bench({"command": [str(tmp_path / "e")], "exit": 2}, tmp_path)
+        assert read_bench({"command": [str(tmp_path / "e")], "exit": 2}, tmp_path)
 
 
 def speed_rows():
@@ -156,17 +142,12 @@ class TestOutcome:
         many = outcome.verdict(results(check={str(i): wrong for i in range(10)}))
         assert (many.count("is off"), many.splitlines()[-1]) == (8, "  and 2 more, in evidence.json")
         checks = {"images": good, "volumes": cut, "labels": {"status": NOT_REACHED}}
-        found = results(check=checks, tests={"part 1": good | {"passed": 7}}, blocks=None)
+        found = results(check=checks, tests={"a": good})
         assert outcome.failures(found) == []  # the end of the time is no failure
-        assert outcome.verdict(found).endswith("RIGHT; passed: check 1 of 3, tests 1 of 1 (7 tests)")
-        assert outcome.cut(found).splitlines()[1:] == [
-            "  check: not done: labels; volumes",
-            "  blocks: not done: all",
-        ]
+        assert outcome.verdict(found).endswith("RIGHT; passed: check 1 of 3, tests 1 of 1")
+        assert outcome.cut(found).splitlines()[1:] == ["  check: not done: labels; volumes"]
         assert outcome.failures(results() | {"machine": {}})
-        assert outcome.failures(results(check={"images": cut}, tests={})) == [
-            "nothing was compared; evidence.log says why"
-        ]
+        assert outcome.failures(results(check={"a": cut}, tests={})) == ["nothing was compared"]
         assert outcome.verdict(results(speed={"a": good})).endswith("\nNOTHING COMPARED")
 
     def test_the_ratios_the_losses_and_the_texts_of_commands(self, tmp_path):
@@ -176,17 +157,17 @@ class TestOutcome:
         assert "slower than the pair in 1 of 3 rows\n  digits-28 identity forward 0.50x" in text
         assert TABLE_ROW in text
         assert "| channels-" not in text
-        assert "what host is, overhead:\n50 (90)\n" in text
+        assert "host, overhead:\n50 (90)\n" in text
         assert "cp block-sizes.json stn_triton/tuned/imaginary-h100-80gb-hbm3.json" in text
         assert "not shown" not in text
 
     def test_gather_and_scatter_without_the_forward(self):
         """Times are of CUDA graphs; the pair has none with its backward, so its calls count."""
         table = outcome.backwards(speed_rows())
-        assert table.index.tolist() == [("channels-4", "identity"), ("channels-1", "identity")]
-        assert table["ms"].tolist() == pytest.approx([0.2, 1.0])
-        assert table["scatter"].tolist() == pytest.approx([1.5, 0.25])
-        assert table["eager"].tolist() == pytest.approx([2.0, 0.4])
+        assert table.index.tolist() == [("channels-1", "identity"), ("channels-4", "identity")]
+        assert table["ms"].tolist() == pytest.approx([1.0, 0.2])
+        assert table["scatter"].tolist() == pytest.approx([0.25, 1.5])
+        assert table["eager"].tolist() == pytest.approx([0.4, 2.0])
 
     @pytest.mark.parametrize("part", ["channels", "images", "digits", "no pair"])
     def test_a_part_of_the_rows_is_shown_and_drawn(self, tmp_path, part):
@@ -259,9 +240,9 @@ class TestCommand:
         printed = capfd.readouterr().out
         found = json.loads((out / "evidence.json").read_text())["steps"]
         assert list(found) == [one.name for one in steps(out, rehearse=True)]
-        statuses = [command["status"] for step in found.values() for command in step["commands"].values()]
+        statuses = [command["status"] for step in found.values() for command in step.values()]
         assert set(statuses) == {DONE}
-        for said in ("A REHEARSAL", "host time of a call, overhead:", "first call, digits-28:", "RIGHT; "):
+        for said in ("A REHEARSAL", "host, overhead:", "first-calls, digits-28:", "RIGHT; "):
             assert said in printed
         assert (out / "summary.txt").read_text().strip() == printed.strip()
         assert (out / "evidence.png").exists()

@@ -31,8 +31,8 @@ def main(args: argparse.Namespace) -> int:
     if args.plan:
         total = sum(step.seconds for step in todo)
         for step in todo:
-            commands = "" if callable(step.commands) else f": {'; '.join(step.commands)}"
-            print(f"{step.name:12}{60 * args.minutes * step.seconds / total:4.0f} s  {step.what}{commands}")
+            seconds = 60 * args.minutes * step.seconds / total
+            print(f"{step.name:12}{seconds:4.0f} s  {step.what}: {'; '.join(step.commands)}")
         print("Time that a step does not need goes to those after it, at the end to those that were cut.")
         return EXIT_OK
     import torch

@@ -11,8 +11,8 @@ import pandas as pd
 
 from perf import files, setting
 from perf.charts import speed_up, style
-from perf.evidence.readings import Record
 from perf.evidence.runner import DONE, FAILED, left
+from perf.evidence.steps import Record
 from perf.files import EAGER, OPERATOR, Run, geometric_mean, timed, value_of
 from perf.measuring.providers import SCATTER
 from perf.measuring.results import CELL
@@ -52,21 +52,21 @@ def summarize(results: Record, out: Path) -> str:
 def failures(results: Record) -> list[str]:
     """Everything that makes a run fail, a line each: wrong results, crashes, or nothing compared."""
     lines = [] if results["machine"] else ["no machine was found; evidence.log says why"]
-    for step, name, command in _commands(results):
-        lines += [f"{step}: {name}: {problem}" for problem in command.get("problems", ())]
-    if set(_COMPARING) & set(results["steps"]) and not any(_compared(results).values()):
-        lines.append("nothing was compared; evidence.log says why")
+    for step, commands in results["steps"].items():
+        problems = [(name, problem) for name, one in commands.items() for problem in one.get("problems", ())]
+        lines += [f"{step}: {name}: {problem}" for name, problem in problems]
+    if set(_COMPARING) & set(results["steps"]) and not _passed(results):
+        lines.append("nothing was compared")
     return lines
 
 
 def verdict(results: Record) -> str:
     """The machine, and whether its results are right."""
-    machine, problems = results["machine"], failures(results)
+    machine, problems, passed = results["machine"], failures(results), _passed(results)
     lines = [setting.summary(machine)] if machine else []
     if machine.get("device_type") == "cpu":
         lines.append("A REHEARSAL: the plain PyTorch path on a CPU; its times mean nothing.")
-    passed = ", ".join(f"{name} {count}" for name, count in _compared(results).items())
-    right = f"RIGHT; passed: {passed}" if passed else "NOTHING COMPARED"
+    right = f"RIGHT; passed: {', '.join(passed)}" if passed else "NOTHING COMPARED"
     return "\n".join([*lines, "", "FAILED" if problems else right, *_few(problems, "evidence.json")])
 
 
@@ -86,9 +86,10 @@ def figures(results: Record, out: Path) -> Iterator[str]:
         if len(gather):
             yield f"{gather.to_string(float_format='%.3g', na_rep='-')}\n{_GATHER_LEGEND}"
         draw(run, out / "evidence.png")
-    for step, name, command in _commands(results):
-        if command.get("text"):
-            yield f"{results['steps'][step]['what']}, {name}:\n{command['text']}"
+    for step, commands in results["steps"].items():
+        shown = {name: one["text"] for name, one in commands.items() if one.get("text")}
+        for name, text in shown.items():
+            yield f"{step}, {name}:\n{text}"
     if (out / "block-sizes.json").exists():
         name = tables.slug(results["machine"]["device"])
         yield f"to use the block sizes in a checkout: cp block-sizes.json stn_triton/tuned/{name}.json"
@@ -97,11 +98,8 @@ def figures(results: Record, out: Path) -> Iterator[str]:
 def cut(results: Record) -> str:
     """The time that was used, and the commands that were cut."""
     lines = [f"{results['seconds_used']:.0f} of {results['seconds']:.0f} s used"]
-    for name, step in results["steps"].items():
-        commands = left(step)
-        if commands != []:
-            lines.append(f"  {name}: not done: {'all' if commands is None else '; '.join(commands)}")
-    return "\n".join(lines)
+    cut = {step: "; ".join(left(commands)) for step, commands in results["steps"].items()}
+    return "\n".join([*lines, *(f"  {step}: not done: {names}" for step, names in cut.items() if names)])
 
 
 def ratios(rows: pd.DataFrame) -> pd.DataFrame:
@@ -146,35 +144,24 @@ def backwards(rows: pd.DataFrame) -> pd.DataFrame:
     """Backwards with both gradients: a row per workload and map, the operator's ``ms``, and ratios to it.
 
     They are forward and backward less the forward. Times of CUDA graphs, which are free of the host's time,
-    are taken if the operator has them; a rival without them is so slow that the host's time does not count.
+    are taken where a provider has them; one without them is so slow that the host's time does not count.
     """
-    rows = rows[timed(rows)]
-    order = pd.MultiIndex.from_frame(rows[["workload", "map"]].drop_duplicates())
-    wide = rows.pivot(index=order.names, columns=["pass", "provider"], values=["graph_ms", "median_ms"])
-    columns = [["graph_ms", "median_ms"], _PASSES, [OPERATOR, SCATTER, EAGER]]
-    wide = wide.reindex(order, columns=pd.MultiIndex.from_product(columns))
-    graphs, calls = (wide[time][_PASSES[1]] - wide[time][_PASSES[0]] for time in columns[0])
-    found = graphs.fillna(calls).where(graphs[OPERATOR].notna(), calls)
+    key, times = ["workload", "map", "provider"], ["graph_ms", "median_ms"]
+    wide = rows[timed(rows)].pivot(index=key, columns="pass", values=times)
+    wide = wide.reindex(columns=pd.MultiIndex.from_product([times, _PASSES]))
+    graphs, calls = (wide[time][_PASSES[1]] - wide[time][_PASSES[0]] for time in times)
+    found = graphs.fillna(calls).unstack().reindex(columns=[OPERATOR, SCATTER, EAGER])
     ratio = found[[SCATTER, EAGER]].div(found[OPERATOR], axis=0)
     return pd.concat([found[OPERATOR].rename("ms"), ratio], axis=1).dropna(subset=["ms", SCATTER])
 
 
-def _commands(results: Record) -> Iterator[tuple[str, str, Record]]:
-    """Yield the step, the name and the record of each command."""
-    for name, step in results["steps"].items():
-        for command, record in (step["commands"] or {}).items():
-            yield name, command, record
-
-
-def _compared(results: Record) -> dict[str, str]:
-    """Say how many commands succeeded, by step, for the steps that compare results and have some."""
-    found = {}
-    for name in _COMPARING:
-        commands = (results["steps"].get(name, {}).get("commands") or {}).values()
-        statuses = [command["status"] for command in commands]
+def _passed(results: Record) -> list[str]:
+    """The number of commands that succeeded, of each step that compares results and has some."""
+    found = []
+    for step in _COMPARING:
+        statuses = [command["status"] for command in results["steps"].get(step, {}).values()]
         if DONE in statuses or FAILED in statuses:
-            tests = sum(command.get("passed", 0) for command in commands)
-            found[name] = f"{statuses.count(DONE)} of {len(commands)}" + f" ({tests} tests)" * (tests > 0)
+            found.append(f"{step} {statuses.count(DONE)} of {len(statuses)}")
     return found
 
 

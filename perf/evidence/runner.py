@@ -17,8 +17,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from perf.evidence.readings import Record
-from perf.evidence.steps import Step
+from perf.evidence.steps import Record, Step
 from perf.measuring.suite import one_line
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,15 +40,15 @@ class Runner:
         self._steps, self._out, self._say = steps, out, say
         self._start = time.monotonic()
         self._end = self._start + seconds - min(10.0, seconds / 10)  # time for the summary and the picture
-        self.results: Record = {"seconds": seconds, "seconds_used": 0.0, "machine": {}}
-        self.results["steps"] = {
-            step.name: {"what": step.what, "seconds": 0.0, "commands": None} for step in steps
-        }
+        self.results: Record = {"seconds": seconds, "seconds_used": 0.0, "machine": {}, "steps": {}}
+        for step in steps:
+            new = {name: {"command": [*one], "status": NOT_REACHED} for name, one in step.commands.items()}
+            self.results["steps"][step.name] = new
 
     def run(self) -> None:
         """Run all steps; the first must find a machine, or the others are not tried."""
         for _ in range(2):
-            steps = [step for step in self._steps if left(self.results["steps"][step.name]) != []]
+            steps = [step for step in self._steps if left(self.results["steps"][step.name])]
             for number, step in enumerate(steps):
                 time_left = self._end - time.monotonic()
                 share = time_left * step.seconds / sum(other.seconds for other in steps[number:])
@@ -60,15 +59,11 @@ class Runner:
     def _step(self, step: Step, seconds: float, log: TextIO) -> None:
         """Run the commands of a step that are left, and say how they ended."""
         self._say(f"{step.name}: {step.what}, at most {seconds:.0f} s")
-        found, began = self.results["steps"][step.name], time.monotonic()
-        if found["commands"] is None:
-            commands = step.commands(self.results) if callable(step.commands) else step.commands
-            found["commands"] = {n: {"command": [*c], "status": NOT_REACHED} for n, c in commands.items()}
-        records = found["commands"]
-        waiting, running = left(found), {}
+        records, end = self.results["steps"][step.name], time.monotonic() + seconds
+        waiting, running = left(records), {}
         workers = self.results["machine"].get("workers", 1) if step.side_by_side else 1
         try:
-            while (waiting or running) and time.monotonic() < began + seconds:
+            while (waiting or running) and time.monotonic() < end:
                 while waiting and len(running) < workers:
                     name = waiting.pop(0)
                     running[name] = self._begin(f"{step.name}, {name}", records[name], log)
@@ -80,10 +75,9 @@ class Runner:
             kill(running.values())
             for name in running:
                 self._keep(step, records[name], None, log)
-            found["seconds"] = round(found["seconds"] + time.monotonic() - began, 1)
         statuses = [record["status"] for record in records.values()]
         counts = [f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses)]
-        self._say(f"    after {found['seconds']:.0f} s: {', '.join(counts) or 'no commands'}")
+        self._say(f"    {', '.join(counts)}; {self.results['seconds_used']:.0f} s used")
 
     def _begin(self, name: str, record: Record, log: TextIO) -> subprocess.Popen:
         """Start a command as the leader of a session, so that it is killed with all that it starts."""
@@ -122,13 +116,11 @@ class Runner:
         new.replace(self._out / "evidence.json")
 
 
-def left(step: Record) -> list[str] | None:
-    """The commands of a step that have no result; None before they are known."""
-    if step["commands"] is None:
-        return None
-    statuses = {name: command["status"] for name, command in step["commands"].items()}
-    # Those that were ended come last, because they may hang.
-    return [name for one in (NOT_REACHED, ENDED) for name, status in statuses.items() if status == one]
+def left(records: Record) -> list[str]:
+    """The commands of a step that have no result; those that were ended come last, because they may hang."""
+    return [
+        name for one in (NOT_REACHED, ENDED) for name, record in records.items() if record["status"] == one
+    ]
 
 
 def kill(processes: Collection[subprocess.Popen]) -> None:

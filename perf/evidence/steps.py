@@ -1,19 +1,24 @@
-"""The steps of `python -m perf evidence`, the most telling first: each is a list of commands."""
+"""The steps of `python -m perf evidence`, the most telling first: commands, and how their results are read.
+
+A reader gets the record of a command and the directory of all results; it returns the problems, a line each.
+The exit code is None if the command was ended. A reader may add to the record.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
-from perf.evidence import readings
-from perf.evidence.readings import Record
-from perf.measuring import maps, providers
-from perf.measuring.passes import PASSES
+import pandas as pd
+
+from perf.files import FAILED, KEY, OPERATOR
+from perf.measuring import maps, suite
 from perf.measuring.workloads import WORKLOADS
-from perf.tuning import launches
 from stn_triton.check.rows import ROWS
 
 TELLING = [
@@ -25,14 +30,65 @@ _FURTHER = [name for name, workload in WORKLOADS.items() if name not in TELLING 
 _CHANNELS = [f"channels-{n}" for n in (1, 4, 16, 64, 256)]
 _PAIRS = ("eager-corners", "eager-broadcast")
 _PER_BENCH = 4  # workloads in a command, which needs about ten seconds to begin and to draw
-_LARGE = "2_31"  # in the names of tests that need most of a GPU's memory, so they run one after the other
-_PYTEST = [
+_PYTEST = [  # without plugins and `tests/conftest.py`
     *("-m", "pytest", "-q", "-c", os.devnull, "--rootdir", ".", "--noconftest", "-W", "ignore"),
-    *("-p", "no:cacheprovider", "--tb", "line"),
+    *("-p", "no:cacheprovider", "--tb", "line", "tests/test_gpu.py", "-k"),
 ]
-"""Runs tests that need no plugins and none of `tests/conftest.py`."""
-Commands = Mapping[str, Sequence[str]]
-"""Arguments of Python, by names that differ within a step."""
+_DTYPES = ("float32", "float64", "bfloat16", "float16 and not bfloat16")
+TESTS = [f"within_twice and {kind} and {dtype}" for kind in ("nchw", "channels_last") for dtype in _DTYPES]
+TESTS += ["graph or waits", "not graph and not waits and not within_twice and not 2_31"]
+"""The tests of a GPU in parts, as pytest selects them."""
+LARGE_TESTS = "2_31"
+"""Those that need most of a GPU's memory."""
+Record = dict[str, Any]
+"""A command with its result, or results of many, for JSON."""
+
+
+def exit_code(record: Record, out: Path) -> list[str]:
+    """Any other exit code than 0 is a problem."""
+    code = record["exit"] or 0
+    reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    return [f"{reason}, see evidence.log"] if code else []
+
+
+def read_facts(record: Record, out: Path) -> list[str]:
+    """Keep the facts of the machine."""
+    record["facts"] = json.loads(record["printed"]) if record["exit"] == 0 else {}
+    return exit_code(record, out)
+
+
+def read_text(record: Record, out: Path) -> list[str]:
+    """Keep the text for the summary, which has the facts of the machine already."""
+    lines = record["printed"].splitlines()
+    record["text"] = "\n".join(line for line in lines if " · commit " not in line)
+    return exit_code(record, out)
+
+
+def read_check(record: Record, out: Path) -> list[str]:
+    """Read the rows of ``python -m stn_triton check --json``."""
+    rows = json.loads(record["printed"])["rows"] if record["exit"] in (0, 1) else []
+    failed = [f"{row['of']}: {row['text']}" for row in rows if row["status"] == "FAIL"]
+    return failed or exit_code(record, out)
+
+
+def read_tests(record: Record, out: Path) -> list[str]:
+    """Read the failed tests of pytest."""
+    lines = record["printed"].splitlines()
+    return [line for line in lines if line.startswith(("FAILED", "ERROR"))] or exit_code(record, out)
+
+
+def read_bench(record: Record, out: Path) -> list[str]:
+    """Add the rows of ``bench`` to speed.csv, in place of older ones; a rival's failure is no problem."""
+    own, joined = Path(record["command"][-1]) / "speed.csv", out / "speed.csv"
+    if not own.exists():
+        return exit_code(record, out)
+    # The last line may be cut off, because the process may have been ended while it wrote.
+    tables = [pd.read_csv(path, dtype=str).dropna(subset="date") for path in (joined, own) if path.exists()]
+    pd.concat(tables).drop_duplicates(KEY, keep="last").to_csv(joined, index=False)
+    failed = tables[-1][tables[-1]["status"] == FAILED].fillna("")
+    is_grave = (failed["provider"] == OPERATOR) | failed["reason"].str.startswith(suite.LOST)
+    lines = failed[["workload", "map", "pass", "provider", "reason"]].agg(" ".join, axis=1)
+    return lines[is_grave].tolist() if len(failed) else exit_code(record, out)
 
 
 @dataclass(frozen=True)
@@ -42,73 +98,52 @@ class Step:
     name: str
     what: str
     seconds: float  # on an H200 with 16 cores; the time left is shared in proportion
-    commands: Commands | Callable[[Record], Commands]
-    """The commands, or a function that makes them of the results of earlier steps."""
-    read: Callable[[Record, Path], list[str]] = readings.exit_code
+    commands: Mapping[str, Sequence[str]]  # arguments of Python, by a name
+    read: Callable[[Record, Path], list[str]] = exit_code
     side_by_side: bool = False  # whether as many run at once as the machine has workers
 
 
 def steps(out: Path, rehearse: bool) -> list[Step]:
     """Make the steps, whose commands write into ``out``; those of a rehearsal are small and need no GPU."""
     device = ["--device", "cpu" if rehearse else "cuda"]
-    telling = ["digits-28"] if rehearse else TELLING
-    rows = ["identity"] if rehearse else [row.name for row in reversed(ROWS)]  # the last compile the most
+    names, tests, rows = TELLING, TESTS, [row.name for row in reversed(ROWS)]  # the last compile the most
+    if rehearse:
+        names, tests, rows = ["digits-28"], TESTS[:1], ["identity"]
 
-    def bench(names: Sequence[str], map_names: Sequence[str], *rivals: str) -> Commands:
-        options = [*device, *["--quick"] * rehearse, "--maps", *map_names, "--providers", *rivals]
-        options += ["--passes", "forward", "forward+backward"]
+    def each(names: Sequence[str], *arguments: str) -> dict[str, list[str]]:
+        return {name: [*arguments, name] for name in names}
+
+    def bench(names: Sequence[str], providers: Sequence[str], *map_names: str) -> dict[str, list[str]]:
+        options = [*device, *["--quick"] * rehearse, "--maps", *map_names, "--providers", *providers]
+        options += ["--passes", "forward", "forward+backward", "--workloads"]
         parts = [names[i : i + _PER_BENCH] for i in range(0, len(names), _PER_BENCH)]
-        return {
-            ", ".join(part): [
-                *("-m", "perf", "bench", *options, "--workloads", *part, "--out", f"{out}/bench-{part[0]}")
-            ]
-            for part in parts
-        }
+        outs = {", ".join(part): [*part, "--out", f"{out}/bench-{part[0]}"] for part in parts}
+        return {name: ["-m", "perf", "bench", *options, *arguments] for name, arguments in outs.items()}
 
-    def tune(name: str) -> list[str]:
-        step = PASSES["forward+backward"](providers.operator, launches.dry(WORKLOADS[name]))
-        buckets = [bucket.name() for bucket in launches.reached(step)]
-        options = ["--only", *buckets, "--out", str(out), "--table", f"{out}/block-sizes.json"]
-        return ["-m", "perf", "tune", *device, "--workloads", name, *options]
-
-    machine = {
-        "facts": ["-m", "perf.setting", device[1]],
-        "collect": [*_PYTEST, "--collect-only", "tests/test_gpu.py"],
-    }
-    checks = {row: ["-m", "stn_triton", "check", *device, "--quick", "--json", "--only", row] for row in rows}
-    tests, large = (partial(_tests, rehearse, is_large) for is_large in (False, True))
-    ahead = {name: ["-m", "perf.first_call", name, *["--stub"] * rehearse] for name in telling}
-    speed = bench(telling, ["identity", maps.RANDOM], *_PAIRS, "scatter")
-    host = {"overhead": ["-m", "perf", "overhead", *device]}
-    first = {name: ["-m", "perf", "overhead", *device, "--first-calls", name] for name in telling[:4]}
+    perf, small = ["-m", "perf"], [*_PYTEST[:-1], "--collect-only", "-k"] if rehearse else _PYTEST
+    facts = each([device[1]], "-m", "perf.setting")
+    checks = each(rows, "-m", "stn_triton", "check", *device, "--quick", "--json", "--only")
+    ahead = {name: ["-m", "perf.first_call", name, *["--stub"] * rehearse] for name in names}
+    speed = bench(names, [*_PAIRS, "scatter"], "identity", maps.RANDOM)
+    first = each(names[:4], *perf, "overhead", *device, "--first-calls")
     found = [
         # The first has time for the first imports on a machine, which may take long.
-        Step("machine", "hardware, versions, names of tests", 40, machine, readings.machine),
-        Step("check", "stn_triton check --quick", 140, checks, readings.check, side_by_side=True),
-        Step("tests", "the tests marked gpu", 40, tests, readings.tests, side_by_side=True),
-        Step("large-tests", "those that need much memory", 15, large, readings.tests),
+        Step("machine", "hardware, versions", 30, facts, read_facts),
+        Step("check", "stn_triton check --quick", 140, checks, read_check, side_by_side=True),
+        Step("tests", "the tests marked gpu", 40, each(tests, *small), read_tests, side_by_side=True),
         Step("compile", "compile what is timed", 40, ahead, side_by_side=True),
-        Step("speed", "against PyTorch, and gather against scatter", 110, speed, readings.bench),
-        Step("host", "host time of a call", 20, host, readings.text),
-        Step("first-calls", "seconds of a first call", 50, first, readings.text),
+        Step("speed", "against PyTorch, and gather against scatter", 110, speed, read_bench),
+        Step("host", "host time of a call", 20, {"overhead": [*perf, "overhead", *device]}, read_text),
+        Step("first-calls", "seconds of a first call", 50, first, read_text),
     ]
-    if not rehearse:
-        backward = bench(_CHANNELS, [maps.RANDOM], "scatter")
-        blocks = {name: tune(name) for name in TELLING}
-        further = bench(_FURTHER, [maps.RANDOM], *_PAIRS)
-        found += [
-            Step("backward", "gather against scatter, by channels", 25, backward, readings.bench),
-            Step("blocks", "the fastest block sizes", 45, blocks, readings.text),
-            Step("further", "against PyTorch, other workloads", 60, further, readings.bench),
-        ]
-    return found
-
-
-def _tests(rehearse: bool, is_large: bool, found: Record) -> Commands:
-    """The collected tests in parts; a rehearsal only collects one part again."""
-    listing = found["steps"]["machine"]["commands"]["collect"].get("printed", "")
-    names = [name for name in listing.splitlines() if "::" in name and (_LARGE in name) == is_large]
-    count = 1 if is_large or rehearse else 2 * found["machine"]["workers"]
-    parts = [names[i::count] for i in range(count)]
-    command = [*_PYTEST, *["--collect-only"] * rehearse]
-    return {f"part {number}": [*command, *part] for number, part in enumerate(parts, 1) if part}
+    if rehearse:
+        return found
+    tune = each(names, *perf, "tune", "--out", str(out), "--table", f"{out}/block-sizes.json", "--workloads")
+    backward, further = bench(_CHANNELS, ["scatter"], maps.RANDOM), bench(_FURTHER, _PAIRS, maps.RANDOM)
+    return [
+        *found,
+        Step("large-tests", "those that need much memory", 15, each([LARGE_TESTS], *_PYTEST), read_tests),
+        Step("backward", "gather against scatter, by channels", 25, backward, read_bench),
+        Step("blocks", "the fastest block sizes", 45, tune, read_text),
+        Step("further", "against PyTorch, other workloads", 60, further, read_bench),
+    ]
