@@ -53,8 +53,8 @@ def failures(results: Record) -> list[str]:
     """Everything that makes a run fail, a line each: wrong results, crashes, or nothing compared."""
     lines = [] if results["machine"] else ["no machine was found; evidence.log says why"]
     for step, commands in results["steps"].items():
-        problems = [(name, problem) for name, one in commands.items() for problem in one.get("problems", ())]
-        lines += [f"{step}: {name}: {problem}" for name, problem in problems]
+        for name, command in commands.items():
+            lines += [f"{step}: {name}: {problem}" for problem in command.get("problems", ())]
     if set(_COMPARING) & set(results["steps"]) and not _passed(results):
         lines.append("nothing was compared")
     return lines
@@ -87,9 +87,7 @@ def figures(results: Record, out: Path) -> Iterator[str]:
             yield f"{gather.to_string(float_format='%.3g', na_rep='-')}\n{_GATHER_LEGEND}"
         draw(run, out / "evidence.png")
     for step, commands in results["steps"].items():
-        shown = {name: one["text"] for name, one in commands.items() if one.get("text")}
-        for name, text in shown.items():
-            yield f"{step}, {name}:\n{text}"
+        yield from (f"{step}, {name}:\n{one['text']}" for name, one in commands.items() if one.get("text"))
     if (out / "block-sizes.json").exists():
         name = tables.slug(results["machine"]["device"])
         yield f"to use the block sizes in a checkout: cp block-sizes.json stn_triton/tuned/{name}.json"
@@ -133,7 +131,7 @@ def markdown(run: Run) -> str:
 
 def draw(run: Run, path: Path) -> None:
     """Draw how much faster than the eager pair the operator is, as a PNG."""
-    rows = run.rows[run.rows["workload"].isin(_WORKLOADS)]
+    rows = run.rows[run.rows["workload"].isin(_WORKLOADS) & (run.rows["provider"] != SCATTER)]
     with mpl.rc_context(style.RC):
         figure = speed_up.draw(replace(run, rows=rows))
     if figure:
