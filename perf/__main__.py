@@ -189,11 +189,11 @@ def _evidence(parser: Parser) -> None:
     Writes results as they come: evidence.json, its log, summary.txt, a picture, and files of `bench` and
     `tune`. Run it in the directory of a checkout. Exits with 1 if something is wrong or a step broke.
 
-    A rehearsal is a part of it: one row of the check, on the path that this CPU takes, and one workload of
-    each comparison. GPU tests are only collected. Nothing is compiled or tuned.
+    A rehearsal is a small part of it: one row of the check and one workload, on the path that a CPU takes.
+    GPU tests are only collected. Nothing is tuned.
 
     Examples:
-      python -m perf evidence --only check backward
+      python -m perf evidence --only check speed
       python -m perf evidence --rehearse               play a part of it on a CPU, in about a minute
     """
     out = "an empty or a new directory (default: perf-results/evidence-DATE, or rehearsal-DATE)"
@@ -203,7 +203,7 @@ def _evidence(parser: Parser) -> None:
     add_json(parser)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--plan", **FLAG, help="print the steps and their seconds, and stop")
-    form.add_argument("--rehearse", **FLAG, help="play a part on a CPU: interpreted kernels, tiny workloads")
+    form.add_argument("--rehearse", **FLAG, help="play a small part on a CPU")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,7 +19,7 @@ from perf.measuring.workloads import WORKLOADS, Data
 from stn_triton import policy, tuning
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-NOT_COMPILED = [name for name in PROVIDERS if name != "compile"]
+NOT_COMPILED = ["operator", "eager", "eager-corners", "eager-broadcast"]
 
 
 def small(name):
@@ -73,6 +73,7 @@ class TestWorkloads:
         assert [w.name for w in workloads.choose(None, CUDA, quick=True)] == list(workloads.QUICK)
         assert [p.name for p in providers.choose(["compile"])] == ["operator", "eager", "compile"]
         assert [p.name for p in providers.choose(None, quick=True)] == NOT_COMPILED
+        assert [p.name for p in providers.choose(None)] == [*NOT_COMPILED, "compile"]
 
     def test_data_has_its_layout_and_copies_other_memory(self):
         copies = workloads.make(small("features-64-channels-last"), CPU).copies(3)
@@ -180,6 +181,13 @@ def test_the_scatter_that_the_gather_is_measured_against_is_right(device, name, 
     verdict = Gate(data).check(dict(zip(COMPUTED[pass_name], tensors, strict=True)))
     assert verdict.passed, verdict
     assert launched[-1] == {"backward": "scatter", "input": "scatter_input", "theta": "theta"}[pass_name]
+
+
+@pytest.mark.parametrize("name", ["crops-7", "antialias-2"])
+def test_the_scatter_says_which_workloads_it_cannot_have(name):
+    data = workloads.make(small(name), CPU, "identity")
+    with pytest.raises(ValueError, match="one matrix per image and no antialiasing"):
+        rival_scatter.sampler(data.input, data.theta, data.size, **data.options)
 
 
 class TestRoofline:
