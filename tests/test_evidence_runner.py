@@ -1,6 +1,5 @@
 """The processes of ``python -m perf evidence``: failures, the end of the time, and one that does not end."""
 
-import itertools
 import json
 import subprocess
 import time
@@ -43,27 +42,24 @@ def test_nothing_is_tried_without_a_machine(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("side_by_side", [True, False])
 def test_as_many_commands_run_at_once_as_the_machine_has_workers(tmp_path, side_by_side):
-    code = "import time; print(time.monotonic()); time.sleep(0.5); print(time.monotonic())"
-    step = Step("a", "", 10, {n: ["-c", code] for n in "123"}, side_by_side=side_by_side)
-    spans = [command["printed"].split() for command in run(tmp_path, step)["a"].values()]
-    overlaps = [float(later[0]) < float(earlier[1]) for earlier, later in itertools.pairwise(spans)]
-    assert overlaps == ([True, False] if side_by_side else [False, False])
+    """Each command counts the files of those that run, its own among them."""
+    code = "import pathlib, sys, time; p = pathlib.Path(sys.argv[1]); p.touch(); time.sleep(0.5); "
+    code += "print(len([*p.parent.glob('running-*')])); p.unlink()"
+    commands = {n: ["-c", code, str(tmp_path / f"running-{n}")] for n in "123"}
+    found = run(tmp_path, Step("a", "", 10, commands, side_by_side=side_by_side))["a"]
+    assert max(int(command["printed"]) for command in found.values()) == 1 + side_by_side
 
 
 def test_the_end_of_the_time_ends_all_processes_and_what_is_left_runs_later(tmp_path):
     """The command ``once`` does not end at its first try."""
-    (tmp_path / "out").mkdir()
-    mark = tmp_path / "tried"
-    once = f"import pathlib, subprocess; p = pathlib.Path({str(mark)!r})\nif not p.exists(): "
-    once += "print('begun', flush=True); p.touch(); subprocess.run(['sleep', '3141'])"
-    commands = {"once": ["-c", once], "next": ["-c", "print(2)"]}
-    steps = Step("a", "", 1, commands), Step("b", "", 2, {"c": ["-c", ""]})
+    code = "import pathlib, subprocess, sys; p = pathlib.Path(sys.argv[1])\n"
+    code += "if not p.exists(): p.touch(); subprocess.run(['sleep', '3141'])"
+    once = Step("a", "", 1, {"once": ["-c", code, str(tmp_path / "tried")], "next": ["-c", ""]})
     said = []
-    one = Runner([MACHINE, *steps], 9.0, tmp_path / "out", said.append)
+    one = Runner([MACHINE, once, Step("b", "", 2, {"c": ["-c", ""]})], 9.0, tmp_path, said.append)
     one.run()
     assert "    1 ended, 1 not reached; " in "".join(said)
-    statuses = [record["status"] for step in "ab" for record in one.results["steps"][step].values()]
-    assert statuses == [DONE] * 3
+    assert [record["status"] for record in one.results["steps"]["a"].values()] == [DONE, DONE]
     assert "sleep 3141" not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
 
 

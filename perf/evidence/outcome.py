@@ -96,8 +96,8 @@ def figures(results: Record, out: Path) -> Iterator[str]:
 def cut(results: Record) -> str:
     """The time that was used, and the commands that were cut."""
     lines = [f"{results['seconds_used']:.0f} of {results['seconds']:.0f} s used"]
-    cut = {step: "; ".join(left(commands)) for step, commands in results["steps"].items()}
-    return "\n".join([*lines, *(f"  {step}: not done: {names}" for step, names in cut.items() if names)])
+    names = {step: "; ".join(left(commands)) for step, commands in results["steps"].items() if left(commands)}
+    return "\n".join([*lines, *(f"  {step}: not done: {commands}" for step, commands in names.items())])
 
 
 def ratios(rows: pd.DataFrame) -> pd.DataFrame:
