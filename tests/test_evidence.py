@@ -118,8 +118,11 @@ class TestOutcome:
     def test_failures_counts_and_commands_that_were_cut(self):
         good, wrong = {"status": DONE, "problems": []}, {"status": FAILED, "problems": ["output: is off"]}
         cut = {"status": ENDED, "problems": []}
-        text = outcome.verdict(results(check={"images": wrong, "volumes": good}))
-        assert text.endswith("FAILED\n  check: images: output: is off")
+        two = wrong | {"problems": ["output: is off", "gradients: are off"]}
+        text = outcome.verdict(results(check={"images": wrong, "labels": two, "volumes": good}))
+        assert text.endswith(
+            "FAILED\n  check: images: output: is off\n  check: labels: output: is off (and 1 more)"
+        )
         many = outcome.verdict(results(check={str(i): wrong for i in range(10)}))
         assert (many.count("is off"), many.splitlines()[-1]) == (8, "  and 2 more, in evidence.json")
         checks = {"images": good, "volumes": cut, "labels": {"status": NOT_REACHED}}

@@ -50,11 +50,13 @@ def summarize(results: Record, out: Path) -> str:
 
 
 def failures(results: Record) -> list[str]:
-    """Everything that makes a run fail, a line each: wrong results, crashes, or nothing compared."""
+    """The first problem of each command that has one, such as a crash; or that nothing was compared."""
     lines = [] if results["machine"] else ["no machine was found; evidence.log says why"]
     for step, commands in results["steps"].items():
         for name, command in commands.items():
-            lines += [f"{step}: {name}: {problem}" for problem in command.get("problems", ())]
+            problems = command.get("problems", [])
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            lines += [f"{step}: {name}: {problem}{more}" for problem in problems[:1]]
     if set(_COMPARING) & set(results["steps"]) and not _passed(results):
         lines.append("nothing was compared")
     return lines
