@@ -1,6 +1,7 @@
 """The processes of ``python -m perf evidence``: failures, the end of the time, and one that does not end."""
 
 import json
+import os
 import subprocess
 import time
 
@@ -53,14 +54,15 @@ def test_as_many_commands_run_at_once_as_the_machine_has_workers(tmp_path, side_
 def test_the_end_of_the_time_ends_all_processes_and_what_is_left_runs_later(tmp_path):
     """The command ``once`` does not end at its first try."""
     code = "import pathlib, subprocess, sys; p = pathlib.Path(sys.argv[1])\n"
-    code += "if not p.exists(): p.touch(); subprocess.run(['sleep', '3141'])"
-    once = Step("a", "", 1, {"once": ["-c", code, str(tmp_path / "tried")], "next": ["-c", ""]})
+    code += "if not p.exists(): p.touch(); subprocess.run(['sleep', sys.argv[2]])"
+    long = f"3141.{os.getpid()}"
+    once = Step("a", "", 1, {"once": ["-c", code, str(tmp_path / "tried"), long], "next": ["-c", ""]})
     said = []
     one = Runner([MACHINE, once, Step("b", "", 2, {"c": ["-c", ""]})], 9.0, tmp_path, said.append)
     one.run()
     assert "    1 ended, 1 not reached; " in "".join(said)
     assert [record["status"] for record in one.results["steps"]["a"].values()] == [DONE, DONE]
-    assert "sleep 3141" not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+    assert f"sleep {long}" not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
 
 
 def test_a_process_that_does_not_end_is_left_behind(monkeypatch, tmp_path):
