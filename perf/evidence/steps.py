@@ -128,7 +128,7 @@ def steps(out: Path, rehearse: bool) -> list[Step]:
     first = each(names[:4], *perf, "overhead", *device, "--first-calls")
     found = [
         # The first has time for the first imports on a machine, which may take long.
-        Step("machine", "hardware, versions", 30, facts, read_facts),
+        Step("machine", "hardware, versions", 60, facts, read_facts),
         Step("check", "stn_triton check --quick", 140, checks, read_check, side_by_side=True),
         Step("tests", "the tests marked gpu", 40, each(tests, *small), read_tests, side_by_side=True),
         Step("compile", "compile what is timed", 40, ahead, side_by_side=True),
