@@ -48,7 +48,7 @@ def _bench(parser: Parser) -> None:
     """Time the operator and its rivals; draw charts and a page of the results.
 
     Each result is first checked against PyTorch's eager pair (F.affine_grid, then F.grid_sample) in fp64.
-    Writes speed.csv, charts, report.html and photograph.png over those of an earlier run.
+    Writes speed.csv, charts and report.html over those of an earlier run.
 
     Examples:
       python -m perf bench --workloads images-224 --maps zoom-2

@@ -14,7 +14,6 @@ pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
 
 import made_up
-import pandas as pd
 import torch
 from triton import knobs
 
@@ -145,7 +144,7 @@ def speed_rows():
         add(f"backward-{name}", "forward", **forward)
         both = {"operator": (5.0, 0.05 + gather), "scatter": (5.0, 0.05 + scatter), "eager": (0.5, none)}
         add(f"backward-{name}", "forward+backward", **both)
-    return files.normal(pd.DataFrame(rows))
+    return made_up.run(rows).rows
 
 
 def run_of(**records):
@@ -205,7 +204,7 @@ class TestOutcome:
 
 
 def test_the_table_of_the_readme_is_that_of_the_committed_run():
-    (run,) = files.runs(files.read_speed(readme.MEASURED))
+    run = files.read_run(readme.MEASURED)
     assert readme.committed(readme.README.read_text()) == outcome.markdown(run)
     assert "dirty" not in run.facts["commit"]
 
@@ -280,7 +279,7 @@ class TestCommand:
             assert said in printed
         assert (out / "summary.txt").read_text().strip() == printed.strip()
         assert (out / "evidence.png").exists()
-        table = files.read_speed(out / "speed.csv")
+        table = files.read_run(out / "speed.csv").rows
         assert set(table["provider"]) == {"operator", "eager", "eager-corners", "eager-broadcast", "scatter"}
         assert table["device"].str.contains("rehearsal: kernels interpreted").all()
         assert main(["report", str(out), "--out", str(tmp_path / "page")]) == 0

@@ -20,10 +20,10 @@ pytest.importorskip("matplotlib")
 
 import made_up  # noqa: E402
 
-from perf import bench, files, setting  # noqa: E402
+from perf import bench, setting  # noqa: E402
 from perf.__main__ import main  # noqa: E402
 from perf.files import FACTS  # noqa: E402
-from perf.measuring import passes, photograph, providers, results, stopwatch, suite, summary, workloads  # noqa: E402
+from perf.measuring import passes, providers, results, stopwatch, suite, summary, workloads  # noqa: E402
 from perf.measuring.maps import MAPS  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ def drawn(monkeypatch):
     """Stand-ins for the drawing and for the copy's speed; the numbers of rows that were drawn."""
     calls = []
     monkeypatch.setattr("perf.measuring.roofline.copy_gb_per_s", lambda device: 10.0)
-    monkeypatch.setattr(bench, "draw", lambda table, *_: (calls.append(len(table)) or [], True))
+    monkeypatch.setattr(bench, "draw", lambda run, *_: (calls.append(len(run.rows)) or [], True))
     return calls
 
 
@@ -154,14 +154,10 @@ def test_a_lost_gpu_ends_the_run_with_the_rows_so_far(with_sampler, measure, mon
     assert "the GPU was lost, the run ends here: RuntimeError: illegal" in table["reason"].iloc[-1]
 
 
-@pytest.mark.parametrize("broken", ["charts", "page", "photograph"])
-def test_the_rows_stay_if_something_cannot_be_drawn(monkeypatch, tmp_path, broken):
-    for name, module in (("charts", "plot"), ("page", "report"), ("photograph", "photograph")):
-        draw = mock.Mock(return_value=["a file"], side_effect=OSError("no font") if name == broken else None)
-        monkeypatch.setattr(bench, module, SimpleNamespace(draw=draw, write=draw))
-    lines, is_drawn = bench.draw(pd.DataFrame(), CPU, tmp_path)
-    assert (is_drawn, len(lines)) == (False, 3)
-    assert f"no {broken}: OSError: no font" in lines
+def test_the_rows_stay_if_something_cannot_be_drawn(monkeypatch, tmp_path):
+    monkeypatch.setattr("perf.report.write", mock.Mock(side_effect=OSError("no font")))
+    lines, is_drawn = bench.draw(made_up.run([made_up.row()]), tmp_path)
+    assert (is_drawn, lines) == (False, ["no charts and page: OSError: no font"])
 
 
 def test_bytes_have_no_gradients_and_rows_that_say_so(monkeypatch, measure):
@@ -202,9 +198,9 @@ def test_json_is_all_that_is_printed_and_comes_after_the_files(measure, capsys, 
 @pytest.mark.parametrize(("samples", "in_noise"), [((10, 10), False), ((9, 10), True), ((10, 3), True)])
 def test_few_samples_are_noise(samples, in_noise):
     ours, theirs = ({"median_ms": ms, "samples": n} for ms, n in zip((2.0, 1.0), samples, strict=True))
-    table = files.normal(pd.DataFrame(made_up.pair(ours, theirs)))
-    assert summary.against(table, "eager")["in_noise"].tolist() == [in_noise]
-    printed = summary.text(table)
+    run = made_up.run(made_up.pair(ours, theirs))
+    assert summary.against(run.rows, "eager")["in_noise"].tolist() == [in_noise]
+    printed = summary.text(run)
     assert ("0.50x~" in printed, "digits-28 random forward: 0.50x" in printed) == (in_noise, not in_noise)
 
 
@@ -290,12 +286,3 @@ def test_a_wrong_argument_exits_2_and_says_what_there_is(capsys, monkeypatch, tm
     assert stop.value.code == 2
     assert named in capsys.readouterr().err
     assert not list(tmp_path.glob("*/*"))
-
-
-def test_the_photograph_is_warped_by_both_alike():
-    checks = np.kron(np.indices((8, 6)).sum(axis=0) % 2, np.full((20, 20), 255))
-    photo = np.repeat(checks[..., None], 3, axis=2)
-    ours, theirs = photograph.warp(photo, CPU)
-    assert ours.shape == theirs.shape == photo.shape
-    assert abs(ours - theirs).max() < 1e-3
-    assert abs(ours - photo / 255).mean() > 0.05
