@@ -74,7 +74,7 @@ def draw(run: Run, measure: Measure = MEASURES["speed"], passes: Sequence[str] =
 def _panel(ax: Axes, rows: pd.DataFrame, measure: Measure, marks: dict[str, dict]) -> None:
     for name, mark in marks.items():
         means = rows[rows["provider"] == name].groupby("y")["value"].agg(geometric_mean)
-        ax.plot(means, means.index + 0.3, **mark, clip_on=False)
+        ax.plot(means, means.index + 0.3, **mark)
     for y, own in rows[rows["provider"] == OPERATOR].groupby("y"):
         mean, amount = geometric_mean(own["value"]), geometric_mean(own[measure.column])
         texts = [f"{mean:.2f}x  {amount:.3g} {measure.unit}"] * bool(mean > 0)
