@@ -36,12 +36,12 @@ def write(run: Run, out: Path) -> Iterator[tuple[str, list[Path]]]:
 def figures(run: Run) -> list[tuple[str, str, Figure | None]]:
     """Draw the charts of a run: of each a name for files, the title, and the figure, None without rows."""
     with mpl.rc_context(style.RC):
-        found = [("scaling", scaling.TITLE, scaling.draw(run))]
+        found = []
         for suffix, passes in _PASSES.items():
             for name, measure in speed_up.MEASURES.items():
                 title = f"{measure.title}, of {', '.join(passes)}"
                 found.append((f"{name}{suffix}", title, speed_up.draw(run, measure, passes)))
-    return found
+        return [*found, ("scaling", scaling.TITLE, scaling.draw(run))]
 
 
 def make_directory(out: Path) -> None:

@@ -64,7 +64,7 @@ def draw(run: Run, measure: Measure = MEASURES["speed"], passes: Sequence[str] =
     grid[0].set_ylim(len(workloads) - 0.4, -0.6)
     grid[0].set_xscale("log")
     low, high = grid[0].get_xlim()
-    grid[0].set_xlim(min(low, 0.9), max(high, 2.2))  # with two ticks at least
+    grid[0].set_xlim(min(low, 0.49), max(high, 2.05))  # with three ticks at least
     grid[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     grid[0].xaxis.set_major_formatter("{x:g}x")
     grid[0].minorticks_off()
