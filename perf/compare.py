@@ -86,7 +86,7 @@ def compare(before: Run, after: Run, threshold: float) -> pd.DataFrame:
         "faster": is_faster,
     }
     both["verdict"] = np.select(list(conditions.values()), list(conditions), "same")
-    both = both.rename(columns={"median_ms_before": "before_ms", "median_ms_after": "after_ms"})
-    both["reason"] = both["reason_after"].where(~has)
+    names = {"median_ms_before": "before_ms", "median_ms_after": "after_ms", "reason_after": "reason"}
+    both = both.rename(columns=names)
     both["rank"] = both["verdict"].map(_VERDICTS.index) * 2 + (both["provider"] != OPERATOR)
     return both[had | has].sort_values(["rank", "change"], ascending=[True, False])[_SHOWN]
