@@ -53,15 +53,16 @@ def _speeds(table: pd.DataFrame, ratios: dict[str, pd.DataFrame]) -> pd.DataFram
     key = ["workload", "shape", "pass"]
     ours = table[table["provider"] == OPERATOR].groupby(key, sort=False)
 
-    def means(values: pd.Series, form: str) -> pd.Series:
-        return values.agg(geometric_mean).map(form.format, na_action="ignore")
+    def means(values: pd.Series, form: str, mark: pd.Series | str = "") -> pd.Series:
+        found = values.agg(geometric_mean)
+        return (found.map(form.format).astype(str) + mark).where(found.notna())
 
     is_wrong = ours["status"].agg(lambda statuses: (statuses == FAILED).any())
     printed = {"ms": means(ours["median_ms"], "{:.3f}").mask(is_wrong, FAILED)}
     for name, both in ratios.items():
         cells = both.groupby(key, sort=False)
-        mark = cells["in_noise"].all().map({True: "~", False: ""})
-        printed[f"x {name}"] = means(cells["ratio"], "{:.2f}x") + mark
+        mark = cells["in_noise"].all().map({True: "~", False: ""}).astype(str)
+        printed[f"x {name}"] = means(cells["ratio"], "{:.2f}x", mark)
     printed["roofline"] = means(ours["roofline"], "{:.0%}")
     printed["peak MiB"] = means(ours["peak_mib"], "{:.1f}")
     # Without the columns that no row has, such as memory on a CPU.
