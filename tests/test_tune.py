@@ -235,9 +235,7 @@ class TestCommandLine:
         plan = tune.plan_of(arguments("out", "--only", "*/bfloat16/*"), chosen)
         assert {bucket.dtype for bucket in plan} == {"bfloat16"}
         assert len(tune.plan_of(arguments("out", "--quick"), chosen)) == tune.QUICK_BUCKETS
-        with pytest.raises(
-            UsageError, match=r"--only: \['\*/int8/\*'\] matches none of \d+ buckets, such as"
-        ):
+        with pytest.raises(UsageError, match=r"--only: \['\*/int8/\*'\] matches none of \d+ buckets"):
             tune.plan_of(arguments("out", "--only", "*/int8/*"), chosen)
 
     def test_only_a_table_of_this_gpu_is_overwritten(self, out, tmp_path):
