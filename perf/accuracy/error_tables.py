@@ -95,9 +95,7 @@ def chart(table: pd.DataFrame) -> Figure:
     dtypes, sizes = (list(table[column].unique()) for column in ("dtype", "size"))
     with mpl.rc_context(style.RC):
         made = Figure((12.5, 2.6 * len(dtypes) + 1.4), layout="constrained")
-        title = (
-            "Affine sampling: RMS error against fp64 over size. Units and missing markers: docs/numerics.md"
-        )
+        title = "Affine sampling: RMS error against fp64 over size. Units and gaps: docs/numerics.md"
         made.suptitle(f"{title}\n{setting.summary(table.iloc[0].to_dict())}", fontsize=style.FONT)
         grid = made.subplots(len(dtypes), len(QUANTITIES), sharex=True, sharey=True, squeeze=False)
         for (i, dtype), (j, quantity) in itertools.product(enumerate(dtypes), enumerate(QUANTITIES)):
