@@ -75,9 +75,7 @@ def tune(args: argparse.Namespace, device: torch.device, plan: Plan) -> int:
             if not stopwatch.is_alive(device):
                 status = f"{FAILED}: lost the GPU: {reason}"
                 keeper.add(bucket, [fastest.row_of(configs[0], is_default=True, status=status)])
-                problems.append(
-                    "nothing more can run in this process; run again to go on without that bucket"
-                )
+                problems.append("this process lost the GPU; run again to go on without that bucket")
                 break
             problems.append(f"failed: {bucket.name()}: {reason}")
         else:

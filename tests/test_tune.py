@@ -238,23 +238,20 @@ class TestCommandLine:
         with pytest.raises(UsageError, match=r"--only: \['\*/int8/\*'\] matches none of \d+ buckets"):
             tune.plan_of(arguments("out", "--only", "*/int8/*"), chosen)
 
-    def test_only_a_table_of_this_gpu_is_overwritten(self, out, tmp_path):
-        path = tmp_path / "notes.txt"
+    def test_files_that_must_not_or_cannot_be_written_are_refused_first(self, out, tmp_path):
+        path, clock = tmp_path / "notes.txt", Clock()
         path.write_text("do not lose this")
         options = ["--table", str(path)]
         with pytest.raises(UsageError, match=f"--table: {path} is not to be overwritten: not JSON"):
-            run(out, *BUCKETS, options=options)
+            run(out, *BUCKETS, options=options, clock=clock)
         assert path.read_text() == "do not lose this"
         path.unlink()
+        out.touch()
+        with pytest.raises(UsageError, match="out cannot be written; expected --out and --table in writable"):
+            run(out, *BUCKETS, options=options, clock=clock)
+        assert not clock.timed
+        out.unlink()
         run(out, *BUCKETS, options=options)
         assert configs_of(path) == BEST
         with pytest.raises(UsageError, match="a table of 'Imaginary GPU"):
             run(out, *BUCKETS, options=options, device="Other GPU")
-
-    @pytest.mark.parametrize("is_table", [True, False])
-    def test_files_that_cannot_be_written_are_refused_before_anything_is_timed(self, out, is_table):
-        clock, file = Clock(), tuning.SHIPPED if is_table else out
-        file.touch()  # where a directory is needed
-        with pytest.raises(UsageError, match="--table: .* Not a directory" if is_table else "--out and"):
-            run(out, *BUCKETS, clock=clock)
-        assert not clock.timed

@@ -81,7 +81,7 @@ class Keeper:
             if list(table.columns) != COLUMNS:
                 raise ValueError("other columns, as of another version")
             for name in ("device", "torch", "triton", "kernels"):
-                if others := set(table[name]) - {self._facts[name]}:
+                if others := set(table[name]) - {str(self._facts[name])}:
                     raise ValueError(f"measured with {name} {', '.join(others)}, this is {self._facts[name]}")
         except (OSError, ValueError, TypeError) as error:
             raise UsageError(f"--out: {self.csv}: {one_line(error)}; --fresh begins again") from None
