@@ -91,9 +91,8 @@ def _report(args: argparse.Namespace, facts: dict, plan: Plan, keeper: Keeper, p
     problems += [f"{row['bucket']} with {fastest.named(row)}: {row['status']}" for row in grave]
     best = pd.DataFrame([row for row in rows if row["is_best"]], columns=SHOWN)
     if args.json:
-        machine = {key: facts[key] for key in ("device", "torch", "triton", "commit", "date")}
         found = {"table": str(keeper.table), "buckets": best.to_dict("records"), "problems": problems}
-        print(json.dumps({**machine, **found}))
+        print(json.dumps({**facts, **found}))
     else:
         if len(best):
             mean, equal = geometric_mean(best["gain"]), best["is_default"].sum()

@@ -59,7 +59,7 @@ class Keeper:
                 table = tables.Table(self._facts["device"], tables.kernels(), {**self._others, **best})
                 tables.write(self.table, table)
         except OSError as error:
-            reason = f"{error.filename or error} cannot be written"
+            reason = f"{error.filename or self.csv} cannot be written: {error.strerror}"
             raise UsageError(f"{reason}; expected --out and --table in writable directories") from None
 
     def _read_table(self) -> dict[str, Any]:
