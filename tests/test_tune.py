@@ -247,7 +247,7 @@ class TestCommandLine:
         assert path.read_text() == "do not lose this"
         path.unlink()
         out.touch()
-        with pytest.raises(UsageError, match="out cannot be written: .*; expected --out and --table in"):
+        with pytest.raises(UsageError, match=r"out cannot be written: .*; expected --out and --table in"):
             run(out, *BUCKETS, options=options, clock=clock)
         assert not clock.timed
         out.unlink()
