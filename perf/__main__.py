@@ -77,7 +77,7 @@ def _tune(parser: Parser) -> None:
     parser.add_argument("--workloads", **NAMES, help="which workloads (default: all)")
     only = "only buckets with such names, as '*/c64/*'"
     parser.add_argument("--only", nargs="+", metavar="PATTERN", help=only)
-    parser.add_argument("--fresh", **FLAG, help="begin again; the CSV of the earlier run is set aside")
+    parser.add_argument("--fresh", **FLAG, help="begin again, over the CSV of an earlier run")
     parser.add_argument("--quick", **FLAG, help="try few configurations; the library does not read the table")
     parser.add_argument("--table", **PATH, help="the table to write (default: the library's, for this GPU)")
     _add_out(parser)
