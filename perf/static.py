@@ -52,15 +52,12 @@ def described(workload: Workload, arch: str, made: ahead.Compiled) -> Row:
     return {**row, **compiled.described(made.kernel, arch), "seconds": round(made.seconds, 2)}
 
 
-Describe = Callable[[Workload, str, ahead.Compiled], Row]
-
-
-def rows(tasks: Sequence[tuple[str, str]], describe: Describe = described) -> Iterator[Row]:
+def rows(tasks: Sequence[tuple[str, str]], describe: Callable[..., Row] = described) -> Iterator[Row]:
     """Compile the kernels that workloads launch in training, in parallel processes.
 
     Args:
         tasks: names of workloads, each with an architecture.
-        describe: makes the row of a kernel.
+        describe: makes the row of a kernel, from the arguments of `described`.
 
     Yields:
         A row per kernel. For a task that fails, a row with its ``problem``.
@@ -77,7 +74,7 @@ def rows(tasks: Sequence[tuple[str, str]], describe: Describe = described) -> It
                 yield from found
 
 
-def _rows(describe: Describe, task: tuple[str, str]) -> list[Row]:
+def _rows(describe: Callable[..., Row], task: tuple[str, str]) -> list[Row]:
     name, arch = task
     workload = WORKLOADS[name]
     try:
