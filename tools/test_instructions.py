@@ -5,9 +5,9 @@ import os
 import subprocess
 import sys
 
-import disassembly
 import instructions
 import pytest
+from instructions import disassembly
 
 from stn_triton.buckets import Bucket
 from stn_triton.policy import CONFIG_KEYS
