@@ -48,7 +48,7 @@ def _bench(parser: Parser) -> None:
     """Time the operator and its rivals; draw charts and a page of the results.
 
     Each result is first checked against PyTorch's eager pair (F.affine_grid, then F.grid_sample) in fp64.
-    Writes speed.csv, charts, report.html and photograph.png over those of an earlier run.
+    Writes speed.csv, charts and report.html over those of an earlier run.
 
     Examples:
       python -m perf bench --workloads images-224 --maps zoom-2
@@ -77,7 +77,7 @@ def _tune(parser: Parser) -> None:
     parser.add_argument("--workloads", **NAMES, help="which workloads (default: all)")
     only = "only buckets with such names, as '*/c64/*'"
     parser.add_argument("--only", nargs="+", metavar="PATTERN", help=only)
-    parser.add_argument("--fresh", **FLAG, help="begin again; the CSV of the earlier run is set aside")
+    parser.add_argument("--fresh", **FLAG, help="begin again, over the CSV of an earlier run")
     parser.add_argument("--quick", **FLAG, help="try few configurations; the library does not read the table")
     parser.add_argument("--table", **PATH, help="the table to write (default: the library's, for this GPU)")
     _add_out(parser)
@@ -87,18 +87,14 @@ def _tune(parser: Parser) -> None:
 def _static(parser: Parser) -> None:
     """Compile every kernel without a GPU: registers, spills, occupancy, instructions.
 
-    `perf/results/instructions.json` is the record of instructions per element, for each version of Triton.
-    --check exits with 1 if a kernel spills, compiles for over 3 s, or executes over 5 % more than recorded.
+    Exits with 1 if one does not compile. `python tools/instructions.py` counts what a thread executes.
 
     Examples:
       python -m perf static --workloads features-64 --arch sm_90
-      python -m perf static --check
     """
     parser.add_argument("--arch", **NAMES, help="which GPUs: sm_80, sm_90, sm_100, gfx942")
     parser.add_argument("--workloads", **NAMES, help="which workloads (default: all)")
-    parser.add_argument("--quick", **FLAG, help="only the workloads that are recorded, for sm_90")
-    parser.add_argument("--record", **FLAG, help="record their instructions per element")
-    parser.add_argument("--check", **FLAG, help="compare these with the record")
+    parser.add_argument("--quick", **FLAG, help="few workloads, for sm_90")
     add_json(parser)
 
 

@@ -8,20 +8,18 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
-import torch
 from tqdm import tqdm
 
-from perf import EXIT_FAILED, EXIT_OK, UsageError, chosen, plot, report, setting
-from perf.files import FAILED
-from perf.measuring import photograph, providers, results, roofline, suite, summary, workloads
+from perf import EXIT_FAILED, EXIT_OK, UsageError, chosen, files, plot, report, setting
+from perf.files import FAILED, Run
+from perf.measuring import providers, results, roofline, suite, summary, workloads
 from perf.measuring.maps import CPU_MAPS, MAPS, QUICK_MAPS
 from perf.measuring.passes import PASSES
 from stn_triton.environment import choose_device
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measure, and write the rows as they come; then draw charts, page, photograph, and print the table."""
+    """Measure, and write the rows as they come; then draw charts and page, and print the table."""
     if args.list:
         print(summary.listing())
         return EXIT_OK
@@ -41,13 +39,14 @@ def main(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"\n{len(rows)} rows of {plan.count_rows()} are in {path}", file=sys.stderr)
         raise
-    table = results.frame(rows, facts)
+    run = files.read_run(path)
     # Before anything is printed: if the reader of the output has left, the files must be there all the same.
-    lines, is_drawn = draw(table, plan.device, args.out)
-    print(table.to_json(orient="records", indent=1) if args.json else summary.text(table))
+    lines, is_drawn = draw(run, args.out)
+    table = results.frame(rows, facts)
+    print(table.to_json(orient="records", indent=1) if args.json else summary.text(run))
     # Names of files must not mix with rows that another program reads.
     print(f"\nwrote {path}", *lines, sep="\n", file=sys.stderr if args.json else sys.stdout)
-    return EXIT_OK if is_drawn and not (table["status"] == FAILED).any() else EXIT_FAILED
+    return EXIT_OK if is_drawn and not (run.rows["status"] == FAILED).any() else EXIT_FAILED
 
 
 def make_plan(args: argparse.Namespace) -> suite.Plan:
@@ -74,17 +73,10 @@ def make_plan(args: argparse.Namespace) -> suite.Plan:
     return replace(plan, copy_gb_per_s=roofline.copy_gb_per_s(device))
 
 
-def draw(table: pd.DataFrame, device: torch.device, out: Path) -> tuple[list[str], bool]:
-    """Write charts, page and photograph; return lines about them, and whether all could be written."""
-    lines, is_drawn = [], True
-    for what, write in {
-        "charts": lambda: plot.draw(table, out),
-        "page": lambda: [report.write(table, out)],
-        "photograph": lambda: [photograph.write(table, out, device)],
-    }.items():
-        try:
-            lines += [f"wrote {path}" for path in write()]
-        except Exception as error:  # any error belongs in the report; the rows are already written
-            lines.append(f"no {what}: {suite.one_line(error)}")
-            is_drawn = False
-    return lines, is_drawn
+def draw(run: Run, out: Path) -> tuple[list[str], bool]:
+    """Write charts and page; return lines about them, and whether all could be written."""
+    try:
+        paths = [path for _, some in plot.write(run, out) for path in some]
+        return [f"wrote {path}" for path in (*paths, report.write(run, out))], True
+    except Exception as error:  # any error belongs in the report; the rows are already written
+        return [f"no charts and page: {suite.one_line(error)}"], False

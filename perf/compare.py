@@ -11,8 +11,6 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -24,15 +22,18 @@ _SHOWN = ["verdict", "workload", "map", "pass", "provider"]
 _SHOWN += ["before_ms", "after_ms", "change", "drift", "reason"]
 _VERDICTS = ["broke", "slower", "unclear", "gone", "new", "fixed", "faster", "same"]  # the worst first
 _MOST_DRIFT = 1.5  # a larger factor comes from a disturbed measurement
-_QUANTILES = ("q20_ms", "median_ms", "q80_ms")
 
 
 def main(args: argparse.Namespace) -> int:
     """Print what changed, the worst first; 1 if a row of the operator became slower or wrong."""
     if not (math.isfinite(args.threshold) and args.threshold >= 0):
         raise UsageError(f"--threshold: {args.threshold}; expected a share of 0 or more, such as 0.05")
-    before, after = _only_run(args.before), _only_run(args.after)
-    warnings = list(_warnings(before, after))
+    before, after = files.read_run(args.before), files.read_run(args.after)
+    warnings = [
+        f"{name}: {before.facts[name]} before, {after.facts[name]} after"
+        for name in ("quick", "device", "driver", "toolkit", "cpu", "threads", "python", "torch", "triton")
+        if before.facts[name] != after.facts[name]
+    ]
     for line in warnings:
         print(f"warning: {line}", file=sys.stderr)
     found = compare(before, after, args.threshold)
@@ -59,62 +60,33 @@ def compare(before: Run, after: Run, threshold: float) -> pd.DataFrame:
 
     The medians must differ by more than the share ``threshold``, and the 20 to 80 % intervals not overlap.
     """
-    key = [name for name in KEY if all((run.rows[name] != "").any() for run in (before, after))]
-    both = _times(before, key).merge(_times(after, key), "outer", key, suffixes=("_before", "_after"))
-    old, new = ([both[f"{name}_{when}"] for name in _QUANTILES] for when in ("before", "after"))
-    eager_old, eager_new = (
-        [both[f"eager_{name}_{when}"] for name in _QUANTILES] for when in ("before", "after")
-    )
-    is_drift = (eager_new[0] > eager_old[2]) | (eager_new[2] < eager_old[0])
+    both = before.rows.merge(after.rows, "outer", KEY, suffixes=("_before", "_after"))
+    # The change of the medians, between the least and the largest that the two intervals allow.
+    both["least"] = both["q20_ms_after"] / both["q80_ms_before"]
+    both["change"] = both["median_ms_after"] / both["median_ms_before"]
+    both["most"] = both["q80_ms_after"] / both["q20_ms_before"]
+    least, drift, most = (files.value_of(both, EAGER, name) for name in ("least", "change", "most"))
+    is_drift = (least > 1) | (most < 1)
     # With another PyTorch the eager pair is another one, and shows no drift.
     is_drift &= (both["provider"] != EAGER) & (before.facts["torch"] == after.facts["torch"])
-    low, drift, high = ((eager_new[i] / eager_old[2 - i]).where(is_drift, 1.0) for i in range(3))
-    change = new[1] / old[1] / drift
-    is_slower = (change > 1 + threshold) & (new[0] / high > old[2])
-    is_faster = (change < 1 / (1 + threshold)) & (new[2] / low < old[0])
+    both["drift"] = drift.where(is_drift)
+    both["change"] /= drift.where(is_drift, 1)
+    is_slower = (both["change"] > 1 + threshold) & (both["least"] > most.where(is_drift, 1))
+    is_faster = (both["change"] < 1 / (1 + threshold)) & (both["most"] < least.where(is_drift, 1))
     is_few = both[["samples_before", "samples_after"]].min(axis=1) < FEW_SAMPLES
-    had, has = old[1].notna(), new[1].notna()
+    is_odd = is_drift & ~drift.between(1 / _MOST_DRIFT, _MOST_DRIFT)
+    had, has = both["median_ms_before"].notna(), both["median_ms_after"].notna()
     conditions = {
         "broke": had & (both["status_after"] == FAILED),
         "gone": had & ~has,
         "fixed": has & (both["status_before"] == FAILED),
         "new": has & ~had,
-        "unclear": ((is_slower | is_faster) & is_few) | ~drift.between(1 / _MOST_DRIFT, _MOST_DRIFT),
+        "unclear": ((is_slower | is_faster) & is_few) | is_odd,
         "slower": is_slower,
         "faster": is_faster,
     }
     both["verdict"] = np.select(list(conditions.values()), list(conditions), "same")
-    both = both.assign(before_ms=old[1], after_ms=new[1], change=change, drift=drift.where(is_drift))
-    both["reason"] = both["reason_after"].where(~has)
+    names = {"median_ms_before": "before_ms", "median_ms_after": "after_ms", "reason_after": "reason"}
+    both = both.rename(columns=names)
     both["rank"] = both["verdict"].map(_VERDICTS.index) * 2 + (both["provider"] != OPERATOR)
     return both[had | has].sort_values(["rank", "change"], ascending=[True, False])[_SHOWN]
-
-
-def _times(run: Run, key: list[str]) -> pd.DataFrame:
-    """The times of each row and of its eager pair; a quantile that is lacking is the median."""
-    rows = run.rows.drop_duplicates(key, keep="last")
-    rows = rows.assign(**{quantile: rows[quantile].fillna(rows["median_ms"]) for quantile in _QUANTILES})
-    eager = {f"eager_{quantile}": files.value_of(rows, EAGER, quantile) for quantile in _QUANTILES}
-    return rows.assign(**eager)[[*key, *_QUANTILES, *eager, "samples", "status", "reason"]]
-
-
-def _only_run(path: Path) -> Run:
-    runs = files.runs(files.read_speed(path))
-    if len(runs) > 1:
-        raise UsageError(f"{path}: holds {len(runs)} runs ({', '.join(r.name for r in runs)}); expected one")
-    return runs[0]
-
-
-def _warnings(before: Run, after: Run) -> Iterator[str]:
-    """Why the two runs cannot be compared, or only with care."""
-    if before.facts["device"] != after.facts["device"] or before.quick != after.quick:
-        yield "another device, or a quick run against a full one: the times are NOT COMPARABLE"
-    elif before.quick:
-        yield "both runs are quick: a verdict is only a hint"
-    for name in ("device", "driver", "toolkit", "cpu", "threads", "python", "torch", "triton"):
-        old, new = before.facts[name], after.facts[name]
-        if old and new and old != new:
-            yield f"{name}: {old} before, {new} after"
-    failed = ((after.rows["provider"] == OPERATOR) & (after.rows["status"] == FAILED)).sum()
-    if failed:
-        yield f"{failed} rows of the operator FAILED after; `broke` are those that had a time before"

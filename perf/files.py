@@ -1,12 +1,11 @@
-"""Result files of ``bench``: reading them, and telling apart the runs that they hold.
+"""Result files of ``bench``: reading them, and the names of their columns.
 
-A result file may come from another version, another machine or another person, and may be damaged.
+A result file may come from another machine or another person, and may be damaged.
 """
 
 from __future__ import annotations
 
-import csv
-import re
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,19 +22,16 @@ FACTS = [
     *("device", "device_type", "driver", "toolkit", "cpu", "threads", "platform"),
     *("python", "torch", "triton", "stn_triton", "commit", "date"),
 ]
-BELIEVABLE = (1e-9, 1e9)
-"""Measured numbers outside of this range are not used, whatever a file says."""
 FEW_SAMPLES = 10
 """Quantiles of fewer samples do not show the noise."""
 SWEEP = r"(size|batch|channels)-([0-9]{1,9})"
 """Names of the workloads that differ in one number: ``size-512``."""
 _NEEDED = {"workload", "pass", "provider", "status", "median_ms"}
-_TEXT = [*KEY, "status", "reason", "checked", *FACTS]
-_MEASURED = [
-    *("median_ms", "q20_ms", "q80_ms", "graph_ms", "speedup"),
-    *("peak_mib", "model_mib", "gb_per_s", "roofline", "copy_gb_per_s"),
+_NUMBERS = [
+    *("median_ms", "q20_ms", "q80_ms", "samples", "graph_ms", "speedup", "peak_mib", "model_mib"),
+    *("gb_per_s", "roofline", "copy_gb_per_s", "error", "tolerance"),
 ]
-_NUMBERS = [*_MEASURED, "samples", "error", "tolerance"]
+_COLUMNS = [*KEY, "status", *_NUMBERS, "checked", "reason", "quick", *FACTS]
 _EXPECTED = "expected a speed.csv, as `python -m perf bench` writes it"
 # Control characters, directions of writing and surrogates: XML and terminals must not receive them.
 _CONTROL = r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
@@ -43,70 +39,62 @@ _CONTROL = r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uf
 
 @dataclass(frozen=True)
 class Run:
-    """The rows of one machine with one set of versions and one commit, and the facts that they share."""
+    """The rows of one run of ``bench``, and the facts that they share."""
 
     rows: pd.DataFrame
+    """All columns that ``bench`` writes; a missing text is "", a missing number NaN."""
     facts: dict[str, str]
-    quick: bool
-    name: str
-    """Number, device and commit, for names of files."""
+
+    @property
+    def quick(self) -> bool:
+        """Whether it was measured with ``--quick``."""
+        return self.facts["quick"] == "True"
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences that a reader of any number of this run must know."""
+        on_cpu = "On a CPU the operator runs its plain PyTorch path; its GPU kernels are not measured."
+        quick = "A quick run: small batches, few maps and repetitions; no measurement to cite."
+        return [on_cpu] * (self.facts["device_type"] == "cpu") + [quick] * self.quick
 
 
-def read_speed(path: Path) -> pd.DataFrame:
-    """Read a result file of ``bench``, or the directory of one, as ``normal`` returns it.
+def read_run(path: Path) -> Run:
+    """Read a result file of ``bench``, or the ``speed.csv`` of a directory.
 
-    A directory means its ``speed.csv``. In a directory without one, all result files are read.
-
-    Raises:
-        UsageError: There is no such file, ``bench`` did not write it, or it is damaged.
-    """
-    if (path / "speed.csv").is_file():
-        path = path / "speed.csv"
-    if not path.is_dir():
-        return normal(_read(path), str(path))
-    tables = {str(one): _read(one) for one in sorted(path.glob("*.csv"))}
-    found = [normal(table, name) for name, table in tables.items() if set(table.columns) >= _NEEDED]
-    if not found:
-        raise UsageError(f"{path}: holds no result file; {_EXPECTED}")
-    return pd.concat(found, ignore_index=True)
-
-
-def normal(table: pd.DataFrame, source: str = "table") -> pd.DataFrame:
-    """Return a table of any version of ``bench`` with all columns that this version writes.
-
-    A missing text becomes "", a missing number NaN. A measured number becomes NaN if the status of its row
-    is not ok, or if the number is outside of ``BELIEVABLE``.
+    Of rows that measured the same the last counts.
 
     Raises:
-        UsageError: The table is not one of ``bench``, has no rows, or has text in a column of numbers.
+        UsageError: There is no such file, ``bench`` did not write it, it is cut off, or its rows differ in a
+            fact other than the date.
     """
+    path = path / "speed.csv" if path.is_dir() else path
+    types = defaultdict(lambda: str, dict.fromkeys(_NUMBERS, float))
+    empty = {name: [""] for name in _NUMBERS}
+    try:
+        # Without types a commit such as 12345e10 would become a number.
+        table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=empty, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read as a table ({error}); {_EXPECTED}") from None
     lacking = ", ".join(sorted(_NEEDED - set(table.columns)))
-    if lacking:
-        kind = "holds timings of `tune`" if "BLOCK_C" in table else "is no result file"
-        raise UsageError(f"{source}: {kind}, it lacks the columns {lacking}; {_EXPECTED}")
-    if table.empty:
-        raise UsageError(f"{source}: has a header and no rows; {_EXPECTED}")
-    columns = dict.fromkeys([*table.columns, *_TEXT, *_NUMBERS, "quick"])
-    table = table.reset_index(drop=True).reindex(columns=list(columns)).astype(object)
-    table = table.where(table.notna(), "")
-    table[_TEXT] = table[_TEXT].astype(str).replace(_CONTROL, " ", regex=True)
-    for column in _NUMBERS:
-        numbers = pd.to_numeric(table[column], errors="coerce").astype(float)
-        wrong = table.loc[numbers.isna() & (table[column] != ""), column]
-        if len(wrong):
-            found = f"column {column}, row {wrong.index[0] + 2} is {str(wrong.iloc[0])[:40]!r}"
-            raise UsageError(f"{source}: {found}; expected a number")
-        table[column] = numbers
-    is_kept = table[_MEASURED].map(lambda number: BELIEVABLE[0] <= number <= BELIEVABLE[1])
-    table[_MEASURED] = table[_MEASURED].where(is_kept.mul(table["status"] == OK, axis=0))
-    table["quick"] = table["quick"].astype(str).str.lower().isin(["true", "1", "1.0"])
-    # Files older than the names of maps measured random maps alone.
-    return table.assign(map=table["map"].replace("", "random"))
+    if lacking or table.empty:
+        problem = f"lacks the columns {lacking}" if lacking else "has a header and no rows"
+        raise UsageError(f"{path}: {problem}; {_EXPECTED}")
+    texts = [name for name in _COLUMNS if name not in _NUMBERS]
+    older = dict.fromkeys(set(texts) - set(table.columns), "")
+    table = table.assign(**older).reindex(columns=_COLUMNS)
+    table[texts] = table[texts].replace(_CONTROL, " ", regex=True)
+    for name in ("quick", *FACTS):
+        values = table[name].unique()
+        if len(values) > 1 and name != "date":
+            problem = f"{name} is {values[0]!r} in one row and {values[1]!r} in another"
+            raise UsageError(f"{path}: {problem}, so it is cut off or of several runs; {_EXPECTED}")
+    rows = table.drop_duplicates(KEY, keep="last").reset_index(drop=True)
+    return Run(rows, rows[["quick", *FACTS]].iloc[-1].to_dict())
 
 
 def timed(table: pd.DataFrame) -> pd.Series:
-    """Which rows have a time: their status is ok and their median can be one."""
-    return (table["status"] == OK) & table["median_ms"].between(*BELIEVABLE)
+    """Which rows have a time."""
+    return (table["status"] == OK) & (table["median_ms"] > 0)
 
 
 def geometric_mean(values: pd.Series) -> float:
@@ -120,37 +108,3 @@ def value_of(rows: pd.DataFrame, provider: str, column: str) -> pd.Series:
     cell = [name for name in KEY if name != "provider"]
     own = rows[rows["provider"] == provider].set_index(cell)[column]
     return own.reindex(pd.MultiIndex.from_frame(rows[cell])).set_axis(rows.index)
-
-
-def runs(table: pd.DataFrame) -> list[Run]:
-    """Split a normal table into its runs, in the table's order.
-
-    Rows that differ in a fact other than the date belong to different runs. Rows of different dates do so
-    only if a run would otherwise hold a measurement twice. Of equal ones of one date the last counts.
-    """
-    parts: list[pd.DataFrame] = []
-    for _, rows in table.groupby([*(fact for fact in FACTS if fact != "date"), "quick"], sort=False):
-        is_twice = rows.duplicated(KEY).any()
-        parts += [part for _, part in rows.groupby("date", sort=False)] if is_twice else [rows]
-    found = []
-    for number, part in enumerate(parts, 1):
-        rows = part.drop_duplicates(KEY, keep="last").reset_index(drop=True)
-        facts = rows[FACTS].iloc[0].to_dict()
-        name = re.sub(r"[^a-z0-9]+", "-", f"{number} {facts['device']} {facts['commit']}".lower())
-        found.append(Run(rows, facts, bool(rows["quick"].iloc[0]), name[:80].strip("-")))
-    return found
-
-
-def _read(path: Path) -> pd.DataFrame:
-    """Read a CSV as text: a commit such as 12345e10 would otherwise become a number."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            head, *rows = [row for row in csv.reader(file, strict=True) if row] or [[]]
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file or directory; {_EXPECTED}") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path}: cannot be read as a table ({error}); {_EXPECTED}") from None
-    if any(len(row) != len(head) for row in rows) or len(set(head)) < len(head):
-        problem = "a row is shorter or longer than the header, or two columns share a name"
-        raise UsageError(f"{path}: {problem}: the file is cut off or damaged; {_EXPECTED}")
-    return pd.DataFrame(rows, columns=head)

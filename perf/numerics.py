@@ -26,7 +26,7 @@ def main(args: argparse.Namespace) -> int:
         table = error_tables.read(args.results)
     make_directory(args.out)
     if args.results is None:
-        error_tables.write(table, args.out / "numerics.csv")
+        table.to_csv(args.out / "numerics.csv", index=False, float_format="%.4g")
     (args.out / "numerics.png").write_bytes(style.render(error_tables.chart(table), "png"))
     if args.json:
         print(table.to_json(orient="records", lines=True, double_precision=15), end="")

@@ -43,7 +43,6 @@ PROVIDERS = {"affine_grid_sample": affine_grid_sample, "eager pair": pair}
 @contextlib.contextmanager
 def through_the_launcher() -> Iterator[None]:
     """The operator on CPU tensors goes to the kernels, which a stub driver launches."""
-    _check_not_interpreted()
     try:
         stub_driver.install()
     except (OSError, subprocess.CalledProcessError) as error:
@@ -52,10 +51,6 @@ def through_the_launcher() -> Iterator[None]:
 
     with mock.patch.multiple(reference, forward=launch.forward, backward=launch.backward):
         yield
-
-
-def _check_not_interpreted() -> None:
-    setting.check_not_interpreted("interpreted kernels have no launcher")
 
 
 def measure(device: torch.device, rounds: int = 150, calls: int = 20) -> dict[str, dict[str, float]]:
@@ -79,21 +74,11 @@ def measure(device: torch.device, rounds: int = 150, calls: int = 20) -> dict[st
     return times
 
 
-def first_calls(args: argparse.Namespace, device: torch.device) -> pd.DataFrame:
-    """Measure seconds of first training steps, each in a new process with empty caches.
-
-    Raises:
-        UsageError: a workload is unknown, or kernels are interpreted.
-    """
-    names = chosen("--first-calls", args.first_calls or workloads.QUICK, workloads.WORKLOADS)
+def first_calls(names: list[str], device: torch.device) -> pd.DataFrame:
+    """Measure seconds of first training steps on workloads, each in a new process with empty caches."""
     flags = ["--stub"] * (device.type == "cpu")
-    if flags:  # before the new processes, in which it would be a traceback
-        _check_not_interpreted()
-    rows = [
-        {"workload": name, **first_call.in_a_new_process(name, *flags)}
-        for name in tqdm(names, desc="first calls", disable=None)
-    ]
-    return pd.DataFrame(rows)
+    bar = tqdm(names, desc="first calls", disable=None)
+    return pd.DataFrame({"workload": name, **first_call.in_a_new_process(name, *flags)} for name in bar)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -101,22 +86,24 @@ def main(args: argparse.Namespace) -> int:
     device = choose_device(args.device)
     if args.out and args.first_calls is None:
         raise UsageError("--out: only --first-calls writes a table")
+    names = chosen("--first-calls", args.first_calls or workloads.QUICK, workloads.WORKLOADS)
+    if device.type == "cpu":
+        setting.check_not_interpreted("interpreted kernels have no launcher")
     facts = setting.facts(device)
     if args.first_calls is not None:
-        table = first_calls(args, device)
-        lines = [table.to_string(index=False)]
-        table = table.assign(**facts)
-        found = table.to_json(orient="records", lines=True).rstrip()
+        table = first_calls(names, device)
+        text = table.to_string(index=False)
+        found = table.assign(**facts).to_json(orient="records", lines=True).rstrip()
         if args.out:
-            table.to_csv(args.out, index=False)
+            table.assign(**facts).to_csv(args.out, index=False)
     else:
         print("about ten seconds; about twenty the first time, to compile two kernels ...", file=sys.stderr)
         with through_the_launcher() if device.type == "cpu" else contextlib.nullcontext():
             times = measure(device)
         found = json.dumps({"microseconds": times, **facts})
         table = pd.DataFrame(times).assign(ratio=lambda t: t["affine_grid_sample"] / t["eager pair"])
-        stub = "The operator is launched on a driver that does nothing; the pair samples its 4 x 4 pixels."
-        lines = [stub] * (device.type == "cpu")
-        lines += ["Microseconds of a call:", table.to_string(float_format="{:.2f}".format)]
-    print(found if args.json else "\n".join([setting.summary(facts), *lines]))
+        text = f"Microseconds of a call:\n{table.to_string(float_format='{:.2f}'.format)}"
+        if device.type == "cpu":
+            text += "\nThe operator is launched on a driver that does nothing."
+    print(found if args.json else f"{setting.summary(facts)}\n{text}")
     return EXIT_OK

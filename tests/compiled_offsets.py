@@ -89,13 +89,17 @@ def ttir(kernel, has_tangents=False, **call):
         backend.add_stages = add
         return backend
 
-    def is_other(*, fn, **_):
-        return kernel.endswith("_kernel") and not fn.name.endswith(kernel)
+    bucket = None
 
-    def is_wanted(bucket):
-        if bucket is None:
-            return kernel.endswith("_kernel")
-        return bucket.kernel == kernel and (not has_tangents or "tangent" in bucket.variant)
+    def choose(chosen, run):
+        nonlocal bucket
+        bucket = chosen
+        return compiled_config(chosen)
+
+    def is_other(*, fn, **_):
+        if kernel.endswith("_kernel"):
+            return not fn.name.endswith(kernel)
+        return bucket is None or bucket.kernel != kernel or (has_tangents and "tangent" not in bucket.variant)
 
     with (
         mock.patch.object(compiler, "make_backend", make_backend),
@@ -103,7 +107,7 @@ def ttir(kernel, has_tangents=False, **call):
     ):
         run = functools.partial(variant_calls.run, has_tangents=has_tangents, **call)
         try:
-            ahead.compile_call(run, TARGET, compiled_config, is_wanted)
+            ahead.compile_call(run, TARGET, choose)
         except _DoneError as done:
             return str(done)
     raise AssertionError("Triton has no stage of that name")
@@ -117,7 +121,7 @@ def main():
             print(json.dumps({**about, "is_far": is_far, **found}))
 
 
-def compiled_config(bucket, run):
+def compiled_config(bucket):
     """Small blocks, of which there is less to read; a gather of many channels lists its pixels."""
     config = {**policy.default(bucket), "BLOCK_H": 8, "BLOCK_W": 8, "num_warps": 2}
     if bucket.has_steps() and bucket.channels > 16:

@@ -10,7 +10,6 @@ import torch
 from perf import tune
 from perf.__main__ import build_parser
 from perf.tuning import fastest
-from perf.tuning.launches import Case
 from stn_triton import buckets, tuning
 from stn_triton.options import DEFAULT
 
@@ -59,21 +58,17 @@ class Clock:
         return [0.995 * median, median, 1.005 * median]
 
 
-def case(bucket, result=lambda bucket, config: torch.arange(6.0)):
+def call_of(bucket, result=lambda bucket, config: torch.arange(6.0)):
     """A call that launches nothing, but chooses a configuration as a call would."""
 
     def make(device):
-        def run():
-            config = tuning.configuration(bucket, device, lambda config: bucket)
-            return (result(bucket, config),)
+        return lambda: (result(bucket, tuning.configuration(bucket, device, lambda config: bucket)),)
 
-        return run
-
-    return Case("imagined", make)
+    return make
 
 
 def plan_of(*buckets, **options):
-    return {bucket: case(bucket, **options) for bucket in buckets}
+    return {bucket: call_of(bucket, **options) for bucket in buckets}
 
 
 def arguments(out, *options):
@@ -91,8 +86,8 @@ def run(out, *buckets, clock=None, options=(), status=0, plan=None, **facts):
     return set(clock.timed)
 
 
-def rows_of(out):
-    return pd.read_csv(out / "tuning.csv", dtype={"commit": str})
+def rows_of(out, name="tuning.csv"):
+    return pd.read_csv(out / name, dtype={"commit": str})
 
 
 def configs_of(path):

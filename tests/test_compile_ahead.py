@@ -54,6 +54,22 @@ class TestSearch:
         assert autotuner.fastest_of(CONFIGS, run, "it") == CONFIGS[1]
         assert autotuner.fastest_of(CONFIGS, lambda config: 1 / 0, "it") == CONFIGS[0]
 
+    @pytest.mark.parametrize(
+        ("times", "wins"),
+        [
+            ((0.96, 0.97, 0.98), True),
+            ((0.985, 0.985, 0.985), False),  # 1.5 %
+            ((0.8, 0.9, 1.0), False),  # its samples spread into the default's
+            ((2.0, 2.0, 2.0), False),
+        ],
+    )
+    def test_the_default_wins_ties_within_noise(self, times, wins):
+        default, other, slow = CONFIGS[:3]
+        timed = [(default, (0.99, 1.0, 1.01)), (slow, (3.0,) * 3), (other, times)]
+        assert autotuner.fastest(default, timed) == (other if wins else default)
+        assert autotuner.fastest(default, timed[1:]) == other  # without a time of the default
+        assert autotuner.fastest(default, []) == default
+
     def test_an_interruption_ends_it(self, clock):
         clock([1.0] * 6)
 

@@ -88,7 +88,7 @@ class TestRules:
         ways = shardings(op, call(op, case, variant.options()))
         assert [outputs for outputs, _ in ways] == [[REPLICATED], [CHANNELS]]
 
-    def test_a_gradient_not_asked_for_is_no_sum(self):
+    def test_a_gradient_that_is_not_wanted_is_no_sum(self):
         op = torch.ops.stn_triton.affine_grid_sample_backward.default
         variant = variants.Variant(2, "bilinear", "zeros", "plain", False)
         arguments = call(op, variants.case(variant), variant.options(), (False, True, False))

@@ -13,7 +13,6 @@ pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
 
 import made_up
-import pandas as pd
 import torch
 
 from perf import UsageError, files
@@ -22,6 +21,7 @@ from perf.evidence import outcome, readme
 from perf.evidence.runner import DONE, ENDED, FAILED, NOT_REACHED
 from perf.evidence.steps import LARGE_TESTS, TELLING, TESTS, read_bench, read_check, read_tests, steps
 from perf.measuring import maps, providers, suite, workloads
+from perf.measuring.results import frame
 
 ROOT = Path(__file__).parents[1]
 TABLE_ROW = "| digits-28: 256x1x28x28, float32 | 0.10 | 0.50x | 5.00x | - | - | - | - | - |"
@@ -73,11 +73,12 @@ class TestReadings:
 
     def test_rows_of_bench_are_joined_and_the_operator_alone_may_not_fail(self, tmp_path):
         def read(name, code, passed, provider="operator", cut="", **changes):
-            row = pd.DataFrame([made_up.row("digits-28", "random", passed, provider, **changes)])
+            row = frame([made_up.row("digits-28", "random", passed, provider, **changes)], facts)
             (tmp_path / name).mkdir(exist_ok=True)
             (tmp_path / name / "speed.csv").write_text(row.to_csv(index=False) + cut)
             return read_bench({"command": [str(tmp_path / name)], "exit": code}, tmp_path)
 
+        facts = {"quick": False, "copy_gb_per_s": 3000.0} | made_up.CUDA
         wrong, lost = ({"status": "FAILED", "reason": reason} for reason in ("is off", suite.LOST))
         assert read("a", None, "forward", median_ms=1.0) == []
         assert read("b", 1, "theta", "eager", **wrong) == []
@@ -88,7 +89,7 @@ class TestReadings:
         )  # again, and as it wrote
         assert read("d", 1, "backward") == ["exit code 1, see evidence.log"]
         assert read_bench({"command": [str(tmp_path / "e")], "exit": 2}, tmp_path)
-        table = files.read_speed(tmp_path / "speed.csv")
+        table = files.read_run(tmp_path / "speed.csv").rows
         assert table["pass"].tolist() == ["theta", "theta", "input", "forward", "backward"]
         assert table["median_ms"].dropna().tolist() == [2.0, 1.0]
 
@@ -111,7 +112,7 @@ def speed_rows():
         add(f"channels-{name}", "forward", **forward)
         both = {"operator": (5.0, 0.05 + gather), "scatter": (5.0, 0.05 + scatter), "eager": (0.5, none)}
         add(f"channels-{name}", "forward+backward", **both)
-    return files.normal(pd.DataFrame(rows))
+    return made_up.run(rows).rows
 
 
 class TestOutcome:
@@ -165,7 +166,7 @@ class TestOutcome:
 
 
 def test_the_table_of_the_readme_is_that_of_the_committed_run():
-    (run,) = files.runs(files.read_speed(readme.MEASURED))
+    run = files.read_run(readme.MEASURED)
     assert readme.committed(readme.README.read_text()) == outcome.markdown(run)
     assert "dirty" not in run.facts["commit"]
 
@@ -230,7 +231,7 @@ class TestCommand:
             assert said in printed
         assert (out / "summary.txt").read_text().strip() == printed.strip()
         assert (out / "evidence.png").exists()
-        table = files.read_speed(out / "speed.csv")
+        table = files.read_run(out / "speed.csv").rows
         assert set(table["provider"]) == {"operator", "eager", "eager-corners", "eager-broadcast", "scatter"}
         scatter = table[table["provider"] == "scatter"]
         assert set(scatter["status"]) == {"ok", "unavailable"}

@@ -1,6 +1,6 @@
 """State of the library after a failure of memory or of a process, after a signal, or after a fork.
 
-Interrupted runs of ``perf tune`` are in test_tune_state.py, threads in test_citizen.py.
+Interrupted runs of ``perf tune`` are in test_tune.py, threads in test_citizen.py.
 """
 
 import contextlib

@@ -125,7 +125,7 @@ def test_it_is_printed(folder, capsys, monkeypatch):
     assert torch.__version__ in text
 
 
-def test_calls_never_tune_unless_they_are_asked(capsys, monkeypatch):
+def test_calls_never_tune_without_a_request(capsys, monkeypatch):
     assert "calls never search unless requested (STN_TRITON_AUTOTUNE=1, stn_triton.autotune())" in printed(
         capsys, "--device", "cpu"
     )

@@ -278,7 +278,7 @@ class TestWhatWatches:
             self.launch(monkeypatch, _wrapping_kernel)
 
     @pytest.mark.parametrize(("write", "words"), [(1, "written outside"), (-1, "elements not written")])
-    def test_guard_bands_tell_without_a_watch(self, monkeypatch, write, words):
+    def test_guard_bands_find_faults_without_a_watch(self, monkeypatch, write, words):
         flags = {"READ": 0, "WRITE": write, "TWICE": 0}
         with pytest.raises(AssertionError, match=words):
             self.launch(monkeypatch, _careless_kernel, is_watched=False, size=5, **flags)

@@ -72,7 +72,7 @@ class TestIdentity:
             assert torch.equal(theta, transforms.identity().expand(2, 2, 3)), transform
 
     @pytest.mark.parametrize("size", [(3, 2), 5, None])
-    def test_the_output_has_the_size_asked_for(self, size):
+    def test_the_output_has_the_requested_size(self, size):
         x = sample()
         expected = affine_grid_sample(x, torch.eye(2, 3).expand(2, 2, 3), size)
         assert torch.equal(SpatialTransformer(3, size=size)(x), expected)

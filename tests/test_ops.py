@@ -84,7 +84,7 @@ class TestRegistration:
 
     @pytest.mark.parametrize("device", DEVICES)
     @pytest.mark.parametrize("mask", MASKS)
-    def test_the_backward_returns_an_empty_tensor_for_a_gradient_not_asked_for(self, mask, device):
+    def test_the_backward_returns_an_empty_tensor_for_a_gradient_that_is_not_wanted(self, mask, device):
         input, theta = case(device=device)
         grad = torch.ones_like(input)
         both = BACKWARD(grad, input, theta, *NEITHER, *OPTIONS, (True, True, False))

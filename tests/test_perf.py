@@ -22,8 +22,7 @@ import made_up  # noqa: E402
 
 from perf import bench, files, setting  # noqa: E402
 from perf.__main__ import main  # noqa: E402
-from perf.files import FACTS  # noqa: E402
-from perf.measuring import passes, photograph, providers, results, stopwatch, suite, summary, workloads  # noqa: E402
+from perf.measuring import passes, providers, results, stopwatch, suite, summary, workloads  # noqa: E402
 from perf.measuring.maps import MAPS  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -31,34 +30,28 @@ QUICK_RUN = {"digits-28": list(passes.PASSES), "size-16": ["forward", "forward+b
 RIVALS = ["operator", "eager", "eager-corners", "eager-broadcast"]
 DIGITS = ["bench", "--device", "cpu", "--quick", "--workloads", "digits-28", "--maps", "random"]
 NO_GPU = pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="there is a GPU")
-COLUMNS = [*results.MEASURED, "quick", "copy_gb_per_s", *FACTS]
+COLUMNS = [*results.MEASURED, "quick", "copy_gb_per_s", *files.FACTS]
 
 
 @pytest.fixture
-def drawn(monkeypatch):
-    """Stand-ins for the drawing and for the copy's speed; the numbers of rows that were drawn."""
-    calls = []
+def measure(tmp_path, monkeypatch):
+    """Run the command on few digits, without drawing; its exit code and rows."""
     monkeypatch.setattr("perf.measuring.roofline.copy_gb_per_s", lambda device: 10.0)
-    monkeypatch.setattr(bench, "draw", lambda table, *_: (calls.append(len(table)) or [], True))
-    return calls
-
-
-@pytest.fixture
-def measure(tmp_path, drawn):
-    """Run the command; its exit code and rows."""
+    monkeypatch.setattr(bench, "draw", lambda *_: ([], True))
 
     def run(*arguments):
-        code = main([*arguments, "--out", str(tmp_path)])
+        code = main([*DIGITS, *arguments, "--out", str(tmp_path)])
         return code, pd.read_csv(tmp_path / "speed.csv")
 
     return run
 
 
 @pytest.fixture
-def with_sampler(monkeypatch):
-    def change(sampler, name="operator"):
-        changed = replace(providers.PROVIDERS[name], make=lambda: sampler)
-        monkeypatch.setitem(providers.PROVIDERS, name, changed)
+def make_with(monkeypatch):
+    """Replace the function that makes a provider's sampler."""
+
+    def change(name, make):
+        monkeypatch.setitem(providers.PROVIDERS, name, replace(providers.PROVIDERS[name], make=make))
 
     return change
 
@@ -82,31 +75,28 @@ def test_quick_run_writes_a_table_charts_and_a_page(tmp_path):
     assert table["quick"].all()
     assert table.loc[0, ["shape", "size", "map"]].tolist() == ["16x1x28x28", "28x28", "random"]
     assert set(table["device"]) == {setting.cpu_model()}
-    assert table[FACTS].drop(columns=["driver", "toolkit"]).notna().all(axis=None)
+    assert table[files.FACTS].drop(columns=["driver", "toolkit"]).notna().all(axis=None)
 
-    assert (table["q20_ms"] > 0).all()
-    assert (table["q20_ms"] <= table["median_ms"]).all()
-    assert (table["median_ms"] <= table["q80_ms"]).all()
-    eager = table[table["provider"] == "eager"].set_index(["workload", "pass"])["median_ms"]
-    eager = eager.reindex(pd.MultiIndex.from_frame(table[["workload", "pass"]])).to_numpy()
+    times = table[["q20_ms", "median_ms", "q80_ms"]]
+    assert (times > 0).all(axis=None)
+    assert (times.diff(axis=1).iloc[:, 1:] >= 0).all(axis=None)
+    eager = files.value_of(table, "eager", "median_ms")
     moved = table["model_mib"] * 2**20 / table["median_ms"] / 1e6
     np.testing.assert_allclose(table["speedup"], eager / table["median_ms"], rtol=1e-5)
     np.testing.assert_allclose(table["gb_per_s"], moved, rtol=1e-5)
     np.testing.assert_allclose(table["roofline"], moved / table["copy_gb_per_s"], rtol=1e-5)
 
 
-def test_a_wrong_provider_fails_without_a_time(with_sampler, measure, capsys, drawn):
-    with_sampler(lambda *tensors: providers.eager_pair(*tensors, align_corners=True))
-    code, table = measure(*DIGITS, "--providers", "operator")
-    table = table.set_index(["provider", "pass"])
-    wrong = table.loc["operator"]
+def test_a_wrong_provider_fails_without_a_time(make_with, measure, capsys):
+    make_with("operator", lambda: lambda *tensors: providers.eager_pair(*tensors, align_corners=True))
+    code, table = measure("--providers", "operator")
+    wrong = table[table["provider"] == "operator"]
     assert code == 1
     assert (wrong["status"] == "FAILED").all()
     assert (wrong["error"] > wrong["tolerance"]).all()
     assert wrong[["q20_ms", "median_ms", "q80_ms", "speedup", "samples", "roofline"]].isna().all(axis=None)
-    assert table.loc["eager", "median_ms"].notna().all()
+    assert table.loc[table["provider"] == "eager", "median_ms"].notna().all()
     assert "FAILED: operator in 2 rows, " in capsys.readouterr().out
-    assert drawn == [10]
 
 
 @pytest.mark.parametrize(
@@ -118,83 +108,67 @@ def test_a_wrong_provider_fails_without_a_time(with_sampler, measure, capsys, dr
     ],
 )
 @pytest.mark.parametrize("make", [lambda sampler: sampler, lambda sampler: sampler()], ids=["call", "make"])
-def test_a_provider_that_raises_is_reported_with_its_reason(
-    monkeypatch, measure, capsys, name, error, status, code, make
-):
+def test_a_provider_that_raises_is_reported(make_with, measure, capsys, name, error, status, code, make):
     raises = mock.Mock(side_effect=error(f"no such\ncompiler in {Path.home()}/bin"))
-    changed = replace(providers.PROVIDERS[name], make=lambda: make(raises))
-    monkeypatch.setitem(providers.PROVIDERS, name, changed)
-    found, table = measure(*DIGITS, "--passes", "forward", "--providers", name)
+    make_with(name, lambda: make(raises))
+    found, table = measure("--passes", "forward", "--providers", name)
     assert found == code
     assert set(table.loc[table["provider"] == name, "status"]) == {status}
     assert (table.loc[table["provider"] != name, "status"] == "ok").all()
     assert f"{error.__name__}: no such compiler in ~/bin" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("large", "code"), [("eager", 0), ("operator", 1)])
-def test_a_provider_that_cannot_be_timed_for_want_of_memory_costs_no_other(monkeypatch, measure, large, code):
+@pytest.mark.parametrize(
+    ("large", "status", "code"), [("eager", "unavailable", 0), ("operator", "FAILED", 1)]
+)
+def test_a_provider_without_memory_to_be_timed_costs_no_other(monkeypatch, measure, large, status, code):
     def sample(functions, *_):
         if large in functions:
             raise torch.OutOfMemoryError("full")
         return {name: [1.0] * 10 for name in functions}
 
     monkeypatch.setattr(stopwatch, "sample", sample)
-    found, table = measure(*DIGITS, "--passes", "forward", "--providers", "eager-corners")
-    expected = dict.fromkeys(["operator", "eager", "eager-corners"], "ok")
-    expected[large] = "FAILED" if large == "operator" else "unavailable"
+    found, table = measure("--passes", "forward", "--providers", "eager-corners")
+    expected = dict.fromkeys(["operator", "eager", "eager-corners"], "ok") | {large: status}
     assert (found, table.set_index("provider")["status"].to_dict()) == (code, expected)
 
 
-def test_a_lost_gpu_ends_the_run_with_the_rows_so_far(with_sampler, measure, monkeypatch):
-    with_sampler(mock.Mock(side_effect=RuntimeError("illegal memory access")), "eager-corners")
+def test_a_lost_gpu_ends_the_run_with_the_rows_so_far(make_with, measure, monkeypatch):
+    make_with("eager-corners", lambda: mock.Mock(side_effect=RuntimeError("illegal memory access")))
     monkeypatch.setattr(stopwatch, "is_alive", lambda device: False)
-    code, table = measure(*DIGITS, "--providers", "eager-corners", "eager-broadcast")
-    assert code == 1
-    assert table["status"].tolist() == ["ok", "ok", "FAILED"]
+    code, table = measure("--providers", "eager-corners", "eager-broadcast")
+    assert (code, table["status"].tolist()) == (1, ["ok", "ok", "FAILED"])
     assert "the GPU was lost, the run ends here: RuntimeError: illegal" in table["reason"].iloc[-1]
 
 
-@pytest.mark.parametrize("broken", ["charts", "page", "photograph"])
-def test_the_rows_stay_if_something_cannot_be_drawn(monkeypatch, tmp_path, broken):
-    for name, module in (("charts", "plot"), ("page", "report"), ("photograph", "photograph")):
-        draw = mock.Mock(return_value=["a file"], side_effect=OSError("no font") if name == broken else None)
-        monkeypatch.setattr(bench, module, SimpleNamespace(draw=draw, write=draw))
-    lines, is_drawn = bench.draw(pd.DataFrame(), CPU, tmp_path)
-    assert (is_drawn, len(lines)) == (False, 3)
-    assert f"no {broken}: OSError: no font" in lines
+def test_an_interrupt_keeps_the_rows_so_far(monkeypatch, measure, capsys):
+    samples = {"operator": [1.0], "eager": [2.0]}
+    monkeypatch.setattr(stopwatch, "sample", mock.Mock(side_effect=[samples, samples, KeyboardInterrupt]))
+    code, table = measure("--providers", "operator")
+    assert (code, table["pass"].tolist()) == (130, ["forward"] * 2 + ["backward"] * 2)
+    assert (table["status"] == "ok").all()
+    assert "4 rows of 10 are in " in capsys.readouterr().err
 
 
-def test_bytes_have_no_gradients_and_rows_that_say_so(monkeypatch, measure):
+def test_the_rows_stay_if_something_cannot_be_drawn(monkeypatch, tmp_path):
+    monkeypatch.setattr("perf.report.write", mock.Mock(side_effect=OSError("no font")))
+    lines, is_drawn = bench.draw(made_up.run([made_up.row()]), tmp_path)
+    assert (is_drawn, lines) == (False, ["no charts and page: OSError: no font"])
+
+
+def test_json_of_bytes_is_all_that_is_printed_and_comes_after_the_files(measure, capsys, monkeypatch):
+    """Files must be there even if nobody reads the output. Bytes have no gradients, and rows that say so."""
     small = replace(workloads.WORKLOADS["images-224-uint8"], shape=(2, 3, 32, 32))
     monkeypatch.setitem(workloads.WORKLOADS, small.name, small)
-    code, table = measure(*DIGITS, "--workloads", small.name, "--providers", "operator")
-    assert code == 0
-    without = table["pass"] != "forward"
-    assert (table["status"] == "ok").equals(~without)
-    assert set(table.loc[without, "reason"]) == {"uint8 images have no gradients"}
-
-
-def test_an_interrupt_keeps_the_rows_so_far(monkeypatch, measure, capsys, drawn):
-    samples = {"operator": [1.0], "eager": [2.0]}
-    sample = mock.Mock(side_effect=[samples, samples, KeyboardInterrupt])
-    monkeypatch.setattr(stopwatch, "sample", sample)
-    code, table = measure(*DIGITS, "--providers", "operator")
-    assert code == 130
-    assert table["pass"].tolist() == ["forward"] * 2 + ["backward"] * 2
-    assert (table["status"] == "ok").all()
-    message = capsys.readouterr().err
-    assert "4 rows of 10 are in " in message
-    assert not drawn
-
-
-def test_json_is_all_that_is_printed_and_comes_after_the_files(measure, capsys, monkeypatch):
-    """Files must be there even if nobody reads the output."""
     before = []
-    monkeypatch.setattr(bench, "draw", lambda *_: (before.append(capsys.readouterr().out) or [], True))
-    assert len(measure(*DIGITS, "--passes", "forward", "--providers", "operator", "--json")[1]) == 2
+    monkeypatch.setattr(bench, "draw", lambda *_: (before.append(capsys.readouterr().out) or [], False))
+    arguments = ["--providers", "operator", "--passes", "forward", "theta", "--json", "--workloads"]
+    assert measure(*arguments, small.name)[0] == 1  # not all could be drawn
     rows = json.loads(capsys.readouterr().out)
     assert before == [""]
-    assert [(row["pass"], row["provider"]) for row in rows] == [("forward", "operator"), ("forward", "eager")]
+    found = [(row["pass"], row["provider"], row["status"]) for row in rows]
+    assert found == [(p, n, s) for p, s in (("forward", "ok"), ("theta", "unavailable")) for n in RIVALS[:2]]
+    assert rows[-1]["reason"] == "uint8 images have no gradients"
     assert list(rows[0]) == COLUMNS
     assert rows[0]["graph_ms"] is None
 
@@ -202,9 +176,9 @@ def test_json_is_all_that_is_printed_and_comes_after_the_files(measure, capsys, 
 @pytest.mark.parametrize(("samples", "in_noise"), [((10, 10), False), ((9, 10), True), ((10, 3), True)])
 def test_few_samples_are_noise(samples, in_noise):
     ours, theirs = ({"median_ms": ms, "samples": n} for ms, n in zip((2.0, 1.0), samples, strict=True))
-    table = files.normal(pd.DataFrame(made_up.pair(ours, theirs)))
-    assert summary.against(table, "eager")["in_noise"].tolist() == [in_noise]
-    printed = summary.text(table)
+    run = made_up.run(made_up.pair(ours, theirs))
+    assert summary.against(run.rows, "eager")["in_noise"].tolist() == [in_noise]
+    printed = summary.text(run)
     assert ("0.50x~" in printed, "digits-28 random forward: 0.50x" in printed) == (in_noise, not in_noise)
 
 
@@ -290,12 +264,3 @@ def test_a_wrong_argument_exits_2_and_says_what_there_is(capsys, monkeypatch, tm
     assert stop.value.code == 2
     assert named in capsys.readouterr().err
     assert not list(tmp_path.glob("*/*"))
-
-
-def test_the_photograph_is_warped_by_both_alike():
-    checks = np.kron(np.indices((8, 6)).sum(axis=0) % 2, np.full((20, 20), 255))
-    photo = np.repeat(checks[..., None], 3, axis=2)
-    ours, theirs = photograph.warp(photo, CPU)
-    assert ours.shape == theirs.shape == photo.shape
-    assert abs(ours - theirs).max() < 1e-3
-    assert abs(ours - photo / 255).mean() > 0.05

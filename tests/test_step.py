@@ -17,7 +17,7 @@ TRANSFORMERS = {"house-numbers": 4, "digits": 1}
 
 @pytest.mark.parametrize("name", ["digits", pytest.param("house-numbers", marks=pytest.mark.full)])
 def test_providers_compute_the_same(name):
-    """On the operator, on the eager pair with transformers that really warp, and without a sampler."""
+    """On the operator and the eager pair, where transformers really warp, and without them at their start."""
     network = step.NETWORKS[name]
     images = torch.rand(2, *network.shape)
     outputs = []
@@ -31,20 +31,18 @@ def test_providers_compute_the_same(name):
                 module.head.bias.add_(torch.tensor([-0.2, 0.1, 0.05, -0.1, -0.1, 0.1]))
         outputs.append(model(images))
     torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-4)
-    with_layers, without = (network.make(layer) for layer in (step.LocatingTransformer, None))
-    kept = [module for module in with_layers if not isinstance(module, step.SpatialTransformer)]
-    torch.nn.Sequential(*kept).load_state_dict(without.state_dict())
-    assert torch.equal(with_layers(images), without(images))
-    with_layers(images).sum().backward()  # localisation networks are trained without a sampler too
-    assert with_layers[0].head.bias.grad.any()
+    with_layers, without = network.make(step.SpatialTransformer), network.make(torch.nn.Identity)
+    unused = without.load_state_dict(with_layers.state_dict(), strict=False)
+    assert not unused.missing_keys
+    torch.testing.assert_close(with_layers(images), without(images), rtol=1e-3, atol=1e-4)
 
 
 def test_the_cost_is_compared_with_the_network_without_transformers(capsys, monkeypatch):
-    samples = {name: [ms - 1, ms, ms + 1] for name, ms in zip(step.PROVIDERS, (20, 25, 40, 22), strict=True)}
+    samples = {name: [ms - 1, ms, ms + 1] for name, ms in zip(step.PROVIDERS, (20, 25, 40), strict=True)}
     monkeypatch.setattr(step.stopwatch, "sample", lambda *_: samples)
     monkeypatch.setattr(step, "NETWORKS", {"digits": step.NETWORKS["digits"]})
     assert main(["step", "--quick", "--device", "cpu"]) == 0
-    assert "stn_triton 24.40 25.00 25.60 25.0% 20.0%" in " ".join(capsys.readouterr().out.split())
+    assert "stn_triton 24.40 25.00 25.60 25.0%" in " ".join(capsys.readouterr().out.split())
     assert main(["step", "--quick", "--device", "cpu", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["provider"] for row in rows] == list(step.PROVIDERS)

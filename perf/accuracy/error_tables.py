@@ -7,36 +7,26 @@ from pathlib import Path
 
 import matplotlib as mpl
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from perf import UsageError, setting
 from perf.accuracy.errors import IDENTITY, KERNELS, LABELS, PAIR, QUANTITIES, REFERENCE, WORSE
 from perf.charts import style
-from perf.files import EAGER, FACTS
+from perf.files import FACTS
 from perf.measuring.maps import RANDOM
 
 _TEXT = ("dtype", "autocast", "shape", "map", "quantity", "provider", "verdict", "reason", *FACTS)
 _KINDS = {**dict.fromkeys(_TEXT, str), "size": int, "rms": float, "max": float}
+_WORSE = ["verdict", "provider", "quantity", "size", "dtype", "autocast", "map", "rms", "max"]
 _SHOWN = {"fp32": "bf16", "bf16": "bf16", "fp16": "fp16"}
 """The dtype of autocast that the tables and the chart show, by the images' dtype; the file has more."""
-_LOOKS = {
-    (PAIR, True): style.Look(style.LOSS, "^", "-."),
-    (PAIR, False): style.look(EAGER),
-    (REFERENCE, False): style.Look("#4fa3e0", "v", (0, (6, 1.5))),
-    (KERNELS, False): style.Look(style.WIN, "o", "-"),
+_LINES = {
+    "eager pair, under autocast": (PAIR, {"color": style.LOSS, "marker": "^", "linestyle": "-."}),
+    "eager pair": (PAIR, {"color": "#8a8a8a", "marker": "s", "linestyle": "--"}),
+    "operator's CPU path": (REFERENCE, {"color": "#4fa3e0", "marker": "x", "linestyle": (0, (6, 1.5))}),
+    "operator's kernels": (KERNELS, {"color": style.WIN, "marker": "o", "linestyle": "-"}),
 }
-"""By provider and whether under autocast; the last is drawn on top."""
-_NAMES = {KERNELS: "operator's kernels", REFERENCE: "operator's CPU path", PAIR: "eager pair"}
-_NOTES = (
-    "RMS error against fp64: of the output in units of the largest image value, of grad_input of the largest "
-    "gradient of the output, of grad_theta of its norm. Eight maps of up to 30 degrees; images of waves."
-)
-
-
-def write(table: pd.DataFrame, path: Path) -> None:
-    """Write a CSV, with four digits of each error."""
-    table.to_csv(path, index=False, float_format="%.4g")
+"""Provider and looks of the chart's lines by label; the last is drawn on top."""
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -45,26 +35,19 @@ def read(path: Path) -> pd.DataFrame:
     Raises:
         UsageError: there is no such file, or ``numerics`` did not write it.
     """
+    options = {"dtype": _KINDS, "usecols": list(_KINDS), "keep_default_na": False}
     try:
-        blanks = {"rms": "", "max": ""}
-        table = pd.read_csv(path, dtype=_KINDS, keep_default_na=False, na_values=blanks)
-        problem = ", ".join(f"no {name}" for name in _KINDS if name not in table)
+        return pd.read_csv(path, na_values={"rms": "", "max": ""}, **options)
     except (OSError, ValueError) as error:
-        problem = " ".join(str(error).split())
-    if problem:
         expected = "expected a CSV that `python -m perf numerics` wrote"
-        raise UsageError(f"--results: {path}: {problem}; {expected}")
-    return table
+        raise UsageError(f"--results: {path}: {' '.join(str(error).split())}; {expected}") from None
 
 
 def number(value: float) -> str:
     """``1.8e-7``; ``-`` for none."""
     if pd.isna(value):
         return "-"
-    if value == 0:
-        return "0"
-    digits, _, exponent = f"{value:.1e}".partition("e")
-    return f"{digits}e{int(exponent)}" if exponent else digits
+    return f"{value:.1e}".replace("e-0", "e-") if value else "0"
 
 
 def text(table: pd.DataFrame) -> str:
@@ -73,10 +56,9 @@ def text(table: pd.DataFrame) -> str:
     parts += [f"-: {reason}." for reason in table["reason"].unique() if reason]
     verdicts = table.loc[table["provider"] != PAIR, "verdict"].value_counts()
     parts.append("Against the pair: " + ", ".join(f"{n} {name}" for name, n in verdicts.items()) + ".")
-    for row in table[table["verdict"] == WORSE].itertuples():
-        autocast = f", autocast {row.autocast}" if row.autocast else ""
-        what = f"{row.quantity} at {row.size}, {row.dtype}{autocast}, map {row.map}"
-        parts.append(f"{WORSE}: {LABELS[row.provider]}, {what}: {number(row.rms)}, at most {number(row.max)}")
+    worse = table.loc[table["verdict"] == WORSE, _WORSE]
+    if len(worse):
+        parts.append(worse.to_string(index=False))
     return "\n\n".join(parts)
 
 
@@ -109,19 +91,22 @@ def _cell(table: pd.DataFrame, dtype: str, size: int, map_name: str, quantity: s
 
 def chart(table: pd.DataFrame) -> Figure:
     """Draw errors over the size of the image, a panel per dtype and quantity; without an error no marker."""
-    reasons = [f"No marker: {reason}." for reason in table["reason"].unique() if reason]
-    notes = (setting.summary(table.iloc[0].to_dict()), _NOTES, *reasons)
-    lines = [line for note in notes for line in style.wrapped(note)]
     table = table[table["map"] == RANDOM]
     dtypes, sizes = (list(table[column].unique()) for column in ("dtype", "size"))
     with mpl.rc_context(style.RC):
         made = Figure((12.5, 2.6 * len(dtypes) + 1.4), layout="constrained")
-        made.suptitle("\n".join(("Affine sampling: error over size", *lines)), fontsize=style.FONT)
+        title = "Affine sampling: RMS error against fp64 over size. Units and gaps: docs/numerics.md"
+        made.suptitle(f"{title}\n{setting.summary(table.iloc[0].to_dict())}", fontsize=style.FONT)
         grid = made.subplots(len(dtypes), len(QUANTITIES), sharex=True, sharey=True, squeeze=False)
         for (i, dtype), (j, quantity) in itertools.product(enumerate(dtypes), enumerate(QUANTITIES)):
             ax = grid[i][j]
-            _draw(ax, table[(table["dtype"] == dtype) & (table["quantity"] == quantity)], _SHOWN[dtype])
-            ax.set(xscale="log", yscale="log", title="" if i else quantity)
+            rows = table[(table["dtype"] == dtype) & (table["quantity"] == quantity)]
+            for label, (name, looks) in _LINES.items():
+                autocast = _SHOWN[dtype] if "autocast" in label else ""
+                own = rows[(rows["provider"] == name) & (rows["autocast"] == autocast)]
+                if len(own):
+                    ax.loglog(own["size"], own["rms"], label=label, mfc="none", **looks)
+            ax.set_title("" if i else quantity)
             ax.set_ylabel("" if j else f"{dtype}, autocast {_SHOWN[dtype]}\nRMS error")
             ax.set_xlabel("width of the images" if i == len(dtypes) - 1 else "")
             ax.set_xticks(sizes, list(map(str, sizes)), fontsize=style.FONT - 2)
@@ -129,16 +114,5 @@ def chart(table: pd.DataFrame) -> Figure:
             ax.minorticks_off()
             ax.grid()
         entries = grid[0][0].get_legend_handles_labels()
-        made.legend(*entries, loc="outside lower center", ncols=len(_LOOKS), frameon=False)
+        made.legend(*entries, loc="outside lower center", ncols=len(_LINES), frameon=False)
     return made
-
-
-def _draw(ax: Axes, rows: pd.DataFrame, autocast: str) -> None:
-    is_interpreted = rows["device_type"].iloc[0] == "cpu"
-    for (name, is_low), look in _LOOKS.items():
-        own = rows[(rows["provider"] == name) & (rows["autocast"] == (autocast if is_low else ""))]
-        label = _NAMES[name] + (", interpreted" if name == KERNELS and is_interpreted else "")
-        options = {"color": look.color, "marker": look.marker, "linestyle": look.line, "mfc": "none"}
-        options |= {"ms": 10} if name == REFERENCE else {}  # the kernels' would hide it
-        if len(own):
-            ax.plot(own["size"], own["rms"], label=label + (", under autocast" if is_low else ""), **options)

@@ -50,8 +50,6 @@ _WAVES, _PERIODS = 16, (8.0, 64.0)
 _MOVED = (1.3, 0.7)
 _MARGIN = 2.0**-6
 _LARGEST_GRADIENT = 2.0**14  # of theta; fp16 ends at 65,504
-Error = tuple[float, float]
-"""RMS and largest."""
 
 
 class Result(NamedTuple):
@@ -71,16 +69,14 @@ class Case(NamedTuple):
     truth: Result
 
 
-Provider = Callable[[Tensor, Tensor, Tensor, torch.dtype | None], Result]
-"""Takes input, theta, gradient of the output, and the dtype of autocast or None."""
-
-
 def _pair(input: Tensor, theta: Tensor) -> Tensor:
     grid = F.affine_grid(theta, list(input.shape), align_corners=False)
     return F.grid_sample(input, grid, align_corners=False)
 
 
-def _differentiated(forward: Callable[[Tensor, Tensor], Tensor]) -> Provider:
+def _differentiated(forward: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Result]:
+    """A provider: takes input, theta, gradient of the output, and the dtype of autocast or None."""
+
     def run(input: Tensor, theta: Tensor, grad: Tensor, autocast: torch.dtype | None) -> Result:
         input, theta = input.detach().requires_grad_(), theta.detach().requires_grad_()
         with torch.autocast(input.device.type, dtype=autocast, enabled=autocast is not None):
@@ -90,21 +86,14 @@ def _differentiated(forward: Callable[[Tensor, Tensor], Tensor]) -> Provider:
     return run
 
 
-pair: Provider = _differentiated(_pair)
-operator: Provider = _differentiated(stn_triton.affine_grid_sample)
+pair = _differentiated(_pair)
+operator = _differentiated(stn_triton.affine_grid_sample)
 
 
 def interpreted_kernels(input: Tensor, theta: Tensor, grad: Tensor, autocast: torch.dtype | None) -> Result:
     """Run the operator's kernels on CPU tensors."""
     with interpreted.rounding_as_gpus(input.shape[2:]), OntoKernels():
         return operator(input, theta, grad, autocast)
-
-
-def providers_of(device: torch.device) -> dict[str, Provider]:
-    """The providers of a device by name, the operator's first."""
-    if device.type == "cpu":
-        return {KERNELS: interpreted_kernels, REFERENCE: operator, PAIR: pair}
-    return {KERNELS: operator, PAIR: pair}
 
 
 def refusal(input: Tensor, autocast: torch.dtype | None) -> str:
@@ -165,11 +154,14 @@ def rows_of(dtype: torch.dtype, size: int, map_name: str, device: torch.device) 
     case = make(dtype, size, map_name, device)
     shape = "x".join(map(str, case.input.shape))
     cell = {"dtype": short(dtype), "size": size, "shape": shape, "map": map_name}
+    providers = {KERNELS: operator, PAIR: pair}
+    if device.type == "cpu":
+        providers = {KERNELS: interpreted_kernels, REFERENCE: operator, PAIR: pair}
     rows = []
     for autocast in AUTOCASTS[dtype]:
         reason = refusal(case.input, autocast)
         errors = {PAIR: [(math.nan, math.nan)] * len(QUANTITIES)}
-        for name, run in providers_of(device).items():
+        for name, run in providers.items():
             if name != PAIR or not reason:
                 errors[name] = errors_of(run(case.input, case.theta, case.grad, autocast), case)
         for i, quantity in enumerate(QUANTITIES[: 2 if map_name == IDENTITY else 3]):
@@ -181,24 +173,25 @@ def rows_of(dtype: torch.dtype, size: int, map_name: str, device: torch.device) 
     return rows
 
 
-def errors_of(result: Result, case: Case) -> list[Error]:
+def errors_of(result: Result, case: Case) -> list[tuple[float, float]]:
     """RMS and largest error of the output, grad_input and grad_theta.
 
     Units are the largest value of an image, the largest gradient of the output, and the norm of each matrix's
     gradient.
     """
     errors = []
-    scales = (1.0, case.grad.abs().max().item(), 1.0)
-    for quantity, actual, truth, scale in zip(QUANTITIES, result, case.truth, scales, strict=True):
-        error = (actual.double() - truth) / scale
+    for quantity, actual, truth in zip(QUANTITIES, result, case.truth, strict=True):
+        error = actual.double() - truth
+        if quantity == "grad_input":
+            error /= case.grad.abs().max()
         if quantity == "grad_theta":
             error = error.flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
         errors.append((error.square().mean().sqrt().item(), error.abs().max().item()))
     return errors
 
 
-def judged(ours: Error, theirs: Error, refusal: str) -> str:
-    """The verdict on an error, given the pair's or why it has none. NaN counts as infinite."""
+def judged(ours: Sequence[float], theirs: Sequence[float], refusal: str) -> str:
+    """The verdict on RMS and largest error, given the pair's or why it has none. NaN counts as infinite."""
     if refusal:
         return ALONE if all(map(math.isfinite, ours)) else WORSE
     rms, largest, rms_pair, largest_pair = (n if math.isfinite(n) else math.inf for n in (*ours, *theirs))

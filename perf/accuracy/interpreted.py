@@ -1,12 +1,12 @@
 """The kernels on a machine without a GPU: Triton's interpreter, made to round as a GPU does, and faster.
 
 Triton's interpreter carries out each operation of a kernel in numpy, in the kernel's dtypes. In three things
-it does not compute what a GPU computes (Triton 3.7), and they are replaced here:
+it does not compute what a GPU computes, and they are replaced here:
 
 - it truncates fp32 to bf16, where a GPU rounds to nearest, ties to even;
-- its FMA rounds twice, where a GPU's rounds once. In fp64 the product of two fp32 numbers is exact;
-- it reduces several tensors at once one element after the other, in Python. Halves are added instead, as the
-  lanes of a GPU are.
+- before Triton 3.9 its FMA rounds twice, where a GPU's rounds once. In fp64 the product of two fp32 numbers
+  is exact;
+- it sums several tensors at once one element after the other, in Python. numpy sums by halves, as a GPU does.
 
 Two differences remain. A compiler may contract weighted sums into FMAs. And sums are split otherwise, because
 blocks are larger here: an interpreted program costs milliseconds, a lane next to nothing.
@@ -23,7 +23,7 @@ import torch
 
 from stn_triton import buckets, policy, tuning
 
-_SIDE = 256  # of a square block, in pixels
+_PIXELS = 2**16  # of a block
 
 
 @contextmanager
@@ -36,8 +36,7 @@ def rounding_as_gpus(sides: Sequence[int]) -> Iterator[None]:
     from triton.runtime.interpreter import InterpreterBuilder, ReduceOps
 
     rows, columns = (1 << (n - 1).bit_length() for n in sides)
-    rows = min(rows, max(_SIDE, _SIDE**2 // columns))
-    columns = min(columns, _SIDE**2 // rows)
+    rows = min(rows, max(_PIXELS // columns, 1))
 
     def large_blocks(bucket: buckets.Bucket, run: tuning.Launch) -> tuning.Config:
         config = policy.default(bucket)
@@ -46,7 +45,8 @@ def rounding_as_gpus(sides: Sequence[int]) -> Iterator[None]:
     with (
         mock.patch.object(InterpreterBuilder, "cast_impl", _cast(InterpreterBuilder.cast_impl)),
         mock.patch.object(InterpreterBuilder, "create_fma", _fma),
-        mock.patch.object(ReduceOps, "generic_reduce", _reduce(ReduceOps.generic_reduce)),
+        # Sums are the only reductions of several tensors in the library's kernels.
+        mock.patch.object(ReduceOps, "generic_reduce", lambda self, tensors: list(map(self.sum, tensors))),
         tuning.choosing(large_blocks),
     ):
         yield
@@ -71,20 +71,3 @@ def _fma(self, x, y, z):
     wide = np.float64 if z.data.dtype == np.float32 else z.data.dtype
     exact = x.data.astype(wide) * y.data.astype(wide) + z.data.astype(wide)
     return TensorHandle(exact.astype(z.data.dtype), z.dtype.scalar)
-
-
-def _reduce(original):
-    def generic_reduce(self, input):
-        first = input[0].handle.data
-        if self.axis != 0 or first.ndim != 1 or self.keep_dims or first.size & (first.size - 1):
-            return original(self, input)
-        data = [tensor.handle.data for tensor in input]
-        while (half := data[0].size // 2) >= 1:
-            halves = [part for cut in (slice(0, half), slice(half, None)) for part in (d[cut] for d in data)]
-            tensors = [self.to_tensor(part, input[i % len(input)].dtype) for i, part in enumerate(halves)]
-            total = self.combine_fn.fn(*tensors)
-            total = total if isinstance(total, tuple) else (total,)
-            data = [tensor.handle.data for tensor in total]
-        return [self.to_tensor(d.reshape(-1)[0], tensor.dtype) for d, tensor in zip(data, input, strict=True)]
-
-    return generic_reduce

@@ -69,18 +69,10 @@ def shorten(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def facts(run: Run) -> list[str]:
-    """Hardware and versions, and what a reader must know of any number of the run, in sentences."""
-    on_cpu = "On a CPU the operator runs its plain PyTorch path, not its GPU kernels."
-    quick = "Quick run: small batches, few repetitions; no measurement to cite."
-    known = [on_cpu] * (run.facts["device_type"] == "cpu") + [quick] * run.quick
-    return [setting.summary(run.facts), *known]
-
-
-def counts(rows: pd.DataFrame) -> str:
-    """Count rows by status: ``3 FAILED, 1 skipped``; ``none`` if there are none."""
+def without(rows: pd.DataFrame) -> str:
+    """Say how many rows a chart cannot show, by status; nothing if it shows all."""
     found = rows["status"].value_counts().items()
-    return ", ".join(f"{count} {shorten(status, 20)}" for status, count in found) or "none"
+    return f"Not shown: {', '.join(f'{n} {shorten(name, 20)}' for name, n in found)}." if len(rows) else ""
 
 
 def wrapped(text: str) -> list[str]:
@@ -90,7 +82,8 @@ def wrapped(text: str) -> list[str]:
 
 def figure(run: Run, title: str, note: str, body: float, legend: Sequence[Artist]) -> Figure:
     """Make a figure with a title, facts of the run, a note and a legend, for axes ``body`` inches high."""
-    lines = [line for text in (*facts(run), note) for line in wrapped(shorten(text, 450))]
+    notes = [setting.summary(run.facts), *run.notes, note]
+    lines = [line for text in notes for line in wrapped(shorten(text, 450))]
     made = Figure((WIDTH, 1.2 + 0.17 * len(lines) + body), layout="constrained")
     # Two empty lines leave room for the title, whose letters are larger.
     made.suptitle("\n".join(["", "", *lines]), x=0.01, ha="left", fontsize=FONT - 1, color=MUTED)

@@ -75,7 +75,7 @@ def verdict(results: Record) -> str:
 def figures(results: Record, out: Path) -> Iterator[str]:
     """Yield paragraphs of times from speed.csv and as commands print them; draw evidence.png."""
     if (out / "speed.csv").exists():
-        run = files.runs(files.read_speed(out / "speed.csv"))[-1]
+        run = files.read_run(out / "speed.csv")
         calls = ratios(run.rows)["calls"].dropna()
         if len(calls):
             slower = calls[calls < 1].sort_values()

@@ -27,9 +27,9 @@ def main() -> None:
     Raises:
         UsageError: the file is no full run on the README's GPU.
     """
-    run = files.runs(files.read_speed(MEASURED))[-1]
+    run = files.read_run(MEASURED)
     if len(sys.argv) > 1:
-        given = files.runs(files.read_speed(Path(sys.argv[1])))[-1]
+        given = files.read_run(Path(sys.argv[1]))
         if given.quick or given.facts["device"] != run.facts["device"]:
             kind = "a quick run" if given.quick else "a run"
             expected = f"a full run on {run.facts['device']}, whose figures the README has"

@@ -16,8 +16,8 @@ from typing import Any
 
 import pandas as pd
 
-from perf.files import FAILED, KEY, OPERATOR
-from perf.measuring import maps, suite
+from perf.files import FAILED, OPERATOR
+from perf.measuring import maps, results, suite
 from perf.measuring.workloads import WORKLOADS
 from stn_triton.check.rows import ROWS
 
@@ -78,14 +78,14 @@ def read_tests(record: Record, out: Path) -> list[str]:
 
 
 def read_bench(record: Record, out: Path) -> list[str]:
-    """Add the rows of ``bench`` to speed.csv, in place of older ones; a rival's failure is no problem."""
-    own, joined = Path(record["command"][-1]) / "speed.csv", out / "speed.csv"
-    if not own.exists():
+    """Add the rows of ``bench`` to speed.csv, whose last rows count; a rival's failure is no problem."""
+    path = Path(record["command"][-1]) / "speed.csv"
+    if not path.exists():
         return exit_code(record, out)
     # The last line may be cut off, because the process may have been ended while it wrote.
-    tables = [pd.read_csv(path, dtype=str).dropna(subset="date") for path in (joined, own) if path.exists()]
-    pd.concat(tables).drop_duplicates(KEY, keep="last").to_csv(joined, index=False)
-    failed = tables[-1][tables[-1]["status"] == FAILED].fillna("")
+    table = pd.read_csv(path, dtype=str).dropna(subset="date")
+    results.append(table, out / "speed.csv")
+    failed = table[table["status"] == FAILED].fillna("")
     is_grave = (failed["provider"] == OPERATOR) | failed["reason"].str.startswith(suite.LOST)
     lines = failed[["workload", "map", "pass", "provider", "reason"]].agg(" ".join, axis=1)
     return lines[is_grave].tolist() if len(failed) else exit_code(record, out)

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import functools
 import os
-import zlib
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
@@ -45,7 +43,6 @@ def compile_call(
     run: Run,
     target: tuple[str, Any, int],
     choose: tuning.Chooser = lambda bucket, run: policy.default(bucket),
-    is_wanted: Callable[[Bucket | None], object] = lambda bucket: True,
 ) -> list[Compiled]:
     """Compile the kernels that a call would launch.
 
@@ -53,7 +50,6 @@ def compile_call(
         run: makes the call, on CPU tensors.
         target: backend, architecture and lanes of a warp, such as ("cuda", 90, 32).
         choose: returns the block sizes of a bucket.
-        is_wanted: whether to compile a launch of a bucket, or of a kernel without one; called once for each.
     """
     found: dict[str, Compiled] = {}
     bucket = config = None
@@ -66,18 +62,17 @@ def compile_call(
 
     def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         nonlocal bucket, config
-        if is_wanted(bucket):
-            began = sum(os.times()[:4])  # those of Triton's assembler too, which is another process
-            kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
-            seconds = sum(os.times()[:4]) - began
-            if kernel is not None:  # a hook may have prevented it
-                name = bucket.name() if bucket else kernel.metadata.name
-                found.setdefault(kernel.hash, Compiled(name, bucket, config, kernel, seconds))
+        began = sum(os.times()[:4])  # those of Triton's assembler too, which is another process
+        kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
+        seconds = sum(os.times()[:4]) - began
+        if kernel is not None:  # a hook may have prevented it
+            name = bucket.name() if bucket else kernel.metadata.name
+            found.setdefault(kernel.hash, Compiled(name, bucket, config, kernel, seconds))
         bucket = config = None
 
     # Triton keeps a device's kernels by its number, so each target is another device.
     device = SimpleNamespace(
-        get_current_device=lambda: zlib.crc32(repr(target).encode()),
+        get_current_device=lambda: hash(target),
         get_current_stream=lambda device: 0,
         get_current_target=lambda: GPUTarget(*target),
     )

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import triton
 
-from perf.kernels import disassembly
-
+INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*?);")
+"""An instruction of NVIDIA's assembly: its name with modifiers, and its operands."""
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _NVIDIA = {
     "spills": r"LDL|STL",
@@ -68,8 +68,7 @@ def described(compiled: triton.compiler.CompiledKernel, arch: str) -> dict[str, 
 
     Returns:
         ``registers`` per thread (vector registers on AMD), ``stack`` and ``shared`` in bytes, ``spills``,
-        ``occupancy`` (a share of the warps that a multiprocessor can hold), counts of instructions, and for
-        NVIDIA ``code``, a `disassembly.Code`.
+        ``occupancy`` (a share of the warps that a multiprocessor can hold), and counts of instructions.
     """
     facts = _amd(compiled) if arch.startswith("gfx") else _nvidia(compiled)
     warps, shared = compiled.metadata.num_warps, compiled.metadata.shared
@@ -81,19 +80,22 @@ def described(compiled: triton.compiler.CompiledKernel, arch: str) -> dict[str, 
     return {**facts, "shared": shared, "occupancy": blocks * warps / limits.warps}
 
 
+def dump(compiled: triton.compiler.CompiledKernel, tool: str, option: str) -> str:
+    """Output for a kernel of one of NVIDIA's tools, such as nvdisasm, which come with Triton."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [_TOOLS / tool, option, file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
 def _nvidia(compiled: triton.compiler.CompiledKernel) -> dict[str, object]:
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder) / "kernel.cubin"
-        cubin.write_bytes(compiled.asm["cubin"])
-        usage, sass = (
-            subprocess.run([_TOOLS / tool, option, cubin], check=True, capture_output=True, text=True).stdout
-            for tool, option in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
-        )
+    usage, code = dump(compiled, "cuobjdump", "-res-usage"), dump(compiled, "nvdisasm", "-c")
+    opcodes = Counter(found[1] for found in INSTRUCTION.finditer(code))
     return {
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),
         "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
-        **_counts(disassembly.opcodes(sass), _NVIDIA),
-        "code": disassembly.read(sass),
+        **_counts(opcodes, _NVIDIA),
     }
 
 

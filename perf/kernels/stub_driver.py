@@ -20,17 +20,19 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-ARCHITECTURE = (9, 0)
-_ATTRIBUTES = {1: 1024, 10: 32, 12: 65536, 16: 132, 97: 232448}
-"""Attributes of an H100, by CUDA's numbers: threads of a block, lanes of a warp, registers of a block,
-multiprocessors, largest shared memory of a block in bytes. All others are 49152."""
 _SOURCE = r"""
 typedef unsigned long long address;
 static long launches = 0;
 int cuDriverGetVersion(int *v) {*v = 13000; return 0;}
 int cuDeviceGet(int *d, int ordinal) {*d = ordinal; return 0;}
-int cuDeviceGetAttribute(int *v, int attribute, int d) {
-  switch (attribute) {%s default: *v = 49152;}
+int cuDeviceGetAttribute(int *v, int attribute, int d) {  /* those of an H100, as far as Triton uses them */
+  switch (attribute) {
+    case 1: *v = 1024; break;  /* threads of a block */
+    case 10: *v = 32; break;  /* lanes of a warp */
+    case 12: *v = 65536; break;  /* registers of a block */
+    case 16: *v = 132; break;  /* multiprocessors */
+    case 97: *v = 232448; break;  /* largest shared memory of a block, in bytes */
+    default: *v = 49152;}
   return 0;}
 int cuCtxGetDevice(int *d) {*d = 0; return 0;}
 int cuCtxGetCurrent(void **c) {*c = (void *)1; return 0;}
@@ -56,15 +58,6 @@ address stub_last(int i) {return last[i];}
 """
 
 
-def _source(nvidia: Path) -> str:
-    """The library in C. All other functions that this version of Triton may call return 0."""
-    cases = " ".join(f"case {number}: *v = {value}; break;" for number, value in _ATTRIBUTES.items())
-    source = _SOURCE % cases
-    text = "".join(path.read_text() for path in nvidia.glob("driver.*"))
-    named = set(re.findall(r"\bcu[A-Z]\w+", text)) - set(re.findall(r"\bcu[A-Z]\w+", source))
-    return source + "".join(f"int {name}(void) {{return 0;}}\n" for name in sorted(named))
-
-
 @functools.cache
 def install() -> ctypes.CDLL:
     """Make it Triton's driver in this process, for good.
@@ -78,14 +71,16 @@ def install() -> ctypes.CDLL:
         OSError: there is no C compiler.
         subprocess.CalledProcessError: it does not compile.
     """
-    import triton
-    from triton.backends.nvidia.driver import CudaDriver
+    from triton.backends.nvidia import driver as nvidia
     from triton.runtime.driver import driver
 
+    # All other functions that this version of Triton may call return 0.
+    text = "".join(path.read_text() for path in Path(nvidia.__file__).parent.glob("driver.*"))
+    others = set(re.findall(r"\bcu[A-Z]\w+", text)) - set(re.findall(r"\bcu[A-Z]\w+", _SOURCE))
     folder = Path(tempfile.mkdtemp(prefix="stn_triton_stub_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     source, library = folder / "stub.c", folder / "libcuda.so.1"
-    source.write_text(_source(Path(triton.__file__).parent / "backends" / "nvidia"))
+    source.write_text(_SOURCE + "".join(f"int {name}(void) {{return 0;}}\n" for name in sorted(others)))
     flags = ["-O2", "-shared", "-fPIC", "-w", "-Wl,-soname,libcuda.so.1"]
     command = [os.environ.get("CC", "gcc"), *flags, "-o", library, source]
     subprocess.run(command, check=True, capture_output=True, text=True)
@@ -93,9 +88,9 @@ def install() -> ctypes.CDLL:
     stub = ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)  # a later search for libcuda.so.1 finds this one
     stub.stub_launches.restype = ctypes.c_long
     stub.stub_last.restype = ctypes.c_ulonglong
-    active = CudaDriver()
+    active = nvidia.CudaDriver()
     active.get_current_device = lambda: 0
     active.get_current_stream = lambda device: 0
-    active.get_device_capability = lambda device=0: ARCHITECTURE
+    active.get_device_capability = lambda device=0: (9, 0)
     driver.set_active(active)
     return stub

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from perf.files import FAILED, FEW_SAMPLES, OK, OPERATOR, geometric_mean, timed
+from perf.files import FAILED, FEW_SAMPLES, OK, OPERATOR, Run, geometric_mean, timed
 from perf.measuring.maps import CPU_MAPS, MAPS
 from perf.measuring.passes import COMPUTED
 from perf.measuring.providers import PROVIDERS
@@ -19,8 +19,6 @@ _NOTES = f"""\
 ms: the operator's. x: how many times faster it is than each rival (~: within noise under every map: the 20 to
 80 % intervals overlap, or there are fewer than {FEW_SAMPLES} samples). roofline: the least bytes of the pass,
 by this time, as a share of the copy bandwidth."""
-_ON_A_CPU = "On a CPU the operator runs its plain PyTorch path; its GPU kernels are not measured."
-_QUICK = "A quick run: small batches, few maps and repetitions; a look, not to be quoted."
 
 
 def against(table: pd.DataFrame, rival: str) -> pd.DataFrame:
@@ -34,17 +32,16 @@ def against(table: pd.DataFrame, rival: str) -> pd.DataFrame:
     both = times[times["provider"] == OPERATOR].merge(theirs, on=CELL, suffixes=("", "_rival"))
     overlap = (both["q20_ms"] <= both["q80_ms_rival"]) & (both["q20_ms_rival"] <= both["q80_ms"])
     few = both[["samples", "samples_rival"]].min(axis=1) < FEW_SAMPLES
-    in_noise = overlap | few.fillna(False).astype(bool)
-    return both.assign(ratio=both["median_ms_rival"] / both["median_ms"], in_noise=in_noise)
+    return both.assign(ratio=both["median_ms_rival"] / both["median_ms"], in_noise=overlap | few)
 
 
-def text(table: pd.DataFrame) -> str:
+def text(run: Run) -> str:
     """All that is printed, as paragraphs: times, losses, rows without a time, the machine."""
+    table = run.rows
     rivals = [name for name in PROVIDERS if name != OPERATOR and name in set(table["provider"])]
     ratios = {name: against(table, name) for name in rivals}
-    facts = table.iloc[0]
-    machine = [f"Copy bandwidth of {facts['device']}, measured now: {facts['copy_gb_per_s']:,.4g} GB/s."]
-    machine += [_ON_A_CPU] * (facts["device_type"] == "cpu") + [_QUICK] * bool(facts["quick"])
+    copied = table["copy_gb_per_s"].median()
+    machine = [f"Copy bandwidth of {run.facts['device']}, measured now: {copied:,.4g} GB/s.", *run.notes]
     maps = f"Geometric means over the maps: {', '.join(table['map'].unique())}."
     speeds = _speeds(table, ratios).to_string(index=False, na_rep="-")
     parts = ([speeds, maps, _NOTES], _losses(ratios), _without_time(table), machine)
@@ -56,15 +53,16 @@ def _speeds(table: pd.DataFrame, ratios: dict[str, pd.DataFrame]) -> pd.DataFram
     key = ["workload", "shape", "pass"]
     ours = table[table["provider"] == OPERATOR].groupby(key, sort=False)
 
-    def means(values: pd.Series, form: str) -> pd.Series:
-        return values.agg(geometric_mean).map(form.format, na_action="ignore")
+    def means(values: pd.Series, form: str, mark: pd.Series | str = "") -> pd.Series:
+        found = values.agg(geometric_mean)
+        return (found.map(form.format).astype(str) + mark).where(found.notna())
 
     is_wrong = ours["status"].agg(lambda statuses: (statuses == FAILED).any())
     printed = {"ms": means(ours["median_ms"], "{:.3f}").mask(is_wrong, FAILED)}
     for name, both in ratios.items():
         cells = both.groupby(key, sort=False)
-        mark = cells["in_noise"].all().map({True: "~", False: ""})
-        printed[f"x {name}"] = means(cells["ratio"], "{:.2f}x") + mark
+        mark = cells["in_noise"].all().map({True: "~", False: ""}).astype(str)
+        printed[f"x {name}"] = means(cells["ratio"], "{:.2f}x", mark)
     printed["roofline"] = means(ours["roofline"], "{:.0%}")
     printed["peak MiB"] = means(ours["peak_mib"], "{:.1f}")
     # Without the columns that no row has, such as memory on a CPU.
@@ -98,10 +96,8 @@ def listing() -> str:
         "passes": {name: ", ".join(tensors) for name, tensors in COMPUTED.items()},
         "providers": {name: provider.what for name, provider in PROVIDERS.items()},
     }
-    paragraphs = [
-        "\n".join([title, *(f"  {name:31} {what}" for name, what in table.items())])
-        for title, table in tables.items()
-    ]
-    return "\n\n".join(
-        [*paragraphs, f"By default a CPU runs {', '.join(ON_CPU)} under {', '.join(CPU_MAPS)}."]
-    )
+    parts = []
+    for title, table in tables.items():
+        parts.append([title, *(f"  {name:31} {what}" for name, what in table.items())])
+    parts.append([f"By default a CPU runs {', '.join(ON_CPU)} under {', '.join(CPU_MAPS)}."])
+    return "\n\n".join(map("\n".join, parts))

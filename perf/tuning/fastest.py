@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -11,17 +11,18 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from perf.files import OK
+from perf.files import FAILED, OK
 from perf.measuring import stopwatch
 from perf.measuring.passes import Run
 from perf.measuring.suite import one_line
-from stn_triton import autotuner, policy, tuning
+from perf.tuning import launches
+from stn_triton import autotuner, policy
 from stn_triton.buckets import Bucket
 from stn_triton.tuning import Config, Launch
 
+Row = dict[str, Any]
 TIMES = ("q20_ms", "median_ms", "q80_ms")
-WRONG = "wrong"
-"""Beginning of a status: the result differs from the default's."""
+NUMBERS = (*TIMES, "gain")
 FIRST_MS = 10
 """Time for each configuration in the first round, which finds the finalists."""
 ROUNDS, ROUND_MS = 5, 20
@@ -30,9 +31,20 @@ FINALISTS = 5
 """Number of configurations besides the default that are timed again."""
 
 
-def named(config: Mapping[str, object]) -> str:
+def config_of(row: Mapping[str, Any]) -> Config:
+    """The block sizes of a row."""
+    return {key: row[key] for key in policy.CONFIG_KEYS}
+
+
+def named(config: Mapping[str, Any]) -> str:
     """The block sizes of a configuration, or of a row, in a line."""
-    return " ".join(f"{key}={config[key]}" for key in policy.CONFIG_KEYS)
+    return " ".join(f"{key}={value}" for key, value in config_of(config).items())
+
+
+def row_of(config: Config, is_default: bool, status: str = OK) -> Row:
+    """A row of a configuration that has no times."""
+    numbers = dict.fromkeys(NUMBERS, float("nan"))
+    return {**config, **numbers, "is_default": is_default, "is_best": False, "status": status}
 
 
 def milliseconds(launch: Launch, config: Config, ms: int) -> list[float]:
@@ -42,14 +54,8 @@ def milliseconds(launch: Launch, config: Config, ms: int) -> list[float]:
     return do_bench(partial(launch, config), warmup=max(ms // 4, 1), rep=ms, return_mode="all")
 
 
-def search(
-    bucket: Bucket,
-    run: Run,
-    configs: Sequence[Config],
-    device: torch.device,
-    step: Callable[[], object] = lambda: None,
-) -> list[dict[str, Any]]:
-    """Try configurations of a bucket that ``run`` launches, the default first; calls ``step`` after each.
+def search(bucket: Bucket, run: Run, configs: Sequence[Config], device: torch.device) -> list[Row]:
+    """Try configurations of a bucket that ``run`` launches, the default first.
 
     After the default has run, the others are compiled side by side; those that take over 30 seconds are left
     out. With each of them the result of ``run`` must equal the result with the default, except for rounding.
@@ -57,40 +63,35 @@ def search(
 
     Returns:
         A row per configuration: block sizes, quantiles of a launch in ms (those of the later rounds for
-        finalists), whether it is the default and the best, and the status: ok, or why it has no time.
+        finalists), the default's median over a finalist's, whether it is the default and the best, and the
+        status: ok, or why it has no time.
 
     Raises:
         RuntimeError: the call does not run with the default, or the GPU no longer works.
     """
-    blank = {**dict.fromkeys(TIMES, float("nan")), "is_best": False, "status": OK}
-    rows = [{**config, **blank, "is_default": config == configs[0]} for config in configs]
-    errors: list[Exception | None] = [None] * len(configs)
-    for i, (config, row) in enumerate(zip(configs, rows, strict=True)):
+    rows = [row_of(config, is_default=config == configs[0]) for config in configs]
+    expected, launch = _with(bucket, configs[0], run)
+    errors = autotuner.compile_ahead(configs, launch, autotuner.SECONDS)
+    for config, row, late in zip(configs, rows, errors, strict=True):
         try:
-            if errors[i] is not None:
-                raise errors[i]
-            tensors, launched = _with(bucket, config, run)
-            if i == 0:
-                expected, launch = tensors, launched
-                errors[1:] = autotuner.compile_ahead(configs[1:], launch, autotuner.SECONDS)
+            if late is not None:
+                raise late
+            tensors, _ = _with(bucket, config, run)
             if wrong := difference(tensors, expected):
-                row["status"] = f"{WRONG}: {wrong}"
+                row["status"] = f"{FAILED}: {wrong}"
             else:
                 row |= _quantiles(milliseconds(launch, config, FIRST_MS))
         except Exception as error:  # it does not compile, or needs more than the GPU has
             row["status"] = one_line(error)
-            if i == 0 or not stopwatch.is_alive(device):
+            if row["is_default"] or not stopwatch.is_alive(device):
                 raise RuntimeError(f"with {named(config)}: {row['status']}") from error
-        step()
-    timed = [i for i, row in enumerate(rows) if row["status"] == OK]
-    finalists = sorted(timed, key=lambda i: (i > 0, rows[i]["median_ms"]))[: 1 + FINALISTS]
-    samples: dict[int, list[float]] = {i: [] for i in finalists}
-    for _ in range(ROUNDS):
-        for i in finalists:
-            samples[i] += milliseconds(launch, configs[i], ROUND_MS)
-    for i in finalists:
-        rows[i] |= _quantiles(samples[i])
-    best = autotuner.fastest(configs[0], [(configs[i], [rows[i][t] for t in TIMES]) for i in finalists])
+    timed = [row for row in rows[1:] if row["status"] == OK]
+    finalists = [rows[0], *sorted(timed, key=lambda row: row["median_ms"])[:FINALISTS]]
+    rounds = [[milliseconds(launch, config_of(row), ROUND_MS) for row in finalists] for _ in range(ROUNDS)]
+    for row, samples in zip(finalists, zip(*rounds, strict=True), strict=True):
+        row |= _quantiles(list(itertools.chain(*samples)))
+        row["gain"] = rows[0]["median_ms"] / row["median_ms"]
+    best = autotuner.fastest(configs[0], [(config_of(row), [row[t] for t in TIMES]) for row in finalists])
     rows[configs.index(best)]["is_best"] = True
     return rows
 
@@ -100,20 +101,21 @@ def _quantiles(samples: list[float]) -> dict[str, float]:
 
 
 def _with(bucket: Bucket, config: Config, run: Run) -> tuple[Sequence[Tensor], Launch]:
-    """Make a call with a configuration for a bucket; returns its results, and the launch of the bucket."""
-    launches: list[Launch] = []
+    """Make a call with a configuration for a bucket; returns its results, and the launch of the bucket.
 
-    def choose(other: Bucket, launch: Launch) -> Config:
-        if other != bucket:
-            return policy.default(other)
-        launches.append(launch)
-        return config
-
-    with tuning.choosing(choose), _poisoned():
-        tensors = run()
-    if not launches:
+    PyTorch's deterministic mode fills fresh memory with NaN, so that a pixel that is not written shows. The
+    library is kept from seeing this mode, because it would launch other kernels than those to tune.
+    """
+    hidden = mock.patch.object(torch, "are_deterministic_algorithms_enabled", return_value=False)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with hidden:
+            tensors, found = launches.launched(run, {bucket: config})
+    finally:
+        torch.use_deterministic_algorithms(False)
+    if bucket not in found:
         raise ValueError(f"the call launches no {bucket.name()}")
-    return tensors, launches[0]
+    return tensors, found[bucket]
 
 
 def difference(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> str:
@@ -133,20 +135,3 @@ def difference(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> str:
         if not error <= allowed:  # so that a NaN is wrong
             return f"result {i} is off by {error:.2g}, allowed {allowed:.2g}"
     return ""
-
-
-@contextlib.contextmanager
-def _poisoned() -> Iterator[None]:
-    """Fill fresh memory with NaN, so that a pixel that is not written shows.
-
-    Only PyTorch's deterministic mode fills it. The library is kept from seeing this mode, because it would
-    launch other kernels than those to tune.
-    """
-    before = torch.are_deterministic_algorithms_enabled()
-    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        with mock.patch.object(torch, "are_deterministic_algorithms_enabled", return_value=before):
-            yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=only_warns)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,19 +24,8 @@ from stn_triton import ops, policy, tuning
 from stn_triton.buckets import Bucket
 
 META = torch.device("meta")
-_made: dict[tuple[str, torch.device], Data] = {}
-
-
-class Case(NamedTuple):
-    """A call that launches a bucket, on tensors of its own."""
-
-    source: str
-    """Its workload and its pass."""
-    make: Callable[[torch.device], Run]
-    """Makes the call for a device."""
-
-
-Plan = dict[Bucket, Case]
+Plan = dict[Bucket, Callable[[torch.device], Run]]
+"""Buckets, and for each a function that makes a call for a device, on tensors of its own."""
 
 
 class OntoKernels(TorchDispatchMode):
@@ -50,17 +39,26 @@ class OntoKernels(TorchDispatchMode):
         return self._implementations.get(func, func)(*args, **(kwargs or {}))
 
 
-def reached(run: Run) -> list[Bucket]:
-    """Make a call once, with the default block sizes; returns the buckets that it launches, in order."""
-    found: dict[Bucket, None] = {}
+def launched(run: Run, configs: Mapping[Bucket, tuning.Config]) -> tuple[Sequence[Tensor], dict]:
+    """Make a call with configurations for some buckets, and the defaults for others.
+
+    Returns:
+        The results, and the buckets that the call launches, in order, each with a function that launches it.
+    """
+    found: dict[Bucket, tuning.Launch] = {}
 
     def choose(bucket: Bucket, launch: tuning.Launch) -> tuning.Config:
-        found[bucket] = None
-        return policy.default(bucket)
+        found.setdefault(bucket, launch)
+        return configs.get(bucket) or policy.default(bucket)
 
-    with tuning.choosing(choose), OntoKernels():
-        run()
-    return list(found)
+    with tuning.choosing(choose):
+        return run(), found
+
+
+def reached(run: Run) -> list[Bucket]:
+    """Make a call once, on any device; returns the buckets that it launches, in order."""
+    with OntoKernels():
+        return list(launched(run, {})[1])
 
 
 def passes_of(workload: Workload) -> list[str]:
@@ -74,17 +72,14 @@ def of_workloads(chosen: Sequence[Workload]) -> Plan:
     for workload in chosen:
         data = dry(workload)
         for name in passes_of(workload):
-            case = Case(f"{workload.name} {name}", functools.partial(_make, workload, name))
-            plan |= {bucket: case for bucket in reached(PASSES[name](operator, data)) if bucket not in plan}
+            make = functools.partial(_make, workload, name)
+            for bucket in reached(PASSES[name](operator, data)):
+                plan.setdefault(bucket, make)
     return plan
 
 
 def _make(workload: Workload, pass_name: str, device: torch.device) -> Run:
-    """Make a pass on a workload's tensors. The last ones are kept, because buckets come by workload."""
-    if (workload.name, device) not in _made:
-        _made.clear()
-        _made[workload.name, device] = workloads.make(workload, device)
-    return PASSES[pass_name](operator, _made[workload.name, device])
+    return PASSES[pass_name](operator, workloads.make(workload, device))
 
 
 def dry(workload: Workload, device: torch.device = META) -> Data:

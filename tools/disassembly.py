@@ -1,15 +1,15 @@
-"""NVIDIA's machine code: which instructions a kernel has, and how often a thread executes them."""
+"""NVIDIA's machine code: the loops of a kernel, and how often a thread executes each instruction."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from perf.kernels.compiled import INSTRUCTION
+
 _LABEL = re.compile(r"^\s*(\.L_\w+):")
-_INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*?);")
 _SUBROUTINE = re.compile(r"^\$__internal\S*:")
 Span = tuple[int, int]
 """Positions of the first and the last instruction of a piece of code."""
@@ -73,10 +73,10 @@ def read(sass: str) -> Code:
             break
         if found := _LABEL.match(line):
             labels[found[1]] = len(names)
-        elif found := _INSTRUCTION.search(line):
-            if found[2].startswith("BRA") and (target := re.search(r"\.L_\w+", found[3])):
+        elif found := INSTRUCTION.search(line):
+            if found[1].startswith("BRA") and (target := re.search(r"\.L_\w+", found[2])):
                 jumps.append((len(names), target[0]))
-            names.append(found[2])
+            names.append(found[1])
     stuck = {position for position, label in jumps if labels.get(label) == position}
     while names and (names[-1] == "NOP" or len(names) - 1 in stuck):
         names.pop()
@@ -89,8 +89,3 @@ def read(sass: str) -> Code:
         elif position + 1 < target and position < len(names):
             skips.append((position + 1, min(target, len(names)) - 1))
     return Code(tuple(names), tuple(sorted(loops.items())), tuple(skips))
-
-
-def opcodes(sass: str) -> Counter[str]:
-    """Count the instructions by name and modifiers, those of subroutines too."""
-    return Counter(found[2] for found in _INSTRUCTION.finditer(sass))
