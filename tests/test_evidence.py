@@ -15,9 +15,9 @@ pytest.importorskip("matplotlib")
 import made_up
 import torch
 
-from perf import UsageError, files
+from perf import files
 from perf.__main__ import build_parser, main
-from perf.evidence import outcome, readme
+from perf.evidence import outcome
 from perf.evidence.runner import DONE, ENDED, FAILED, NOT_REACHED
 from perf.evidence.steps import LARGE_TESTS, TELLING, TESTS, read_bench, read_check, read_tests, steps
 from perf.measuring import maps, providers, suite, workloads
@@ -163,36 +163,6 @@ class TestOutcome:
         assert "Empty" not in text
         assert "not shown" not in text
         assert (tmp_path / "evidence.png").exists() == (part in ("images", "digits"))
-
-
-def test_the_table_of_the_readme_is_that_of_the_committed_run():
-    run = files.read_run(readme.MEASURED)
-    assert readme.committed(readme.README.read_text()) == outcome.markdown(run)
-    assert "dirty" not in run.facts["commit"]
-
-
-def test_a_new_run_replaces_the_table_of_the_readme(tmp_path, monkeypatch):
-    text = readme.README.read_text()
-    monkeypatch.setattr(readme, "README", tmp_path / "README.md")
-    monkeypatch.setattr(readme, "MEASURED", tmp_path / "a-gpu.csv")
-    readme.README.write_text(text)
-    speed_rows().to_csv(tmp_path / "speed.csv", index=False)
-    speed_rows().to_csv(readme.MEASURED, index=False)
-    monkeypatch.setattr(sys, "argv", ["readme", str(tmp_path / "other.csv")])
-    for change, named in (
-        ({"device": "another GPU"}, "a run on another GPU"),
-        ({"quick": True}, "a quick run"),
-    ):
-        speed_rows().assign(**change).to_csv(tmp_path / "other.csv", index=False)
-        with pytest.raises(UsageError, match=named):
-            readme.main()
-    monkeypatch.setattr(sys, "argv", ["readme", str(tmp_path / "speed.csv")])
-    readme.main()
-    new = readme.README.read_text()
-    assert TABLE_ROW in new
-    assert made_up.CUDA["device"] in new
-    assert new.replace(readme.committed(new), "") == text.replace(readme.committed(text), "")
-    assert (tmp_path / "a-gpu.png").exists()
 
 
 class TestCommand:

@@ -152,8 +152,7 @@ class TestGate:
         for spoilt in (output.double(), output[:, :, :-1]):
             assert "expected (16, 1, 28, 28) torch.float32" in gate.check({"output": spoilt}).reason
         tolerance = gate.check({"output": output}).tolerance
-        assert gate.check({"output": output + 3 * tolerance}, slack=8).passed
-        assert not gate.check({"output": output + 3 * tolerance}, slack=2).passed
+        assert not gate.check({"output": output + 3 * tolerance}).passed
         output[3, 0, 14, 14] += 1e-3
         assert not gate.check({"output": output}).passed
         assert not gate.check(computed("eager-corners", data, "forward")).passed

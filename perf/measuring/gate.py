@@ -47,15 +47,14 @@ class Gate:
             step = torch.finfo(dtype).eps / 2 * exact.abs().max().item() if is_float else 0.5
             self._expected[tensor] = exact, dtype, 2 * _error(in_fp32[tensor], exact) + step
 
-    def check(self, tensors: Mapping[str, Tensor], slack: float = 1.0) -> Verdict:
-        """Judge tensors by name: output, grad_input, grad_theta; ``slack`` multiplies the tolerances."""
-        verdicts = [self._check_one(name, tensor, slack) for name, tensor in tensors.items()]
+    def check(self, tensors: Mapping[str, Tensor]) -> Verdict:
+        """Judge tensors by name: output, grad_input, grad_theta."""
+        verdicts = [self._check_one(name, tensor) for name, tensor in tensors.items()]
         failed = [verdict for verdict in verdicts if not verdict.passed]
         return failed[0] if failed else max(verdicts, key=lambda v: v.error / v.tolerance)
 
-    def _check_one(self, name: str, tensor: Tensor, slack: float) -> Verdict:
+    def _check_one(self, name: str, tensor: Tensor) -> Verdict:
         exact, dtype, tolerance = self._expected[name]
-        tolerance *= slack
         if tensor.shape != exact.shape or tensor.dtype != dtype:
             got, expected = (f"{tuple(t.shape)} {d}" for t, d in ((tensor, tensor.dtype), (exact, dtype)))
             return Verdict(False, name, float("nan"), tolerance, f"{name} is {got}, expected {expected}")

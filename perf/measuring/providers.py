@@ -32,7 +32,6 @@ class Provider:
     align_corners: bool = False
     """Whether -1 and 1 are the centres of the corner pixels: then it is checked against its own reference."""
     may_be_unavailable: bool = False  # as torch.compile without a C++ compiler
-    slack: float = 1.0  # how many times the error that the gate allows to others
 
 
 def operator(input: Tensor, theta: Tensor, size: Sequence[int], antialias: int = 0, **options: str) -> Tensor:

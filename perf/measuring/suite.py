@@ -145,7 +145,7 @@ class Case:
             make_run = functools.partial(PASSES[pass_name], make_sampler())
             runs = [make_run(self._copies[0])]
             tensors = dict(zip(COMPUTED[pass_name], runs[0](), strict=True))
-            verdict = self._gate(provider.align_corners).check(tensors, provider.slack)
+            verdict = self._gate(provider.align_corners).check(tensors)
             runs += map(make_run, self._copies[1:]) if verdict.passed else ()
         except Exception as error:  # any error belongs in the report
             no_memory = isinstance(error, torch.OutOfMemoryError) and provider.name != OPERATOR
