@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from perf import EXIT_FAILED, EXIT_OK, UsageError, chosen, files, plot, report, setting
 from perf.files import FAILED, Run
-from perf.measuring import providers, results, roofline, suite, summary, workloads
+from perf.measuring import providers, roofline, suite, summary, workloads
 from perf.measuring.maps import CPU_MAPS, MAPS, QUICK_MAPS
 from perf.measuring.passes import PASSES
 from stn_triton.environment import choose_device
@@ -30,19 +30,19 @@ def main(args: argparse.Namespace) -> int:
     facts = {"quick": args.quick, "copy_gb_per_s": plan.copy_gb_per_s} | setting.facts(plan.device)
     path = args.out / "speed.csv"
     path.unlink(missing_ok=True)
-    rows: list[results.Row] = []
+    rows: list[files.Row] = []
     try:
         with tqdm(total=plan.count_rows(), unit="row", disable=None, dynamic_ncols=True) as progress:
             for some in suite.run(plan, progress):
                 rows += some
-                results.append(results.frame(some, facts), path)
+                files.append(files.frame(some, facts), path)
     except KeyboardInterrupt:
         print(f"\n{len(rows)} rows of {plan.count_rows()} are in {path}", file=sys.stderr)
         raise
     run = files.read_run(path)
     # Before anything is printed: if the reader of the output has left, the files must be there all the same.
     lines, is_drawn = draw(run, args.out)
-    table = results.frame(rows, facts)
+    table = files.frame(rows, facts)
     print(table.to_json(orient="records", indent=1) if args.json else summary.text(run))
     # Names of files must not mix with rows that another program reads.
     print(f"\nwrote {path}", *lines, sep="\n", file=sys.stderr if args.json else sys.stdout)

@@ -1,4 +1,4 @@
-"""Result files of ``bench``: reading them, and the names of their columns.
+"""Result files of ``bench``: the columns, writing rows, and reading a run.
 
 A result file may come from another machine or another person, and may be damaged.
 """
@@ -6,18 +6,24 @@ A result file may come from another machine or another person, and may be damage
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from perf import UsageError
 
-OK, FAILED = "ok", "FAILED"  # statuses of a row; others, such as unavailable, are shown as they are
+Row = dict[str, Any]
+OK, UNAVAILABLE, FAILED = "ok", "unavailable", "FAILED"
+"""Statuses of a row; others are shown as they are."""
 OPERATOR, EAGER = "operator", "eager"  # the provider that is judged, and the one that it is judged by
 KEY = ["workload", "map", "pass", "provider", "shape", "dtype", "layout", "size"]
 """The columns that identify a measurement: no two rows of a run agree in all of them."""
+CELL = ["workload", "map", "pass"]
+"""Columns within whose groups providers are compared."""
 FACTS = [
     *("device", "device_type", "driver", "toolkit", "cpu", "threads", "platform"),
     *("python", "torch", "triton", "stn_triton", "commit", "date"),
@@ -26,12 +32,16 @@ FEW_SAMPLES = 10
 """Quantiles of fewer samples do not show the noise."""
 SWEEP = r"(size|batch|channels)-([0-9]{1,9})"
 """Names of the workloads that differ in one number: ``size-512``."""
-_NEEDED = {"workload", "pass", "provider", "status", "median_ms"}
-_NUMBERS = [
-    *("median_ms", "q20_ms", "q80_ms", "samples", "graph_ms", "speedup", "peak_mib", "model_mib"),
-    *("gb_per_s", "roofline", "copy_gb_per_s", "error", "tolerance"),
+MEASURED = [
+    *("workload", "shape", "size", "dtype", "layout", "map", "pass", "provider", "status", "reason"),
+    *("q20_ms", "median_ms", "q80_ms", "samples", "graph_ms", "speedup"),
+    *("peak_mib", "model_mib", "gb_per_s", "roofline"),
+    *("checked", "error", "tolerance"),
 ]
-_COLUMNS = [*KEY, "status", *_NUMBERS, "checked", "reason", "quick", *FACTS]
+_COLUMNS = [*MEASURED, "quick", "copy_gb_per_s", *FACTS]
+_NEEDED = {"workload", "pass", "provider", "status", "median_ms"}
+_TEXTS = [*KEY, "status", "reason", "checked", "quick", *FACTS]
+_NUMBERS = [name for name in _COLUMNS if name not in _TEXTS]
 _EXPECTED = "expected a speed.csv, as `python -m perf bench` writes it"
 # Control characters, directions of writing and surrogates: XML and terminals must not receive them.
 _CONTROL = r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
@@ -58,6 +68,18 @@ class Run:
         return [on_cpu] * (self.facts["device_type"] == "cpu") + [quick] * self.quick
 
 
+def frame(rows: Sequence[Row], facts: Mapping[str, Any]) -> pd.DataFrame:
+    """Make a table of rows, each with the facts of the run; a row without a time has none."""
+    table = pd.DataFrame(rows).reindex(columns=MEASURED)
+    table["samples"] = table["samples"].astype("Int64")
+    return table.assign(**facts)
+
+
+def append(table: pd.DataFrame, path: Path) -> None:
+    """Add rows to a CSV, which is made if need be; seven digits are more than any timer gives."""
+    table.to_csv(path, mode="a", header=not path.exists(), index=False, float_format="%.7g")
+
+
 def read_run(path: Path) -> Run:
     """Read a result file of ``bench``, or the ``speed.csv`` of a directory.
 
@@ -79,10 +101,9 @@ def read_run(path: Path) -> Run:
     if lacking or table.empty:
         problem = f"lacks the columns {lacking}" if lacking else "has a header and no rows"
         raise UsageError(f"{path}: {problem}; {_EXPECTED}")
-    texts = [name for name in _COLUMNS if name not in _NUMBERS]
-    older = dict.fromkeys(set(texts) - set(table.columns), "")
+    older = dict.fromkeys(set(_TEXTS) - set(table.columns), "")
     table = table.assign(**older).reindex(columns=_COLUMNS)
-    table[texts] = table[texts].replace(_CONTROL, " ", regex=True)
+    table[_TEXTS] = table[_TEXTS].replace(_CONTROL, " ", regex=True)
     for name in ("quick", *FACTS):
         values = table[name].unique()
         if len(values) > 1 and name != "date":

@@ -21,7 +21,6 @@ from perf.evidence import outcome
 from perf.evidence.runner import DONE, ENDED, FAILED, NOT_REACHED
 from perf.evidence.steps import LARGE_TESTS, TELLING, TESTS, read_bench, read_check, read_tests, steps
 from perf.measuring import maps, providers, suite, workloads
-from perf.measuring.results import frame
 
 ROOT = Path(__file__).parents[1]
 TABLE_ROW = "| digits-28: 256x1x28x28, float32 | 0.10 | 0.50x | 5.00x | - | - | - | - | - |"
@@ -73,7 +72,7 @@ class TestReadings:
 
     def test_rows_of_bench_are_joined_and_the_operator_alone_may_not_fail(self, tmp_path):
         def read(name, code, passed, provider="operator", cut="", **changes):
-            row = frame([made_up.row("digits-28", "random", passed, provider, **changes)], facts)
+            row = files.frame([made_up.row("digits-28", "random", passed, provider, **changes)], facts)
             (tmp_path / name).mkdir(exist_ok=True)
             (tmp_path / name / "speed.csv").write_text(row.to_csv(index=False) + cut)
             return read_bench({"command": [str(tmp_path / name)], "exit": code}, tmp_path)

@@ -22,7 +22,7 @@ import made_up  # noqa: E402
 
 from perf import bench, files, setting  # noqa: E402
 from perf.__main__ import main  # noqa: E402
-from perf.measuring import passes, providers, results, stopwatch, suite, summary, workloads  # noqa: E402
+from perf.measuring import passes, providers, stopwatch, suite, summary, workloads  # noqa: E402
 from perf.measuring.maps import MAPS  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -30,7 +30,7 @@ QUICK_RUN = {"digits-28": list(passes.PASSES), "size-16": ["forward", "forward+b
 RIVALS = ["operator", "eager", "eager-corners", "eager-broadcast"]
 DIGITS = ["bench", "--device", "cpu", "--quick", "--workloads", "digits-28", "--maps", "random"]
 NO_GPU = pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="there is a GPU")
-COLUMNS = [*results.MEASURED, "quick", "copy_gb_per_s", *files.FACTS]
+COLUMNS = [*files.MEASURED, "quick", "copy_gb_per_s", *files.FACTS]
 
 
 @pytest.fixture

@@ -13,9 +13,8 @@ from perf import files, setting
 from perf.charts import speed_up, style
 from perf.evidence.runner import DONE, FAILED, left
 from perf.evidence.steps import Record
-from perf.files import EAGER, OPERATOR, Run, geometric_mean, timed, value_of
+from perf.files import CELL, EAGER, OPERATOR, Run, geometric_mean, timed, value_of
 from perf.measuring.providers import SCATTER
-from perf.measuring.results import CELL
 from perf.measuring.suite import one_line
 from perf.measuring.workloads import WORKLOADS
 from stn_triton import tables

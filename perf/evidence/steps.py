@@ -16,8 +16,9 @@ from typing import Any
 
 import pandas as pd
 
+from perf import files
 from perf.files import FAILED, OPERATOR
-from perf.measuring import maps, results, suite
+from perf.measuring import maps, suite
 from perf.measuring.workloads import WORKLOADS
 from stn_triton.check.rows import ROWS
 
@@ -84,7 +85,7 @@ def read_bench(record: Record, out: Path) -> list[str]:
         return exit_code(record, out)
     # The last line may be cut off, because the process may have been ended while it wrote.
     table = pd.read_csv(path, dtype=str).dropna(subset="date")
-    results.append(table, out / "speed.csv")
+    files.append(table, out / "speed.csv")
     failed = table[table["status"] == FAILED].fillna("")
     is_grave = (failed["provider"] == OPERATOR) | failed["reason"].str.startswith(suite.LOST)
     lines = failed[["workload", "map", "pass", "provider", "reason"]].agg(" ".join, axis=1)

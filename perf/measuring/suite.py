@@ -14,12 +14,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from perf.files import EAGER, FAILED, OK, OPERATOR
+from perf.files import EAGER, FAILED, OK, OPERATOR, UNAVAILABLE, Row
 from perf.measuring import roofline, stopwatch, workloads
 from perf.measuring.gate import Gate
 from perf.measuring.passes import COMPUTED, PASSES, Run
 from perf.measuring.providers import Provider, Sampler
-from perf.measuring.results import UNAVAILABLE, Row
 from perf.measuring.workloads import Workload
 
 # Providers that take less are also timed as CUDA graphs: in a call the host's time may exceed the GPU's.

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from perf.files import FAILED, FEW_SAMPLES, OK, OPERATOR, Run, geometric_mean, timed
+from perf.files import CELL, FAILED, FEW_SAMPLES, OK, OPERATOR, Run, geometric_mean, timed
 from perf.measuring.maps import CPU_MAPS, MAPS
 from perf.measuring.passes import COMPUTED
 from perf.measuring.providers import PROVIDERS
-from perf.measuring.results import CELL
 from perf.measuring.workloads import ON_CPU, WORKLOADS
 
 _WORST = 5
