@@ -69,10 +69,12 @@ class Run:
 
 
 def frame(rows: Sequence[Row], facts: Mapping[str, Any]) -> pd.DataFrame:
-    """Make a table of rows, each with the facts of the run; a row without a time has none."""
-    table = pd.DataFrame(rows).reindex(columns=MEASURED)
+    """Make a table of rows, each with the facts of the run and its ratios; a row without a time has none."""
+    table = pd.DataFrame(rows).reindex(columns=MEASURED).assign(**facts)
     table["samples"] = table["samples"].astype("Int64")
-    return table.assign(**facts)
+    table["speedup"] = value_of(table, EAGER, "median_ms") / table["median_ms"]
+    table["roofline"] = table["gb_per_s"] / table["copy_gb_per_s"]
+    return table
 
 
 def append(table: pd.DataFrame, path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import gc
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from perf.files import EAGER, FAILED, OK, OPERATOR, UNAVAILABLE, Row
+from perf.files import FAILED, OK, OPERATOR, UNAVAILABLE, Row
 from perf.measuring import roofline, stopwatch, workloads
 from perf.measuring.gate import Gate
 from perf.measuring.passes import COMPUTED, PASSES, Run
@@ -40,13 +39,7 @@ class Plan:
     maps: Sequence[str]
     passes: Sequence[str]
     providers: Sequence[Provider]
-    quick: bool
-    copy_gb_per_s: float
-
-    @property
-    def effort(self) -> stopwatch.Effort:
-        """How long each pass is measured."""
-        return stopwatch.QUICK if self.quick else stopwatch.FULL
+    effort: stopwatch.Effort
 
     def cells_of(self, workload: Workload) -> tuple[list[str], list[str]]:
         """The maps and the passes of a workload."""
@@ -81,9 +74,7 @@ def run(plan: Plan, progress: tqdm) -> Iterator[list[Row]]:
                     if rows[-1]["reason"].startswith(LOST):
                         return
                 del case  # its memory must be free before the next one is made
-                if plan.device.type == "cuda":
-                    gc.collect()  # an exception and what it was raised in refer to each other
-                    torch.cuda.empty_cache()
+                _free_memory()
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
@@ -126,12 +117,11 @@ class Case:
                 return list(rows.values())
             progress.update()
         passed = {name: row for name, row in rows.items() if row["status"] == OK}
-        try:
-            if passed:
-                self._time(pass_name, passed, {name: runs[name] for name in passed})
-        except torch.OutOfMemoryError as error:
-            for row in passed.values():
-                _has_no_memory(row, one_line(error))
+        if passed and self._time(pass_name, passed, runs):
+            for name, row in passed.items():  # alone, so that one that is too large costs no other
+                if reason := self._time(pass_name, {name: row}, runs):
+                    # A rival may need too much memory, the operator may not.
+                    row |= {"status": FAILED if name == OPERATOR else UNAVAILABLE, "reason": reason}
         return list(rows.values())
 
     def prepare(self, provider: Provider, pass_name: str, make_sampler: MakeSampler) -> tuple[Row, list[Run]]:
@@ -153,22 +143,23 @@ class Case:
         found = {"checked": verdict.tensor, "error": verdict.error, "tolerance": verdict.tolerance}
         return {"status": OK if verdict.passed else FAILED, "reason": verdict.reason, **found}, runs
 
-    def _time(self, pass_name: str, rows: Mapping[str, Row], runs: Mapping[str, list[Run]]) -> None:
-        """Add times, memory and the floor to the rows that passed and have the memory to be timed."""
+    def _time(self, pass_name: str, rows: Mapping[str, Row], runs: Mapping[str, list[Run]]) -> str:
+        """Time the providers of rows in turns; return why the memory does not suffice, or an empty text."""
+        try:
+            self._add_times(pass_name, rows, {name: runs[name] for name in rows})
+            return ""
+        except torch.OutOfMemoryError as error:
+            reason = one_line(error)
+        _free_memory()
+        return reason
+
+    def _add_times(self, pass_name: str, rows: Mapping[str, Row], runs: Mapping[str, list[Run]]) -> None:
         device, effort, moved = self._plan.device, self._plan.effort, self._model[pass_name]
-        samples, reasons = _sampled(runs, device, effort)
-        for name, reason in reasons.items():
-            _has_no_memory(rows[name], reason)
-        rows = {name: rows[name] for name in samples}
-        if not rows:
-            return
+        samples = stopwatch.sample(runs, device, effort)
         for name, row in rows.items():
             row["q20_ms"], row["median_ms"], row["q80_ms"] = stopwatch.quantiles(samples[name])
             row["samples"] = len(samples[name])
             row["model_mib"], row["gb_per_s"] = moved / 2**20, moved / row["median_ms"] / 1e6
-            row["roofline"] = row["gb_per_s"] / self._plan.copy_gb_per_s
-            if EAGER in rows:
-                row["speedup"] = stopwatch.quantiles(samples[EAGER])[1] / row["median_ms"]
             if device.type == "cuda":
                 row["peak_mib"] = stopwatch.peak_bytes(runs[name][0]) / 2**20
         short = {name: runs[name] for name, row in rows.items() if row["median_ms"] < _GRAPH_MS}
@@ -180,29 +171,6 @@ class Case:
                     row["reason"] = f"no CUDA graph: {one_line(errors[name])}"
 
 
-def _sampled(
-    runs: Mapping[str, list[Run]], device: torch.device, effort: stopwatch.Effort
-) -> tuple[stopwatch.Samples, dict[str, str]]:
-    """Time all providers in turns; if the memory does not suffice, time each of them alone.
-
-    Returns:
-        The samples of the providers that fit, and why the others do not.
-    """
-    with contextlib.suppress(torch.OutOfMemoryError):
-        return stopwatch.sample(runs, device, effort), {}
-    samples: stopwatch.Samples = {}
-    reasons: dict[str, str] = {}
-    for name, alone in runs.items():
-        if device.type == "cuda":
-            gc.collect()
-            torch.cuda.empty_cache()
-        try:
-            samples |= stopwatch.sample({name: alone}, device, effort)
-        except torch.OutOfMemoryError as error:
-            reasons[name] = one_line(error)
-    return samples, reasons
-
-
-def _has_no_memory(row: Row, reason: str) -> None:
-    """Mark a row without times. A rival may need too much memory, the operator may not."""
-    row |= {"status": FAILED if row["provider"] == OPERATOR else UNAVAILABLE, "reason": reason}
+def _free_memory() -> None:
+    gc.collect()  # an exception and what it was raised in refer to each other
+    torch.cuda.empty_cache()
