@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from perf import EXIT_OK, setting
 from perf.measuring import stopwatch
+from perf.measuring.providers import plain_pair
 from stn_triton import SpatialTransformer
 from stn_triton.environment import choose_device
 from stn_triton.nn import ConvolutionalLocalization, FullyConnectedLocalization
@@ -32,7 +33,7 @@ class EagerTransformer(SpatialTransformer):
 
     def warp(self, x: Tensor, theta: Tensor) -> Tensor:
         """Sample at a grid that is stored."""
-        return F.grid_sample(x, F.affine_grid(theta, x.shape, align_corners=False), align_corners=False)
+        return plain_pair(x, theta)
 
 
 Layer = type[nn.Module]
