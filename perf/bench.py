@@ -1,7 +1,5 @@
 """``python -m perf bench``: the command line of the measurement, its files and what it prints."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

@@ -3,8 +3,6 @@
 A result file may come from another machine or another person, and may be damaged.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

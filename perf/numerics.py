@@ -1,7 +1,5 @@
 """``python -m perf numerics``: errors against fp64 of this operator and of PyTorch's eager pair."""
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import os

@@ -5,8 +5,6 @@ through Triton's own launcher and a CUDA driver that does nothing. Only the driv
 are missing: the operator has 1 in inference and 2 with the backward, PyTorch's pair has 11 and 24.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import itertools

@@ -1,7 +1,5 @@
 """``python -m perf static``: what the compiler makes of the kernels, without a GPU."""
 
-from __future__ import annotations
-
 import argparse
 import functools
 import json

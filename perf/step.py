@@ -3,8 +3,6 @@
 Networks like those of Jaderberg et al. 2015 (section 4.2) take single steps of SGD on random images.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import sys

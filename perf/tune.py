@@ -3,8 +3,6 @@
 The results are kept after each bucket, in a CSV and in the table: a run may be interrupted at any time.
 """
 
-from __future__ import annotations
-
 import argparse
 import fnmatch
 import json

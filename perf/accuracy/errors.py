@@ -10,8 +10,6 @@ theta. So samples nearer than 1/64 pixel get no gradient. At the identity, where
 of theta is left out.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

@@ -12,8 +12,6 @@ Two differences remain. A compiler may contract weighted sums into FMAs. And sum
 blocks are larger here: an interpreted program costs milliseconds, a lane next to nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from unittest import mock

@@ -3,8 +3,6 @@
 Each chart can be read without colour: losses are hatched, providers differ in marker and line style.
 """
 
-from __future__ import annotations
-
 import io
 import textwrap
 import warnings

@@ -4,8 +4,6 @@ A reader gets the record of a command and the directory of all results; it retur
 The exit code is None if the command was ended. A reader may add to the record.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

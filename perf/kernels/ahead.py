@@ -6,8 +6,6 @@ what is compiled: types, constants and divisibilities are those of the later lau
 of 16 in both: PyTorch aligns CPU tensors to 64 bytes, CUDA tensors to 512.)
 """
 
-from __future__ import annotations
-
 import functools
 import os
 from types import SimpleNamespace

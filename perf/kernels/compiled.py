@@ -1,7 +1,5 @@
 """Facts in the machine code of a compiled kernel: registers, occupancy, counts of instructions."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import tempfile

@@ -8,8 +8,6 @@ a launch: signatures, cache keys, the launch itself.
 It needs a C compiler (`CC`, or gcc), as Triton itself does before version 3.7.
 """
 
-from __future__ import annotations
-
 import atexit
 import ctypes
 import functools

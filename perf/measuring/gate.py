@@ -1,7 +1,5 @@
 """The correctness gate: no speed is reported for a wrong result."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Named maps from output to input, by which a workload's images are warped."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

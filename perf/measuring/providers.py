@@ -1,7 +1,5 @@
 """The ways to sample that are compared; each is a function of input, theta, the output's size and options."""
 
-from __future__ import annotations
-
 import functools
 import logging
 from collections.abc import Callable, Sequence

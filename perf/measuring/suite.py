@@ -1,7 +1,5 @@
 """The measurement itself: every workload, map, pass and provider, checked first and then timed."""
 
-from __future__ import annotations
-
 import functools
 import gc
 import sys

@@ -1,7 +1,5 @@
 """The texts that `bench` prints: the table of a run, and with ``--list`` the names that it takes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pandas as pd

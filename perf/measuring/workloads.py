@@ -1,7 +1,5 @@
 """Named workloads: the shapes that users of a spatial transformer have, and their data."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -101,11 +99,11 @@ class Data:
         """Lengths of the output's axes."""
         return tuple(self.grad_output.shape[2 - self.input.ndim :])
 
-    def mapped(self, change: Callable[[Tensor], Tensor]) -> Data:
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "Data":
         """Replace each tensor by ``change`` of it."""
         return replace(self, **{n: change(getattr(self, n)) for n in ("input", "theta", "grad_output")})
 
-    def copies(self, count: int) -> list[Data]:
+    def copies(self, count: int) -> "list[Data]":
         """This and ``count - 1`` copies of it, elsewhere in memory."""
         return [self, *(self.mapped(Tensor.clone) for _ in range(count - 1))]
 

@@ -1,7 +1,5 @@
 """The fastest configuration of one bucket: each is checked, timed briefly, and the best few timed again."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from functools import partial
