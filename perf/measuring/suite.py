@@ -23,7 +23,6 @@ _GRAPH_MS = 2.0
 # A backward alone runs on the stream on which its forward was recorded, which is not the one that captures.
 _GRAPH_PASSES = ("forward", "forward+backward")
 MakeSampler = Callable[[], Sampler]
-Samplers = Sequence[tuple[Provider, MakeSampler]]
 LOST = "the GPU was lost, the run ends here"
 """Beginning of the reason of a row after which nothing more can run in this process."""
 
@@ -61,7 +60,7 @@ def run(plan: Plan, progress: tqdm) -> Iterator[list[Row]]:
         for number, workload in enumerate(plan.workloads, start=1):
             if progress.disable:
                 print(f"{workload.name}: workload {number} of {len(plan.workloads)}", file=sys.stderr)
-            samplers = [(provider, functools.cache(provider.make)) for provider in plan.providers]
+            samplers = {provider.name: functools.cache(provider.make) for provider in plan.providers}
             maps, passes = plan.cells_of(workload)
             for map_name in maps:
                 progress.set_description_str(f"{workload.name} {map_name}: reference in fp64")
@@ -101,14 +100,14 @@ class Case:
         except torch.OutOfMemoryError as error:
             self._no_data = one_line(error)
 
-    def measure(self, pass_name: str, samplers: Samplers, progress: tqdm) -> list[Row]:
+    def measure(self, pass_name: str, samplers: Mapping[str, MakeSampler], progress: tqdm) -> list[Row]:
         """Check and time a pass of all providers; return their rows, up to the one that lost the GPU."""
         rows: dict[str, Row] = {}
         runs: dict[str, list[Run]] = {}
-        for provider, make_sampler in samplers:
+        for provider in self._plan.providers:
             name = provider.name
             progress.set_description_str(f"{self._row['workload']} {self._row['map']} {pass_name}: {name}")
-            verdict, runs[name] = self.prepare(provider, pass_name, make_sampler)
+            verdict, runs[name] = self.prepare(provider, pass_name, samplers[name])
             rows[name] = {**self._row, "pass": pass_name, "provider": name, **verdict}
             if verdict["status"] != OK and not stopwatch.is_alive(self._plan.device):
                 rows[name] |= {"status": FAILED, "reason": f"{LOST}: {verdict['reason']}"}
