@@ -20,14 +20,12 @@ OK, UNAVAILABLE, FAILED = "ok", "unavailable", "FAILED"
 OPERATOR, EAGER = "operator", "eager"  # the provider that is judged, and the one that it is judged by
 KEY = ["workload", "map", "pass", "provider", "shape", "dtype", "layout", "size"]
 """The columns that identify a measurement: no two rows of a run agree in all of them."""
-CELL = ["workload", "map", "pass"]
-"""Columns within whose groups providers are compared."""
+CELL = ["workload", "map", "pass"]  # the columns within whose groups providers are compared
 FACTS = [
     *("device", "device_type", "driver", "toolkit", "cpu", "threads", "platform"),
     *("python", "torch", "triton", "stn_triton", "commit", "date"),
 ]
-FEW_SAMPLES = 10
-"""Quantiles of fewer samples do not show the noise."""
+FEW_SAMPLES = 10  # quantiles of fewer do not show the noise
 SWEEP = r"(size|batch|channels)-([0-9]{1,9})"
 """Names of the workloads that differ in one number: ``size-512``."""
 MEASURED = [
@@ -49,8 +47,7 @@ _CONTROL = r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uf
 class Run:
     """The rows of one run of ``bench``, and the facts that they share."""
 
-    rows: pd.DataFrame
-    """All columns that ``bench`` writes; a missing text is "", a missing number NaN."""
+    rows: pd.DataFrame  # all columns that `bench` writes; a missing text is "", a missing number NaN
     facts: dict[str, str]
 
     @property

@@ -25,8 +25,7 @@ from stn_triton.environment import choose_device
 from stn_triton.policy import CONFIG_KEYS
 
 QUICK_BUCKETS = 4
-CONFIGS, QUICK_CONFIGS = 16, 4
-"""Largest number of configurations to try for a bucket."""
+CONFIGS, QUICK_CONFIGS = 16, 4  # the most configurations to try for a bucket
 SHOWN = ["bucket", "median_ms", "gain", "is_default", *CONFIG_KEYS]
 """Columns of the best rows: median of a launch, and how many times faster than the default it is."""
 

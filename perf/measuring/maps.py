@@ -19,8 +19,7 @@ class Map(NamedTuple):
 
     what: str
     degrees: float = 0.0
-    shrink: float | None = 1.0
-    """Input pixels that a step of one output pixel crosses at equal sizes; None if images differ."""
+    shrink: float | None = 1.0  # input pixels per output pixel at equal sizes; None if images differ
 
 
 RANDOM = "random"

@@ -29,8 +29,7 @@ class Provider:
     label: str
     what: str
     make: Callable[[], Sampler]
-    align_corners: bool = False
-    """Whether -1 and 1 are the centres of the corner pixels: then it is checked against its own reference."""
+    align_corners: bool = False  # if -1 and 1 are the centres of corner pixels; then its reference differs
     may_be_unavailable: bool = False  # as torch.compile without a C++ compiler
 
 
