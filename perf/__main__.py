@@ -3,8 +3,6 @@
 A command's function adds its arguments. Its docstring is the help: summary, description, examples.
 """
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import sys

@@ -1,18 +1,14 @@
 """``python -m perf bench``: the command line of the measurement, its files and what it prints."""
 
-from __future__ import annotations
-
 import argparse
-import math
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 from perf import EXIT_FAILED, EXIT_OK, UsageError, chosen, files, plot, report, setting
 from perf.files import FAILED, Run
-from perf.measuring import providers, roofline, suite, summary, workloads
+from perf.measuring import providers, roofline, stopwatch, suite, summary, workloads
 from perf.measuring.maps import CPU_MAPS, MAPS, QUICK_MAPS
 from perf.measuring.passes import PASSES
 from stn_triton.environment import choose_device
@@ -27,7 +23,8 @@ def main(args: argparse.Namespace) -> int:
     plan = make_plan(args)
     if plan.device.type == "cpu" and (warning := setting.load()):
         print(warning, file=sys.stderr)
-    facts = {"quick": args.quick, "copy_gb_per_s": plan.copy_gb_per_s} | setting.facts(plan.device)
+    facts = {"quick": args.quick, "copy_gb_per_s": roofline.copy_gb_per_s(plan.device)}
+    facts |= setting.facts(plan.device)
     path = args.out / "speed.csv"
     path.unlink(missing_ok=True)
     rows: list[files.Row] = []
@@ -63,14 +60,13 @@ def make_plan(args: argparse.Namespace) -> suite.Plan:
         chosen("--maps", args.maps or some_maps, MAPS),
         chosen("--passes", args.passes, PASSES),
         providers.choose(args.providers, args.quick),
-        quick=args.quick,
-        copy_gb_per_s=math.nan,
+        stopwatch.QUICK if args.quick else stopwatch.FULL,
     )
     if not plan.count_rows():
         names = ", ".join(w.name for w in plan.workloads)
         arguments = f"--workloads {names} --maps {', '.join(plan.maps)} --passes {', '.join(plan.passes)}"
         raise UsageError(f"{arguments}: no row to measure; --list says which maps and passes each can have")
-    return replace(plan, copy_gb_per_s=roofline.copy_gb_per_s(device))
+    return plan
 
 
 def draw(run: Run, out: Path) -> tuple[list[str], bool]:

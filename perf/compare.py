@@ -5,8 +5,6 @@ eager pair of the same workload, map and pass shows whether the machine drifted.
 intervals do not overlap, its change is taken out of the other rows, whose intervals widen by its noise.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

@@ -3,8 +3,6 @@
 A result file may come from another machine or another person, and may be damaged.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,14 +20,12 @@ OK, UNAVAILABLE, FAILED = "ok", "unavailable", "FAILED"
 OPERATOR, EAGER = "operator", "eager"  # the provider that is judged, and the one that it is judged by
 KEY = ["workload", "map", "pass", "provider", "shape", "dtype", "layout", "size"]
 """The columns that identify a measurement: no two rows of a run agree in all of them."""
-CELL = ["workload", "map", "pass"]
-"""Columns within whose groups providers are compared."""
+CELL = ["workload", "map", "pass"]  # the columns within whose groups providers are compared
 FACTS = [
     *("device", "device_type", "driver", "toolkit", "cpu", "threads", "platform"),
     *("python", "torch", "triton", "stn_triton", "commit", "date"),
 ]
-FEW_SAMPLES = 10
-"""Quantiles of fewer samples do not show the noise."""
+FEW_SAMPLES = 10  # quantiles of fewer do not show the noise
 SWEEP = r"(size|batch|channels)-([0-9]{1,9})"
 """Names of the workloads that differ in one number: ``size-512``."""
 MEASURED = [
@@ -51,8 +47,7 @@ _CONTROL = r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uf
 class Run:
     """The rows of one run of ``bench``, and the facts that they share."""
 
-    rows: pd.DataFrame
-    """All columns that ``bench`` writes; a missing text is "", a missing number NaN."""
+    rows: pd.DataFrame  # all columns that `bench` writes; a missing text is "", a missing number NaN
     facts: dict[str, str]
 
     @property
@@ -69,10 +64,12 @@ class Run:
 
 
 def frame(rows: Sequence[Row], facts: Mapping[str, Any]) -> pd.DataFrame:
-    """Make a table of rows, each with the facts of the run; a row without a time has none."""
-    table = pd.DataFrame(rows).reindex(columns=MEASURED)
+    """Make a table of rows, each with the facts of the run and its ratios; a row without a time has none."""
+    table = pd.DataFrame(rows).reindex(columns=MEASURED).assign(**facts)
     table["samples"] = table["samples"].astype("Int64")
-    return table.assign(**facts)
+    table["speedup"] = value_of(table, EAGER, "median_ms") / table["median_ms"]
+    table["roofline"] = table["gb_per_s"] / table["copy_gb_per_s"]
+    return table
 
 
 def append(table: pd.DataFrame, path: Path) -> None:

@@ -4,8 +4,6 @@
 "launched" on a driver that does nothing, so that only the GPU's own time is missing.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import json

@@ -1,7 +1,5 @@
 """``python -m perf numerics``: errors against fp64 of this operator and of PyTorch's eager pair."""
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import os
@@ -20,12 +18,11 @@ from stn_triton.environment import choose_device
 
 def main(args: argparse.Namespace) -> int:
     """Measure, or read an earlier run; print its tables and draw its chart."""
-    if args.results is None:
-        table = run(choose_device(args.device), errors.QUICK_SIZES if args.quick else errors.SIZES)
-    else:
-        table = error_tables.read(args.results)
     make_directory(args.out)
-    if args.results is None:
+    if args.results:
+        table = error_tables.read(args.results)
+    else:
+        table = run(choose_device(args.device), errors.QUICK_SIZES if args.quick else errors.SIZES)
         table.to_csv(args.out / "numerics.csv", index=False, float_format="%.4g")
     (args.out / "numerics.png").write_bytes(style.render(error_tables.chart(table), "png"))
     if args.json:

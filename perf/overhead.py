@@ -5,8 +5,6 @@ through Triton's own launcher and a CUDA driver that does nothing. Only the driv
 are missing: the operator has 1 in inference and 2 with the backward, PyTorch's pair has 11 and 24.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import itertools
@@ -19,25 +17,17 @@ from unittest import mock
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 from tqdm import tqdm
 
 from perf import EXIT_OK, UsageError, chosen, first_call, setting
 from perf.kernels import stub_driver
 from perf.measuring import workloads
+from perf.measuring.providers import plain_pair
 from stn_triton import affine_grid_sample, reference
 from stn_triton.environment import choose_device
 
 SIZE = (1, 1, 4, 4)
-
-
-def pair(input: Tensor, theta: Tensor) -> Tensor:
-    """PyTorch's two operators."""
-    return F.grid_sample(input, F.affine_grid(theta, SIZE, align_corners=False), align_corners=False)
-
-
-PROVIDERS = {"affine_grid_sample": affine_grid_sample, "eager pair": pair}
+PROVIDERS = {"affine_grid_sample": affine_grid_sample, "eager pair": plain_pair}
 
 
 @contextlib.contextmanager
@@ -74,13 +64,6 @@ def measure(device: torch.device, rounds: int = 150, calls: int = 20) -> dict[st
     return times
 
 
-def first_calls(names: list[str], device: torch.device) -> pd.DataFrame:
-    """Measure seconds of first training steps on workloads, each in a new process with empty caches."""
-    flags = ["--stub"] * (device.type == "cpu")
-    bar = tqdm(names, desc="first calls", disable=None)
-    return pd.DataFrame({"workload": name, **first_call.in_a_new_process(name, *flags)} for name in bar)
-
-
 def main(args: argparse.Namespace) -> int:
     """Print seconds of first calls, or microseconds of a call and their ratio to the eager pair's."""
     device = choose_device(args.device)
@@ -91,7 +74,8 @@ def main(args: argparse.Namespace) -> int:
         setting.check_not_interpreted("interpreted kernels have no launcher")
     facts = setting.facts(device)
     if args.first_calls is not None:
-        table = first_calls(names, device)
+        flags, bar = ["--stub"] * (device.type == "cpu"), tqdm(names, "first calls", disable=None)
+        table = pd.DataFrame({"workload": n, **first_call.in_a_new_process(n, *flags)} for n in bar)
         text = table.to_string(index=False)
         found = table.assign(**facts).to_json(orient="records", lines=True).rstrip()
         if args.out:

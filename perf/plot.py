@@ -1,7 +1,5 @@
 """``python -m perf plot``: the charts of a result file, as PNG and SVG."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator
 from pathlib import Path

@@ -3,8 +3,6 @@
 The template escapes everything that comes from the file, and a policy in the page allows no other script.
 """
 
-from __future__ import annotations
-
 import argparse
 import base64
 import hashlib

@@ -3,8 +3,6 @@
 ``python -m perf.setting DEVICE`` prints them as JSON, with the number of processes that can share the device.
 """
 
-from __future__ import annotations
-
 import datetime
 import json
 import os

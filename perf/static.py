@@ -1,7 +1,5 @@
 """``python -m perf static``: what the compiler makes of the kernels, without a GPU."""
 
-from __future__ import annotations
-
 import argparse
 import functools
 import json
@@ -10,13 +8,13 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import pandas as pd
 import torch
 from tqdm import tqdm
 
 from perf import EXIT_FAILED, EXIT_OK, chosen, setting
+from perf.files import Row
 from perf.kernels import ahead, compiled
 from perf.measuring.passes import PASSES
 from perf.measuring.providers import operator
@@ -26,7 +24,6 @@ from perf.tuning import launches
 
 _SHOWN = ("registers", "spills", "stack", "shared", "instructions", "fp64", "atomics")
 _SHOWN += ("loads", "wide_loads", "stores", "wide_stores", "seconds")
-Row = dict[str, Any]
 
 
 def main(args: argparse.Namespace) -> int:

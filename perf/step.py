@@ -3,8 +3,6 @@
 Networks like those of Jaderberg et al. 2015 (section 4.2) take single steps of SGD on random images.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import sys
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 
 from perf import EXIT_OK, setting
 from perf.measuring import stopwatch
+from perf.measuring.providers import plain_pair
 from stn_triton import SpatialTransformer
 from stn_triton.environment import choose_device
 from stn_triton.nn import ConvolutionalLocalization, FullyConnectedLocalization
@@ -32,7 +31,7 @@ class EagerTransformer(SpatialTransformer):
 
     def warp(self, x: Tensor, theta: Tensor) -> Tensor:
         """Sample at a grid that is stored."""
-        return F.grid_sample(x, F.affine_grid(theta, x.shape, align_corners=False), align_corners=False)
+        return plain_pair(x, theta)
 
 
 Layer = type[nn.Module]

@@ -3,8 +3,6 @@
 The results are kept after each bucket, in a CSV and in the table: a run may be interrupted at any time.
 """
 
-from __future__ import annotations
-
 import argparse
 import fnmatch
 import json
@@ -27,8 +25,7 @@ from stn_triton.environment import choose_device
 from stn_triton.policy import CONFIG_KEYS
 
 QUICK_BUCKETS = 4
-CONFIGS, QUICK_CONFIGS = 16, 4
-"""Largest number of configurations to try for a bucket."""
+CONFIGS, QUICK_CONFIGS = 16, 4  # the most configurations to try for a bucket
 SHOWN = ["bucket", "median_ms", "gain", "is_default", *CONFIG_KEYS]
 """Columns of the best rows: median of a launch, and how many times faster than the default it is."""
 

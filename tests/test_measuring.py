@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("pandas")
 
-from perf.measuring import maps, passes, providers, rival_scatter, roofline, stopwatch, workloads
+from perf.measuring import maps, passes, providers, roofline, stopwatch, workloads
 from perf.measuring.gate import Gate
 from perf.measuring.maps import MAPS
 from perf.measuring.passes import COMPUTED, PASSES
@@ -176,7 +176,7 @@ def test_the_scatter_that_the_gather_is_measured_against_is_right(device, name, 
         return policy.default(bucket)
 
     with tuning.choosing(choose):
-        tensors = PASSES[pass_name](rival_scatter.sampler, data)()
+        tensors = PASSES[pass_name](providers.scatter, data)()
     verdict = Gate(data).check(dict(zip(COMPUTED[pass_name], tensors, strict=True)))
     assert verdict.passed, verdict
     assert launched[-1] == {"backward": "scatter", "input": "scatter_input", "theta": "theta"}[pass_name]
@@ -186,7 +186,7 @@ def test_the_scatter_that_the_gather_is_measured_against_is_right(device, name, 
 def test_the_scatter_says_which_workloads_it_cannot_have(name):
     data = workloads.make(small(name), CPU, "identity")
     with pytest.raises(ValueError, match="one matrix per image and no antialiasing"):
-        rival_scatter.sampler(data.input, data.theta, data.size, **data.options)
+        providers.scatter(data.input, data.theta, data.size, **data.options)
 
 
 class TestRoofline:

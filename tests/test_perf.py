@@ -198,7 +198,7 @@ def test_on_a_gpu_rows_have_memory_and_replays(monkeypatch):
         monkeypatch.setattr(stopwatch, name, stand_in)
     small = replace(workloads.WORKLOADS["digits-28"], shape=(2, 1, 28, 28))
     names, rivals = ["forward", "backward", "forward+backward"], providers.choose(["eager-corners"])
-    plan = suite.Plan(torch.device("cuda"), [small], ["zoom-2"], names, rivals, True, 1.0)
+    plan = suite.Plan(torch.device("cuda"), [small], ["zoom-2"], names, rivals, stopwatch.QUICK)
     with tqdm(disable=True) as progress:
         rows = {(row["pass"], row["provider"]): row for rows in suite.run(plan, progress) for row in rows}
     assert len(rows) == plan.count_rows() == 9

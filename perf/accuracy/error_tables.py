@@ -1,7 +1,5 @@
 """The rows of ``numerics`` as a file, as text with the tables of docs/numerics.md, and as a chart."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 

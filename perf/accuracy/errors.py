@@ -10,8 +10,6 @@ theta. So samples nearer than 1/64 pixel get no gradient. At the identity, where
 of theta is left out.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -23,6 +21,7 @@ from torch import Tensor
 import stn_triton
 from perf.accuracy import interpreted
 from perf.measuring import maps
+from perf.measuring.providers import plain_pair
 from perf.tuning.launches import OntoKernels
 
 SIZES, QUICK_SIZES = (28, 224, 1024, 4096, 8192), (28, 224)
@@ -69,11 +68,6 @@ class Case(NamedTuple):
     truth: Result
 
 
-def _pair(input: Tensor, theta: Tensor) -> Tensor:
-    grid = F.affine_grid(theta, list(input.shape), align_corners=False)
-    return F.grid_sample(input, grid, align_corners=False)
-
-
 def _differentiated(forward: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Result]:
     """A provider: takes input, theta, gradient of the output, and the dtype of autocast or None."""
 
@@ -86,7 +80,7 @@ def _differentiated(forward: Callable[[Tensor, Tensor], Tensor]) -> Callable[...
     return run
 
 
-pair = _differentiated(_pair)
+pair = _differentiated(plain_pair)
 operator = _differentiated(stn_triton.affine_grid_sample)
 
 
@@ -121,7 +115,7 @@ def make(dtype: torch.dtype, size: int, map_name: str, device: torch.device) -> 
     exact = images.double(), theta.double()
     moved = exact[1].clone()
     moved[:, :, 2] += 2 * moved.new_tensor(_MOVED) / moved.new_tensor(sides[::-1])
-    grad = _pair(*exact) - _pair(exact[0], moved)
+    grad = plain_pair(*exact) - plain_pair(exact[0], moved)
     if map_name != IDENTITY:
         grid = F.affine_grid(exact[1], list(images.shape), align_corners=False)
         positions = ((grid + 1) * grid.new_tensor(sides[::-1]) - 1) / 2

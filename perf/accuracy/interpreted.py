@@ -12,8 +12,6 @@ Two differences remain. A compiler may contract weighted sums into FMAs. And sum
 blocks are larger here: an interpreted program costs milliseconds, a lane next to nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from unittest import mock
@@ -28,11 +26,7 @@ _PIXELS = 2**16  # of a block
 
 @contextmanager
 def rounding_as_gpus(sides: Sequence[int]) -> Iterator[None]:
-    """Within, interpreted kernels round as on a GPU and take images of one channel in large blocks.
-
-    Args:
-        sides: height and width of the images, which determine the blocks.
-    """
+    """Within, interpreted kernels round as on a GPU and take images of ``sides`` (H, W) in large blocks."""
     from triton.runtime.interpreter import InterpreterBuilder, ReduceOps
 
     rows, columns = (1 << (n - 1).bit_length() for n in sides)

@@ -1,7 +1,5 @@
 """Time over size, batch and channels, on logarithmic axes, beside the time that the byte model allows."""
 
-from __future__ import annotations
-
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure

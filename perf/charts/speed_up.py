@@ -3,8 +3,6 @@
 The bar is the operator's geometric mean over the maps. Markers are the other providers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -3,14 +3,11 @@
 Each chart can be read without colour: losses are hatched, providers differ in marker and line style.
 """
 
-from __future__ import annotations
-
 import io
 import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import matplotlib as mpl
 import pandas as pd
@@ -25,39 +22,27 @@ WIDTH, FONT = 12.5, 10
 """Width of every figure in inches, and the size of its letters in points."""
 INK, MUTED, WIN, LOSS = "#111111", "#444444", "#1f4e8c", "#b3401d"
 RC = mpl.rc_params_from_file(Path(__file__).with_name("charts.mplstyle"), use_default_template=False)
-GRAPHS = "graphs"
-"""Stands for the operator in CUDA graphs where a chart marks providers."""
-
-
-class Look(NamedTuple):
-    """Colour, marker and line style of a provider."""
-
-    color: str
-    marker: str
-    line: str | tuple[int, tuple[float, ...]]
+GRAPHS = "graphs"  # the operator in CUDA graphs, where a chart marks providers
 
 
 _LOOKS = {
-    OPERATOR: Look(WIN, "o", "-"),
-    EAGER: Look("#8a8a8a", "s", "--"),
-    "eager-corners": Look("#b58900", "^", "-."),
-    "eager-broadcast": Look("#5b8c5a", "D", ":"),
-    "compile": Look("#4fa3e0", "v", (0, (6, 1.5))),
-    "scatter": Look("#b84a8c", "*", (0, (4, 1, 1, 1))),
-    GRAPHS: Look(INK, "d", ""),
+    OPERATOR: (WIN, "o", "-"),
+    EAGER: ("#8a8a8a", "s", "--"),
+    "eager-corners": ("#b58900", "^", "-."),
+    "eager-broadcast": ("#5b8c5a", "D", ":"),
+    "compile": ("#4fa3e0", "v", (0, (6, 1.5))),
+    "scatter": ("#b84a8c", "*", (0, (4, 1, 1, 1))),
+    GRAPHS: (INK, "d", ""),
 }
+"""Colour, marker and line style of each provider; all providers that this version does not know share one."""
+_UNKNOWN = ("#555555", "X", (0, (1, 3)))
 _LABELS = {name: provider.label for name, provider in PROVIDERS.items()}
 _LABELS |= {"scatter": "fused scatter", GRAPHS: "operator and pair in CUDA graphs"}
 
 
-def look(provider: str) -> Look:
-    """The look of a provider; all providers that this version does not know share one."""
-    return _LOOKS.get(provider, Look("#555555", "X", (0, (1, 3))))
-
-
 def line(provider: str) -> dict[str, object]:
     """Options of ``Axes.plot`` for a provider, with its name for readers as the label."""
-    color, marker, style = look(provider)
+    color, marker, style = _LOOKS.get(provider, _UNKNOWN)
     options = {"color": color, "marker": marker, "linestyle": style, "markerfacecolor": "white"}
     if provider == OPERATOR:
         options |= {"linewidth": 2.2, "markerfacecolor": color, "zorder": 3}
@@ -75,15 +60,10 @@ def without(rows: pd.DataFrame) -> str:
     return f"Not shown: {', '.join(f'{n} {shorten(name, 20)}' for name, n in found)}." if len(rows) else ""
 
 
-def wrapped(text: str) -> list[str]:
-    """Break a text into lines of a subtitle."""
-    return textwrap.wrap(text, 150)
-
-
 def figure(run: Run, title: str, note: str, body: float, legend: Sequence[Artist]) -> Figure:
     """Make a figure with a title, facts of the run, a note and a legend, for axes ``body`` inches high."""
     notes = [setting.summary(run.facts), *run.notes, note]
-    lines = [line for text in notes for line in wrapped(shorten(text, 450))]
+    lines = [line for text in notes for line in textwrap.wrap(shorten(text, 450), 150)]
     made = Figure((WIDTH, 1.2 + 0.17 * len(lines) + body), layout="constrained")
     # Two empty lines leave room for the title, whose letters are larger.
     made.suptitle("\n".join(["", "", *lines]), x=0.01, ha="left", fontsize=FONT - 1, color=MUTED)

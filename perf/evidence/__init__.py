@@ -4,8 +4,6 @@ Each command of a step has a process of its own, and this one uses no GPU: a cra
 time costs only the results that were not yet found.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import json

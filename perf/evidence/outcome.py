@@ -1,7 +1,5 @@
 """The summary: right or wrong, how fast, and which steps were cut or broke."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path

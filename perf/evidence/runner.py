@@ -4,8 +4,6 @@ A share is in proportion to the step's seconds, so time that a step does not use
 that were ended, or not reached, are run again at the end, if time is left.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -4,8 +4,6 @@ A reader gets the record of a command and the directory of all results; it retur
 The exit code is None if the command was ended. A reader may add to the record.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -39,10 +37,8 @@ _DTYPES = ("float32", "float64", "bfloat16", "float16 and not bfloat16")
 TESTS = [f"within_twice and {kind} and {dtype}" for kind in ("nchw", "channels_last") for dtype in _DTYPES]
 TESTS += ["graph or waits", "not graph and not waits and not within_twice and not 2_31"]
 """The tests of a GPU in parts, as pytest selects them."""
-LARGE_TESTS = "2_31"
-"""Those that need most of a GPU's memory."""
-Record = dict[str, Any]
-"""A command with its result, or results of many, for JSON."""
+LARGE_TESTS = "2_31"  # those that need most of a GPU's memory
+Record = dict[str, Any]  # a command with its result, or results of many, for JSON
 
 
 def exit_code(record: Record, out: Path) -> list[str]:

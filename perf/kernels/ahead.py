@@ -6,8 +6,6 @@ what is compiled: types, constants and divisibilities are those of the later lau
 of 16 in both: PyTorch aligns CPU tensors to 64 bytes, CUDA tensors to 512.)
 """
 
-from __future__ import annotations
-
 import functools
 import os
 from types import SimpleNamespace
@@ -28,15 +26,11 @@ from stn_triton.tuning import Config
 class Compiled(NamedTuple):
     """A kernel that a call would launch."""
 
-    name: str
-    """Name of its bucket, or of the kernel if it has none."""
+    name: str  # of its bucket, or of the kernel if it has none
     bucket: Bucket | None
-    config: Config | None
-    """The block sizes; None without a bucket."""
-    kernel: Any
-    """Triton's ``CompiledKernel``."""
-    seconds: float
-    """Processor time of the compilation, almost none if Triton's cache has the kernel."""
+    config: Config | None  # the block sizes; None without a bucket
+    kernel: Any  # Triton's CompiledKernel
+    seconds: float  # processor time of the compilation, almost none if Triton's cache has the kernel
 
 
 def compile_call(

@@ -1,19 +1,15 @@
 """Facts in the machine code of a compiled kernel: registers, occupancy, counts of instructions."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import tempfile
 from collections import Counter
-from pathlib import Path
 from typing import NamedTuple
 
 import triton
 
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*?);")
 """An instruction of NVIDIA's assembly: its name with modifiers, and its operands."""
-_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _NVIDIA = {
     "spills": r"LDL|STL",
     "instructions": r"",
@@ -38,13 +34,11 @@ _AMD = {
 class _Limits(NamedTuple):
     """Resources of one multiprocessor."""
 
-    shared: int
-    """Bytes."""
+    shared: int  # in bytes
     warps: int = 64
     blocks: int = 32
     registers: int = 2**16
-    granularity: int = 256
-    """Registers are handed to a warp in multiples of this number."""
+    granularity: int = 256  # registers are handed to a warp in multiples of this number
     lanes: int = 32
 
 
@@ -85,7 +79,7 @@ def dump(compiled: triton.compiler.CompiledKernel, tool: str, option: str) -> st
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        command = [_TOOLS / tool, option, file.name]
+        command = [getattr(triton.knobs.nvidia, tool).path, option, file.name]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 

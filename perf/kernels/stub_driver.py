@@ -8,8 +8,6 @@ a launch: signatures, cache keys, the launch itself.
 It needs a C compiler (`CC`, or gcc), as Triton itself does before version 3.7.
 """
 
-from __future__ import annotations
-
 import atexit
 import ctypes
 import functools
@@ -39,11 +37,9 @@ int cuCtxGetCurrent(void **c) {*c = (void *)1; return 0;}
 int cuCtxGetLimit(unsigned long *v, int limit) {*v = 0; return 0;}
 int cuDevicePrimaryCtxRetain(void **c, int d) {*c = (void *)1; return 0;}
 int cuFuncGetAttribute(int *v, int attribute, void *f) {*v = attribute ? 0 : 1024; return 0;}
-int cuGetErrorString(int e, const char **s) {*s = "none"; return 0;}
 int cuModuleGetFunction(void **f, void *m, const char *n) {*f = (void *)1; return 0;}
 int cuModuleLoadData(void **m, const void *i) {*m = (void *)1; return 0;}
 int cuPointerGetAttribute(address *v, int attribute, address p) {*v = p; return 0;}
-int cuOccupancyMaxActiveClusters(int *n, void *f, void *c) {*n = 1; return 0;}
 static address last[33];
 static int watched = 3;
 int cuLaunchKernelEx(void *config, void *f, void **arguments, void **e) {

@@ -1,7 +1,5 @@
 """The correctness gate: no speed is reported for a wrong result."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -21,7 +19,7 @@ class Verdict(NamedTuple):
     tensor: str
     error: float
     tolerance: float
-    reason: str = ""
+    reason: str
 
 
 class Gate:
@@ -59,11 +57,9 @@ class Gate:
             got, expected = (f"{tuple(t.shape)} {d}" for t, d in ((tensor, tensor.dtype), (exact, dtype)))
             return Verdict(False, name, float("nan"), tolerance, f"{name} is {got}, expected {expected}")
         error = _error(tensor, exact)
-        if not error <= tolerance:  # so that a NaN is wrong
-            return Verdict(
-                False, name, error, tolerance, f"{name} is off by {error:.2g}, allowed {tolerance:.2g}"
-            )
-        return Verdict(True, name, error, tolerance)
+        passed = error <= tolerance  # so that a NaN is wrong
+        reason = "" if passed else f"{name} is off by {error:.2g}, allowed {tolerance:.2g}"
+        return Verdict(passed, name, error, tolerance, reason)
 
 
 def _error(tensor: Tensor, exact: Tensor) -> float:

@@ -1,7 +1,5 @@
 """Named maps from output to input, by which a workload's images are warped."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -21,8 +19,7 @@ class Map(NamedTuple):
 
     what: str
     degrees: float = 0.0
-    shrink: float | None = 1.0
-    """Input pixels that a step of one output pixel crosses at equal sizes; None if images differ."""
+    shrink: float | None = 1.0  # input pixels per output pixel at equal sizes; None if images differ
 
 
 RANDOM = "random"

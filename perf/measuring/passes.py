@@ -1,7 +1,5 @@
 """The passes of a sampler that are timed: functions that return the tensors they compute."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """The ways to sample that are compared; each is a function of input, theta, the output's size and options."""
 
-from __future__ import annotations
-
 import functools
 import logging
 from collections.abc import Callable, Sequence
@@ -10,11 +8,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import Function, once_differentiable
 
 import stn_triton
 from perf import chosen
 from perf.files import EAGER, OPERATOR
-from perf.measuring import rival_scatter
+from stn_triton import launch
+from stn_triton.options import Options
 
 SCATTER = "scatter"
 Sampler = Callable[..., Tensor]
@@ -29,14 +29,18 @@ class Provider:
     label: str
     what: str
     make: Callable[[], Sampler]
-    align_corners: bool = False
-    """Whether -1 and 1 are the centres of the corner pixels: then it is checked against its own reference."""
+    align_corners: bool = False  # if -1 and 1 are the centres of corner pixels; then its reference differs
     may_be_unavailable: bool = False  # as torch.compile without a C++ compiler
 
 
 def operator(input: Tensor, theta: Tensor, size: Sequence[int], antialias: int = 0, **options: str) -> Tensor:
     """The operator under test."""
     return stn_triton.affine_grid_sample(input, theta, size, antialias=antialias > 0, **options)
+
+
+def plain_pair(input: Tensor, theta: Tensor) -> Tensor:
+    """PyTorch's two operators without casts; the output has the size of the input."""
+    return F.grid_sample(input, F.affine_grid(theta, input.shape, align_corners=False), align_corners=False)
 
 
 def eager_pair(
@@ -93,6 +97,32 @@ _eager_corners = functools.partial(eager_pair, align_corners=True)
 _eager_broadcast = functools.partial(eager_stacked, make_grid=broadcast_grid)
 
 
+class _Scatter(Function):
+    @staticmethod
+    def forward(ctx, input, theta, size, options):
+        ctx.save_for_backward(input, theta)
+        ctx.options = options
+        return stn_triton.affine_grid_sample(input, theta, size, **options)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):
+        given = {"options": Options(**ctx.options), "output_mask": (*ctx.needs_input_grad[:2], False)}
+        grads = launch.backward(grad_output, *ctx.saved_tensors, **given, gathers=False)
+        return *grads[:2], None, None
+
+
+def scatter(input: Tensor, theta: Tensor, size: Sequence[int], **options: str | int) -> Tensor:
+    """The operator, whose backward scatters; for one matrix per image.
+
+    Raises:
+        ValueError: images have several matrices, or are antialiased.
+    """
+    if theta.ndim > 3 or "antialias" in options:
+        raise ValueError("the fused scatter takes one matrix per image and no antialiasing")
+    return _Scatter.apply(input, theta, size, options)
+
+
 def _make_compiled() -> Sampler:
     from torch._functorch import config as functorch_config
     from torch._inductor import config
@@ -119,7 +149,7 @@ _ALL = (
     Provider("eager-corners", "eager pair, align_corners", _CORNERS, lambda: _eager_corners, True),
     Provider("eager-broadcast", "eager, broadcast grid", _BROADCAST, lambda: _eager_broadcast),
     Provider("compile", "torch.compile", _COMPILE, _make_compiled, may_be_unavailable=True),
-    Provider(SCATTER, "fused scatter", _SCATTER, lambda: rival_scatter.sampler, may_be_unavailable=True),
+    Provider(SCATTER, "fused scatter", _SCATTER, lambda: scatter, may_be_unavailable=True),
 )
 PROVIDERS = {provider.name: provider for provider in _ALL}
 

@@ -6,8 +6,6 @@ small to count. Bytes over time, as a share of what a copy of the device's memor
 fraction of the roofline.
 """
 
-from __future__ import annotations
-
 import torch
 
 from perf.measuring import stopwatch

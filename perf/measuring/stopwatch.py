@@ -4,8 +4,6 @@ Each function is a list of runs that differ only in where their arguments lie in
 after the other, so that the memory that a run reads has left the cache since its last turn.
 """
 
-from __future__ import annotations
-
 import collections
 import itertools
 import math

@@ -1,8 +1,5 @@
 """The measurement itself: every workload, map, pass and provider, checked first and then timed."""
 
-from __future__ import annotations
-
-import contextlib
 import functools
 import gc
 import sys
@@ -14,7 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from perf.files import EAGER, FAILED, OK, OPERATOR, UNAVAILABLE, Row
+from perf.files import FAILED, OK, OPERATOR, UNAVAILABLE, Row
 from perf.measuring import roofline, stopwatch, workloads
 from perf.measuring.gate import Gate
 from perf.measuring.passes import COMPUTED, PASSES, Run
@@ -26,7 +23,6 @@ _GRAPH_MS = 2.0
 # A backward alone runs on the stream on which its forward was recorded, which is not the one that captures.
 _GRAPH_PASSES = ("forward", "forward+backward")
 MakeSampler = Callable[[], Sampler]
-Samplers = Sequence[tuple[Provider, MakeSampler]]
 LOST = "the GPU was lost, the run ends here"
 """Beginning of the reason of a row after which nothing more can run in this process."""
 
@@ -40,13 +36,7 @@ class Plan:
     maps: Sequence[str]
     passes: Sequence[str]
     providers: Sequence[Provider]
-    quick: bool
-    copy_gb_per_s: float
-
-    @property
-    def effort(self) -> stopwatch.Effort:
-        """How long each pass is measured."""
-        return stopwatch.QUICK if self.quick else stopwatch.FULL
+    effort: stopwatch.Effort
 
     def cells_of(self, workload: Workload) -> tuple[list[str], list[str]]:
         """The maps and the passes of a workload."""
@@ -70,7 +60,7 @@ def run(plan: Plan, progress: tqdm) -> Iterator[list[Row]]:
         for number, workload in enumerate(plan.workloads, start=1):
             if progress.disable:
                 print(f"{workload.name}: workload {number} of {len(plan.workloads)}", file=sys.stderr)
-            samplers = [(provider, functools.cache(provider.make)) for provider in plan.providers]
+            samplers = {provider.name: functools.cache(provider.make) for provider in plan.providers}
             maps, passes = plan.cells_of(workload)
             for map_name in maps:
                 progress.set_description_str(f"{workload.name} {map_name}: reference in fp64")
@@ -81,9 +71,7 @@ def run(plan: Plan, progress: tqdm) -> Iterator[list[Row]]:
                     if rows[-1]["reason"].startswith(LOST):
                         return
                 del case  # its memory must be free before the next one is made
-                if plan.device.type == "cuda":
-                    gc.collect()  # an exception and what it was raised in refer to each other
-                    torch.cuda.empty_cache()
+                _free_memory()
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
@@ -112,26 +100,25 @@ class Case:
         except torch.OutOfMemoryError as error:
             self._no_data = one_line(error)
 
-    def measure(self, pass_name: str, samplers: Samplers, progress: tqdm) -> list[Row]:
+    def measure(self, pass_name: str, samplers: Mapping[str, MakeSampler], progress: tqdm) -> list[Row]:
         """Check and time a pass of all providers; return their rows, up to the one that lost the GPU."""
         rows: dict[str, Row] = {}
         runs: dict[str, list[Run]] = {}
-        for provider, make_sampler in samplers:
+        for provider in self._plan.providers:
             name = provider.name
             progress.set_description_str(f"{self._row['workload']} {self._row['map']} {pass_name}: {name}")
-            verdict, runs[name] = self.prepare(provider, pass_name, make_sampler)
+            verdict, runs[name] = self.prepare(provider, pass_name, samplers[name])
             rows[name] = {**self._row, "pass": pass_name, "provider": name, **verdict}
             if verdict["status"] != OK and not stopwatch.is_alive(self._plan.device):
                 rows[name] |= {"status": FAILED, "reason": f"{LOST}: {verdict['reason']}"}
                 return list(rows.values())
             progress.update()
         passed = {name: row for name, row in rows.items() if row["status"] == OK}
-        try:
-            if passed:
-                self._time(pass_name, passed, {name: runs[name] for name in passed})
-        except torch.OutOfMemoryError as error:
-            for row in passed.values():
-                _has_no_memory(row, one_line(error))
+        if passed and self._time(pass_name, passed, runs):
+            for name, row in passed.items():  # alone, so that one that is too large costs no other
+                if reason := self._time(pass_name, {name: row}, runs):
+                    # A rival may need too much memory, the operator may not.
+                    row |= {"status": FAILED if name == OPERATOR else UNAVAILABLE, "reason": reason}
         return list(rows.values())
 
     def prepare(self, provider: Provider, pass_name: str, make_sampler: MakeSampler) -> tuple[Row, list[Run]]:
@@ -153,22 +140,23 @@ class Case:
         found = {"checked": verdict.tensor, "error": verdict.error, "tolerance": verdict.tolerance}
         return {"status": OK if verdict.passed else FAILED, "reason": verdict.reason, **found}, runs
 
-    def _time(self, pass_name: str, rows: Mapping[str, Row], runs: Mapping[str, list[Run]]) -> None:
-        """Add times, memory and the floor to the rows that passed and have the memory to be timed."""
+    def _time(self, pass_name: str, rows: Mapping[str, Row], runs: Mapping[str, list[Run]]) -> str:
+        """Time the providers of rows in turns; return why the memory does not suffice, or an empty text."""
+        try:
+            self._add_times(pass_name, rows, {name: runs[name] for name in rows})
+            return ""
+        except torch.OutOfMemoryError as error:
+            reason = one_line(error)
+        _free_memory()
+        return reason
+
+    def _add_times(self, pass_name: str, rows: Mapping[str, Row], runs: Mapping[str, list[Run]]) -> None:
         device, effort, moved = self._plan.device, self._plan.effort, self._model[pass_name]
-        samples, reasons = _sampled(runs, device, effort)
-        for name, reason in reasons.items():
-            _has_no_memory(rows[name], reason)
-        rows = {name: rows[name] for name in samples}
-        if not rows:
-            return
+        samples = stopwatch.sample(runs, device, effort)
         for name, row in rows.items():
             row["q20_ms"], row["median_ms"], row["q80_ms"] = stopwatch.quantiles(samples[name])
             row["samples"] = len(samples[name])
             row["model_mib"], row["gb_per_s"] = moved / 2**20, moved / row["median_ms"] / 1e6
-            row["roofline"] = row["gb_per_s"] / self._plan.copy_gb_per_s
-            if EAGER in rows:
-                row["speedup"] = stopwatch.quantiles(samples[EAGER])[1] / row["median_ms"]
             if device.type == "cuda":
                 row["peak_mib"] = stopwatch.peak_bytes(runs[name][0]) / 2**20
         short = {name: runs[name] for name, row in rows.items() if row["median_ms"] < _GRAPH_MS}
@@ -180,29 +168,6 @@ class Case:
                     row["reason"] = f"no CUDA graph: {one_line(errors[name])}"
 
 
-def _sampled(
-    runs: Mapping[str, list[Run]], device: torch.device, effort: stopwatch.Effort
-) -> tuple[stopwatch.Samples, dict[str, str]]:
-    """Time all providers in turns; if the memory does not suffice, time each of them alone.
-
-    Returns:
-        The samples of the providers that fit, and why the others do not.
-    """
-    with contextlib.suppress(torch.OutOfMemoryError):
-        return stopwatch.sample(runs, device, effort), {}
-    samples: stopwatch.Samples = {}
-    reasons: dict[str, str] = {}
-    for name, alone in runs.items():
-        if device.type == "cuda":
-            gc.collect()
-            torch.cuda.empty_cache()
-        try:
-            samples |= stopwatch.sample({name: alone}, device, effort)
-        except torch.OutOfMemoryError as error:
-            reasons[name] = one_line(error)
-    return samples, reasons
-
-
-def _has_no_memory(row: Row, reason: str) -> None:
-    """Mark a row without times. A rival may need too much memory, the operator may not."""
-    row |= {"status": FAILED if row["provider"] == OPERATOR else UNAVAILABLE, "reason": reason}
+def _free_memory() -> None:
+    gc.collect()  # an exception and what it was raised in refer to each other
+    torch.cuda.empty_cache()

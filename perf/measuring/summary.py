@@ -1,7 +1,5 @@
 """The texts that `bench` prints: the table of a run, and with ``--list`` the names that it takes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pandas as pd
@@ -12,8 +10,7 @@ from perf.measuring.passes import COMPUTED
 from perf.measuring.providers import PROVIDERS
 from perf.measuring.workloads import ON_CPU, WORKLOADS
 
-_WORST = 5
-"""How many lost rows are named for each rival."""
+_WORST = 5  # lost rows that are named for each rival
 _NOTES = f"""\
 ms: the operator's. x: how many times faster it is than each rival (~: within noise under every map: the 20 to
 80 % intervals overlap, or there are fewer than {FEW_SAMPLES} samples). roofline: the least bytes of the pass,
@@ -95,8 +92,7 @@ def listing() -> str:
         "passes": {name: ", ".join(tensors) for name, tensors in COMPUTED.items()},
         "providers": {name: provider.what for name, provider in PROVIDERS.items()},
     }
-    parts = []
+    lines = []
     for title, table in tables.items():
-        parts.append([title, *(f"  {name:31} {what}" for name, what in table.items())])
-    parts.append([f"By default a CPU runs {', '.join(ON_CPU)} under {', '.join(CPU_MAPS)}."])
-    return "\n\n".join(map("\n".join, parts))
+        lines += [title, *(f"  {name:31} {what}" for name, what in table.items()), ""]
+    return "\n".join([*lines, f"By default a CPU runs {', '.join(ON_CPU)} under {', '.join(CPU_MAPS)}."])

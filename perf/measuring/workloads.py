@@ -1,7 +1,5 @@
 """Named workloads: the shapes that users of a spatial transformer have, and their data."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -33,8 +31,7 @@ class Workload:
     scale: float = 1.0  # the share of the picture, along each axis, that the identity shows
     options: Mapping[str, str | int] = field(default_factory=dict)
     """mode and padding_mode; antialias as the samples per pixel and axis that the identity needs."""
-    sweep: bool = False
-    """Whether it is one of a row of workloads that differ in one number, which have few maps and passes."""
+    sweep: bool = False  # whether it is one of several that differ in one number, with few maps and passes
 
     @property
     def layout(self) -> str:
@@ -101,11 +98,11 @@ class Data:
         """Lengths of the output's axes."""
         return tuple(self.grad_output.shape[2 - self.input.ndim :])
 
-    def mapped(self, change: Callable[[Tensor], Tensor]) -> Data:
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "Data":
         """Replace each tensor by ``change`` of it."""
         return replace(self, **{n: change(getattr(self, n)) for n in ("input", "theta", "grad_output")})
 
-    def copies(self, count: int) -> list[Data]:
+    def copies(self, count: int) -> "list[Data]":
         """This and ``count - 1`` copies of it, elsewhere in memory."""
         return [self, *(self.mapped(Tensor.clone) for _ in range(count - 1))]
 
@@ -162,13 +159,10 @@ def make(workload: Workload, device: torch.device, map_name: str | None = None) 
 
 
 def _at_kink(theta: Tensor, size_in: Sequence[int], size: Sequence[int], fine: int) -> Tensor:
-    """Find the output pixels that sample the input at a row or column of pixel centres, within rounding.
+    """Find the output pixels (N, *size) that sample at a row or column of pixel centres, within rounding.
 
     The derivative for theta jumps there, so two correct fp32 results may differ by the whole jump. A pixel
     has ``fine`` samples along each axis; one of them is enough, with either value of ``align_corners``.
-
-    Returns:
-        A bool tensor (N, *size).
     """
     extents = torch.tensor(list(reversed(size_in)), device=theta.device, dtype=torch.float64)
     shape = [len(theta), 1, *(n * fine for n in size)]

@@ -1,7 +1,5 @@
 """The fastest configuration of one bucket: each is checked, timed briefly, and the best few timed again."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -11,7 +9,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from perf.files import FAILED, OK
+from perf.files import FAILED, OK, Row
 from perf.measuring import stopwatch
 from perf.measuring.passes import Run
 from perf.measuring.suite import one_line
@@ -20,15 +18,12 @@ from stn_triton import autotuner, policy
 from stn_triton.buckets import Bucket
 from stn_triton.tuning import Config, Launch
 
-Row = dict[str, Any]
 TIMES = ("q20_ms", "median_ms", "q80_ms")
 NUMBERS = (*TIMES, "gain")
-FIRST_MS = 10
-"""Time for each configuration in the first round, which finds the finalists."""
+FIRST_MS = 10  # for each configuration in the first round, which finds the finalists
 ROUNDS, ROUND_MS = 5, 20
 """Later rounds, and the time for each finalist in each. In turns, so that clock drift meets all of them."""
-FINALISTS = 5
-"""Number of configurations besides the default that are timed again."""
+FINALISTS = 5  # configurations besides the default that are timed again
 
 
 def config_of(row: Mapping[str, Any]) -> Config:

@@ -4,8 +4,6 @@ Nothing here computes a bucket: calls are run dry, on meta tensors, and the laun
 it reached.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The timings so far, in a CSV from which a later run goes on, and the best of them in a table."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
