@@ -54,7 +54,7 @@ def _bench(parser: Parser) -> None:
     """
     add_device(parser)
     for name in ("workloads", "maps", "passes", "providers"):
-        parser.add_argument(f"--{name}", **NAMES, help=f"which {name} (default: all; on a CPU few)")
+        parser.add_argument(f"--{name}", **NAMES, help=f"which {name} (--list says the default)")
     parser.add_argument("--list", **FLAG, help="print the names that can be chosen, and stop")
     parser.add_argument("--quick", **FLAG, help="small batches, few maps, no torch.compile")
     _add_out(parser)

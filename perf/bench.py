@@ -75,4 +75,4 @@ def draw(run: Run, out: Path) -> tuple[list[str], bool]:
         paths = [path for _, some in plot.write(run, out) for path in some]
         return [f"wrote {path}" for path in (*paths, report.write(run, out))], True
     except Exception as error:  # any error belongs in the report; the rows are already written
-        return [f"no charts and page: {suite.one_line(error)}"], False
+        return [f"no page, or not all charts: {suite.one_line(error)}"], False

@@ -35,7 +35,7 @@ def main(args: argparse.Namespace) -> int:
     for line in warnings:
         print(f"warning: {line}", file=sys.stderr)
     found = compare(before, after, args.threshold)
-    if found["change"].isna().all():
+    if found["change"].isna().all() and "broke" not in set(found["verdict"]):
         expected = "expected the same workloads, both quick or none"
         raise UsageError(f"{args.before} and {args.after}: no row has a time in both; {expected}")
     own = found.loc[found["provider"] == OPERATOR, "verdict"]
@@ -75,7 +75,7 @@ def compare(before: Run, after: Run, threshold: float) -> pd.DataFrame:
     is_odd = is_drift & ~drift.between(1 / _MOST_DRIFT, _MOST_DRIFT)
     had, has = both["median_ms_before"].notna(), both["median_ms_after"].notna()
     conditions = {
-        "broke": had & (both["status_after"] == FAILED),
+        "broke": (both["status_after"] == FAILED) & (both["status_before"] != FAILED),
         "gone": had & ~has,
         "fixed": has & (both["status_before"] == FAILED),
         "new": has & ~had,
@@ -87,4 +87,5 @@ def compare(before: Run, after: Run, threshold: float) -> pd.DataFrame:
     names = {"median_ms_before": "before_ms", "median_ms_after": "after_ms", "reason_after": "reason"}
     both = both.rename(columns=names)
     both["rank"] = both["verdict"].map(_VERDICTS.index) * 2 + (both["provider"] != OPERATOR)
-    return both[had | has].sort_values(["rank", "change"], ascending=[True, False])[_SHOWN]
+    is_shown = had | has | (both["verdict"] == "broke")
+    return both[is_shown].sort_values(["rank", "change"], ascending=[True, False])[_SHOWN]

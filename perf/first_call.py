@@ -1,7 +1,8 @@
 """A user's first training step in a new process: how many seconds until each part of it is done.
 
 ``python -m perf.first_call WORKLOAD`` prints a JSON object. With ``--stub`` the kernels are compiled and
-"launched" on a driver that does nothing, so that only the GPU's own time is missing.
+"launched" on a driver that does nothing, so that only the GPU's own time is missing. With ``--scatter`` the
+backward is the fused scatter.
 """
 
 import contextlib
@@ -45,6 +46,8 @@ def main(name: str, flag: str = "", began: str = "") -> None:
     compiled: list[bool] = []
     knobs.compilation.listener = lambda *, cache_hit, **_: compiled.append(not cache_hit)
     workload, is_stub = workloads.WORKLOADS[name], flag == "--stub"
+    sampler = providers.scatter if flag == "--scatter" else providers.operator
+    laps["measuring_s"] = time.monotonic()
 
     def lap(part: str) -> None:
         if not is_stub:
@@ -59,12 +62,13 @@ def main(name: str, flag: str = "", began: str = "") -> None:
         lap("data")
         before = sum(os.times()[:4])
         for step in ("first", "second"):
-            output = providers.operator(*leaves, data.size, **data.options)
+            output = sampler(*leaves, data.size, **data.options)
             lap(f"{step}_forward")
             if is_trained:
                 torch.autograd.grad(output, leaves, data.grad_output)
                 lap(f"{step}_backward")
     seconds = {b: round(laps[b] - laps[a], 4) for a, b in itertools.pairwise(laps)}
+    del seconds["measuring_s"]  # imports of this measurement alone
     compiling = {"kernels": sum(compiled), "processor_s": round(sum(os.times()[:4]) - before, 4)}
     print(json.dumps(seconds | compiling))
 

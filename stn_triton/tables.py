@@ -102,13 +102,15 @@ def load(path: Path, parse: Parse, device: str | None = None) -> dict[Any, dict[
 
 
 def write(path: Path, table: Table) -> None:
-    """Write a table, and replace an existing file.
+    """Write a table, and replace an existing file as a whole, because a process may be ended as it writes.
 
     Raises:
         OSError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(dumps(table), encoding="utf-8")
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(dumps(table), encoding="utf-8")
+    partial.replace(path)
 
 
 def dumps(table: Table) -> str:

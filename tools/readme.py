@@ -3,8 +3,8 @@
     python tools/readme.py                                        # from the committed rows
     python tools/readme.py perf-results/evidence-DATE/speed.csv   # commit these rows, and make both from them
 
-The committed rows are perf/results/nvidia-h200.csv. Only a full run on the same GPU replaces them. Rows of
-another GPU belong beside them, with a name of their own.
+The committed rows are perf/results/nvidia-h200.csv. They are replaced only by a run of a commit on the same
+GPU that has all their workloads. Rows of another GPU belong beside them, with a name of their own.
 
 Exit codes: 0 done; 2 a wrong argument.
 """
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
 from perf import UsageError, files  # noqa: E402
-from perf.evidence.outcome import draw, markdown  # noqa: E402
+from perf.evidence.outcome import draw, markdown, ratios  # noqa: E402
 
 MEASURED = ROOT / "perf" / "results" / "nvidia-h200.csv"
 README = ROOT / "README.md"
@@ -36,17 +36,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("speed", nargs="?", type=Path, default=MEASURED, help="rows that replace those here")
     path = parser.parse_args(arguments).speed
     try:
-        run, device = files.read_run(path), files.read_run(MEASURED).facts["device"]
+        run, old = files.read_run(path), files.read_run(MEASURED)
     except UsageError as error:
         parser.error(str(error))
-    if run.quick or run.facts["device"] != device:
-        kind = "a quick run" if run.quick else "a run"
-        parser.error(f"{path}: {kind} on {run.facts['device']}; expected a full run on {device}")
+    lacking = ratios(old.rows).index.unique("workload").difference(ratios(run.rows).index.unique("workload"))
+    problems = {
+        f"a run on {run.facts['device']}": run.facts["device"] != old.facts["device"],
+        "a quick run": run.quick,
+        f"a run of {run.facts['commit']}": "dirty" in run.facts["commit"],
+        f"without {', '.join(lacking)}": len(lacking) > 0,
+    }
+    if found := [problem for problem, is_so in problems.items() if is_so]:
+        parser.error(f"{path}: {found[0]}; expected a full run of a commit on {old.facts['device']}")
+    text = README.read_text()
+    new = text.replace(table_of(text), markdown(run))
     if path.resolve() != MEASURED:
         shutil.copyfile(path, MEASURED)
     draw(run, MEASURED.with_suffix(".png"))
-    text = README.read_text()
-    README.write_text(text.replace(table_of(text), markdown(run)))
+    README.write_text(new)
     return 0
 
 

@@ -21,11 +21,16 @@ def test_a_full_run_on_the_same_gpu_replaces_rows_table_and_picture(tmp_path, mo
         here.write_bytes(getattr(readme, name).read_bytes())
         monkeypatch.setattr(readme, name, here)
     new = tmp_path / "new.csv"
-    for change, named in ({"device": "other"}, "a run on other"), ({"quick": True}, "a quick run on NVIDIA"):
-        rows.assign(**change).to_csv(new, index=False)
+    for wrong, named in (
+        (rows.assign(device="other"), "a run on other"),
+        (rows.assign(quick=True), "a quick run"),
+        (rows.assign(commit="abc+dirty"), "a run of abc+dirty"),
+        (rows[rows["workload"] != "crops-7"], "without crops-7"),
+    ):
+        wrong.to_csv(new, index=False)
         with pytest.raises(SystemExit, match="2"):
             readme.main([str(new)])
-        assert f"{named}" in capsys.readouterr().err
+        assert f"{named}; expected a full run of a commit on NVIDIA" in capsys.readouterr().err
     assert readme.README.read_text() == text
     rows.assign(commit="abcdef1234").to_csv(new, index=False)
     assert readme.main([str(new)]) == 0

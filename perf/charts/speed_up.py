@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator
 
 from perf.charts import style
-from perf.files import EAGER, OPERATOR, SWEEP, Run, geometric_mean, value_of
+from perf.files import EAGER, OK, OPERATOR, SWEEP, Run, geometric_mean, value_of
 
 MAIN = ("forward", "forward+backward")
 _WIN, _LOSS = {"facecolor": style.WIN}, {"facecolor": style.LOSS, "hatch": "//", "edgecolor": "white"}
@@ -80,7 +80,7 @@ def _panel(ax: Axes, rows: pd.DataFrame, measure: Measure, marks: dict[str, dict
             ax.barh(y - 0.1, mean - 1, 0.44, 1, **(_LOSS if mean < 1 else _WIN))
             ends = own["value"].min(), own["value"].max()
             ax.plot(ends, [y - 0.1] * 2, color="black", marker="|", linewidth=1.2)
-        problems = own.loc[own["value"].isna(), "status"].value_counts()
+        problems = own.loc[own["value"].isna(), "status"].replace(OK, "no pair").value_counts()
         texts += [f"{style.shorten(status, 16)}: {n} of {len(own)}" for status, n in problems.items()]
         color = style.LOSS if mean < 1 or len(problems) else style.INK
         ax.text(1.02, y, "\n".join(texts), transform=ax.get_yaxis_transform(), va="center", color=color)

@@ -37,7 +37,7 @@ _LOOKS = {
 """Colour, marker and line style of each provider; all providers that this version does not know share one."""
 _UNKNOWN = ("#555555", "X", (0, (1, 3)))
 _LABELS = {name: provider.label for name, provider in PROVIDERS.items()}
-_LABELS |= {"scatter": "fused scatter", GRAPHS: "operator and pair in CUDA graphs"}
+_LABELS[GRAPHS] = "operator and pair in CUDA graphs"
 
 
 def line(provider: str) -> dict[str, object]:

@@ -50,7 +50,9 @@ def main(args: argparse.Namespace) -> int:
     say = functools.partial(print, file=sys.stderr, flush=True)
     runner = Runner(todo, 60 * args.minutes, out, say)
     # A lost terminal and a request to end are handled as Ctrl-C, which ends the commands' processes too.
-    before = {one: signal.signal(one, signal.default_int_handler) for one in (signal.SIGTERM, signal.SIGHUP)}
+    # `nohup` ignores the first, and this goes on.
+    wanted = [one for one in (signal.SIGHUP, signal.SIGTERM) if signal.getsignal(one) != signal.SIG_IGN]
+    before = {one: signal.signal(one, signal.default_int_handler) for one in wanted}
     try:
         runner.run()
     finally:  # an interrupted run has a summary too

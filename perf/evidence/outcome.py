@@ -9,9 +9,9 @@ import pandas as pd
 
 from perf import files, setting
 from perf.charts import speed_up, style
-from perf.evidence.runner import DONE, FAILED, left
+from perf.evidence.runner import DONE, left
 from perf.evidence.steps import Record
-from perf.files import CELL, EAGER, OPERATOR, Run, geometric_mean, timed, value_of
+from perf.files import CELL, EAGER, FAILED, OPERATOR, Run, geometric_mean, timed, value_of
 from perf.measuring.providers import SCATTER
 from perf.measuring.suite import one_line
 from perf.measuring.workloads import WORKLOADS
@@ -38,11 +38,11 @@ _MOST_LINES = 8
 def summarize(results: Record, out: Path) -> str:
     """Return the whole summary, and draw evidence.png."""
     parts = [verdict(results)]
-    try:
-        for part in figures(results, out):
-            parts.append(part)
-    except Exception as error:  # rows that nobody thought of must not cost the verdict
-        parts.append(f"not shown: {one_line(error)}")
+    for part in (speeds, texts):
+        try:
+            parts += part(results, out)
+        except Exception as error:  # rows that nobody thought of must not cost the other parts
+            parts.append(f"not shown: {one_line(error)}")
     return "\n\n".join([*parts, cut(results)])
 
 
@@ -64,13 +64,13 @@ def verdict(results: Record) -> str:
     machine, problems, passed = results["machine"], failures(results), _passed(results)
     lines = [setting.summary(machine)] if machine else []
     if machine.get("device_type") == "cpu":
-        lines.append("A REHEARSAL: the plain PyTorch path on a CPU; its times mean nothing.")
+        lines.append("A REHEARSAL: the plain PyTorch path on a CPU. No test runs, and times mean nothing.")
     right = f"RIGHT; passed: {', '.join(passed)}" if passed else "NOTHING COMPARED"
     return "\n".join([*lines, "", "FAILED" if problems else right, *_few(problems, "evidence.json")])
 
 
-def figures(results: Record, out: Path) -> Iterator[str]:
-    """Yield paragraphs of times from speed.csv and as commands print them; draw evidence.png."""
+def speeds(results: Record, out: Path) -> Iterator[str]:
+    """Yield paragraphs of times from speed.csv; draw evidence.png."""
     if (out / "speed.csv").exists():
         run = files.read_run(out / "speed.csv")
         calls = ratios(run.rows)["calls"].dropna()
@@ -85,11 +85,16 @@ def figures(results: Record, out: Path) -> Iterator[str]:
         if len(gather):
             yield f"{gather.to_string(float_format='%.3g', na_rep='-')}\n{_GATHER_LEGEND}"
         draw(run, out / "evidence.png")
+
+
+def texts(results: Record, out: Path) -> Iterator[str]:
+    """Yield what commands print."""
     for step, commands in results["steps"].items():
         yield from (f"{step}, {name}:\n{one['text']}" for name, one in commands.items() if one.get("text"))
     if (out / "block-sizes.json").exists():
         name = tables.slug(results["machine"]["device"])
-        yield f"to use the block sizes in a checkout: cp block-sizes.json stn_triton/tuned/{name}.json"
+        tuned = f"mkdir -p stn_triton/tuned && cp {out}/block-sizes.json stn_triton/tuned/{name}.json"
+        yield f"to use the block sizes in a checkout: {tuned}"
 
 
 def cut(results: Record) -> str:

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TextIO
 
 from perf.evidence.steps import Record, Step
+from perf.files import FAILED
 from perf.measuring.suite import one_line
 
 ROOT = Path(__file__).resolve().parents[2]
-DONE, FAILED, ENDED, NOT_REACHED = "done", "FAILED", "ended", "not reached"
+DONE, ENDED, NOT_REACHED = "done", "ended", "not reached"
 _SECONDS_TO_DIE = 3.0  # a process that a driver does not let go may never end
 _ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",

@@ -4,6 +4,7 @@ A reader gets the record of a command and the directory of all results; it retur
 The exit code is None if the command was ended. A reader may add to the record.
 """
 
+import itertools
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from perf import files
+from perf import EXIT_FAILED, files
 from perf.files import FAILED, OPERATOR
 from perf.measuring import maps, suite
 from perf.measuring.workloads import WORKLOADS
@@ -28,14 +29,15 @@ TELLING = [
 _FURTHER = [name for name, workload in WORKLOADS.items() if name not in TELLING and not workload.sweep]
 _CHANNELS = [f"channels-{n}" for n in (1, 4, 16, 64, 256)]
 _PAIRS = ("eager-corners", "eager-broadcast")
-_PER_BENCH = 4  # workloads in a command, which needs about ten seconds to begin and to draw
+_PER_BENCH = 2  # workloads in a command, which needs about ten seconds to begin and to draw
 _PYTEST = [  # without plugins and `tests/conftest.py`
     *("-m", "pytest", "-q", "-c", os.devnull, "--rootdir", ".", "--noconftest", "-W", "ignore"),
     *("-p", "no:cacheprovider", "--tb", "line", "tests/test_gpu.py", "-k"),
 ]
 _DTYPES = ("float32", "float64", "bfloat16", "float16 and not bfloat16")
-TESTS = [f"within_twice and {kind} and {dtype}" for kind in ("nchw", "channels_last") for dtype in _DTYPES]
-TESTS += ["graph or waits", "not graph and not waits and not within_twice and not 2_31"]
+_KINDS = list(itertools.product(("nchw", "channels_last"), _DTYPES, ("True", "False")))
+TESTS = [f"within_twice and {' and '.join(kind)}" for kind in _KINDS]
+TESTS += ["graph", "waits", "not graph and not waits and not within_twice and not 2_31"]
 """The tests of a GPU in parts, as pytest selects them."""
 LARGE_TESTS = "2_31"  # those that need most of a GPU's memory
 Record = dict[str, Any]  # a command with its result, or results of many, for JSON
@@ -75,17 +77,23 @@ def read_tests(record: Record, out: Path) -> list[str]:
 
 
 def read_bench(record: Record, out: Path) -> list[str]:
-    """Add the rows of ``bench`` to speed.csv, whose last rows count; a rival's failure is no problem."""
+    """Add the rows of ``bench`` to speed.csv, whose last rows count; a rival's failure is no problem.
+
+    All rows get the facts that the first command found: the rows of one machine are one run.
+    """
     path = Path(record["command"][-1]) / "speed.csv"
     if not path.exists():
         return exit_code(record, out)
     # The last line may be cut off, because the process may have been ended while it wrote.
     table = pd.read_csv(path, dtype=str).dropna(subset="date")
+    if (out / "speed.csv").exists():
+        table[files.FACTS] = pd.read_csv(out / "speed.csv", dtype=str, nrows=1)[files.FACTS].iloc[0]
     files.append(table, out / "speed.csv")
     failed = table[table["status"] == FAILED].fillna("")
     is_grave = (failed["provider"] == OPERATOR) | failed["reason"].str.startswith(suite.LOST)
     lines = failed[["workload", "map", "pass", "provider", "reason"]].agg(" ".join, axis=1)
-    return lines[is_grave].tolist() if len(failed) else exit_code(record, out)
+    is_explained = record["exit"] == EXIT_FAILED and len(failed)
+    return lines[is_grave].tolist() or ([] if is_explained else exit_code(record, out))
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,10 @@ def steps(out: Path, rehearse: bool) -> list[Step]:
     facts = each([device[1]], "-m", "perf.setting")
     checks = each(rows, "-m", "stn_triton", "check", *device, "--quick", "--json", "--only")
     ahead = {name: ["-m", "perf.first_call", name, *["--stub"] * rehearse] for name in names}
+    if not rehearse:
+        both = [WORKLOADS[name] for name in (*names, *_CHANNELS)]
+        able = [w.name for w in both if not w.crops and "antialias" not in w.options]
+        ahead |= {f"{name}, scatter": ["-m", "perf.first_call", name, "--scatter"] for name in able}
     speed = bench(names, [*_PAIRS, "scatter"], "identity", maps.RANDOM)
     first = each(names[:4], *perf, "overhead", *device, "--first-calls")
     found = [
@@ -135,7 +147,8 @@ def steps(out: Path, rehearse: bool) -> list[Step]:
     ]
     if rehearse:
         return found
-    tune = each(names, *perf, "tune", "--out", str(out), "--table", f"{out}/block-sizes.json", "--workloads")
+    options = ["--only", "forward/*", "backward/*", "scatter/*", "--out", str(out)]
+    tune = each(names, *perf, "tune", *options, "--table", f"{out}/block-sizes.json", "--workloads")
     backward, further = bench(_CHANNELS, ["scatter"], maps.RANDOM), bench(_FURTHER, _PAIRS, maps.RANDOM)
     return [
         *found,

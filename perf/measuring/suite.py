@@ -153,19 +153,22 @@ class Case:
     def _add_times(self, pass_name: str, rows: Mapping[str, Row], runs: Mapping[str, list[Run]]) -> None:
         device, effort, moved = self._plan.device, self._plan.effort, self._model[pass_name]
         samples = stopwatch.sample(runs, device, effort)
-        for name, row in rows.items():
+        found: dict[str, Row] = {name: {} for name in rows}  # kept if the memory suffices to the end
+        for name, row in found.items():
             row["q20_ms"], row["median_ms"], row["q80_ms"] = stopwatch.quantiles(samples[name])
             row["samples"] = len(samples[name])
             row["model_mib"], row["gb_per_s"] = moved / 2**20, moved / row["median_ms"] / 1e6
             if device.type == "cuda":
                 row["peak_mib"] = stopwatch.peak_bytes(runs[name][0]) / 2**20
-        short = {name: runs[name] for name, row in rows.items() if row["median_ms"] < _GRAPH_MS}
+        short = {name: runs[name] for name, row in found.items() if row["median_ms"] < _GRAPH_MS}
         if device.type == "cuda" and pass_name in _GRAPH_PASSES and short:
             medians, errors = stopwatch.replayed(short, effort)
-            for name, row in rows.items():
+            for name, row in found.items():
                 row["graph_ms"] = medians.get(name)
                 if name in errors:
                     row["reason"] = f"no CUDA graph: {one_line(errors[name])}"
+        for name, row in rows.items():
+            row |= found[name]
 
 
 def _free_memory() -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 from perf.files import CELL, FAILED, FEW_SAMPLES, OK, OPERATOR, Run, geometric_mean, timed
 from perf.measuring.maps import CPU_MAPS, MAPS
 from perf.measuring.passes import COMPUTED
-from perf.measuring.providers import PROVIDERS
+from perf.measuring.providers import PROVIDERS, SCATTER
 from perf.measuring.workloads import ON_CPU, WORKLOADS
 
 _WORST = 5  # lost rows that are named for each rival
@@ -95,4 +95,5 @@ def listing() -> str:
     lines = []
     for title, table in tables.items():
         lines += [title, *(f"  {name:31} {what}" for name, what in table.items()), ""]
-    return "\n".join([*lines, f"By default a CPU runs {', '.join(ON_CPU)} under {', '.join(CPU_MAPS)}."])
+    on_cpu = f"a CPU runs {', '.join(ON_CPU)} under {', '.join(CPU_MAPS)}"
+    return "\n".join([*lines, f"By default all run but {SCATTER}; {on_cpu}."])

@@ -80,6 +80,8 @@ def search(bucket: Bucket, run: Run, configs: Sequence[Config], device: torch.de
             row["status"] = one_line(error)
             if row["is_default"] or not stopwatch.is_alive(device):
                 raise RuntimeError(f"with {named(config)}: {row['status']}") from error
+    if rows[0]["status"] != OK:
+        raise RuntimeError(f"with {named(rows[0])}, the default: {rows[0]['status']}")
     timed = [row for row in rows[1:] if row["status"] == OK]
     finalists = [rows[0], *sorted(timed, key=lambda row: row["median_ms"])[:FINALISTS]]
     rounds = [[milliseconds(launch, config_of(row), ROUND_MS) for row in finalists] for _ in range(ROUNDS)]

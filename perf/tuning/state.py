@@ -1,5 +1,6 @@
 """The timings so far, in a CSV from which a later run goes on, and the best of them in a table."""
 
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,9 @@ class Keeper:
     def _write(self) -> None:
         partial = self.csv.with_name(f"{self.csv.name}.partial")  # a run may be killed while it writes
         try:
-            self.csv.parent.mkdir(parents=True, exist_ok=True)
+            for folder in (self.csv.parent, self.table.parent):  # before hours of timing
+                folder.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=folder).close()
             pd.DataFrame(self.rows, columns=COLUMNS).to_csv(partial, index=False, float_format="%.7g")
             partial.replace(self.csv)
             if best := self.best():
@@ -65,7 +68,7 @@ class Keeper:
         try:
             table = tables.read(self.table, self._facts["device"])
         except tables.TableError as error:
-            raise UsageError(f"--table: {self.table} is not to be overwritten: {error}") from None
+            raise UsageError(f"--table: {self.table} is not overwritten: {error}; remove it") from None
         return table.configs if table is not None and table.kernels == tables.kernels() else {}
 
     def _read_csv(self) -> list[Row]:

@@ -146,11 +146,11 @@ def padded_pixel(pixel, low, high, K: tl.constexpr):
 def cubic(fraction):
     """Weights of the four taps of Keys' cubic kernel with A = -0.75, and their derivatives by the position.
 
-    The polynomials are factored at their zeros, so that a weight next to a zero has its full precision and is
-    zero only at the zero itself: a pixel of weight zero is left out, with its NaN.
+    The polynomials are factored at their zeros, so that a weight next to a zero has its full precision. Only
+    at the zero is it zero (or below the smallest number): a pixel of weight zero is left out, with its NaN.
 
     Args:
-        fraction: distance to the second tap, from 0 up to, but not including, 1; the third is 1 further on.
+        fraction: distance to the second tap, from 0 to 1; the third is 1 further on.
     """
     rest = 1 - fraction
     outer = -0.75 * fraction * rest
