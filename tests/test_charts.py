@@ -49,14 +49,7 @@ def test_the_commands_name_what_they_wrote_and_what_they_did_not(tmp_path, capsy
     assert any(line.startswith("not drawn: no rows for the peak memory") for line in lines)
     assert imread(out / "speed.png")[..., :3].std() > 0.05
     letters = "".join(ET.parse(out / "speed.svg").getroot().itertext())
-    for said in (
-        "Imaginary EPYC",
-        "torch 2.13.0",
-        "commit 4d55deb0d6",
-        "digits-28",
-        "plain PyTorch",
-        "A quick run",
-    ):
+    for said in ("Imaginary EPYC", "torch 2.13.0", "commit 4d55deb0d6", "digits-28", "plain PyTorch"):
         assert said in letters
     assert main(["report", str(tmp_path), "--out", str(out)]) == 0
     assert capsys.readouterr().out.strip() == str(out / "report.html")
@@ -163,15 +156,9 @@ def test_nothing_of_a_file_becomes_an_element_is_fetched_or_run(tmp_path):
     facts = ("device", "driver", "torch", "commit", "date", "platform")
     page = page_of(table.assign(**dict.fromkeys(facts, HOSTILE)), tmp_path)
     assert text_of(page).count(HOSTILE) > 10  # shown as it stands, and not filled in
-    elements = re.findall(r"<(\w+)([^>]*)>", page)
-    tags = [tag for tag, _ in elements]
-    assert (tags.count("script"), tags.count("img"), len(pictures(page))) == (1, 3, 3)
-    fetching = {"link", "iframe", "object", "embed", "base", "form", "audio", "video", "source"}
-    assert not fetching & set(tags)
-    for _, attributes in elements:
-        assert not re.search(
-            r"\s(on\w+|href|action|data|poster|srcset)\s*=|src=\"(?!data:image/svg)", attributes
-        )
+    assert (page.count("<script"), page.count("<img"), len(pictures(page))) == (1, 3, 3)
+    fetching = r"\s(on\w+|href|action|data|poster|srcset|src(?!=\"data:image/svg))\s*="
+    assert not any(re.search(fetching, tag) for tag in re.findall(r"<\w[^>]*>", page))
     for element in (element for picture in pictures(page) for element in picture.iter()):
         assert not element.tag.endswith(("script", "foreignObject", "image"))
     assert not re.search(r"@import|url\(", page)

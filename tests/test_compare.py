@@ -21,11 +21,8 @@ def test_rows_survive_the_way_through_a_file():
     later = small(workloads=("planes-7",)).assign(median_ms=7.0, date="2026-12-01")  # it counts
     run = made_up.run(pd.concat([table, later]).assign(commit="12345e1099", cpu="a\x1b[31m"))
     assert (run.rows["median_ms"] == 7).equals(run.rows["workload"] == "planes-7")
-    assert [run.rows.loc[3, "reason"], *map(run.facts.get, ("commit", "cpu"))] == [
-        "None",
-        "12345e1099",
-        "a [31m",
-    ]
+    assert run.rows.loc[3, "reason"] == "None"
+    assert (run.facts["commit"], run.facts["cpu"]) == ("12345e1099", "a [31m")
     numbers = ["median_ms", "q20_ms", "samples", "peak_mib", "speedup"]
     expected = table.loc[table["workload"] == "digits-28", numbers].astype(float)
     pd.testing.assert_frame_equal(run.rows.loc[: len(expected) - 1, numbers], expected)
@@ -130,11 +127,7 @@ def test_the_drift_is_taken_out_of_the_change(compare):
     ours, theirs = document["rows"]  # rows of the operator come first
     assert (ours["before_ms"], ours["after_ms"]) == (1.0, 1.38)
     assert (ours["change"], ours["drift"]) == pytest.approx((1.15, 1.2))
-    assert (theirs["provider"], theirs["verdict"], theirs["change"]) == (
-        "eager",
-        "slower",
-        pytest.approx(1.2),
-    )
+    assert (theirs["verdict"], theirs["change"]) == ("slower", pytest.approx(1.2))
 
 
 def test_the_threshold_can_be_set_and_a_rivals_loss_is_no_failure(compare):
@@ -153,32 +146,22 @@ def test_rows_that_differ_in_what_was_measured_are_not_matched(compare):
     assert verdicts == ["new"] * 2 * len(columns)
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"device": "Imaginary T4"}, "device: Imaginary H100 80GB HBM3 before, Imaginary T4 after"),
-        ({"torch": "2.14.0"}, "torch: 2.13.0+cu128 before, 2.14.0 after"),
-        ({"quick": True}, "quick: False before, True after"),
-        ({"commit": "0123456789", "date": "2027"}, ""),
-    ],
-)
-def test_unlike_runs_are_warned_of(compare, change, said):
-    _, document, err = compare(cell(), cell(**change))
-    assert (document["warnings"], err) == ([said], f"warning: {said}\n") if said else ([], "")
+def test_unlike_runs_are_warned_of_but_not_of_another_commit_or_date(compare):
+    after = cell(device="Imaginary T4", torch="2.14.0", quick=True, commit="0123456789", date="2027")
+    _, document, err = compare(cell(), after)
+    assert document["warnings"] == [
+        "quick: False before, True after",
+        "device: Imaginary H100 80GB HBM3 before, Imaginary T4 after",
+        "torch: 2.13.0+cu128 before, 2.14.0 after",
+    ]
+    assert err.splitlines() == [f"warning: {line}" for line in document["warnings"]]
 
 
-@pytest.mark.parametrize(
-    ("table", "arguments", "said"),
-    [
-        (cell(shape="16x1x28x28"), [], "no row has a time in both"),
-        *((cell(), ["--threshold", value], "--threshold") for value in ("-0.1", "nan", "inf")),
-    ],
-)
-def test_wrong_arguments_exit_2(compare, capsys, table, arguments, said):
+def test_runs_without_a_common_row_are_refused(compare, capsys):
     with pytest.raises(SystemExit) as stop:
-        compare(table, cell(), *arguments)
+        compare(cell(shape="16x1x28x28"), cell())
     assert stop.value.code == 2
-    assert said in capsys.readouterr().err
+    assert "no row has a time in both" in capsys.readouterr().err
 
 
 def test_the_printed_table_has_what_changed(tmp_path, capsys):

@@ -1,10 +1,12 @@
-"""``python -m perf evidence``: its commands, what is read from them, the summary, and the README's table."""
+"""``python -m perf evidence``: its commands, their processes and results, the summary, the README's table."""
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,13 +19,12 @@ import torch
 
 from perf import files
 from perf.__main__ import build_parser, main
-from perf.evidence import outcome
-from perf.evidence.runner import DONE, ENDED, FAILED, NOT_REACHED
-from perf.evidence.steps import LARGE_TESTS, TELLING, TESTS, read_bench, read_check, read_tests, steps
+from perf.evidence import outcome, runner, steps
+from perf.evidence.runner import DONE, ENDED, FAILED, NOT_REACHED, Runner
+from perf.evidence.steps import Step
 from perf.measuring import maps, providers, suite, workloads
 
 ROOT = Path(__file__).parents[1]
-TABLE_ROW = "| digits-28: 256x1x28x28, float32 | 0.10 | 0.50x | 5.00x | - | - | - | - | - |"
 
 
 def results(**commands):
@@ -33,11 +34,11 @@ def results(**commands):
 
 class TestSteps:
     def test_every_command_of_bench_has_names_that_exist_and_a_directory_of_its_own(self):
-        own = [command for one in steps(Path("out"), rehearse=False) for command in one.commands.values()]
-        args = [build_parser().parse(command[2:]) for command in own if command[1] == "perf"]
-        args = [one for one in args if one.command == "bench"]
+        plan = steps.steps(Path("out"), rehearse=False)
+        commands = [command[1:] for one in plan for command in one.commands.values()]
+        args = [build_parser().parse(command[1:]) for command in commands if command[:2] == ["perf", "bench"]]
         assert len({str(one.out) for one in args}) == len(args)
-        assert {name for one in args for name in one.workloads} > set(TELLING)
+        assert {name for one in args for name in one.workloads} > set(steps.TELLING)
         for one in args:
             chosen = workloads.choose(one.workloads, torch.device("cuda"))
             assert all(any(not workload.why_not(name) for name in one.maps) for workload in chosen)
@@ -47,11 +48,75 @@ class TestSteps:
         command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "tests/test_gpu.py"]
         listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
         names = [line for line in listing.splitlines() if "::" in line]
-        parts = [*TESTS, LARGE_TESTS]
+        parts = [*steps.TESTS, steps.LARGE_TESTS]
         assert len(names) > 70
         for name in names:
             code = (re.sub(r"\b(?!and\b|or\b|not\b)(\w+)", rf"('\1' in {name!r})", part) for part in parts)
             assert sum(map(eval, code)) == 1, name
+
+
+MACHINE = Step("machine", "", 10, {"facts": ["-c", "print('{\"workers\": 2}')"]}, steps.read_facts)
+
+
+def run(out, *wanted, seconds=480.0, machine=MACHINE):
+    """Run steps after one that finds two workers; returns the commands of evidence.json, by step."""
+    Runner([machine, *wanted], seconds, out, say=lambda text: None).run()
+    return json.loads((out / "evidence.json").read_text())["steps"]
+
+
+class TestRunner:
+    """Failures, the end of the time, and a process that does not end."""
+
+    def test_a_failure_costs_its_command_alone_and_is_in_the_log(self, tmp_path):
+        codes = {"fail": "print('why'); exit(3)", "abort": "import os; os.abort()", "good": "print('fine')"}
+        step = Step("a", "", 10, {name: ["-c", code] for name, code in codes.items()})
+        unread = Step("b", "", 10, {"check": ["-c", "print('{')"]}, steps.read_check)
+        found = run(tmp_path, step, unread)
+        assert [command["status"] for command in found["a"].values()] == [FAILED, FAILED, DONE]
+        problems = [command["problems"] for command in found["a"].values()]
+        assert problems == [["exit code 3, see evidence.log"], ["SIGABRT, see evidence.log"], []]
+        assert found["a"]["good"]["printed"] == "fine\n"
+        assert found["b"]["check"]["problems"][0].startswith("cannot be read: JSONDecodeError")
+        assert "\nwhy\n" in (tmp_path / "evidence.log").read_text()
+        assert {path.name for path in tmp_path.iterdir()} == {"evidence.json", "evidence.log"}
+
+    def test_nothing_is_tried_without_a_machine(self, tmp_path):
+        nothing = Step("machine", "", 1, {"facts": ["-c", ""]})
+        found = run(tmp_path, Step("a", "", 10, {"b": ["-c", ""]}), machine=nothing)
+        assert found["a"]["b"]["status"] == NOT_REACHED
+
+    @pytest.mark.parametrize("side_by_side", [True, False])
+    def test_as_many_commands_run_at_once_as_the_machine_has_workers(self, tmp_path, side_by_side):
+        """Each command counts the files of those that run, its own among them."""
+        code = "import pathlib, sys, time; p = pathlib.Path(sys.argv[1]); p.touch(); time.sleep(0.5); "
+        code += "print(len([*p.parent.glob('running-*')])); p.unlink()"
+        commands = {n: ["-c", code, str(tmp_path / f"running-{n}")] for n in "123"}
+        found = run(tmp_path, Step("a", "", 10, commands, side_by_side=side_by_side))["a"]
+        assert max(int(command["printed"]) for command in found.values()) == 1 + side_by_side
+
+    def test_the_end_of_the_time_ends_all_processes_and_what_is_left_runs_later(self, tmp_path):
+        """The command ``once`` does not end at its first try."""
+        code = "import pathlib, subprocess, sys; p = pathlib.Path(sys.argv[1])\n"
+        code += "if not p.exists(): p.touch(); subprocess.run(['sleep', sys.argv[2]])"
+        long = f"3141.{os.getpid()}"
+        once = Step("a", "", 1, {"once": ["-c", code, str(tmp_path / "tried"), long], "next": ["-c", ""]})
+        said = []
+        one = Runner([MACHINE, once, Step("b", "", 2, {"c": ["-c", ""]})], 9.0, tmp_path, said.append)
+        one.run()
+        assert "    1 ended, 1 not reached; " in "".join(said)
+        assert [record["status"] for record in one.results["steps"]["a"].values()] == [DONE, DONE]
+        assert subprocess.run(["pgrep", "-f", f"sleep {long}"]).returncode == 1  # there is none
+
+    def test_a_process_that_does_not_end_is_left_behind(self, monkeypatch, tmp_path):
+        """A process that waits for a driver survives SIGKILL, and its output stays open."""
+        monkeypatch.setattr(runner, "_SECONDS_TO_DIE", 0.1)
+        monkeypatch.setattr(runner.os, "killpg", lambda *_: None)
+        code = "import os; print(os.getpid(), flush=True); os.execlp('sleep', 'sleep', '30')"
+        began = time.monotonic()
+        found = run(tmp_path, Step("a", "", 10, {"b": ["-c", code], "c": ["-c", ""]}), seconds=4)
+        assert time.monotonic() - began < 6
+        assert [command["status"] for command in found["a"].values()] == [ENDED, NOT_REACHED]
+        subprocess.run(["kill", found["a"]["b"]["printed"].strip()], check=True)
 
 
 class TestReadings:
@@ -61,12 +126,12 @@ class TestReadings:
         row, failed = {"status": "FAIL", "of": "output", "text": "is off"}, "FAILED test_0 - assert 1 == 2"
         right, wrong = (json.dumps({"rows": rows}) for rows in ([row | {"status": "PASS"}], [row]))
         for read, code, printed, problems in (
-            (read_check, 0, right, []),
-            (read_check, 1, wrong, ["output: is off"]),
-            (read_check, -11, "{", ["SIGSEGV, see evidence.log"]),
-            (read_check, None, "", []),
-            (read_tests, 1, f"F.\n{failed}\n1 failed, 3 passed", [failed]),
-            (read_tests, 1, "", ["exit code 1, see evidence.log"]),
+            (steps.read_check, 0, right, []),
+            (steps.read_check, 1, wrong, ["output: is off"]),
+            (steps.read_check, -11, "{", ["SIGSEGV, see evidence.log"]),
+            (steps.read_check, None, "", []),
+            (steps.read_tests, 1, f"F.\n{failed}\n1 failed, 3 passed", [failed]),
+            (steps.read_tests, 1, "", ["exit code 1, see evidence.log"]),
         ):
             assert read({"exit": code, "printed": printed}, tmp_path) == problems
 
@@ -75,7 +140,7 @@ class TestReadings:
             row = files.frame([made_up.row("digits-28", "random", passed, provider, **changes)], facts)
             (tmp_path / name).mkdir(exist_ok=True)
             (tmp_path / name / "speed.csv").write_text(row.to_csv(index=False) + cut)
-            return read_bench({"command": [str(tmp_path / name)], "exit": code}, tmp_path)
+            return steps.read_bench({"command": [str(tmp_path / name)], "exit": code}, tmp_path)
 
         facts = {"quick": False, "copy_gb_per_s": 3000.0} | made_up.CUDA
         wrong, lost = ({"status": "FAILED", "reason": reason} for reason in ("is off", suite.LOST))
@@ -83,11 +148,10 @@ class TestReadings:
         assert read("b", 1, "theta", "eager", **wrong) == []
         assert read("b", 1, "theta", **wrong) == ["digits-28 random theta operator is off"]
         assert read("c", 1, "input", "eager", **lost) == [f"digits-28 random input eager {suite.LOST}"]
-        assert (
-            read("a", None, "forward", cut="digits-28,256x1", median_ms=2.0) == []
-        )  # again, and as it wrote
+        # Again, and ended as it wrote a row.
+        assert read("a", None, "forward", cut="digits-28,256x1", median_ms=2.0) == []
         assert read("d", 1, "backward") == ["exit code 1, see evidence.log"]
-        assert read_bench({"command": [str(tmp_path / "e")], "exit": 2}, tmp_path)
+        assert steps.read_bench({"command": [str(tmp_path / "e")], "exit": 2}, tmp_path)
         table = files.read_run(tmp_path / "speed.csv").rows
         assert table["pass"].tolist() == ["theta", "theta", "input", "forward", "backward"]
         assert table["median_ms"].dropna().tolist() == [2.0, 1.0]
@@ -139,7 +203,7 @@ class TestOutcome:
         speed_rows().to_csv(tmp_path / "speed.csv")
         text = outcome.summarize(results(host={"overhead": {"status": DONE, "text": "50 (90)"}}), tmp_path)
         assert "slower than the pair in 1 of 3 rows\n  digits-28 identity forward 0.50x" in text
-        assert TABLE_ROW in text
+        assert "| digits-28: 256x1x28x28, float32 | 0.10 | 0.50x | 5.00x | - | - | - | - | - |" in text
         assert "| channels-" not in text
         assert "host, overhead:\n50 (90)\n" in text
         assert "cp block-sizes.json stn_triton/tuned/imaginary-h100-80gb-hbm3.json" in text
@@ -193,7 +257,7 @@ class TestCommand:
         assert main(["evidence", "--rehearse", "--minutes", "30", "--out", str(out)]) == 0, capfd.readouterr()
         printed = capfd.readouterr().out
         found = json.loads((out / "evidence.json").read_text())["steps"]
-        assert list(found) == [one.name for one in steps(out, rehearse=True)]
+        assert list(found) == [one.name for one in steps.steps(out, rehearse=True)]
         statuses = [command["status"] for step in found.values() for command in step.values()]
         assert set(statuses) == {DONE}
         for said in ("A REHEARSAL", "host, overhead:", "first-calls, digits-28:", "RIGHT; "):

@@ -237,9 +237,6 @@ class FakeEvent:
 
 
 class TestStopwatch:
-    def test_quantiles(self):
-        assert stopwatch.quantiles([5.0, 1.0, 3.0, 2.0, 4.0, 6.0]) == (2.0, 3.5, 5.0)
-
     def test_functions_take_turns_and_their_runs_too(self):
         calls = []
         runs = {name: [functools.partial(calls.append, f"{name}{i}") for i in range(3)] for name in "abc"}

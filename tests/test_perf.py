@@ -20,7 +20,7 @@ pytest.importorskip("matplotlib")
 
 import made_up  # noqa: E402
 
-from perf import bench, files, setting  # noqa: E402
+from perf import files, setting  # noqa: E402
 from perf.__main__ import main  # noqa: E402
 from perf.measuring import passes, providers, stopwatch, suite, summary, workloads  # noqa: E402
 from perf.measuring.maps import MAPS  # noqa: E402
@@ -37,7 +37,8 @@ COLUMNS = [*files.MEASURED, "quick", "copy_gb_per_s", *files.FACTS]
 def measure(tmp_path, monkeypatch):
     """Run the command on few digits, without drawing; its exit code and rows."""
     monkeypatch.setattr("perf.measuring.roofline.copy_gb_per_s", lambda device: 10.0)
-    monkeypatch.setattr(bench, "draw", lambda *_: ([], True))
+    monkeypatch.setattr("perf.plot.write", lambda *_: [])
+    monkeypatch.setattr("perf.report.write", lambda *_: "report.html")
 
     def run(*arguments):
         code = main([*DIGITS, *arguments, "--out", str(tmp_path)])
@@ -150,22 +151,23 @@ def test_an_interrupt_keeps_the_rows_so_far(monkeypatch, measure, capsys):
     assert "4 rows of 10 are in " in capsys.readouterr().err
 
 
-def test_the_rows_stay_if_something_cannot_be_drawn(monkeypatch, tmp_path):
-    monkeypatch.setattr("perf.report.write", mock.Mock(side_effect=OSError("no font")))
-    lines, is_drawn = bench.draw(made_up.run([made_up.row()]), tmp_path)
-    assert (is_drawn, lines) == (False, ["no charts and page: OSError: no font"])
-
-
 def test_json_of_bytes_is_all_that_is_printed_and_comes_after_the_files(measure, capsys, monkeypatch):
-    """Files must be there even if nobody reads the output. Bytes have no gradients, and rows that say so."""
+    """The reader of the output may leave early. Bytes have no gradients; their rows say so."""
     small = replace(workloads.WORKLOADS["images-224-uint8"], shape=(2, 3, 32, 32))
     monkeypatch.setitem(workloads.WORKLOADS, small.name, small)
-    before = []
-    monkeypatch.setattr(bench, "draw", lambda *_: (before.append(capsys.readouterr().out) or [], False))
+    printed_before = []
+
+    def write(run, out):
+        printed_before.append(capsys.readouterr().out)
+        raise OSError("no font")
+
+    monkeypatch.setattr("perf.report.write", write)
     arguments = ["--providers", "operator", "--passes", "forward", "theta", "--json", "--workloads"]
-    assert measure(*arguments, small.name)[0] == 1  # not all could be drawn
-    rows = json.loads(capsys.readouterr().out)
-    assert before == [""]
+    assert measure(*arguments, small.name)[0] == 1
+    printed = capsys.readouterr()
+    rows = json.loads(printed.out)
+    assert printed_before == [""]
+    assert printed.err.splitlines()[-1] == "no charts and page: OSError: no font"
     found = [(row["pass"], row["provider"], row["status"]) for row in rows]
     assert found == [(p, n, s) for p, s in (("forward", "ok"), ("theta", "unavailable")) for n in RIVALS[:2]]
     assert rows[-1]["reason"] == "uint8 images have no gradients"
@@ -250,6 +252,10 @@ def test_commit(tmp_path, monkeypatch):
         (["overhead", "--device", "cpu"], "TRITON_INTERPRET is set"),
         (["overhead", "--device", "cpu", "--first-calls", "digits-28"], "TRITON_INTERPRET is set"),
         (["overhead", "--out", "a.csv"], "only --first-calls writes a table"),
+        (["static"], "TRITON_INTERPRET is set"),
+        (["static", "--arch", "sm_12"], "unknown name 'sm_12'; available: sm_80, sm_90, sm_100, gfx942"),
+        (["tune", "--device", "cpu", "--quick"], "nothing to tune: the CPU path is plain PyTorch"),
+        *((["compare", "a", "b", "--threshold", n], f"--threshold: {n}; ") for n in ("-0.1", "nan", "inf")),
         (["evidence", "--minutes", "0"], "--minutes: expected a number above 0, got 0"),
         (["evidence", "--only", "speeds"], "--only: unknown name 'speeds'; available: machine, check, tests"),
         (["evidence", "--rehearse", "--out", str(uninterpreted.ROOT)], "has files; expected an empty"),

@@ -63,21 +63,6 @@ def test_kernels_of_some_variants():
     check(Path(__file__).with_name("variant_calls.py"), kernels={"forward", "scatter"})
 
 
-@pytest.mark.parametrize(
-    ("interpret", "options", "said"),
-    [
-        ("0", ["--arch", "sm_12"], "unknown name 'sm_12'; available: sm_80, sm_90, sm_100, gfx942"),
-        ("1", [], "TRITON_INTERPRET is set"),
-    ],
-)
-def test_refusals(interpret, options, said, monkeypatch, capsys):
-    monkeypatch.setenv("TRITON_INTERPRET", interpret)
-    with pytest.raises(SystemExit) as stop:
-        main(["static", *options])
-    assert stop.value.code == 2
-    assert said in capsys.readouterr().err
-
-
 def test_what_does_not_compile_is_a_failure(monkeypatch, capsys):
     monkeypatch.setattr(static.launches, "dry", lambda *_: 1 / 0)
     row = static._rows(static.described, ("digits-28", "sm_80"))[0]
