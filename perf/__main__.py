@@ -119,7 +119,7 @@ def _step(parser: Parser) -> None:
       python -m perf step --quick --json
     """
     add_device(parser)
-    parser.add_argument("--quick", **FLAG, help="fewer samples, in about twenty seconds")
+    parser.add_argument("--quick", **FLAG, help="fewer samples, in about half a minute")
     add_json(parser)
 
 

@@ -34,7 +34,7 @@ def main(args: argparse.Namespace) -> int:
                 rows += some
                 files.append(files.frame(some, facts), path)
     except KeyboardInterrupt:
-        print(f"\n{len(rows)} rows of {plan.count_rows()} are in {path}", file=sys.stderr)
+        print(f"\nrows in {path}: {len(rows)} of {plan.count_rows()}", file=sys.stderr)
         raise
     run = files.read_run(path)
     # Before anything is printed: if the reader of the output has left, the files must be there all the same.

@@ -28,7 +28,7 @@ def main(args: argparse.Namespace) -> int:
         raise UsageError(f"--threshold: {args.threshold}; expected a share of 0 or more, such as 0.05")
     before, after = files.read_run(args.before), files.read_run(args.after)
     warnings = [
-        f"{name}: {before.facts[name]} before, {after.facts[name]} after"
+        f"{name}: {before.facts[name] or 'unknown'} before, {after.facts[name] or 'unknown'} after"
         for name in ("quick", "device", "driver", "toolkit", "cpu", "threads", "python", "torch", "triton")
         if before.facts[name] != after.facts[name]
     ]

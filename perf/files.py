@@ -93,7 +93,8 @@ def read_run(path: Path) -> Run:
         # Without types a commit such as 12345e10 would become a number.
         table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=empty, encoding="utf-8-sig")
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read as a table ({error}); {_EXPECTED}") from None
+        reason = getattr(error, "strerror", None) or error  # without the path, which is there already
+        raise UsageError(f"{path}: cannot be read as a table ({reason}); {_EXPECTED}") from None
     lacking = ", ".join(sorted(_NEEDED - set(table.columns)))
     if lacking or table.empty:
         problem = f"lacks the columns {lacking}" if lacking else "has a header and no rows"

@@ -64,6 +64,10 @@ def rows(tasks: Sequence[tuple[str, str]], describe: Callable[..., Row] = descri
     """
     setting.check_not_interpreted("interpreted kernels cannot be compiled")
     bar = {"total": len(tasks), "file": sys.stderr, "disable": None, "leave": False}
+    print(
+        f"to compile: {len(tasks)} times the kernels of a workload, ten seconds of a core each",
+        file=sys.stderr,
+    )
     with tempfile.TemporaryDirectory(prefix="stn_triton_") as folder:
         os.environ["TRITON_CACHE_DIR"] = folder  # seconds to compile are those of an empty cache
         with multiprocessing.get_context("spawn").Pool(min(len(tasks), os.cpu_count() or 1)) as pool:

@@ -108,7 +108,7 @@ def main(args: argparse.Namespace) -> int:
     tables = []
     for name, network in NETWORKS.items():
         batch = network.cpu_batch if device.type == "cpu" else network.batch
-        print(f"{name}: half a minute; with --quick, ten seconds ...", file=sys.stderr)
+        print(f"{name}: up to a minute; with --quick, half of that ...", file=sys.stderr)
         functions = {key: [step_of(layer, network, batch, device)] for key, layer in PROVIDERS.items()}
         samples = stopwatch.sample(functions, device, effort)
         values = {key: stopwatch.quantiles(times) for key, times in samples.items()}

@@ -38,6 +38,10 @@ class TestSteps:
         commands = [command[1:] for one in plan for command in one.commands.values()]
         args = [build_parser().parse(command[1:]) for command in commands if command[:2] == ["perf", "bench"]]
         assert len({str(one.out) for one in args}) == len(args)
+        assert not any(one.quick for one in args)
+        assert {one.name for one in plan if one.side_by_side} == {"check", "tests", "compile"}
+        (large,) = (one for one in plan if one.name == "large-tests")
+        assert [command[-2:] for command in large.commands.values()] == [["-k", "2_31"]]
         assert {name for one in args for name in one.workloads} > set(steps.TELLING)
         for one in args:
             chosen = workloads.choose(one.workloads, torch.device("cuda"))
@@ -79,6 +83,14 @@ class TestRunner:
         assert found["b"]["check"]["problems"][0].startswith("cannot be read: JSONDecodeError")
         assert "\nwhy\n" in (tmp_path / "evidence.log").read_text()
         assert {path.name for path in tmp_path.iterdir()} == {"evidence.json", "evidence.log"}
+
+    def test_a_command_has_its_environment_and_nothing_outlives_it(self, tmp_path):
+        long = f"2718.{os.getpid()}"
+        code = "import os, subprocess, sys; subprocess.Popen(['sleep', sys.argv[1]]); "
+        code += "print(os.environ['STN_TRITON_AUTOTUNE'], os.environ['TRITON_INTERPRET'])"
+        found = run(tmp_path, Step("a", "", 10, {"b": ["-c", code, long]}))
+        assert found["a"]["b"]["printed"] == "0 0\n"
+        assert subprocess.run(["pgrep", "-f", f"sleep {long}"]).returncode == 1  # there is none
 
     def test_nothing_is_tried_without_a_machine(self, tmp_path):
         nothing = Step("machine", "", 1, {"facts": ["-c", ""]})
@@ -151,9 +163,12 @@ class TestReadings:
         # Again, and ended as it wrote a row.
         assert read("a", None, "forward", cut="digits-28,256x1", median_ms=2.0) == []
         assert read("d", 1, "backward") == ["exit code 1, see evidence.log"]
+        # A crash is a problem beside a rival's failure too. The facts of the first command count.
+        facts["driver"] = "unknown"
+        assert read("b", -11, "theta", "eager", **wrong) == ["SIGSEGV, see evidence.log"]
         assert steps.read_bench({"command": [str(tmp_path / "e")], "exit": 2}, tmp_path)
         table = files.read_run(tmp_path / "speed.csv").rows
-        assert table["pass"].tolist() == ["theta", "theta", "input", "forward", "backward"]
+        assert table["pass"].tolist() == ["theta", "input", "forward", "backward", "theta"]
         assert table["median_ms"].dropna().tolist() == [2.0, 1.0]
 
 
@@ -206,7 +221,7 @@ class TestOutcome:
         assert "| digits-28: 256x1x28x28, float32 | 0.10 | 0.50x | 5.00x | - | - | - | - | - |" in text
         assert "| channels-" not in text
         assert "host, overhead:\n50 (90)\n" in text
-        assert "cp block-sizes.json stn_triton/tuned/imaginary-h100-80gb-hbm3.json" in text
+        assert "/block-sizes.json stn_triton/tuned/imaginary-h100-80gb-hbm3.json" in text
         assert "not shown" not in text
 
     def test_gather_and_scatter_without_the_forward(self):

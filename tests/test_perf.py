@@ -148,7 +148,7 @@ def test_an_interrupt_keeps_the_rows_so_far(monkeypatch, measure, capsys):
     code, table = measure("--providers", "operator")
     assert (code, table["pass"].tolist()) == (130, ["forward"] * 2 + ["backward"] * 2)
     assert (table["status"] == "ok").all()
-    assert "4 rows of 10 are in " in capsys.readouterr().err
+    assert "/speed.csv: 4 of 10" in capsys.readouterr().err
 
 
 def test_json_of_bytes_is_all_that_is_printed_and_comes_after_the_files(measure, capsys, monkeypatch):
@@ -167,7 +167,7 @@ def test_json_of_bytes_is_all_that_is_printed_and_comes_after_the_files(measure,
     printed = capsys.readouterr()
     rows = json.loads(printed.out)
     assert printed_before == [""]
-    assert printed.err.splitlines()[-1] == "no charts and page: OSError: no font"
+    assert printed.err.splitlines()[-1] == "no page, or not all charts: OSError: no font"
     found = [(row["pass"], row["provider"], row["status"]) for row in rows]
     assert found == [(p, n, s) for p, s in (("forward", "ok"), ("theta", "unavailable")) for n in RIVALS[:2]]
     assert rows[-1]["reason"] == "uint8 images have no gradients"

@@ -227,6 +227,7 @@ class TestInterruption:
         [
             (FACTS["device"], "Other GPU", "measured with device Other GPU, this is Imaginary GPU"),
             (FACTS["torch"], "2.12.0", "measured with torch 2.12.0, this is 2.13.0.cu128"),
+            (FACTS["triton"], "3.6.0", "measured with triton 3.6.0"),
             (tables.kernels(), "older", "measured with kernels older"),
             (",is_best", ",is_worst", "other columns"),
             (",True,", ",perhaps,", "ValueError"),
@@ -258,7 +259,7 @@ class TestCommandLine:
         path, clock = tmp_path / "notes.txt", Clock()
         path.write_text("do not lose this")
         options = ["--table", str(path)]
-        with pytest.raises(UsageError, match=f"--table: {path} is not to be overwritten: not JSON"):
+        with pytest.raises(UsageError, match=f"--table: {path} is not overwritten: not JSON"):
             run(out, *BUCKETS, options=options, clock=clock)
         assert path.read_text() == "do not lose this"
         path.unlink()

@@ -221,6 +221,8 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     chosen = every if args.all else mutants.sample(every, args.count, args.seed)
     chosen = [m for m in chosen if args.only in f"{m.file.removesuffix('.py')}.{m.function}.{m.kind}"]
+    if not chosen:
+        parser().error(f"--only: {args.only!r} matches no mutant; expected a part of file.function.kind")
     if args.list:
         for m in chosen:
             print(f"{m.file}:{m.line} {m.function} {m.kind}: {m.before} -> {m.after}")

@@ -35,7 +35,10 @@ def read(path: Path) -> pd.DataFrame:
     """
     options = {"dtype": _KINDS, "usecols": list(_KINDS), "keep_default_na": False}
     try:
-        return pd.read_csv(path, na_values={"rms": "", "max": ""}, **options)
+        table = pd.read_csv(path, na_values={"rms": "", "max": ""}, **options)
+        if table["date"].nunique(dropna=False) > 1:
+            raise ValueError("it is cut off, or of several runs")
+        return table
     except (OSError, ValueError) as error:
         expected = "expected a CSV that `python -m perf numerics` wrote"
         raise UsageError(f"--results: {path}: {' '.join(str(error).split())}; {expected}") from None

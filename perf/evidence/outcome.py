@@ -48,7 +48,7 @@ def summarize(results: Record, out: Path) -> str:
 
 def failures(results: Record) -> list[str]:
     """The first problem of each command that has one, such as a crash; or that nothing was compared."""
-    lines = [] if results["machine"] else ["no machine was found; evidence.log says why"]
+    lines = [] if results["machine"] else ["no machine was found: its step failed, or was ended"]
     for step, commands in results["steps"].items():
         for name, command in commands.items():
             problems = command.get("problems", [])

@@ -87,13 +87,13 @@ def read_bench(record: Record, out: Path) -> list[str]:
     # The last line may be cut off, because the process may have been ended while it wrote.
     table = pd.read_csv(path, dtype=str).dropna(subset="date")
     if (out / "speed.csv").exists():
-        table[files.FACTS] = pd.read_csv(out / "speed.csv", dtype=str, nrows=1)[files.FACTS].iloc[0]
+        table = table.assign(**pd.read_csv(out / "speed.csv", dtype=str, nrows=1)[files.FACTS].iloc[0])
     files.append(table, out / "speed.csv")
     failed = table[table["status"] == FAILED].fillna("")
     is_grave = (failed["provider"] == OPERATOR) | failed["reason"].str.startswith(suite.LOST)
-    lines = failed[["workload", "map", "pass", "provider", "reason"]].agg(" ".join, axis=1)
+    lines = [" ".join(row) for row in failed[is_grave][[*files.CELL, "provider", "reason"]].to_numpy()]
     is_explained = record["exit"] == EXIT_FAILED and len(failed)
-    return lines[is_grave].tolist() or ([] if is_explained else exit_code(record, out))
+    return lines or ([] if is_explained else exit_code(record, out))
 
 
 @dataclass(frozen=True)
