@@ -48,10 +48,4 @@ def run(device: torch.device, sizes: tuple[int, ...]) -> pd.DataFrame:
 _EXPLANATION = """\
 Units: the largest image value (forward), the largest gradient of the output (grad_input), the norm of the
 gradient (grad_theta). WORSE: than the pair, by over 2 % in the RMS or twofold in the largest error; exit
-code 1. All providers get the same numbers in the images' dtype, theta too (outside autocast the pair takes
-no other), and are compared with fp64 of these numbers. Under autocast the pair's grid is in the dtype of
-autocast, and on a CPU its sampler in fp32; the operator's coordinates are always in fp32. From 1024 on,
-images are strips as wide as the square, which shows what a long axis does to positions.
-Samples within 1/64 pixel of a whole one, where the derivative by theta jumps, get no gradient.
-kernels: those of GPUs. On a CPU Triton's interpreter runs them with a GPU's roundings, except that a
-compiler may contract operations and splits sums otherwise. CPU path: what the operator runs on CPUs."""
+code 1. docs/numerics.md says how the errors are measured."""
