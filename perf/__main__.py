@@ -164,7 +164,8 @@ def _compare(parser: Parser) -> None:
 
     A row changed if its 20 to 80 % intervals do not overlap and the medians differ by more than the
     threshold, after a change of the eager pair is taken out. If the pair changed by over 1.5x, or there are
-    fewer than 10 samples, it is unclear. Exits with 1 if a row of the operator became slower or wrong.
+    fewer than 10 samples, it is unclear. Prints the rows of the operator, with --json all of them. Exits with
+    1 if a row of the operator became slower or wrong.
 
     Examples:
       python -m perf compare before/speed.csv after/speed.csv

@@ -45,10 +45,10 @@ def main(args: argparse.Namespace) -> int:
         rows = json.loads(found.to_json(orient="records"))
         print(json.dumps({**facts, "warnings": warnings, "operator": counts, "rows": rows}, indent=1))
     else:
-        changed = found[found["verdict"] != "same"]
+        changed = found[(found["verdict"] != "same") & (found["provider"] == OPERATOR)]
         table = changed.to_string(index=False, na_rep="", float_format="%.4g", max_colwidth=60)
         legend = "change: after / before, without the drift; drift: after / before of the eager pair"
-        print(f"{table}\n{legend}" if len(changed) else "no row changed beyond the noise")
+        print(f"{table}\n{legend}" if len(changed) else "no row of the operator changed beyond the noise")
         print("operator:", ", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
     return EXIT_FAILED if own.isin(["slower", "broke"]).any() else EXIT_OK
 
