@@ -22,8 +22,9 @@ from stn_triton.environment import choose_device
 from stn_triton.nn import ConvolutionalLocalization, FullyConnectedLocalization
 
 _NOTES = """\
-slower: than without transformers; the paper's four made its house-number network 6 % slower, on a GPU of its
-time. Where the 20 to 80 % ranges overlap, that is noise."""
+Milliseconds of a training step, and how much slower it is than without transformers. Ranges from 20 to 80 %
+that overlap are noise. house-numbers: 64 x 64 photographs, four transformers on feature maps of 3 to 128
+channels; the paper's four made its network 6 % slower. digits: 28 x 28 digits, a transformer on the image."""
 
 
 class EagerTransformer(SpatialTransformer):
@@ -68,17 +69,15 @@ def digits(layer: Layer) -> nn.Module:
 class Network(NamedTuple):
     """A network and its images."""
 
-    about: str
     make: Callable[[Layer], nn.Module]
     shape: tuple[int, int, int]  # (C, H, W)
     batch: int
     cpu_batch: int
 
 
-_NUMBERS = "64 x 64 photographs, four transformers on feature maps of 3 to 128 channels"
 NETWORKS = {
-    "house-numbers": Network(_NUMBERS, house_numbers, (3, 64, 64), 128, 4),
-    "digits": Network("28 x 28 digits, one transformer on the image", digits, (1, 28, 28), 256, 64),
+    "house-numbers": Network(house_numbers, (3, 64, 64), batch=128, cpu_batch=4),
+    "digits": Network(digits, (1, 28, 28), batch=256, cpu_batch=64),
 }
 
 
@@ -105,7 +104,7 @@ def main(args: argparse.Namespace) -> int:
     seconds, rounds = (5, 5) if args.quick else (30, 20)
     effort = stopwatch.Effort(seconds, 5, gpu_rounds=rounds, gpu_ms_per_round=50, most_copies=1)
     facts = setting.facts(device)
-    tables = []
+    tables = {}
     for name, network in NETWORKS.items():
         batch = network.cpu_batch if device.type == "cpu" else network.batch
         print(f"{name}: up to a minute; with --quick, half of that ...", file=sys.stderr)
@@ -114,13 +113,12 @@ def main(args: argparse.Namespace) -> int:
         values = {key: stopwatch.quantiles(times) for key, times in samples.items()}
         table = pd.DataFrame.from_dict(values, orient="index", columns=["low_ms", "median_ms", "high_ms"])
         table["slower"] = table["median_ms"] / table.loc["no transformers", "median_ms"] - 1
-        tables.append(table.rename_axis("provider").reset_index().assign(network=name, batch=batch, **facts))
-        if not args.json:
-            print(f"{name}: {network.about}; batch {batch}; milliseconds of a training step")
-            shown = {"slower": "{:.1%}".format}
-            print(table.to_string(float_format="{:.2f}".format, formatters=shown) + "\n")
+        tables[name] = table.assign(batch=batch)
+    table = pd.concat(tables, names=["network", "provider"]).reset_index()
     if args.json:
-        print(pd.concat(tables).to_json(orient="records", lines=True), end="")
+        print(table.assign(**facts).to_json(orient="records", lines=True), end="")
     else:
+        shown = {"slower": "{:.1%}".format}
+        print(table.to_string(index=False, float_format="{:.2f}".format, formatters=shown))
         print(f"{_NOTES}\n{setting.summary(facts)}")
     return EXIT_OK
