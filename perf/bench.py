@@ -39,8 +39,7 @@ def main(args: argparse.Namespace) -> int:
     run = files.read_run(path)
     # Before anything is printed: if the reader of the output has left, the files must be there all the same.
     lines, is_drawn = draw(run, args.out)
-    table = files.frame(rows, facts)
-    print(table.to_json(orient="records", indent=1) if args.json else summary.text(run))
+    print(files.frame(rows, facts).to_json(orient="records", indent=1) if args.json else summary.text(run))
     # Names of files must not mix with rows that another program reads.
     print(f"\nwrote {path}", *lines, sep="\n", file=sys.stderr if args.json else sys.stdout)
     return EXIT_OK if is_drawn and not (run.rows["status"] == FAILED).any() else EXIT_FAILED

@@ -26,8 +26,7 @@ FACTS = [
     *("python", "torch", "triton", "stn_triton", "commit", "date"),
 ]
 FEW_SAMPLES = 10  # quantiles of fewer do not show the noise
-SWEEP = r"(size|batch|channels)-([0-9]{1,9})"
-"""Names of the workloads that differ in one number: ``size-512``."""
+SWEEP = r"(size|batch|channels)-([0-9]{1,9})"  # names of the workloads that differ in one number
 MEASURED = [
     *("workload", "shape", "size", "dtype", "layout", "map", "pass", "provider", "status", "reason"),
     *("q20_ms", "median_ms", "q80_ms", "samples", "graph_ms", "speedup"),

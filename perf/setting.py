@@ -75,14 +75,8 @@ def commit() -> str:
     return done.stdout.strip() if (_ROOT / ".git").exists() else UNKNOWN
 
 
-def workers(device: torch.device) -> int:
-    """How many processes can use the cores, and the free memory of a GPU, side by side."""
-    count = len(os.sched_getaffinity(0))
-    if device.type == "cuda":
-        count = min(count, torch.cuda.mem_get_info(device)[0] // _GPU_BYTES_PER_PROCESS)
-    return max(count, 1)
-
-
 if __name__ == "__main__":
-    given = torch.device(sys.argv[1])
-    print(json.dumps(facts(given) | {"workers": workers(given)}))
+    device, workers = torch.device(sys.argv[1]), len(os.sched_getaffinity(0))
+    if device.type == "cuda":
+        workers = max(min(workers, torch.cuda.mem_get_info(device)[0] // _GPU_BYTES_PER_PROCESS), 1)
+    print(json.dumps(facts(device) | {"workers": workers}))

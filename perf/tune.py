@@ -99,8 +99,6 @@ def _report(args: argparse.Namespace, facts: dict, plan: Plan, keeper: Keeper, p
             print(f"written: {keeper.table}, buckets in it from here: {len(keeper.best())}")
         if broken:
             print(f"configurations that did not run: {len(broken)}; {keeper.csv} has their reasons")
-        if args.quick and not args.table:
-            print("--quick tried few configurations per bucket: the library does not read this table")
     for problem in problems:
         print(problem, file=sys.stderr)
     return EXIT_FAILED if problems else EXIT_OK

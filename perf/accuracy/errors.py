@@ -4,10 +4,9 @@ Images are waves of 8 pixels and more, as smooth as photographs are at the scale
 the output is that of registration: the difference to the same picture a pixel and a half away. (In white
 noise the gradient of theta is a sum of random signs, of which little is left but rounding.)
 
-The derivative by a position jumps where the position is a whole number. Rounding, of fp64 too, decides on
-which side a sample there falls, and a few such samples would outweigh all other errors of the gradient of
-theta. So samples nearer than 1/64 pixel get no gradient. At the identity, where all samples are, the gradient
-of theta is left out.
+At whole positions the derivative jumps, and rounding chooses the side. A few such samples would outweigh all
+other errors of the gradient of theta. So samples nearer than 1/64 pixel get no gradient, and at the identity
+the gradient of theta is left out.
 """
 
 import math

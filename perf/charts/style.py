@@ -18,8 +18,7 @@ from perf import setting
 from perf.files import EAGER, OPERATOR, Run
 from perf.measuring.providers import PROVIDERS
 
-WIDTH, FONT = 12.5, 10
-"""Width of every figure in inches, and the size of its letters in points."""
+WIDTH, FONT = 12.5, 10  # width of every figure in inches, size of its letters in points
 INK, MUTED, WIN, LOSS = "#111111", "#444444", "#1f4e8c", "#b3401d"
 RC = mpl.rc_params_from_file(Path(__file__).with_name("charts.mplstyle"), use_default_template=False)
 GRAPHS = "graphs"  # the operator in CUDA graphs, where a chart marks providers

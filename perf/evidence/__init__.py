@@ -12,13 +12,16 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 from perf import EXIT_FAILED, EXIT_OK, UsageError, chosen
+from perf.evidence import outcome, steps
+from perf.evidence.runner import Runner
+from perf.plot import make_directory
 
 
 def main(args: argparse.Namespace) -> int:
     """Run the steps, print the summary, and return the exit code."""
-    from perf.evidence import steps
-
     if not args.minutes > 0:
         raise UsageError(f"--minutes: expected a number above 0, got {args.minutes:g}")
     name = "rehearsal" if args.rehearse else "evidence"
@@ -33,17 +36,9 @@ def main(args: argparse.Namespace) -> int:
             print(f"{step.name:12}{seconds:4.0f} s  {step.what}: {'; '.join(step.commands)}")
         print("Time that a step does not need goes to those after it, at the end to those that were cut.")
         return EXIT_OK
-    import torch
-
-    from perf.evidence import outcome
-    from perf.evidence.runner import Runner
-    from perf.plot import make_directory
-
     if not args.rehearse and not torch.cuda.is_available():
-        raise UsageError(
-            f"torch {torch.__version__} finds no GPU here, expected one; --rehearse plays a part of it on "
-            "this CPU, --plan says what it does and how long it takes"
-        )
+        expected = "expected one, or --rehearse (a part of it on this CPU), or --plan (what it does)"
+        raise UsageError(f"torch {torch.__version__} finds no GPU here; {expected}")
     make_directory(out)
     if any(out.iterdir()):
         raise UsageError(f"--out: {out} has files; expected an empty directory, or none yet")

@@ -4,7 +4,6 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from typing import NamedTuple
 
 import triton
 
@@ -29,26 +28,15 @@ _AMD = {
     "stores": r"(global|buffer)_store",
     "wide_stores": r"(global|buffer)_store_dwordx4",
 }
-
-
-class _Limits(NamedTuple):
-    """Resources of one multiprocessor."""
-
-    shared: int  # in bytes
-    warps: int = 64
-    blocks: int = 32
-    registers: int = 2**16
-    granularity: int = 256  # registers are handed to a warp in multiples of this number
-    lanes: int = 32
-
-
+# Of a multiprocessor: bytes of shared memory, warps, registers, the number that a warp takes at once, lanes.
 _LIMITS = {
-    "sm_80": _Limits(163 * 1024),
-    "sm_90": _Limits(227 * 1024),
-    "sm_100": _Limits(227 * 1024),
+    "sm_80": (163 * 1024, 64, 2**16, 256, 32),
+    "sm_90": (227 * 1024, 64, 2**16, 256, 32),
+    "sm_100": (227 * 1024, 64, 2**16, 256, 32),
     # A compute unit: four times 512 vector registers for each of 64 lanes, at most 8 warps each.
-    "gfx942": _Limits(64 * 1024, warps=32, registers=4 * 512 * 64, granularity=8 * 64, lanes=64),
+    "gfx942": (64 * 1024, 32, 4 * 512 * 64, 8 * 64, 64),
 }
+_BLOCKS = 32
 ARCHITECTURES = tuple(_LIMITS)
 
 
@@ -66,12 +54,12 @@ def described(compiled: triton.compiler.CompiledKernel, arch: str) -> dict[str, 
     """
     facts = _amd(compiled) if arch.startswith("gfx") else _nvidia(compiled)
     warps, shared = compiled.metadata.num_warps, compiled.metadata.shared
-    limits, registers = _LIMITS[arch], facts["registers"]
-    per_warp = -(-registers * limits.lanes // limits.granularity) * limits.granularity
-    blocks = min(limits.blocks, limits.warps // warps, limits.registers // (per_warp * warps))
+    most_shared, most_warps, most_registers, multiple, lanes = _LIMITS[arch]
+    per_warp = -(-facts["registers"] * lanes // multiple) * multiple
+    blocks = min(_BLOCKS, most_warps // warps, most_registers // (per_warp * warps))
     if shared:
-        blocks = min(blocks, limits.shared // (shared + 1024))
-    return {**facts, "shared": shared, "occupancy": blocks * warps / limits.warps}
+        blocks = min(blocks, most_shared // (shared + 1024))
+    return {**facts, "shared": shared, "occupancy": blocks * warps / most_warps}
 
 
 def dump(compiled: triton.compiler.CompiledKernel, tool: str, option: str) -> str:

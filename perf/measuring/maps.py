@@ -31,8 +31,7 @@ MAPS = {
     "zoom-2": Map("the middle of the picture at twice its size", shrink=0.5),
     RANDOM: Map("one for each image: up to 30 degrees, scale 0.8 to 1.25, moved by up to 10 %", shrink=None),
 }
-CPU_MAPS, QUICK_MAPS = ("identity", RANDOM), (RANDOM,)
-"""Maps that a CPU, and a quick run, has the time for."""
+CPU_MAPS, QUICK_MAPS = ("identity", RANDOM), (RANDOM,)  # that they have time for
 
 
 def matrices(

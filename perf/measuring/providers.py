@@ -17,8 +17,7 @@ from stn_triton import launch
 from stn_triton.options import Options
 
 SCATTER = "scatter"
-Sampler = Callable[..., Tensor]
-"""A function of input, theta, size and options."""
+Sampler = Callable[..., Tensor]  # a function of input, theta, size and options
 
 
 @dataclass(frozen=True)

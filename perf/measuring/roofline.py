@@ -13,7 +13,6 @@ from perf.measuring.providers import eager_stacked
 from perf.measuring.workloads import Data
 
 _COPY_BYTES = {"cuda": 2**29, "cpu": 2**27}
-_EFFORT = stopwatch.Effort(cpu_seconds=0.5, cpu_rounds=5, gpu_rounds=5, gpu_ms_per_round=20, most_copies=1)
 
 
 def moved_bytes(data: Data) -> tuple[int, int]:
@@ -47,5 +46,5 @@ def copy_gb_per_s(device: torch.device) -> float:
     source = torch.ones(_COPY_BYTES[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     target.copy_(source)
-    samples = stopwatch.sample({"copy": [lambda: target.copy_(source)]}, device, _EFFORT)
+    samples = stopwatch.sample({"copy": [lambda: target.copy_(source)]}, device, stopwatch.FULL)
     return 2 * source.nbytes / stopwatch.quantiles(samples["copy"])[1] / 1e6

@@ -33,8 +33,7 @@ class Effort:
 
 FULL = Effort(cpu_seconds=1.0, cpu_rounds=5, gpu_rounds=5, gpu_ms_per_round=12, most_copies=256)
 QUICK = Effort(cpu_seconds=0.1, cpu_rounds=3, gpu_rounds=3, gpu_ms_per_round=4, most_copies=4)
-_UNTIMED = 5
-"""Calls at the beginning of a turn: after a wait the host is slow (on an EPYC up to 3.6 times)."""
+_UNTIMED = 5  # calls at the beginning of a turn: after a wait the host is slow (on an EPYC up to 3.6 times)
 
 
 def cache_bytes(device: torch.device) -> int:

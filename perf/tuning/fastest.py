@@ -21,8 +21,7 @@ from stn_triton.tuning import Config, Launch
 TIMES = ("q20_ms", "median_ms", "q80_ms")
 NUMBERS = (*TIMES, "gain")
 FIRST_MS = 10  # for each configuration in the first round, which finds the finalists
-ROUNDS, ROUND_MS = 5, 20
-"""Later rounds, and the time for each finalist in each. In turns, so that clock drift meets all of them."""
+ROUNDS, ROUND_MS = 5, 20  # later rounds, and the time for each finalist; in turns, because clocks drift
 FINALISTS = 5  # configurations besides the default that are timed again
 
 

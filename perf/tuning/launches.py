@@ -5,7 +5,6 @@ it reached.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -70,14 +69,13 @@ def of_workloads(chosen: Sequence[Workload]) -> Plan:
     for workload in chosen:
         data = dry(workload)
         for name in passes_of(workload):
-            make = functools.partial(_make, workload, name)
+
+            def make(device: torch.device, workload: Workload = workload, name: str = name) -> Run:
+                return PASSES[name](operator, workloads.make(workload, device))
+
             for bucket in reached(PASSES[name](operator, data)):
                 plan.setdefault(bucket, make)
     return plan
-
-
-def _make(workload: Workload, pass_name: str, device: torch.device) -> Run:
-    return PASSES[pass_name](operator, workloads.make(workload, device))
 
 
 def dry(workload: Workload, device: torch.device = META) -> Data:
