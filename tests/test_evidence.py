@@ -264,7 +264,13 @@ class TestCommand:
         assert process.returncode == 130
         assert "  check: not done: identity" in printed
         assert json.loads((tmp_path / "evidence.json").read_text())["machine"]
-        assert subprocess.run(["pgrep", "-s", *child], **pipe).stdout == ""
+        for _ in range(100):  # those that were killed may take a moment, or wait to be collected (Z)
+            states = subprocess.run(["ps", "-o", "stat=", "--sid", *child], **pipe).stdout.split()
+            if all(state.startswith("Z") for state in states):
+                break
+            time.sleep(0.1)
+        else:
+            pytest.fail(f"processes are left, in the states {states}")
 
     @pytest.mark.full
     def test_the_whole_of_it_rehearsed(self, tmp_path, capfd):
