@@ -264,7 +264,7 @@ class TestCommand:
         assert process.returncode == 130
         assert "  check: not done: identity" in printed
         assert json.loads((tmp_path / "evidence.json").read_text())["machine"]
-        for _ in range(100):  # those that were killed may take a moment, or wait to be collected (Z)
+        for _ in range(10):  # those that were killed may take a moment, or wait to be collected (Z)
             states = subprocess.run(["ps", "-o", "stat=", "--sid", *child], **pipe).stdout.split()
             if all(state.startswith("Z") for state in states):
                 break
