@@ -77,9 +77,10 @@ def main(args: argparse.Namespace) -> int:
         flags, bar = ["--stub"] * (device.type == "cpu"), tqdm(names, "first calls", disable=None)
         table = pd.DataFrame({"workload": n, **first_call.in_a_new_process(n, *flags)} for n in bar)
         text = table.to_string(index=False)
-        found = table.assign(**facts).to_json(orient="records", lines=True).rstrip()
+        table = table.assign(**facts)
+        found = table.to_json(orient="records", lines=True).rstrip()
         if args.out:
-            table.assign(**facts).to_csv(args.out, index=False)
+            table.to_csv(args.out, index=False)
     else:
         print("about ten seconds; about twenty the first time, to compile two kernels ...", file=sys.stderr)
         with through_the_launcher() if device.type == "cpu" else contextlib.nullcontext():

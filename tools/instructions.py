@@ -156,11 +156,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    args = parser().parse_args(argv)
+    command = parser()
+    args = command.parse_args(argv)
     try:
         rows = list(static.rows([(name, ARCH) for name in args.workloads], measured))
     except UsageError as error:
-        parser().error(str(error))
+        command.error(str(error))
     wrong = [row["problem"] for row in rows if "problem" in row]
     rows = [row for row in rows if "problem" not in row]
     known = read().get(triton.__version__, {})
